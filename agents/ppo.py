@@ -1,0 +1,403 @@
+"""Proximal policy optimisation with any memory (Schulman et al. 2017), recurrent over whole environments.
+
+One `update` collects `num_steps` steps from `num_envs` environments and then takes `epochs * minibatches` gradient
+steps. A minibatch is a set of environments with all their steps, replayed from the very memory state in which the
+rollout began, so the first minibatch sees exactly the policy that acted (its probability ratio is 1).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from agents.networks import ActorCritic
+from agents.returns import generalised_advantages
+from envs.wrappers import Wrapper
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """Hyperparameters of PPO."""
+
+    num_envs: int
+    """Environments stepped in parallel, per seed."""
+    num_steps: int
+    """Steps of each environment between two learning phases; also the length of backpropagation through time."""
+    epochs: int
+    """Passes over the collected batch."""
+    minibatches: int
+    """Minibatches per pass; each holds num_envs / minibatches environments with all their steps."""
+    learning_rate: float
+    """Adam's step size at the start."""
+    learning_rate_end: float
+    """Adam's step size at the end of training; linear in between. Equal to learning_rate for a constant one."""
+    adam_eps: float
+    """Adam's epsilon."""
+    max_grad_norm: float
+    """Gradients are scaled down to this global norm."""
+    discount: float
+    """Discount factor of the return."""
+    gae_lambda: float
+    """Lambda of generalised advantage estimation."""
+    clip: float
+    """Clipping range of the probability ratio."""
+    value_clip: float
+    """Clipping range of the value's change; 0 switches value clipping off."""
+    value_coefficient: float
+    """Weight of the value loss."""
+    entropy: float
+    """Weight of the entropy bonus at the start."""
+    entropy_end: float
+    """Weight of the entropy bonus at the end of training; linear in between."""
+    normalise_advantage: bool
+    """Standardise advantages within each minibatch."""
+    eval_envs: int
+    """Environments of an evaluation; each plays one whole episode."""
+    eval_greedy: bool
+    """Evaluate the most likely action instead of a sampled one."""
+
+    def __post_init__(self):
+        for name in ("num_envs", "num_steps", "epochs", "minibatches", "eval_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_envs % self.minibatches:
+            raise ValueError(f"ppo.minibatches ({self.minibatches}) must divide ppo.num_envs ({self.num_envs})")
+        for name in ("discount", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"ppo.{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("learning_rate", "max_grad_norm", "clip", "adam_eps"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"ppo.{name} must be positive, got {getattr(self, name)}")
+
+
+@struct.dataclass
+class PPOState:
+    """Everything that training carries, as one pytree."""
+
+    params: Any
+    optimiser: Any
+    key: jax.Array
+    env: Any
+    obs: Any
+    reset: jax.Array
+    memory: Any
+    updates: jax.Array
+    env_steps: jax.Array
+
+
+@struct.dataclass
+class Rollout:
+    """Time-major rows `[T, B, ...]` of one collection phase."""
+
+    obs: Any
+    reset: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    features: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    final_value: jax.Array
+    valid: jax.Array
+    episode_done: jax.Array
+    episode_return: jax.Array
+    episode_length: jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """What the loss needs of a rollout, `[T, B, ...]`."""
+
+    obs: Any
+    reset: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    valid: jax.Array
+
+
+def when(condition: jax.Array, compute, otherwise: Any) -> Any:
+    """`compute()` if the scalar `condition` holds, else `otherwise` (same shapes and dtypes).
+
+    A loop of at most one round instead of `lax.cond`: under `vmap` a `cond` turns into a select that always pays for
+    both branches, a loop still runs only if some batch entry needs it.
+    """
+
+    def body(carry):
+        return jnp.zeros((), bool), compute()
+
+    return jax.lax.while_loop(lambda carry: carry[0], body, (condition, otherwise))[1]
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of `x` where `mask`."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PPO:
+    """The agent: pure `init`, `update` and `evaluate` over a `PPOState`."""
+
+    env: Wrapper
+    eval_env: Wrapper
+    network: ActorCritic
+    settings: PPOSettings
+    total_updates: int
+    """Length of the schedules, in updates."""
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.settings.num_envs * self.settings.num_steps
+
+    def _apply(self, params, method, *args):
+        return self.network.apply({"params": params}, *args, method=method)
+
+    def init(self, key: jax.Array) -> PPOState:
+        key, env_key, params_key = jax.random.split(key, 3)
+        obs, env_state = self.env.reset(env_key, self.env.default_params)
+        reset = jnp.ones(self.settings.num_envs, bool)
+        memory = self.network.initial_state(self.settings.num_envs)
+        sequence = jax.tree.map(lambda x: x[None, :1], (obs, reset))
+        params = self.network.init(params_key, self.network.initial_state(1), *sequence)["params"]
+        return PPOState(
+            params=params,
+            optimiser=self._optimiser.init(params),
+            key=key,
+            env=env_state,
+            obs=obs,
+            reset=reset,
+            memory=memory,
+            updates=jnp.zeros((), jnp.int32),
+            env_steps=jnp.zeros((), jnp.int32),
+        )
+
+    @property
+    def _optimiser(self) -> optax.GradientTransformation:
+        # The step size is applied by hand: it follows the count of updates, not that of gradient steps.
+        return optax.chain(
+            optax.clip_by_global_norm(self.settings.max_grad_norm), optax.scale_by_adam(eps=self.settings.adam_eps)
+        )
+
+    def _schedule(self, start: float, end: float, updates: jax.Array) -> jax.Array:
+        fraction = jnp.minimum(updates / max(self.total_updates, 1), 1.0)
+        return start + (end - start) * fraction
+
+    # ---------------------------------------------------------------------------------------------- collecting
+
+    def _collect(self, state: PPOState, key: jax.Array) -> tuple[PPOState, Rollout]:
+        params, env_params = state.params, self.env.default_params
+
+        def one_step(carry, key):
+            env_state, obs, reset, memory = carry
+            action_key, env_key = jax.random.split(key)
+            memory, features = self._apply(params, "features_step", memory, obs, reset)
+            policy = self._apply(params, "policy", features)
+            action = policy.sample(action_key)
+            next_obs, env_state, reward, terminated, truncated, info = self.env.step(
+                env_key, env_state, action, env_params
+            )
+            cut = truncated & ~terminated & info["valid"]
+
+            def value_of_final_observation():
+                not_reset = jnp.zeros_like(reset)
+                _, final = self._apply(params, "features_step", memory, info["final_observation"], not_reset)
+                return self._apply(params, "value", final)
+
+            final_value = when(jnp.any(cut), value_of_final_observation, jnp.zeros_like(reward))
+            row = Rollout(
+                obs=obs,
+                reset=reset,
+                action=action,
+                log_prob=policy.log_prob(action),
+                features=features,
+                reward=reward,
+                terminated=terminated,
+                truncated=cut,
+                final_value=final_value,
+                valid=info["valid"],
+                episode_done=info["episode_done"],
+                episode_return=info["episode_return"],
+                episode_length=info["episode_length"],
+            )
+            return (env_state, next_obs, info["reset"], memory), row
+
+        carry = (state.env, state.obs, state.reset, state.memory)
+        keys = jax.random.split(key, self.settings.num_steps)
+        (env_state, obs, reset, memory), rollout = jax.lax.scan(one_step, carry, keys)
+        steps = state.env_steps + jnp.sum(rollout.valid, dtype=jnp.int32)
+        return state.replace(env=env_state, obs=obs, reset=reset, memory=memory, env_steps=steps), rollout
+
+    # ------------------------------------------------------------------------------------------------ learning
+
+    def loss(self, params: Any, memory: Any, batch: Batch, entropy_weight: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The clipped objective of one minibatch.
+
+        Args:
+            memory: states `(B, ...)` in which the rollout of these environments began.
+            batch: rows `[T, B, ...]`.
+
+        Returns:
+            loss to minimise, metrics.
+        """
+        s = self.settings
+        _, policy, value = self._apply(params, "__call__", memory, batch.obs, batch.reset)
+        advantage = batch.advantage
+        if s.normalise_advantage:
+            mean = masked_mean(advantage, batch.valid)
+            deviation = jnp.sqrt(masked_mean((advantage - mean) ** 2, batch.valid))
+            advantage = (advantage - mean) / (deviation + 1e-8)
+
+        log_ratio = policy.log_prob(batch.action) - batch.log_prob
+        ratio = jnp.exp(log_ratio)
+        clipped = jnp.clip(ratio, 1.0 - s.clip, 1.0 + s.clip)
+        policy_loss = -masked_mean(jnp.minimum(ratio * advantage, clipped * advantage), batch.valid)  # eq. 7
+
+        target = batch.advantage + batch.value
+        value_error = (value - target) ** 2
+        if s.value_clip > 0:
+            near = batch.value + jnp.clip(value - batch.value, -s.value_clip, s.value_clip)
+            value_error = jnp.maximum(value_error, (near - target) ** 2)
+        value_loss = 0.5 * masked_mean(value_error, batch.valid)
+
+        entropy = masked_mean(policy.entropy(), batch.valid)
+        loss = policy_loss + s.value_coefficient * value_loss - entropy_weight * entropy
+        metrics = {
+            "loss/total": loss,
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "loss/entropy": entropy,
+            # The low-variance estimator of KL(old || new): E[(r - 1) - log r].
+            "loss/kl": masked_mean(ratio - 1.0 - log_ratio, batch.valid),
+            "loss/clip_fraction": masked_mean((jnp.abs(ratio - 1.0) > s.clip).astype(jnp.float32), batch.valid),
+            "loss/ratio_error": jnp.max(jnp.where(batch.valid, jnp.abs(ratio - 1.0), 0.0)),
+        }
+        return loss, metrics
+
+    def update(self, state: PPOState) -> tuple[PPOState, Metrics]:
+        """Collect one batch and learn from it. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
+        s = self.settings
+        key, collect_key, shuffle_key = jax.random.split(state.key, 3)
+        memory_before = state.memory
+        state, rollout = self._collect(state.replace(key=key), collect_key)
+
+        value = self._apply(state.params, "value", rollout.features)
+        _, last_features = self._apply(state.params, "features_step", state.memory, state.obs, state.reset)
+        last_value = self._apply(state.params, "value", last_features)
+        advantage = generalised_advantages(
+            rollout.reward,
+            value,
+            rollout.final_value,
+            last_value,
+            rollout.terminated,
+            rollout.truncated,
+            s.discount,
+            s.gae_lambda,
+        )
+        batch = Batch(
+            rollout.obs, rollout.reset, rollout.action, rollout.log_prob, value, advantage, rollout.valid
+        )
+
+        learning_rate = self._schedule(s.learning_rate, s.learning_rate_end, state.updates)
+        entropy_weight = self._schedule(s.entropy, s.entropy_end, state.updates)
+        optimiser = self._optimiser
+
+        def one_minibatch(carry, environments):
+            params, optimiser_state = carry
+            memory = jax.tree.map(lambda x: x[environments], memory_before)
+            rows = jax.tree.map(lambda x: x[:, environments], batch)
+            gradient, metrics = jax.grad(self.loss, has_aux=True)(params, memory, rows, entropy_weight)
+            step, optimiser_state = optimiser.update(gradient, optimiser_state)
+            params = jax.tree.map(lambda p, d: p - learning_rate * d, params, step)
+            return (params, optimiser_state), metrics | {"loss/grad_norm": optax.global_norm(gradient)}
+
+        shuffles = jax.vmap(partial(jax.random.permutation, x=s.num_envs))(jax.random.split(shuffle_key, s.epochs))
+        carry = (state.params, state.optimiser)
+        (params, optimiser_state), losses = jax.lax.scan(
+            one_minibatch, carry, shuffles.reshape(s.epochs * s.minibatches, -1)
+        )
+        state = state.replace(params=params, optimiser=optimiser_state, updates=state.updates + 1)
+
+        target = advantage + value
+        unexplained = masked_mean((advantage - masked_mean(advantage, rollout.valid)) ** 2, rollout.valid)
+        spread = masked_mean((target - masked_mean(target, rollout.valid)) ** 2, rollout.valid)
+        done = rollout.episode_done
+        metrics = {name: jnp.mean(values) for name, values in losses.items()} | {
+            # Only the first minibatch is due to have a ratio of 1: later ones follow a changed policy.
+            "loss/ratio_error": losses["loss/ratio_error"][0],
+            "loss/explained_variance": jnp.where(spread > 0, 1.0 - unexplained / jnp.maximum(spread, 1e-12), 0.0),
+            "train/learning_rate": learning_rate,
+            "train/entropy_weight": entropy_weight,
+            "train/episodes": jnp.sum(done),
+            "train/return_sum": jnp.sum(jnp.where(done, rollout.episode_return, 0.0)),
+            "train/length_sum": jnp.sum(jnp.where(done, rollout.episode_length, 0)),
+        }
+        return state, metrics
+
+    # ---------------------------------------------------------------------------------------------- evaluating
+
+    def _play_step(self, params: Any, env_params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any]:
+        """One step of evaluation; `carry` is `(env_state, obs, reset, memory)`."""
+        env_state, obs, reset, memory = carry
+        action_key, env_key = jax.random.split(key)
+        memory, features = self._apply(params, "features_step", memory, obs, reset)
+        policy = self._apply(params, "policy", features)
+        action = policy.mode() if self.settings.eval_greedy else policy.sample(action_key)
+        obs, env_state, _, _, _, info = self.eval_env.step(env_key, env_state, action, env_params)
+        return (env_state, obs, info["reset"], memory), info
+
+    def _start_play(self, state: PPOState, key: jax.Array) -> tuple[Any, tuple]:
+        """Environment parameters (with the training's normalisation, frozen) and the first carry."""
+        env_params = self.env.evaluation_params(state.env, self.env.default_params)
+        obs, env_state = self.eval_env.reset(key, env_params)
+        n = self.eval_env.num_envs
+        return env_params, (env_state, obs, jnp.ones(n, bool), self.network.initial_state(n))
+
+    def evaluate(self, state: PPOState, key: jax.Array) -> Metrics:
+        """One whole episode in each of `eval_envs` fresh environments, with the policy of `state`.
+
+        Returns:
+            `eval/return` and `eval/length`, means over the episodes that ended, and `eval/finished`, their fraction
+            (below 1 only where the environment sets no limit and the loop's own, 10,000 steps, cut in).
+        """
+        limit = self.eval_env.max_steps(self.eval_env.default_params) or 10_000
+        start_key, key = jax.random.split(key)
+        env_params, carry = self._start_play(state, start_key)
+
+        def unfinished(loop):
+            time, _, _, _, finished = loop
+            return (time < limit) & ~jnp.all(finished)
+
+        def play_on(loop):
+            time, carry, returns, lengths, finished = loop
+            carry, info = self._play_step(state.params, env_params, carry, jax.random.fold_in(key, time))
+            first = info["episode_done"] & ~finished
+            returns = jnp.where(first, info["episode_return"], returns)
+            lengths = jnp.where(first, info["episode_length"], lengths)
+            return time + 1, carry, returns, lengths, finished | first
+
+        n = self.eval_env.num_envs
+        loop = (0, carry, jnp.zeros(n), jnp.zeros(n, jnp.int32), jnp.zeros(n, bool))
+        _, _, returns, lengths, finished = jax.lax.while_loop(unfinished, play_on, loop)
+        return {
+            "eval/return": masked_mean(returns, finished),
+            "eval/length": masked_mean(lengths.astype(jnp.float32), finished),
+            "eval/finished": jnp.mean(finished.astype(jnp.float32)),
+        }
+
+    def record(self, state: PPOState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array]:
+        """Environment states before each of `num_steps` steps, `[num_steps, B, ...]`, and running returns, for drawing."""
+        start_key, key = jax.random.split(key)
+        env_params, carry = self._start_play(state, start_key)
+
+        def one_step(carry, key):
+            next_carry, info = self._play_step(state.params, env_params, carry, key)
+            return next_carry, (carry[0], info["episode_return"])
+
+        return jax.lax.scan(one_step, carry, jax.random.split(key, num_steps))[1]

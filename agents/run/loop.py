@@ -1,0 +1,250 @@
+"""The training loop of every agent: compiled chunks, and between them logging, evaluation and checkpoints.
+
+The agent is three pure functions (`init`, `update`, `evaluate`); this file alone talks to the world. Seeds run side by
+side in one `vmap`. A chunk is a `lax.scan` over updates in one compiled program whose input state is donated; Python runs
+between chunks and nowhere else. All decisions depend on the number of the chunk, never on the clock, so a run
+resumed from any checkpoint repeats what the unbroken run does, bit for bit.
+"""
+
+import math
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.run import checkpoint
+from agents.run.errors import BadRequest, Diverged, Interrupted
+from agents.run.folder import RunFolder, say
+from agents.run.metrics import Display, MetricsLog, Row, WandbLog, aggregate, number
+from agents.run.statistics import summarise
+
+EVALUATION = 0x5EED  # separates the keys of evaluation from those of training
+
+
+class Agent(Protocol):
+    """What the loop needs. All three are pure and traceable; metrics are dicts of scalars."""
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps of one update."""
+        ...
+
+    def init(self, key: jax.Array) -> Any: ...
+
+    def update(self, state: Any) -> tuple[Any, dict[str, jax.Array]]: ...
+
+    def evaluate(self, state: Any, key: jax.Array) -> dict[str, jax.Array]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the updates of a run are divided."""
+
+    updates: int
+    updates_per_chunk: int
+
+    @property
+    def chunks(self) -> int:
+        return self.updates // self.updates_per_chunk
+
+
+def plan(total_steps: int, steps_per_update: int, log_points: int) -> Plan:
+    """Rounds `total_steps` up to whole chunks of equal size (one compiled program), at most `log_points` of them."""
+    updates = math.ceil(total_steps / steps_per_update)
+    chunks = min(log_points, updates)
+    per_chunk = math.ceil(updates / chunks)
+    return Plan(updates=math.ceil(updates / per_chunk) * per_chunk, updates_per_chunk=per_chunk)
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop is told."""
+
+    label: str
+    seeds: int
+    seed: int
+    plan: Plan
+    eval_points: int
+    checkpoint_seconds: float
+    wandb: str
+    quiet: bool
+
+
+def seed_keys(seed: int, seeds: int) -> jax.Array:
+    """One key per seed: the i-th of a run with `seed` is the only one of a run with `seed + i`."""
+    return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds, dtype=jnp.uint32))
+
+
+@dataclass
+class Compiled:
+    """The three programs of a run, compiled ahead of time for all seeds."""
+
+    init: Any
+    chunk: Any
+    evaluate: Any
+    template: Any
+    seconds: float
+
+
+def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int) -> Compiled:
+    """Compiles `init`, one chunk of updates, and `evaluate`, vmapped over seeds."""
+    started = time.perf_counter()
+
+    def chunk(states):
+        return jax.lax.scan(lambda s, _: jax.vmap(agent.update)(s), states, None, length=updates_per_chunk)
+
+    keys = jax.eval_shape(lambda: seed_keys(0, seeds))
+    init = jax.jit(jax.vmap(agent.init)).lower(keys)
+    template = init.out_info
+    return Compiled(
+        init=init.compile(),
+        chunk=jax.jit(chunk, donate_argnums=0).lower(template).compile(),
+        evaluate=jax.jit(jax.vmap(agent.evaluate)).lower(template, keys).compile(),
+        template=template,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def train(agent: Agent, settings: LoopSettings, folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
+    """Trains to the end of the plan and writes the run folder; continues from its newest intact checkpoint.
+
+    Returns:
+        the summary's numbers (see `summary.json` in the documentation).
+
+    Raises:
+        Diverged, Interrupted, BadRequest: see `agents.run.errors`; the folder can be resumed after each.
+    """
+    stop = _StopRequest()
+    display = Display(settings.label, settings.plan.updates * agent.steps_per_update, settings.quiet)
+    wandb = None
+    try:
+        programs = compile_agent(agent, settings.seeds, settings.plan.updates_per_chunk)
+        found = checkpoint.restore(folder.checkpoints, programs.template)
+        if found is None:
+            states, first, rows, wall = programs.init(seed_keys(settings.seed, settings.seeds)), 0, 0, 0.0
+        else:
+            states, manifest = found
+            first, rows, wall = manifest["chunk"], manifest["rows"], manifest["wall_s"]
+            say(f"resuming after {first} of {settings.plan.chunks} chunks")
+        log = MetricsLog(folder.path / "metrics.jsonl", rows)
+        wandb = WandbLog(settings.wandb, folder.path, config)
+        try:
+            states, wall = _train_chunks(
+                agent, settings, folder, programs, states, first, wall, log, wandb, display, stop
+            )
+        finally:
+            log.close()
+        return _summary(settings, log.rows, programs.seconds, wall)
+    except OSError as error:
+        raise BadRequest(f"cannot write to {folder.path}: {error}; checkpoints already written are intact") from None
+    finally:
+        display.close()
+        stop.restore()
+        if wandb is not None:
+            wandb.close()
+
+
+def _train_chunks(
+    agent: Agent,
+    settings: LoopSettings,
+    folder: RunFolder,
+    programs: Compiled,
+    states: Any,
+    first: int,
+    wall: float,
+    log: MetricsLog,
+    wandb: WandbLog,
+    display: Display,
+    stop: "_StopRequest",
+) -> tuple[Any, float]:
+    chunks = settings.plan.chunks
+    steps_per_chunk = settings.plan.updates_per_chunk * agent.steps_per_update
+    evaluations = {math.ceil(chunks * (i + 1) / settings.eval_points) for i in range(settings.eval_points)} | {chunks}
+    keys = seed_keys(settings.seed, settings.seeds)
+    saved_at, last_saved = time.perf_counter(), first if checkpoint.checkpoints(folder.checkpoints) else None
+
+    for done in range(first + 1, chunks + 1):
+        started = time.perf_counter()
+        states, metrics = programs.chunk(states)
+        metrics = aggregate(jax.device_get(metrics))
+        seconds = time.perf_counter() - started
+        _check_finite(metrics, folder, done)
+
+        if done in evaluations:
+            eval_keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, EVALUATION), done))(keys)  # noqa: B023
+            metrics |= jax.device_get(programs.evaluate(states, eval_keys))
+        wall += time.perf_counter() - started
+        row: Row = {
+            "env_steps": done * steps_per_chunk,
+            "updates": done * settings.plan.updates_per_chunk,
+            "wall_s": round(wall, 3),
+            "steps_per_s": round(steps_per_chunk * settings.seeds / seconds, 1),
+            **{name: [number(v) for v in np.atleast_1d(values)] for name, values in sorted(metrics.items())},
+        }
+        log.write(row)
+        wandb.write(row)
+        display.show(row)
+
+        due = time.perf_counter() - saved_at >= settings.checkpoint_seconds
+        if due or done == chunks or stop.requested:
+            extra = {"rows": len(log.rows), "wall_s": wall}
+            checkpoint.save(folder.checkpoints, done, states, extra)
+            saved_at, last_saved = time.perf_counter(), done
+        if stop.requested and done < chunks:
+            raise Interrupted(f"stopped after chunk {last_saved} of {chunks}; continue with --resume --out {folder.path}")
+    return states, wall
+
+
+def _check_finite(metrics: dict[str, np.ndarray], folder: RunFolder, done: int) -> None:
+    bad = sorted(name for name, v in metrics.items() if name.startswith("loss/") and not np.all(np.isfinite(v)))
+    if bad:
+        good = checkpoint.checkpoints(folder.checkpoints)
+        kept = f"last good checkpoint: {folder.checkpoints / str(good[-1])}" if good else "no checkpoint was due before"
+        raise Diverged(f"training diverged in chunk {done}: {', '.join(bad)} not finite; {kept}")
+
+
+def _summary(settings: LoopSettings, rows: list[Row], compile_s: float, wall: float) -> dict[str, Any]:
+    """Final numbers: training return of the last log point with ended episodes, return of the last evaluation."""
+
+    def last(key: str) -> list[float | None]:
+        per_seed: list[float | None] = [None] * settings.seeds
+        for row in rows:
+            per_seed = [new if new is not None else old for new, old in zip(row.get(key, per_seed), per_seed, strict=True)]
+        return per_seed
+
+    return {
+        "seeds": settings.seeds,
+        "env_steps": rows[-1]["env_steps"],
+        "compile_s": round(compile_s, 2),
+        "wall_s": round(wall, 2),
+        "steps_per_s": round(float(np.median([row["steps_per_s"] for row in rows])), 1),
+        "train_return": summarise(last("train/return")),
+        "eval_return": summarise(last("eval/return")),
+    }
+
+
+class _StopRequest:
+    """Turns Ctrl-C (and a polite kill) into a request that the loop honours after the running chunk."""
+
+    def __init__(self):
+        self.requested = False
+        self._before = {}
+        for name in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[name] = signal.signal(name, self._ask)
+            except ValueError:  # not in the main thread: the caller handles signals
+                return
+
+    def _ask(self, number, frame):
+        if self.requested:  # asked twice: now
+            raise KeyboardInterrupt
+        self.requested = True
+        say("stopping after this chunk (once more to stop at once) ...")
+
+    def restore(self) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,49 @@
+"""Aggregates over seeds and tasks (Agarwal et al. 2021): interquartile mean and bootstrap intervals."""
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+def interquartile_mean(scores: np.ndarray) -> float:
+    """Mean of the middle half of all entries of `scores` (any shape)."""
+    return float(stats.trim_mean(np.asarray(scores, float), 0.25, axis=None))
+
+
+def stratified_bootstrap(
+    scores: list[np.ndarray], statistic=interquartile_mean, samples: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `statistic`, resampling seeds within each task (stratum).
+
+    Args:
+        scores: one vector of per-seed scores for each task; lengths may differ.
+        statistic: maps the concatenated resampled scores to a number.
+        samples: bootstrap resamples.
+        level: coverage, 0.95 for a 95 % interval.
+
+    Returns:
+        lower and upper end. With few seeds the interval cannot leave the range of the scores: read it as such.
+    """
+    rng = np.random.default_rng(seed)
+    tasks = [np.asarray(task, float) for task in scores]
+    draws = [
+        statistic(np.concatenate([task[rng.integers(len(task), size=len(task))] for task in tasks]))
+        for _ in range(samples)
+    ]
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def summarise(per_seed: list[float | None]) -> dict[str, Any]:
+    """`{"per_seed", "mean", "iqm", "ci95"}` of one number per seed; the interval is that of the interquartile mean."""
+    known = np.asarray([value for value in per_seed if value is not None], float)
+    if known.size == 0:
+        return {"per_seed": per_seed, "mean": None, "iqm": None, "ci95": None}
+    return {
+        "per_seed": per_seed,
+        "mean": float(known.mean()),
+        "iqm": interquartile_mean(known),
+        "ci95": list(stratified_bootstrap([known])),
+    }

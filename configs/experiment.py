@@ -1,0 +1,92 @@
+"""The configuration of an experiment: every key, its type and its meaning. `presets.py` gives the values."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agents.ppo import PPOSettings
+
+
+@dataclass(frozen=True)
+class ObservationSettings:
+    """What the agent sees of the environment, and how rewards are scaled for learning."""
+
+    previous_action: bool = True
+    """Append the previous action and a flag that marks the first step of an episode."""
+    previous_reward: bool = False
+    """Append the previous reward too (needs previous_action)."""
+    keep: tuple[int, ...] = ()
+    """Keep only these entries of the observation vector, which hides the others (empty: keep all)."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise added to the observation vector."""
+    normalise: bool = False
+    """Shift and scale observations by their running mean and deviation."""
+    normalise_reward: bool = False
+    """Divide the rewards that PPO learns from by the running deviation of the discounted return."""
+    time_limit: int = 0
+    """Cut episodes after this many steps, as truncation (0: the environment's own limit only)."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Sizes of the actor-critic."""
+
+    width: int = 64
+    """Width of the memory's input and output."""
+    layers: int = 1
+    """Memory layers, one after another."""
+    norm: bool = True
+    """Normalise the input of each layer (pre-norm)."""
+    residual: bool = True
+    """Add each layer's input to its output."""
+    encoder: tuple[int, ...] = ()
+    """Sizes of the encoder's layers before its last one, which has the memory's width."""
+    heads: tuple[int, ...] = ()
+    """Sizes of the hidden layers of the policy head and of the value head."""
+    activation: Literal["relu", "leaky_relu", "tanh", "silu", "gelu"] = "relu"
+    """Activation of encoder and heads."""
+    head_scale: float = 1.4142135
+    """Gain of the orthogonal initialisation of the heads' hidden layers."""
+    memory_options: dict[str, str] = field(default_factory=dict)
+    """Options of the memory layer, as pairs, e.g. `state 128 blocks 4` for s5 (see the memory page in docs)."""
+
+    def __post_init__(self):
+        for name in ("width", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"network.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """PPO with a memory, on one environment."""
+
+    ppo: PPOSettings
+    """Hyperparameters of PPO."""
+    env: str = "popgym/RepeatPreviousEasy"
+    """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, brax/ant or envpool/Pong-v5."""
+    memory: str = "s5"
+    """Memory: attention, gru, lru, lstm, mamba, mingru, none or s5."""
+    seeds: int = 1
+    """Independent runs side by side in one program."""
+    seed: int = 0
+    """Seed of the first of them; the others count up from it."""
+    total_steps: int = 1_000_000
+    """Environment steps per seed (rounded up to whole log points)."""
+    log_points: int = 50
+    """Lines of metrics.jsonl; also how often the run can be checkpointed, interrupted and shown."""
+    eval_points: int = 5
+    """Evaluations during the run, the last one at its end."""
+    checkpoint_seconds: float = 30.0
+    """Least time between two checkpoints (0: one at every log point)."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    """Sizes of the network."""
+    observation: ObservationSettings = field(default_factory=ObservationSettings)
+    """What the agent sees."""
+
+    def __post_init__(self):
+        for name in ("seeds", "total_steps", "log_points", "eval_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32 - self.seeds:
+            raise ValueError(f"seed must lie in [0, 2^32 - seeds), got {self.seed}")
+        if self.observation.previous_reward and not self.observation.previous_action:
+            raise ValueError("observation.previous_reward needs observation.previous_action")

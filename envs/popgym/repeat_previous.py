@@ -1,0 +1,66 @@
+"""POPGym's RepeatPrevious: name the suit of the card seen a fixed number of steps ago."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import Environment, Info, NoParams
+from envs.popgym import drawing
+from envs.popgym.deck import CARDS, NUM_SUITS, DeckState, dealt, shuffle, suit
+from envs.spaces import Discrete
+
+
+@dataclass(frozen=True)
+class RepeatPrevious(Environment):
+    """Observation: the suit just dealt, Discrete(4). Action: a suit, Discrete(4).
+
+    At step t (from 0) the right answer is the suit observed at t - k + 1: k counts the card on display, so k = 1 would
+    ask for that one. Reward 0 until k cards were dealt (t < k - 1), then +-1 / (n - k); terminates after n - 1 steps,
+    with n = 52 x decks. Source: popgym 1.0.7, `envs/repeat_previous.py`.
+    """
+
+    num_decks: int
+    k: int
+
+    @property
+    def num_cards(self) -> int:
+        return CARDS * self.num_decks
+
+    def state_from(self, deck: jax.Array) -> tuple[jax.Array, DeckState]:
+        """Opens an episode with the deck `(n,)` in this order, dealt from its end."""
+        state = DeckState(deck=deck, t=jnp.int32(0))
+        return suit(dealt(deck, 0)), state
+
+    def reset(self, key: jax.Array, params: NoParams) -> tuple[jax.Array, DeckState]:
+        return self.state_from(shuffle(key, self.num_cards))
+
+    def step(
+        self, key: jax.Array, state: DeckState, action: jax.Array, params: NoParams
+    ) -> tuple[jax.Array, DeckState, jax.Array, jax.Array, jax.Array, Info]:
+        scale = jnp.float32(1 / (self.num_cards - self.k))
+        asked = state.t + 1 - self.k
+        right = action == suit(dealt(state.deck, jnp.maximum(asked, 0)))
+        reward = jnp.where(asked >= 0, jnp.where(right, scale, -scale), 0.0)
+        t = state.t + 1
+        terminated = t == self.num_cards - 1
+        return suit(dealt(state.deck, t)), DeckState(state.deck, t), reward, terminated, jnp.bool_(False), {}
+
+    def observation_space(self, params: NoParams) -> Discrete:
+        return Discrete(NUM_SUITS)
+
+    def action_space(self, params: NoParams) -> Discrete:
+        return Discrete(NUM_SUITS)
+
+    def max_steps(self, params: NoParams) -> int:
+        return self.num_cards - 1
+
+    def render(self, state: Any, params: NoParams) -> np.ndarray:
+        draw = drawing.canvas()
+        drawing.caption(draw, f"Repeat previous, k = {self.k}", int(state.t), self.max_steps(params))
+        asked = int(state.t) + 1 - self.k
+        drawing.card(draw, (24, 90), 80, int(dealt(state.deck, asked)) if asked >= 0 else None, f"{self.k - 1} ago")
+        drawing.card(draw, (150, 50), 130, int(dealt(state.deck, state.t)), "now")
+        return drawing.picture(draw)

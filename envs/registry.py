@@ -1,0 +1,115 @@
+"""Every environment by its id: `<family>/<name>`.
+
+- `popgym/RepeatPreviousEasy`: POPGym in JAX, spelled as the popgym package spells it;
+- `gymnax/CartPole-v1`, `brax/ant` (or with a physics backend, `brax/ant?backend=positional`);
+- `envpool/Pong-v5`, `gymnasium/CartPole-v1`: emulators on the host, with their options likewise
+  (`envpool/Breakout-v5?episodic_life=true&repeat_action_probability=0.25`).
+
+The packages behind a family are imported when the family is first used.
+"""
+
+import difflib
+import functools
+import json
+import urllib.parse
+from collections.abc import Callable
+
+from envs.base import Environment, VectorEnvironment
+from envs.vector import Vectorised
+
+
+class UnknownEnvironment(ValueError):
+    """There is no environment of this id; the message offers close matches."""
+
+
+def _popgym():
+    from envs import popgym
+
+    return popgym.POPGYM, lambda name: popgym.POPGYM[name]()
+
+
+def _gymnax():
+    from envs import gymnax_adapter
+
+    return gymnax_adapter.NAMES, gymnax_adapter.GymnaxEnvironment
+
+
+def _brax():
+    from envs import brax_adapter
+
+    return brax_adapter.NAMES, brax_adapter.make
+
+
+def _envpool():
+    from envs import envpool_adapter
+
+    return envpool_adapter.names(), envpool_adapter.make
+
+
+def _gymnasium():
+    from envs import gymnasium_adapter
+
+    return gymnasium_adapter.names(), gymnasium_adapter.make
+
+
+FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax}
+"""Families of single environments in JAX: each gives its names and a constructor by name."""
+HOST_POOLS = {"envpool": _envpool, "gymnasium": _gymnasium}
+"""Families of emulators: names, and a constructor by name, number of environments, copies and seed."""
+FAMILIES = {**FUNCTIONAL, **HOST_POOLS}
+OPTIONS = {"brax", "envpool", "gymnasium"}
+"""Families whose ids may end in `?option=value&...`, handed to the package's constructor (values as in JSON)."""
+
+
+def _find(env_id: str) -> tuple[str, Callable]:
+    """The family of an id and a constructor for it, with the id's options bound. Raises UnknownEnvironment."""
+    base_id, _, query = env_id.partition("?")
+    family, _, name = base_id.partition("/")
+    if family not in FAMILIES:
+        choices = ", ".join(f"{known}/..." for known in FAMILIES)
+        raise UnknownEnvironment(f"unknown environment {env_id!r}: ids are {choices}")
+    names, construct = FAMILIES[family]()
+    if name not in names:
+        spelling = {known.lower(): known for known in names}
+        close = difflib.get_close_matches(name.lower(), spelling, n=3, cutoff=0.5)
+        hint = "; did you mean " + ", ".join(f"{family}/{spelling[match]}" for match in close) + "?"
+        raise UnknownEnvironment(f"unknown environment {env_id!r}" + (hint if close else ""))
+    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+    if options and family not in OPTIONS:
+        raise UnknownEnvironment(f"unknown environment {env_id!r}: {family} ids take no options")
+    return family, functools.partial(construct, name, **{key: _literal(value) for key, value in options.items()})
+
+
+def _literal(text: str) -> bool | int | float | str:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def env_ids(prefix: str = "") -> list[str]:
+    """All ids that begin with `prefix`, sorted. Imports the packages of the families that `prefix` leaves possible."""
+    families = [family for family in FAMILIES if f"{family}/".startswith(prefix) or prefix.startswith(f"{family}/")]
+    ids = [f"{family}/{name}" for family in families for name in FAMILIES[family]()[0]]
+    return sorted(env_id for env_id in ids if env_id.startswith(prefix))
+
+
+def make(env_id: str) -> Environment:
+    """One functional environment. Raises UnknownEnvironment; ValueError for emulators, which only come in batches."""
+    family, construct = _find(env_id)
+    if family in HOST_POOLS:
+        raise ValueError(f"{env_id} is an emulator on the host: use make_vector")
+    return construct()
+
+
+def make_vector(env_id: str, num_envs: int, *, copies: int = 1, seed: int = 0) -> VectorEnvironment:
+    """A batch of `num_envs` self-restarting environments, as one agent sees it.
+
+    `copies`: how many agents will be `vmap`ped over it; an emulator makes one pool of `copies * num_envs` lanes.
+    `seed`: of an emulator; functional environments draw everything from the keys given to them.
+    Raises UnknownEnvironment.
+    """
+    family, construct = _find(env_id)
+    if family in HOST_POOLS:
+        return construct(num_envs, copies=copies, seed=seed)
+    return Vectorised(construct(), num_envs)

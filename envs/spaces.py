@@ -1,0 +1,79 @@
+"""Action and observation spaces, hashable descriptions with no arrays on a device.
+
+gymnax's own spaces lack `MultiDiscrete` and are not comparable, so the suite keeps these four. Samples are
+drawn for one environment; `vmap` over keys for a batch.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Integers 0 .. n - 1, shape `()`, int32."""
+
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return jax.random.randint(key, (), 0, self.n)
+
+
+@dataclass(frozen=True)
+class MultiDiscrete:
+    """A vector of integers, entry `i` in 0 .. nvec[i] - 1, shape `(len(nvec),)`, int32."""
+
+    nvec: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.nvec),)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return jax.random.randint(key, self.shape, 0, jnp.asarray(self.nvec))
+
+
+@dataclass(frozen=True)
+class Box:
+    """Real (or uint8) arrays between `low` and `high`, given as nested tuples or scalars; bounds may be infinite."""
+
+    low: float | tuple
+    high: float | tuple
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        low = np.maximum(np.broadcast_to(np.asarray(self.low, np.float32), self.shape), -1e3)
+        high = np.minimum(np.broadcast_to(np.asarray(self.high, np.float32), self.shape), 1e3)
+        return jax.random.uniform(key, self.shape, minval=low, maxval=high).astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """A product of spaces; samples are Python tuples."""
+
+    spaces: tuple["Space", ...]
+
+    def sample(self, key: jax.Array) -> tuple:
+        keys = jax.random.split(key, len(self.spaces))
+        return tuple(space.sample(k) for space, k in zip(self.spaces, keys, strict=True))
+
+
+@dataclass(frozen=True)
+class Dict:
+    """Named spaces, as sorted `(name, space)` pairs; samples are dicts."""
+
+    spaces: tuple[tuple[str, "Space"], ...]
+
+    def sample(self, key: jax.Array) -> dict:
+        keys = jax.random.split(key, len(self.spaces))
+        return {name: space.sample(k) for (name, space), k in zip(self.spaces, keys, strict=True)}
+
+
+Space = Discrete | MultiDiscrete | Box | Tuple | Dict

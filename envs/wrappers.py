@@ -1,0 +1,501 @@
+"""Wrappers around a batch of environments, and a time limit for one environment.
+
+All compose. Each shows the same `VectorEnvironment` interface, treats `info["final_observation"]` exactly as it treats
+observations, and keeps what it remembers in the state, so everything stays pure. The usual order, inside out:
+`EpisodeStatistics` (sees the raw reward), `FlattenObservation`, `MaskObservation` / `NoiseObservation` /
+`NormaliseObservation`, `PreviousAction`, `NormaliseReward`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs.base import Environment, VectorEnvironment
+from envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
+from envs.vector import clip_action, select_rows
+
+
+@dataclass(frozen=True)
+class Wrapper(VectorEnvironment):
+    """Passes everything on to `env`; a wrapper that keeps a state of its own also overrides `env_state`."""
+
+    env: VectorEnvironment
+
+    @property
+    def num_envs(self) -> int:
+        return self.env.num_envs
+
+    @property
+    def is_host_pool(self) -> bool:
+        return self.env.is_host_pool
+
+    @property
+    def name(self) -> str:
+        return self.env.name
+
+    @property
+    def default_params(self) -> Any:
+        return self.env.default_params
+
+    def env_state(self, state: Any) -> Any:
+        """The state of the wrapped environment."""
+        return state
+
+    def evaluation_params(self, state: Any, params: Any) -> Any:
+        """`params` with the running statistics in `state` written in: a `reset` and `step` under them normalise with
+        those statistics and leave them as they are."""
+        if isinstance(self.env, Wrapper):
+            return self.env.evaluation_params(self.env_state(state), params)
+        return params
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        return self.env.reset(key, params)
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any):
+        return self.env.step(key, state, action, params)
+
+    def observation_space(self, params: Any) -> Space:
+        return self.env.observation_space(params)
+
+    def action_space(self, params: Any) -> Space:
+        return self.env.action_space(params)
+
+    def max_steps(self, params: Any) -> int | None:
+        return self.env.max_steps(params)
+
+    def render(self, state: Any, params: Any, index: int = 0) -> np.ndarray:
+        return self.env.render(self.env_state(state), params, index)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Episode statistics
+
+
+@struct.dataclass
+class EpisodeStatisticsState:
+    env_state: Any
+    episode_return: jax.Array
+    episode_length: jax.Array
+
+
+class EpisodeStatistics(Wrapper):
+    """Adds to `info`, each `[B]`: `episode_return` (float32, undiscounted) and `episode_length` (int32, valid steps)
+    of the running episode up to and including this step, and `episode_done`, True where they are final."""
+
+    def env_state(self, state: EpisodeStatisticsState) -> Any:
+        return state.env_state
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, EpisodeStatisticsState]:
+        obs, env_state = self.env.reset(key, params)
+        return obs, EpisodeStatisticsState(env_state, jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, jnp.int32))
+
+    def step(self, key: jax.Array, state: EpisodeStatisticsState, action: Any, params: Any):
+        obs, env_state, reward, terminated, truncated, info = self.env.step(key, state.env_state, action, params)
+        valid = info["valid"]
+        episode_return = state.episode_return + jnp.where(valid, reward, 0.0)
+        episode_length = state.episode_length + valid
+        done = (terminated | truncated) & valid
+        info = {**info, "episode_return": episode_return, "episode_length": episode_length, "episode_done": done}
+        state = EpisodeStatisticsState(
+            env_state, jnp.where(done, 0.0, episode_return), jnp.where(done, 0, episode_length)
+        )
+        return obs, state, reward, terminated, truncated, info
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Observations as vectors
+
+
+def is_image(space: Space) -> bool:
+    """True for pictures: a `Box` of uint8 with three axes."""
+    return isinstance(space, Box) and space.dtype == "uint8" and len(space.shape) == 3
+
+
+def flat_size(space: Space) -> int:
+    """The length of the vectors that `flatten` makes of members of `space`."""
+    match space:
+        case Discrete():
+            return space.n
+        case MultiDiscrete():
+            return sum(space.nvec)
+        case Box():
+            return int(np.prod(space.shape))
+        case Tuple():
+            return sum(flat_size(part) for part in space.spaces)
+        case Dict():
+            return sum(flat_size(part) for _, part in space.spaces)
+
+
+def flatten(space: Space, x: Any) -> jax.Array:
+    """Members `x` of `space` with any leading axes `(..., *)` as float32 vectors `(..., flat_size(space))`.
+
+    Integers become one-hot, a `MultiDiscrete` the concatenation of its entries' one-hots, boxes are flattened and
+    cast; a `Tuple` or `Dict` is the concatenation of its parts, in the order of the space.
+    """
+    match space:
+        case Discrete():
+            return jax.nn.one_hot(x, space.n, dtype=jnp.float32)
+        case MultiDiscrete():
+            entry = np.repeat(np.arange(len(space.nvec)), space.nvec)
+            value = np.concatenate([np.arange(n) for n in space.nvec])
+            return (x[..., entry] == value).astype(jnp.float32)
+        case Box():
+            leading = x.shape[: x.ndim - len(space.shape)]
+            return x.reshape(*leading, -1).astype(jnp.float32)
+        case Tuple():
+            return jnp.concatenate([flatten(part, y) for part, y in zip(space.spaces, x, strict=True)], axis=-1)
+        case Dict():
+            return jnp.concatenate([flatten(part, x[name]) for name, part in space.spaces], axis=-1)
+
+
+def vector_space(size: int) -> Box:
+    return Box(-np.inf, np.inf, (size,))
+
+
+def require_vector(wrapper: Wrapper) -> int:
+    """The width of the observations that `wrapper` receives. Raises ValueError when they are not float32 vectors."""
+    space = wrapper.env.observation_space(wrapper.env.default_params)
+    if isinstance(space, Box) and space.dtype == "float32" and len(space.shape) == 1:
+        return space.shape[0]
+    kind = type(wrapper).__name__
+    raise ValueError(f"{kind} needs vector observations: wrap {wrapper.name} in FlattenObservation first")
+
+
+class ObservationWrapper(Wrapper):
+    """A fixed function of the observation alone."""
+
+    def transform(self, obs: Any, params: Any) -> Any:
+        raise NotImplementedError
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        obs, state = self.env.reset(key, params)
+        return self.transform(obs, params), state
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any):
+        obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
+        info = {**info, "final_observation": self.transform(info["final_observation"], params)}
+        return self.transform(obs, params), state, reward, terminated, truncated, info
+
+
+class FlattenObservation(ObservationWrapper):
+    """Observations as float32 vectors by `flatten`; pictures (see `is_image`) pass unchanged."""
+
+    def observation_space(self, params: Any) -> Space:
+        space = self.env.observation_space(params)
+        return space if is_image(space) else vector_space(flat_size(space))
+
+    def transform(self, obs: Any, params: Any) -> Any:
+        space = self.env.observation_space(params)
+        return obs if is_image(space) else flatten(space, obs)
+
+
+@dataclass(frozen=True)
+class MaskObservation(ObservationWrapper):
+    """Keeps only the entries `keep` of a vector observation, in that order, which makes a task partially observed."""
+
+    keep: tuple[int, ...]
+
+    def __post_init__(self):
+        width = require_vector(self)
+        if not self.keep or not all(0 <= index < width for index in self.keep):
+            raise ValueError(f"keep={self.keep} must name entries of an observation of width {width}")
+
+    @classmethod
+    def dropping(cls, env: VectorEnvironment, drop: tuple[int, ...]) -> "MaskObservation":
+        """All entries but `drop`."""
+        width = flat_size(env.observation_space(env.default_params))
+        return cls(env, tuple(index for index in range(width) if index not in drop))
+
+    def observation_space(self, params: Any) -> Space:
+        return vector_space(len(self.keep))
+
+    def transform(self, obs: jax.Array, params: Any) -> jax.Array:
+        return obs[..., np.asarray(self.keep)]
+
+
+@dataclass(frozen=True)
+class NoiseObservation(Wrapper):
+    """Adds Gaussian noise of standard deviation `sigma` to every entry of a vector observation, afresh at every step.
+
+    In a step that ends an episode the final observation and the one that opens the next share their noise: each alone
+    is distributed as it should be, and nothing ever uses them together.
+    """
+
+    sigma: float
+
+    def __post_init__(self):
+        require_vector(self)
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
+        env_key, noise_key = jax.random.split(key)
+        obs, state = self.env.reset(env_key, params)
+        return obs + self.sigma * jax.random.normal(noise_key, obs.shape), state
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any):
+        env_key, noise_key = jax.random.split(key)
+        obs, state, reward, terminated, truncated, info = self.env.step(env_key, state, action, params)
+        noise = self.sigma * jax.random.normal(noise_key, obs.shape)
+        info = {**info, "final_observation": info["final_observation"] + noise}
+        return obs + noise, state, reward, terminated, truncated, info
+
+    def observation_space(self, params: Any) -> Space:
+        return vector_space(flat_size(self.env.observation_space(params)))
+
+
+@dataclass(frozen=True)
+class PreviousAction(Wrapper):
+    """Shows the agent what it did: observation ++ previous action ++ (previous reward) ++ start-of-episode flag.
+
+    Discrete actions are one-hot, Box actions as the environment executes them (clipped to their bounds). On the first
+    observation of an episode action and reward are zeros and the flag is 1; everywhere else, the final observation
+    of an episode included, the flag is 0. Vector observations are extended; a picture becomes
+    `{"extra": vector, "image": picture}`.
+    """
+
+    reward: bool = False
+
+    def __post_init__(self):
+        if not is_image(self.env.observation_space(self.env.default_params)):
+            require_vector(self)
+
+    def _extra_size(self, params: Any) -> int:
+        return flat_size(self.env.action_space(params)) + self.reward + 1
+
+    def _join(self, obs: Any, extra: jax.Array, params: Any) -> Any:
+        if is_image(self.env.observation_space(params)):
+            return {"extra": extra, "image": obs}
+        return jnp.concatenate([obs, extra], axis=-1)
+
+    def observation_space(self, params: Any) -> Space:
+        space, extra = self.env.observation_space(params), self._extra_size(params)
+        if is_image(space):
+            return Dict((("extra", vector_space(extra)), ("image", space)))
+        return vector_space(flat_size(space) + extra)
+
+    def _opening(self, params: Any) -> jax.Array:
+        return jnp.zeros((self.num_envs, self._extra_size(params))).at[:, -1].set(1.0)
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        obs, state = self.env.reset(key, params)
+        return self._join(obs, self._opening(params), params), state
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any):
+        obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
+        space = self.env.action_space(params)
+        parts = [flatten(space, clip_action(space, action)), *([reward[:, None]] if self.reward else [])]
+        going_on = jnp.concatenate([*parts, jnp.zeros((self.num_envs, 1))], axis=-1)
+        extra = select_rows(info["reset"], self._opening(params), going_on)
+        info = {**info, "final_observation": self._join(info["final_observation"], going_on, params)}
+        return self._join(obs, extra, params), state, reward, terminated, truncated, info
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running normalisation
+
+
+@struct.dataclass
+class RunningStatistics:
+    """Mean and (population) variance, per entry, of the rows seen so far, and their count as float32."""
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> "RunningStatistics":
+        return cls(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(()))
+
+    def update(self, x: jax.Array, mask: jax.Array) -> "RunningStatistics":
+        """Adds the rows of `x[B, ...]` where `mask[B]` (Chan, Golub and LeVeque's parallel form of Welford's rule)."""
+        weight = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+        count = mask.sum(dtype=jnp.float32)
+        x = jnp.where(weight, x, 0.0)
+        mean = x.sum(axis=0) / jnp.maximum(count, 1.0)
+        var = (jnp.where(weight, x - mean, 0.0) ** 2).sum(axis=0) / jnp.maximum(count, 1.0)
+        total = self.count + count
+        share = count / jnp.maximum(total, 1.0)
+        delta = mean - self.mean
+        # Moments move by shares of the total rather than as sums, so that float32 does not saturate on long runs.
+        return RunningStatistics(
+            mean=self.mean + share * delta,
+            var=self.var + share * (var - self.var + (1.0 - share) * delta**2),
+            count=total,
+        )
+
+
+@struct.dataclass
+class NormaliseParams:
+    """Parameters of the wrapped environment; `statistics`, when given, are used in place of running ones and stay."""
+
+    env: Any
+    statistics: RunningStatistics | None = None
+
+
+@struct.dataclass
+class NormaliseObservationState:
+    env_state: Any
+    statistics: RunningStatistics
+
+
+class Normaliser(Wrapper):
+    """What the two running normalisations share: where statistics come from, and how they are frozen.
+
+    For evaluation take `evaluation_params(training_state, params)` and reset and step a fresh environment under them.
+    """
+
+    epsilon = 1e-8
+    bound = 10.0
+
+    @property
+    def default_params(self) -> NormaliseParams:
+        return NormaliseParams(self.env.default_params)
+
+    def env_state(self, state: Any) -> Any:
+        return state.env_state
+
+    def evaluation_params(self, state: Any, params: NormaliseParams) -> NormaliseParams:
+        return NormaliseParams(super().evaluation_params(state, params.env), state.statistics)
+
+    def observation_space(self, params: NormaliseParams) -> Space:
+        return self.env.observation_space(params.env)
+
+    def action_space(self, params: NormaliseParams) -> Space:
+        return self.env.action_space(params.env)
+
+    def max_steps(self, params: NormaliseParams) -> int | None:
+        return self.env.max_steps(params.env)
+
+    def render(self, state: Any, params: NormaliseParams, index: int = 0) -> np.ndarray:
+        return self.env.render(state.env_state, params.env, index)
+
+
+class NormaliseObservation(Normaliser):
+    """Vector observations shifted and scaled to zero mean and unit variance by running statistics, cut at +-10.
+
+    The statistics count every observation on which an agent acts, once; final observations are normalised by them and
+    not counted. They are updated before they are used, as is usual.
+    """
+
+    def __post_init__(self):
+        require_vector(self)
+
+    def _apply(self, statistics: RunningStatistics, obs: jax.Array) -> jax.Array:
+        scaled = (obs - statistics.mean) / jnp.sqrt(statistics.var + self.epsilon)
+        return jnp.clip(scaled, -self.bound, self.bound)
+
+    def reset(self, key: jax.Array, params: NormaliseParams) -> tuple[jax.Array, NormaliseObservationState]:
+        obs, env_state = self.env.reset(key, params.env)
+        statistics = params.statistics
+        if statistics is None:
+            statistics = RunningStatistics.empty(obs.shape[1:]).update(obs, jnp.ones(self.num_envs, bool))
+        return self._apply(statistics, obs), NormaliseObservationState(env_state, statistics)
+
+    def step(self, key: jax.Array, state: NormaliseObservationState, action: Any, params: NormaliseParams):
+        step = self.env.step(key, state.env_state, action, params.env)
+        obs, env_state, reward, terminated, truncated, info = step
+        statistics = params.statistics
+        if statistics is None:
+            # An emulator returns the final observation itself in the step that ends an episode: nobody acts on it.
+            acted_on = info["reset"] | ~(terminated | truncated)
+            statistics = state.statistics.update(obs, acted_on)
+        info = {**info, "final_observation": self._apply(statistics, info["final_observation"])}
+        state = NormaliseObservationState(env_state, statistics)
+        return self._apply(statistics, obs), state, reward, terminated, truncated, info
+
+    def observation_space(self, params: NormaliseParams) -> Space:
+        return vector_space(flat_size(self.env.observation_space(params.env)))
+
+
+@struct.dataclass
+class NormaliseRewardState:
+    env_state: Any
+    statistics: RunningStatistics
+    discounted_return: jax.Array
+
+
+@dataclass(frozen=True)
+class NormaliseReward(Normaliser):
+    """Rewards divided by the running standard deviation of the discounted return so far, cut at +-10.
+
+    The return `R_t = discount * R_{t-1} + r_t` starts afresh with every episode; only valid steps count.
+    """
+
+    discount: float = 0.99
+
+    def reset(self, key: jax.Array, params: NormaliseParams) -> tuple[Any, NormaliseRewardState]:
+        obs, env_state = self.env.reset(key, params.env)
+        statistics = RunningStatistics.empty(()) if params.statistics is None else params.statistics
+        return obs, NormaliseRewardState(env_state, statistics, jnp.zeros(self.num_envs))
+
+    def step(self, key: jax.Array, state: NormaliseRewardState, action: Any, params: NormaliseParams):
+        step = self.env.step(key, state.env_state, action, params.env)
+        obs, env_state, reward, terminated, truncated, info = step
+        valid = info["valid"]
+        discounted_return = jnp.where(valid, self.discount * state.discounted_return + reward, state.discounted_return)
+        statistics = params.statistics
+        if statistics is None:
+            statistics = state.statistics.update(discounted_return, valid)
+        scaled = jnp.clip(reward / jnp.sqrt(statistics.var + self.epsilon), -self.bound, self.bound)
+        discounted_return = jnp.where(terminated | truncated, 0.0, discounted_return)
+        state = NormaliseRewardState(env_state, statistics, discounted_return)
+        return obs, state, scaled, terminated, truncated, info
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One environment
+
+
+@struct.dataclass
+class TimeLimitState:
+    env_state: Any
+    time: jax.Array
+
+
+@dataclass(frozen=True)
+class TimeLimit(Environment):
+    """Cuts episodes of `env` after `steps` steps: truncated, never terminated."""
+
+    env: Environment
+    steps: int
+
+    @property
+    def cheap_reset(self) -> bool:
+        return self.env.cheap_reset
+
+    @property
+    def name(self) -> str:
+        return self.env.name
+
+    @property
+    def default_params(self) -> Any:
+        return self.env.default_params
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, TimeLimitState]:
+        obs, env_state = self.env.reset(key, params)
+        return obs, TimeLimitState(env_state, jnp.zeros((), jnp.int32))
+
+    def step(self, key: jax.Array, state: TimeLimitState, action: Any, params: Any):
+        step = self.env.step(key, state.env_state, action, params)
+        obs, env_state, reward, terminated, truncated, info = step
+        time = state.time + 1
+        return obs, TimeLimitState(env_state, time), reward, terminated, truncated | (time >= self.steps), info
+
+    def observation_space(self, params: Any) -> Space:
+        return self.env.observation_space(params)
+
+    def action_space(self, params: Any) -> Space:
+        return self.env.action_space(params)
+
+    def max_steps(self, params: Any) -> int:
+        inner = self.env.max_steps(params)
+        return self.steps if inner is None else min(inner, self.steps)
+
+    def render(self, state: TimeLimitState, params: Any) -> np.ndarray:
+        return self.env.render(state.env_state, params)

@@ -1,0 +1,120 @@
+"""LSTM with resets, the input product done outside.
+
+With `c', h' = select(reset[t], 0, (c, h)[t-1])` and `s = xproj[t] + h' Wh` (Hochreiter and Schmidhuber 1997, with the
+forget gate of Gers et al. 2000):
+    i, f, o = sigmoid(s_i, s_f, s_o)      g = tanh(s_g)      c[t] = f c' + i g      h[t] = o tanh(c[t])
+
+As in `gru_scan`, the backward scan carries only gradients of the state and of the gates; the gradient of `Wh` is one
+matrix product after it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernels.backends import clear, pick_backend, state_dtype
+
+BACKENDS = ("reference", "xla")
+
+
+def lstm_scan(
+    xproj: jax.Array,
+    Wh: jax.Array,
+    reset: jax.Array | None = None,
+    state0: tuple[jax.Array, jax.Array] | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Scan an LSTM over a chunk.
+
+    Args:
+        xproj: `x Wx + b`, `(T, B, 4H)`, the gates in the order i, f, g, o.
+        Wh: recurrent weights `(H, 4H)`, same order.
+        reset: bool `(T, B)`, True where `xproj[t]` opens an episode; None for no reset.
+        state0: `(c, h)` before the chunk, each `(B, H)`; None for zeros.
+        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan) or "auto".
+
+    Returns:
+        `h (T, B, H)` in the dtype of `xproj`, and the last `(c, h)`, each `(B, H)` in float32 or wider.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    backend = pick_backend(backend, BACKENDS, default="xla")
+    dtype = state_dtype(xproj, Wh)
+    zeros = jnp.zeros((xproj.shape[1], Wh.shape[0]), dtype)
+    c0, h0 = (zeros, zeros) if state0 is None else (state0[0].astype(dtype), state0[1].astype(dtype))
+    scan = _scan_xla if backend == "xla" else _scan
+    h, last = scan(xproj.astype(dtype), Wh.astype(dtype), reset, c0, h0)
+    return h.astype(xproj.dtype), last
+
+
+def lstm_scan_step(
+    state: tuple[jax.Array, jax.Array], xproj: jax.Array, Wh: jax.Array, reset: jax.Array | None = None
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """One step of `lstm_scan`: state `(c, h)`, each `(B, H)`, `xproj (B, 4H)`, `reset (B,)` -> state, output."""
+    dtype = state_dtype(xproj, Wh)
+    c, h, _ = _tick(state[0].astype(dtype), state[1].astype(dtype), xproj.astype(dtype), Wh.astype(dtype), reset)
+    return (c, h), h.astype(xproj.dtype)
+
+
+def _gates(s):
+    i, f, g, o = jnp.split(s, 4, -1)
+    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+
+
+def _tick(c, h, xproj, Wh, reset):
+    s = xproj + clear(reset, h) @ Wh
+    i, f, g, o = _gates(s)
+    c = f * clear(reset, c) + i * g
+    return c, o * jnp.tanh(c), s
+
+
+def _scan(xproj, Wh, reset, c0, h0):
+    def tick(state, now):
+        c, h, _ = _tick(*state, now[0], Wh, now[1])
+        return (c, h), h
+
+    last, h = lax.scan(tick, (c0, h0), (xproj, reset))
+    return h, last
+
+
+_scan_xla = jax.custom_vjp(_scan)
+
+
+def _forward(xproj, Wh, reset, c0, h0):
+    def tick(state, now):
+        c, h, s = _tick(*state, now[0], Wh, now[1])
+        return (c, h), (c, h, s)
+
+    last, (c, h, s) = lax.scan(tick, (c0, h0), (xproj, reset))
+    return (h, last), (Wh, reset, c0, h0, c, h, s)
+
+
+def _backward(residuals, cotangents):
+    Wh, reset, c0, h0, c, h, s = residuals
+    g_h, last = cotangents
+    previous_c = clear(reset, jnp.concatenate([c0[None], c[:-1]]))
+    previous_h = clear(reset, jnp.concatenate([h0[None], h[:-1]]))
+    i, f, g, o = _gates(s)
+    squashed = jnp.tanh(c)
+    # ds_i, ds_f, ds_g are dc times these, ds_o is dh times that.
+    dc_to_s = jnp.concatenate([g * i * (1 - i), previous_c * f * (1 - f), i * (1 - g**2)], -1)
+    dh_to_s = squashed * o * (1 - o)
+    dh_to_c = o * (1 - squashed**2)
+    Wh_T = Wh.T
+
+    def tick(back, now):
+        back_c, back_h = back
+        g_t, dc_to_s_t, dh_to_s_t, dh_to_c_t, f_t, reset_t = now
+        dh = g_t + back_h
+        dc = back_c + dh * dh_to_c_t
+        ds = jnp.concatenate([jnp.tile(dc, 3) * dc_to_s_t, dh * dh_to_s_t], -1)
+        return (clear(reset_t, dc * f_t), clear(reset_t, ds @ Wh_T)), ds
+
+    now = (g_h, dc_to_s, dh_to_s, dh_to_c, f, reset)
+    (dc0, dh0), ds = lax.scan(tick, last, now, reverse=True)
+    return ds, jnp.einsum("tbh,tbk->hk", previous_h, ds), None, dc0, dh0
+
+
+_scan_xla.defvjp(_forward, _backward)

@@ -1,0 +1,165 @@
+"""Selective state space of Mamba-1 with resets (Gu and Dao 2023, algorithm 2).
+
+With `h' = select(reset[t], 0, h[t-1])`, per channel d and state n:
+    h[t] = exp(dt[t] A) h' + dt[t] u[t] B[t]      y[t] = sum_n C[t] h[t] + D u[t]
+
+All T states are `N` times larger than the input, so the backward pass keeps only those at chunk boundaries and
+recomputes a chunk at a time. The state is `(B, N, D)`: channels last is what vectorises.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernels.backends import clear, pick_backend, state_dtype
+
+BACKENDS = ("reference", "xla")
+
+
+def selective_scan(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array | None = None,
+    reset: jax.Array | None = None,
+    h0: jax.Array | None = None,
+    *,
+    chunk: int = 16,
+    backend: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """Scan the selective state space over a chunk.
+
+    Args:
+        u: input `(T, B, D)`.
+        dt: step sizes `(T, B, D)`, positive (after softplus).
+        A: `(N, D)`, negative.
+        B, C: input and output projections `(T, B, N)`.
+        D: skip `(D,)`; None for no skip.
+        reset: bool `(T, B)`, True where `u[t]` opens an episode; None for no reset.
+        h0: state before the chunk `(B, N, D)`; None for zeros.
+        chunk: steps recomputed at a time in the backward pass of "xla".
+        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written chunked backward scan) or "auto".
+
+    Returns:
+        `y (T, B, D)` in the dtype of `u`, and the last state `(B, N, D)` in float32 or wider.
+
+    Raises:
+        ValueError: unknown backend, or `chunk` < 1.
+    """
+    backend = pick_backend(backend, BACKENDS, default="xla")
+    if chunk < 1:
+        raise ValueError(f"selective_scan: chunk must be at least 1, got {chunk}")
+    dtype = state_dtype(u, dt, A)
+    wide_u, dt, A, B, C = (array.astype(dtype) for array in (u, dt, A, B, C))
+    h0 = jnp.zeros((u.shape[1], *A.shape), dtype) if h0 is None else h0.astype(dtype)
+    scan = partial(_scan_xla, min(chunk, u.shape[0])) if backend == "xla" else _scan
+    y, last = scan(wide_u, dt, A, B, C, reset, h0)
+    return _skip(y, wide_u, D).astype(u.dtype), last
+
+
+def selective_scan_step(
+    h: jax.Array,
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array | None = None,
+    reset: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One step of `selective_scan`: `h (B, N, D)`, `u, dt (B, D)`, `B, C (B, N)`, `reset (B,)` -> state, output."""
+    dtype = state_dtype(u, dt, A)
+    wide_u, dt, A, B, C = (array.astype(dtype) for array in (u, dt, A, B, C))
+    h, y = _tick(h.astype(dtype), wide_u, dt, A, B, C, reset)
+    return h, _skip(y, wide_u, D).astype(u.dtype)
+
+
+def _skip(y, u, D):
+    return y if D is None else y + D * u
+
+
+def _tick(h, u, dt, A, B, C, reset):
+    h = _advance(h, u, dt, A, B, reset)
+    return h, (C[:, :, None] * h).sum(1)
+
+
+def _advance(h, u, dt, A, B, reset):
+    return jnp.exp(dt[:, None] * A) * clear(reset, h) + (dt * u)[:, None] * B[:, :, None]
+
+
+def _scan(u, dt, A, B, C, reset, h0):
+    def tick(h, now):
+        u_t, dt_t, B_t, C_t, reset_t = now
+        return _tick(h, u_t, dt_t, A, B_t, C_t, reset_t)
+
+    last, y = lax.scan(tick, h0, (u, dt, B, C, reset))
+    return y, last
+
+
+_scan_xla = jax.custom_vjp(lambda chunk, *inputs: _scan(*inputs), nondiff_argnums=(0,))
+
+
+def _chunks(chunk, inputs):
+    """Split time into chunks `(T / chunk, chunk, ...)`. Padded steps have dt = 0, which leaves the state as it is."""
+    pad = -len(inputs[0]) % chunk
+
+    def split(x):
+        x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
+        return x.reshape(-1, chunk, *x.shape[1:])
+
+    return jax.tree.map(split, inputs)
+
+
+def _forward(chunk, u, dt, A, B, C, reset, h0):
+    def run(h, now):
+        u_c, dt_c, B_c, C_c, reset_c = now
+        y, last = _scan(u_c, dt_c, A, B_c, C_c, reset_c, h)
+        return last, (y, h)
+
+    last, (y, boundaries) = lax.scan(run, h0, _chunks(chunk, (u, dt, B, C, reset)))
+    y = y.reshape(-1, *y.shape[2:])[: u.shape[0]]
+    return (y, last), (u, dt, A, B, C, reset, boundaries)
+
+
+def _backward(chunk, residuals, cotangents):
+    u, dt, A, B, C, reset, boundaries = residuals
+    g_y, g_last = cotangents
+
+    def recompute(h, now):
+        u_t, dt_t, B_t, reset_t = now
+        return _advance(h, u_t, dt_t, A, B_t, reset_t), h
+
+    def tick(carry, now):
+        back, dA = carry  # d loss / d h[t] through the future; d loss / d A per row of the batch
+        (g_t, u_t, dt_t, B_t, C_t, reset_t), previous = now
+        previous = clear(reset_t, previous)
+        decay = jnp.exp(dt_t[:, None] * A)
+        drive = dt_t * u_t
+        kept = decay * previous
+        h = kept + drive[:, None] * B_t[:, :, None]
+        dh = back + g_t[:, None] * C_t[:, :, None]
+        dC = (g_t[:, None] * h).sum(-1)
+        dB = (dh * drive[:, None]).sum(-1)
+        d_exponent = dh * kept
+        d_drive = (dh * B_t[:, :, None]).sum(1)
+        ddt = (d_exponent * A).sum(1) + d_drive * u_t
+        carry = clear(reset_t, dh * decay), dA + d_exponent * dt_t[:, None]
+        return carry, (d_drive * dt_t, ddt, dB, dC)
+
+    def run(carry, now):
+        boundary, (g_c, u_c, dt_c, B_c, C_c, reset_c) = now
+        _, previous = lax.scan(recompute, boundary, (u_c, dt_c, B_c, reset_c))
+        return lax.scan(tick, carry, ((g_c, u_c, dt_c, B_c, C_c, reset_c), previous), reverse=True)
+
+    chunks = _chunks(chunk, (g_y, u, dt, B, C, reset))
+    start = g_last, jnp.zeros_like(g_last)
+    (dh0, dA), gradients = lax.scan(run, start, (boundaries, chunks), reverse=True)
+    du, ddt, dB, dC = (g.reshape(-1, *g.shape[2:])[: u.shape[0]] for g in gradients)
+    return du, ddt, dA.sum(0), dB, dC, None, dh0
+
+
+_scan_xla.defvjp(_forward, _backward)

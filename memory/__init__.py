@@ -1,0 +1,110 @@
+"""Memories: one contract (`memory.base`), one file each, one registry.
+
+A new memory is one file and one line in `MEMORIES`; that line also enrols it in the contract tests.
+"""
+
+import dataclasses
+import difflib
+import typing
+from typing import Any
+
+import jax.numpy as jnp
+
+from memory.base import Memory, State, where_reset
+from memory.gru import GRU
+from memory.none import NoMemory
+from memory.s5 import S5
+from memory.stack import Stack
+
+MEMORIES: dict[str, type[Memory]] = {
+    "gru": GRU,
+    "none": NoMemory,
+    "s5": S5,
+}
+
+__all__ = ["MEMORIES", "Memory", "Stack", "State", "UnknownMemory", "make_memory", "memory_options", "where_reset"]
+
+# Not options of one memory: set for all layers alike, or flax's own.
+_SHARED = {"width", "param_dtype", "parent", "name"}
+
+
+class UnknownMemory(ValueError):
+    """No memory of that name, or it has no such option or value. One line, with close matches."""
+
+
+def memory_options(name: str) -> dict[str, Any]:
+    """The options of a memory and their defaults.
+
+    Raises:
+        UnknownMemory: no such memory.
+    """
+    return {field.name: field.default for field in dataclasses.fields(_find(name)) if field.name not in _SHARED}
+
+
+def make_memory(
+    name: str,
+    width: int,
+    layers: int = 1,
+    norm: bool = True,
+    residual: bool = True,
+    param_dtype: Any = jnp.float32,
+    **options: Any,
+) -> Memory:
+    """Build a stack of `layers` memory layers of one kind.
+
+    Args:
+        name: a key of `MEMORIES`.
+        width: features of input and output.
+        layers, norm, residual: see `Stack`.
+        param_dtype: of parameters and states; computation follows the parameters and the input.
+        options: fields of the layer, see `memory_options`; strings, as from a command line, are converted.
+
+    Raises:
+        UnknownMemory: unknown name or option, or a value that does not fit.
+    """
+    cls = _find(name)
+    known = memory_options(name)
+    types = typing.get_type_hints(cls)
+    for option in options:
+        if option not in known:
+            raise UnknownMemory(f"memory {name!r} has no option {option!r}{_close(option, known)}")
+    values = {option: _cast(f"{name}.{option}", value, types[option]) for option, value in options.items()}
+    if layers < 1 or width < 1:
+        raise UnknownMemory(f"memory {name!r}: layers ({layers}) and width ({width}) must be at least 1")
+    try:
+        stacked = tuple(cls(width=width, param_dtype=param_dtype, **values) for _ in range(layers))
+    except ValueError as error:
+        raise UnknownMemory(str(error)) from error
+    return Stack(width=width, layers=stacked, norm=norm, residual=residual, param_dtype=param_dtype)
+
+
+def _find(name: str) -> type[Memory]:
+    if name not in MEMORIES:
+        raise UnknownMemory(f"unknown memory {name!r}{_close(name, MEMORIES)}")
+    return MEMORIES[name]
+
+
+def _close(word: str, known) -> str:
+    """`: did you mean ...?`, or all there is when nothing is close."""
+    if not known:
+        return ": it has none"
+    matches = difflib.get_close_matches(word, known)
+    return f": did you mean {' or '.join(matches)}?" if matches else f": choose from {', '.join(sorted(known))}"
+
+
+def _cast(label: str, value: Any, kind: Any) -> Any:
+    """`value` as the type of the field it is for."""
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise UnknownMemory(f"{label} = {value!r}: choose from {', '.join(choices)}")
+        return value
+    if isinstance(value, str) and kind is not str:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        try:
+            return words[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise UnknownMemory(f"{label} = {value!r} is not of type {kind.__name__}") from None
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise UnknownMemory(f"{label} = {value!r} is not of type {kind.__name__}")
+    return value

@@ -1,0 +1,43 @@
+"""The contract of every memory: it must act exactly as it trains.
+
+Arrays are time-major: `x[T, B, width]`. `reset[t, b]` True means that `x[t, b]` opens an episode: the state is
+cleared, by select, before `x[t, b]` is consumed. A state is any pytree whose leaves have shape `(B, ...)` and fixed
+dtypes; everything a module needs from the past (convolution taps, cached keys and values) is in it.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+State = Any
+
+
+def where_reset(reset: jax.Array, fresh: State, old: State) -> State:
+    """`fresh` where `reset[B]`, else `old`, leaf by leaf. A select, so a NaN in `old` cannot leak."""
+
+    def pick(new, kept):
+        return jnp.where(reset.reshape(reset.shape + (1,) * (kept.ndim - reset.ndim)), new, kept)
+
+    return jax.tree.map(pick, fresh, old)
+
+
+class Memory(nn.Module):
+    """Maps `x[T, B, width]` to `y[T, B, width]` and carries a state from chunk to chunk."""
+
+    width: int
+
+    @nn.nowrap
+    def initial_state(self, batch: int) -> State:
+        """The state before anything was seen, leaves `(batch, ...)`. Needs no parameters."""
+        raise NotImplementedError
+
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        """Learner: a whole sequence. `x[T, B, width]`, `reset[T, B]` bool -> state after it, `y[T, B, width]`."""
+        raise NotImplementedError
+
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        """Actor and imagination: one step. `x[B, width]`, `reset[B]` -> state after it, `y[B, width]`."""
+        state, y = self(state, x[None], reset[None])
+        return state, y[0]

@@ -1,0 +1,48 @@
+"""What several memory layers share: gated output, initialisers."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class GatedOutput(nn.Module):
+    """`W1 u * sigmoid(W2 u)` with `u = gelu(y)`: the output of S5 ("full_glu", Smith et al. 2023) and of the LRU.
+
+    One matrix product makes both halves.
+    """
+
+    width: int
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """`y[..., n]` -> `[..., width]`."""
+        both = nn.Dense(2 * self.width, param_dtype=self.param_dtype, name="out")(nn.gelu(y))
+        value, gate = jnp.split(both, 2, -1)
+        return value * jax.nn.sigmoid(gate)
+
+
+def gate_orthogonal(gates: int) -> Callable:
+    """Initialiser of recurrent weights `(H, gates * H)`: the square block of each gate is orthogonal."""
+
+    def init(key, shape, dtype=jnp.float32):
+        hidden = shape[0]
+        blocks = jax.vmap(lambda k: nn.initializers.orthogonal()(k, (hidden, hidden), dtype))(
+            jax.random.split(key, gates)
+        )
+        return blocks.transpose(1, 0, 2).reshape(shape)
+
+    return init
+
+
+def log_uniform(low: float, high: float) -> Callable:
+    """Initialiser: the logarithm of numbers uniform in log `[low, high]`."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, math.log(low), math.log(high))
+
+    return init

@@ -1,0 +1,29 @@
+"""No memory: the baseline that tells what a task needs memory for."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from memory.base import Memory
+from memory.layers import GatedOutput
+
+
+class NoMemory(Memory):
+    """A gated feed-forward of the current input alone, of the same shape as the other layers' outputs."""
+
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        self.inp = nn.Dense(self.width, param_dtype=self.param_dtype)
+        self.out = GatedOutput(self.width, self.param_dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        return ()
+
+    def __call__(self, state, x, reset):
+        return state, self.out(self.inp(x))
+
+    def step(self, state, x, reset):
+        return self(state, x, reset)

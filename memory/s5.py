@@ -1,0 +1,153 @@
+"""S5: one multi-input multi-output diagonal state space (Smith, Warrington and Linderman, ICLR 2023).
+
+    dx/dt = Lambda x + B u      y = 2 Re(C x) + D u      u held over a step of learned length dt (zero-order hold)
+
+`Lambda`, `B` and `C` are half of a complex diagonal system; the other half is its conjugate, hence the 2 Re. Complex
+matrices act as one real product on real and imaginary parts side by side, which CPUs do much faster.
+"""
+
+from functools import cache
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from kernels.linear_scan import linear_scan, linear_scan_step
+from memory.base import Memory
+from memory.layers import GatedOutput, log_uniform
+
+DT_MIN, DT_MAX = 1e-3, 1e-1
+PERTURBATION = 0.1
+
+
+def hippo_legs(n: int) -> np.ndarray:
+    """The HiPPO-LegS matrix `(n, n)` (Gu et al. 2020), negated so that it is stable."""
+    q = np.sqrt(2 * np.arange(n) + 1.0)
+    return np.diag(np.arange(n)) - np.tril(np.outer(q, q))
+
+
+@cache
+def diagonalised_hippo(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Half of the eigensystem of HiPPO-N, the normal part of HiPPO-LegS, of even size `n`.
+
+    HiPPO-N = LegS + p p^T with p = sqrt(k + 1/2) is skew-symmetric minus 1/2, so its eigenvectors are orthonormal.
+
+    Returns:
+        eigenvalues `(n/2,)` of positive imaginary part, `V (n, n/2)`, `V^-1 (n/2, n)`; complex128.
+    """
+    p = np.sqrt(np.arange(n) + 0.5)
+    normal = hippo_legs(n) + np.outer(p, p)
+    skew = normal + 0.5 * np.eye(n)
+    frequencies, V = np.linalg.eigh(-1j * skew)
+    half = slice(n // 2, None)
+    return -0.5 + 1j * frequencies[half], V[:, half], V[:, half].conj().T
+
+
+@cache
+def perturbed_hippo(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eigensystem of HiPPO-LegS itself, of size `n/2`, perturbed until it can be diagonalised (Yu et al., ICLR 2024).
+
+    LegS is so far from normal that its eigenvectors are useless in floating point. A random perturbation of a tenth
+    of its norm makes them well conditioned; taken skew-Hermitian, it keeps every eigenvalue's real part <= -1/2.
+    The perturbed matrix is complex, without conjugate pairs: all its `n/2` eigenvalues stay. The real part of its
+    output is half of `2 Re(C x)`, so `V` comes halved.
+
+    Returns:
+        eigenvalues `(n/2,)`, `V / 2 (n/2, n/2)`, `V^-1 (n/2, n/2)`; complex128.
+    """
+    size = n // 2
+    A = hippo_legs(size)
+    noise = np.random.default_rng(0).normal(size=(2, size, size))
+    G = noise[0] + 1j * noise[1]
+    E = G - G.conj().T
+    E *= PERTURBATION * np.linalg.norm(A, 2) / np.linalg.norm(E, 2)
+    eigenvalues, V = np.linalg.eig(A + E)
+    return eigenvalues, V / 2, np.linalg.inv(V)
+
+
+SPECTRA = {"hippo": diagonalised_hippo, "ptd": perturbed_hippo}
+
+
+class S5(Memory):
+    """One S5 layer: state space, gelu, gate. State: complex `(B, state / 2)`.
+
+    Attributes:
+        state: size of the real state; half as many complex numbers, by conjugate symmetry.
+        blocks: number of independent HiPPO blocks the state starts from; `state` must be a multiple of `2 * blocks`.
+        spectrum: what they start as: "hippo" (HiPPO-N, the paper) or "ptd" (perturb-then-diagonalise HiPPO-LegS).
+        gate: "full_glu" (`W1 u * sigmoid(W2 u)`, `u = gelu(y)`, the paper) or "gelu" (`u` alone).
+        backend: of `kernels.linear_scan`.
+    """
+
+    state: int = 64
+    blocks: int = 1
+    spectrum: Literal["hippo", "ptd"] = "hippo"
+    gate: Literal["full_glu", "gelu"] = "full_glu"
+    backend: str = "auto"
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.blocks < 1 or self.state < 2 or self.state % (2 * self.blocks):
+            raise ValueError(f"s5: state ({self.state}) must be a positive multiple of 2 * blocks ({2 * self.blocks})")
+        super().__post_init__()
+
+    def setup(self):
+        half, width, dtype = self.state // 2, self.width, self.param_dtype
+        eigenvalues, V, V_inverse = SPECTRA[self.spectrum](self.state // self.blocks)
+        rows = V.shape[0]  # of one block, before it is diagonalised
+        eigenvalues = np.tile(eigenvalues, self.blocks)
+
+        def init_B(key):
+            """Real lecun-normal B, each block multiplied by V^-1 -> `(width, 2 * half)`: Re | Im."""
+            B = nn.initializers.lecun_normal()(key, (width, self.blocks * rows), dtype)
+            planes = jnp.asarray(np.stack([V_inverse.real, V_inverse.imag]), dtype)
+            return jnp.einsum("cpq,wjq->wcjp", planes, B.reshape(width, self.blocks, rows)).reshape(width, 2 * half)
+
+        def init_C(key):
+            """Complex lecun-normal C, each block multiplied by V -> `(2 * half, width)`: Re over -Im."""
+            parts = nn.initializers.lecun_normal(batch_axis=0)(key, (2, self.blocks * rows, width), dtype)
+            re, im = parts.reshape(2, self.blocks, rows, width)
+            V_re, V_im = jnp.asarray(V.real, dtype), jnp.asarray(V.imag, dtype)
+            C_re = jnp.einsum("qp,jqw->jpw", V_re, re) - jnp.einsum("qp,jqw->jpw", V_im, im)
+            C_im = jnp.einsum("qp,jqw->jpw", V_im, re) + jnp.einsum("qp,jqw->jpw", V_re, im)
+            return jnp.stack([C_re, -C_im]).reshape(2 * half, width)
+
+        # -exp keeps the real parts negative, hence the system stable, whatever the optimiser does.
+        self.log_neg_re = self.param("log_neg_re", lambda _: jnp.asarray(np.log(-eigenvalues.real), dtype))
+        self.im = self.param("im", lambda _: jnp.asarray(eigenvalues.imag, dtype))
+        self.log_dt = self.param("log_dt", log_uniform(DT_MIN, DT_MAX), (half,), dtype)
+        self.B = self.param("B", init_B)
+        self.C = self.param("C", init_C)
+        self.D = self.param("D", nn.initializers.normal(1.0), (width,), dtype)
+        self.out = GatedOutput(width, dtype) if self.gate == "full_glu" else nn.gelu
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        return jnp.zeros((batch, self.state // 2), jnp.promote_types(self.param_dtype, jnp.complex64))
+
+    def __call__(self, state, x, reset):
+        decay, drive = self.discretise(x)
+        h, state = linear_scan(decay, drive, reset, state, backend=self.backend)
+        return state, self.read(h, x)
+
+    def step(self, state, x, reset):
+        decay, drive = self.discretise(x)
+        state, h = linear_scan_step(state, decay, drive, reset)
+        return state, self.read(h, x)
+
+    def discretise(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Zero-order hold: `exp(Lambda dt)` and `Lambda^-1 (exp(Lambda dt) - 1) B x`, complex `(P,)` and `(..., P)`."""
+        eigenvalues = lax.complex(-jnp.exp(self.log_neg_re), self.im)
+        exponent = eigenvalues * jnp.exp(self.log_dt)
+        gain = jnp.expm1(exponent) / eigenvalues
+        B_re, B_im = jnp.split(self.B, 2, -1)
+        B_bar = jnp.concatenate([B_re * gain.real - B_im * gain.imag, B_re * gain.imag + B_im * gain.real], -1)
+        re, im = jnp.split(x @ B_bar, 2, -1)
+        return jnp.exp(exponent), lax.complex(re, im)
+
+    def read(self, h: jax.Array, x: jax.Array) -> jax.Array:
+        """State `(..., P)` and input `(..., width)` -> output `(..., width)`."""
+        return self.out(2 * (jnp.concatenate([h.real, h.imag], -1) @ self.C) + self.D * x)

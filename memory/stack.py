@@ -1,0 +1,46 @@
+"""A stack of memory layers is itself a memory."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from memory.base import Memory
+
+
+class Stack(Memory):
+    """Pre-norm residual blocks: `x + layer(LayerNorm(x))`, one after the other. State: the tuple of the layers' states.
+
+    Attributes:
+        layers: the memories, all of this `width`.
+        norm: normalise the input of each layer.
+        residual: add the input of each layer to its output.
+    """
+
+    layers: tuple[Memory, ...] = ()
+    norm: bool = True
+    residual: bool = True
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        if self.norm:
+            self.norms = [nn.LayerNorm(param_dtype=self.param_dtype) for _ in self.layers]
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        return tuple(layer.initial_state(batch) for layer in self.layers)
+
+    def __call__(self, state, x, reset):
+        return self.run([layer.__call__ for layer in self.layers], state, x, reset)
+
+    def step(self, state, x, reset):
+        return self.run([layer.step for layer in self.layers], state, x, reset)
+
+    def run(self, layers, state, x, reset):
+        """Both faces: `layers` are the layers' `__call__` or their `step`."""
+        after = []
+        for i, layer in enumerate(layers):
+            layer_state, y = layer(state[i], self.norms[i](x) if self.norm else x, reset)
+            x = x + y if self.residual else y
+            after.append(layer_state)
+        return tuple(after), x

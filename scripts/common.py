@@ -1,0 +1,187 @@
+"""What the scripts share: from a configuration to an agent, and from an error to a message and an exit code."""
+
+import dataclasses
+import difflib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from agents.networks import ActorCritic
+from agents.ppo import PPO
+from agents.run.errors import BadRequest, Diverged, Interrupted
+from agents.run.loop import Plan, plan
+from configs.experiment import Experiment
+from configs.presets import DEFAULT, PRESETS
+from envs import registry
+from envs.vector import Vectorised
+from envs.wrappers import (
+    EpisodeStatistics,
+    FlattenObservation,
+    MaskObservation,
+    NoiseObservation,
+    NormaliseObservation,
+    NormaliseReward,
+    PreviousAction,
+    TimeLimit,
+    Wrapper,
+)
+from memory import make_memory
+
+
+def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a script's `main(arguments)`; every expected failure becomes one line on stderr and its exit code."""
+    try:
+        code = main(sys.argv[1:])
+    except (BadRequest, Diverged, Interrupted) as error:
+        print(f"error: {error}" if not isinstance(error, Interrupted) else str(error), file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = Interrupted.exit_code
+    except BrokenPipeError:  # the reader of our output went away (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def split_preset(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The preset named first (or the default one) and the other arguments.
+
+    Raises:
+        BadRequest: there is no preset of that name.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return DEFAULT, list(arguments)
+    name = arguments[0]
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(close)}?" if close else f"presets are {', '.join(PRESETS)}"
+        raise BadRequest(f"unknown preset {name!r}; {hint}")
+    return name, list(arguments[1:])
+
+
+def parse(options: type, default: Any, arguments: Sequence[str], prog: str, description: str) -> Any:
+    """`options`, filled from the command line over `default`. Values that a dataclass refuses are a bad request."""
+    try:
+        return tyro.cli(
+            options,
+            default=default,
+            args=list(arguments),
+            prog=prog,
+            description=description,
+            config=(tyro.conf.FlagConversionOff,),
+        )
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def make_environment(config: Experiment, num_envs: int, copies: int, seed: int) -> Wrapper:
+    """The environment of `config` as its agent sees it: `num_envs` in a batch, wrapped.
+
+    Raises:
+        BadRequest: unknown id, or wrappers that do not fit it.
+    """
+    view = config.observation
+    try:
+        if view.time_limit:
+            env = Vectorised(TimeLimit(registry.make(config.env), view.time_limit), num_envs)
+        else:
+            env = registry.make_vector(config.env, num_envs, copies=copies, seed=seed)
+        env = FlattenObservation(EpisodeStatistics(env))
+        if view.keep:
+            env = MaskObservation(env, view.keep)
+        if view.noise:
+            env = NoiseObservation(env, view.noise)
+        if view.normalise:
+            env = NormaliseObservation(env)
+        if view.previous_action:
+            env = PreviousAction(env, view.previous_reward)
+        if view.normalise_reward:
+            env = NormaliseReward(env, config.ppo.discount)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    return env
+
+
+def make_agent(config: Experiment) -> tuple[PPO, Plan]:
+    """The agent of `config` and how its updates are divided.
+
+    Raises:
+        BadRequest: unknown names or impossible combinations.
+    """
+    steps_per_update = config.ppo.num_envs * config.ppo.num_steps
+    division = plan(config.total_steps, steps_per_update, config.log_points)
+    network = config.network
+    env = make_environment(config, config.ppo.num_envs, config.seeds, config.seed)
+    eval_env = make_environment(config, config.ppo.eval_envs, config.seeds, config.seed + 1)
+    try:
+        memory = make_memory(
+            config.memory,
+            network.width,
+            layers=network.layers,
+            norm=network.norm,
+            residual=network.residual,
+            **network.memory_options,
+        )
+        actor_critic = ActorCritic(
+            memory=memory,
+            action_space=env.action_space(env.default_params),
+            encoder=network.encoder,
+            heads=network.heads,
+            activation=network.activation,
+            head_scale=network.head_scale,
+        )
+        return PPO(env, eval_env, actor_critic, config.ppo, division.updates), division
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def to_dict(config: Experiment) -> dict[str, Any]:
+    """`config` in plain YAML types."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(values: dict[str, Any], preset: Experiment | None = None) -> Experiment:
+    """The inverse of `to_dict`.
+
+    Raises:
+        BadRequest: missing or unknown keys, or values of the wrong kind.
+    """
+
+    def build(kind, data):
+        if not isinstance(data, dict):
+            raise TypeError(f"{kind.__name__} is not a mapping")
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        arguments = {}
+        for name, value in data.items():
+            if name not in fields:
+                raise TypeError(f"unknown key {name!r}")
+            field_type = fields[name].type
+            if dataclasses.is_dataclass(field_type):
+                value = build(field_type, value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            arguments[name] = value
+        return kind(**arguments)
+
+    try:
+        return build(Experiment, values)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"config.yaml does not describe an experiment: {error}") from None
+
+
+def default_folder(preset: str, config: Experiment) -> Path:
+    """`runs/<preset>/<env>-<memory>-<time>`."""
+    env = config.env.replace("/", "-").replace("?", "-")
+    return Path("runs") / preset / f"{env}-{config.memory}-{time.strftime('%Y%m%d-%H%M%S')}"

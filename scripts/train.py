@@ -1,0 +1,82 @@
+"""Train PPO with a memory.
+
+    python scripts/train.py PRESET [--env ID] [--memory NAME] [--seeds N] [--total-steps N] [--out DIR] [--resume] ...
+
+Exit codes: 0 done, 2 bad request, 3 training diverged, 130 interrupted (checkpointed; continue with --resume).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from agents.run.errors import BadRequest
+from agents.run.folder import RunFolder, say
+from agents.run.loop import LoopSettings, train
+from configs.experiment import Experiment
+from configs.presets import PRESETS
+from scripts.common import default_folder, make_agent, parse, run_script, split_preset, to_dict
+from scripts.plot import draw_curves
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where a run goes and what it tells."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Run folder (default: runs/<preset>/<env>-<memory>-<time>)."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the run in --out from its newest intact checkpoint (a folder without one starts from the beginning)."""
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Weights & Biases."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """No progress display."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    preset, rest = split_preset(arguments)
+    description = f"Train PPO with a memory. Presets (the first argument): {', '.join(PRESETS)}. Defaults shown: {preset}."
+    options = parse(Options, Options(PRESETS[preset]), rest, "train.py PRESET", description)
+    run(preset, options)
+    return 0
+
+
+def run(preset: str, options: Options) -> Path:
+    """Trains as `options` say and returns the run folder."""
+    config = options.experiment
+    if options.resume and options.out is None:
+        raise BadRequest("--resume needs --out, the folder to continue")
+    agent, division = make_agent(config)
+    described = {"preset": preset, **to_dict(config)}
+    folder = RunFolder(options.out or default_folder(preset, config), described, options.resume)
+    if folder.is_finished:
+        say(f"{folder.path} is already complete")
+        return folder.path
+    settings = LoopSettings(
+        label=f"{config.env} {config.memory}",
+        seeds=config.seeds,
+        seed=config.seed,
+        plan=division,
+        eval_points=config.eval_points,
+        checkpoint_seconds=config.checkpoint_seconds,
+        wandb=options.wandb,
+        quiet=options.quiet,
+    )
+    numbers = train(agent, settings, folder, described)
+    draw_curves([folder.path], folder.path / "curves.png")
+    folder.write_summary({"preset": preset, "env": config.env, "memory": config.memory, **numbers})
+    final = numbers["eval_return"]["mean"]
+    say(
+        f"done: eval return {'n/a' if final is None else f'{final:.3f}'} (mean of {config.seeds}), "
+        f"{numbers['steps_per_s']:,.0f} steps/s, {numbers['wall_s']:.0f} s + {numbers['compile_s']:.0f} s to compile, "
+        f"in {folder.path}"
+    )
+    return folder.path
+
+
+if __name__ == "__main__":
+    run_script(main)
