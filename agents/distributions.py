@@ -4,6 +4,7 @@ Leading axes are batch axes. Every class has `sample(key)`, `mode()`, `log_prob(
 return one number per batch entry, summed over the components of an action.
 """
 
+import itertools
 import math
 
 import jax
@@ -44,7 +45,7 @@ class MultiCategorical:
 
     def components(self) -> list[Categorical]:
         bounds = [sum(self.nvec[:i]) for i in range(len(self.nvec) + 1)]
-        return [Categorical(self.logits[..., a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [Categorical(self.logits[..., a:b]) for a, b in itertools.pairwise(bounds)]
 
     def sample(self, key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, len(self.nvec))

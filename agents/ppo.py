@@ -76,8 +76,7 @@ class PPOSettings:
                 raise ValueError(f"ppo.{name} must be positive, got {getattr(self, name)}")
 
 
-@struct.dataclass
-class PPOState:
+class PPOState(struct.PyTreeNode):
     """Everything that training carries, as one pytree."""
 
     params: Any
@@ -91,8 +90,7 @@ class PPOState:
     env_steps: jax.Array
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.PyTreeNode):
     """Time-major rows `[T, B, ...]` of one collection phase."""
 
     obs: Any
@@ -110,8 +108,7 @@ class Rollout:
     episode_length: jax.Array
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """What the loss needs of a rollout, `[T, B, ...]`."""
 
     obs: Any
@@ -156,7 +153,7 @@ class PPO:
     def steps_per_update(self) -> int:
         return self.settings.num_envs * self.settings.num_steps
 
-    def _apply(self, params, method, *args):
+    def _apply(self, params: Any, method: str, *args: Any) -> Any:
         return self.network.apply({"params": params}, *args, method=method)
 
     def init(self, key: jax.Array) -> PPOState:
@@ -300,9 +297,7 @@ class PPO:
             s.discount,
             s.gae_lambda,
         )
-        batch = Batch(
-            rollout.obs, rollout.reset, rollout.action, rollout.log_prob, value, advantage, rollout.valid
-        )
+        batch = Batch(rollout.obs, rollout.reset, rollout.action, rollout.log_prob, value, advantage, rollout.valid)
 
         learning_rate = self._schedule(s.learning_rate, s.learning_rate_end, state.updates)
         entropy_weight = self._schedule(s.entropy, s.entropy_end, state.updates)
@@ -391,13 +386,13 @@ class PPO:
             "eval/finished": jnp.mean(finished.astype(jnp.float32)),
         }
 
-    def record(self, state: PPOState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array]:
-        """Environment states before each of `num_steps` steps, `[num_steps, B, ...]`, and running returns, for drawing."""
+    def record(self, state: PPOState, key: jax.Array, num_steps: int) -> Any:
+        """Environment states before each of `num_steps` steps, `[num_steps, B, ...]`, to draw."""
         start_key, key = jax.random.split(key)
         env_params, carry = self._start_play(state, start_key)
 
         def one_step(carry, key):
-            next_carry, info = self._play_step(state.params, env_params, carry, key)
-            return next_carry, (carry[0], info["episode_return"])
+            next_carry, _ = self._play_step(state.params, env_params, carry, key)
+            return next_carry, carry[0]
 
         return jax.lax.scan(one_step, carry, jax.random.split(key, num_steps))[1]

@@ -1,9 +1,9 @@
 """Named experiments. The only place where values live."""
 
-from configs.experiment import Experiment, NetworkSettings, ObservationSettings
-from agents.ppo import PPOSettings
-
 from dataclasses import replace
+
+from agents.ppo import PPOSettings
+from configs.experiment import Experiment, NetworkSettings, ObservationSettings
 
 FAST = PPOSettings(
     num_envs=64,

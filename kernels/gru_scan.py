@@ -4,7 +4,7 @@ With `h' = select(reset[t], 0, h[t-1])` and `p = h' Wh` (Cho et al. 2014, in the
     r = sigmoid(x_r + p_r)      z = sigmoid(x_z + p_z)      n = tanh(x_n + r (p_n + bh))      h[t] = (1 - z) n + z h'
 
 Plain autodiff adds an outer product `h'^T dp` to the gradient of `Wh` at every step. Here the backward scan only
-carries `dh`, and the gradient of `Wh` is one matrix product over all steps after it.
+carries `dh`; the gradient of `Wh` is a matrix product over all steps at once, after it.
 """
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels.backends import clear, pick_backend, state_dtype
+from kernels.gates import sigmoid
 
 BACKENDS = ("reference", "xla")
 
@@ -58,19 +59,14 @@ def gru_scan_step(
     return h, h.astype(xproj.dtype)
 
 
-def _gates(xproj, p, bh):
-    """r, z, n and `p_n + bh`, from the two products."""
-    x_r, x_z, x_n = jnp.split(xproj, 3, -1)
-    p_r, p_z, p_n = jnp.split(p, 3, -1)
-    r, z, q = jax.nn.sigmoid(x_r + p_r), jax.nn.sigmoid(x_z + p_z), p_n + bh
-    return r, z, jnp.tanh(x_n + r * q), q
-
-
 def _tick(h, xproj, Wh, bh, reset):
+    """New state, and the gates r, z, n with `q = p_n + bh`."""
     h = clear(reset, h)
-    p = h @ Wh
-    _, z, n, _ = _gates(xproj, p, bh)
-    return (1 - z) * n + z * h, p
+    x_r, x_z, x_n = jnp.split(xproj, 3, -1)
+    p_r, p_z, p_n = jnp.split(h @ Wh, 3, -1)
+    r, z, q = sigmoid(x_r + p_r), sigmoid(x_z + p_z), p_n + bh
+    n = jnp.tanh(x_n + r * q)
+    return (1 - z) * n + z * h, (r, z, n, q)
 
 
 def _scan(xproj, Wh, bh, reset, h0):
@@ -87,33 +83,32 @@ _scan_xla = jax.custom_vjp(_scan)
 
 def _forward(xproj, Wh, bh, reset, h0):
     def tick(h, now):
-        h, p = _tick(h, now[0], Wh, bh, now[1])
-        return h, (h, p)
+        h, gates = _tick(h, now[0], Wh, bh, now[1])
+        return h, (h, gates)
 
-    last, (h, p) = lax.scan(tick, h0, (xproj, reset))
-    return (h, last), (xproj, Wh, bh, reset, h0, h, p)
+    last, (h, gates) = lax.scan(tick, h0, (xproj, reset))
+    return (h, last), (Wh, reset, h0, h, gates)
 
 
 def _backward(residuals, cotangents):
-    xproj, Wh, bh, reset, h0, h, p = residuals
+    Wh, reset, h0, h, gates = residuals
     g, g_last = cotangents
     previous = clear(reset, jnp.concatenate([h0[None], h[:-1]]))
-    r, z, n, q = _gates(xproj, p, bh)
-    # Every gradient of step t is dh[t] times one of these, so the scan carries dh alone.
-    to_n = (1 - z) * (1 - n**2)
-    to_p = jnp.concatenate([to_n * q * r * (1 - r), (previous - n) * z * (1 - z), to_n * r], -1)
     Wh_T = Wh.T
 
     def tick(back, now):
-        g_t, to_p_t, z_t, reset_t = now
+        g_t, previous_t, (r, z, n, q), reset_t = now
         dh = g_t + back
-        return clear(reset_t, dh * z_t + (jnp.tile(dh, 3) * to_p_t) @ Wh_T), dh
+        dx_n = dh * (1 - z) * (1 - n * n)
+        dq = dx_n * r
+        dx_rz = jnp.concatenate([dx_n * q * r * (1 - r), dh * (previous_t - n) * z * (1 - z)], -1)
+        back = dh * z + jnp.concatenate([dx_rz, dq], -1) @ Wh_T
+        return clear(reset_t, back), (jnp.concatenate([dx_rz, dx_n], -1), dq)
 
-    dh0, dh = lax.scan(tick, g_last, (g, to_p, z, reset), reverse=True)
-    dp = jnp.tile(dh, 3) * to_p
-    dxproj = jnp.concatenate([dp[..., : -h.shape[-1]], dh * to_n], -1)
-    dWh = jnp.einsum("tbh,tbk->hk", previous, dp)
-    return dxproj, dWh, dp[..., -h.shape[-1] :].sum((0, 1)), None, dh0
+    dh0, (dxproj, dq) = lax.scan(tick, g_last, (g, previous, gates, reset), reverse=True)
+    dx_rz = dxproj[..., : -dq.shape[-1]]
+    dWh = jnp.concatenate([jnp.einsum("tbh,tbk->hk", previous, dp) for dp in (dx_rz, dq)], -1)
+    return dxproj, dWh, dq.sum((0, 1)), None, dh0
 
 
 _scan_xla.defvjp(_forward, _backward)

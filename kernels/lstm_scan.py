@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels.backends import clear, pick_backend, state_dtype
+from kernels.gates import sigmoid
 
 BACKENDS = ("reference", "xla")
 
@@ -58,16 +59,13 @@ def lstm_scan_step(
     return (c, h), h.astype(xproj.dtype)
 
 
-def _gates(s):
-    i, f, g, o = jnp.split(s, 4, -1)
-    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-
-
 def _tick(c, h, xproj, Wh, reset):
-    s = xproj + clear(reset, h) @ Wh
-    i, f, g, o = _gates(s)
+    """New `c` and `h`, and the gates i, f, g, o with `tanh(c)`."""
+    i, f, g, o = jnp.split(xproj + clear(reset, h) @ Wh, 4, -1)
+    i, f, g, o = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
     c = f * clear(reset, c) + i * g
-    return c, o * jnp.tanh(c), s
+    squashed = jnp.tanh(c)
+    return c, o * squashed, (i, f, g, o, squashed)
 
 
 def _scan(xproj, Wh, reset, c0, h0):
@@ -84,36 +82,37 @@ _scan_xla = jax.custom_vjp(_scan)
 
 def _forward(xproj, Wh, reset, c0, h0):
     def tick(state, now):
-        c, h, s = _tick(*state, now[0], Wh, now[1])
-        return (c, h), (c, h, s)
+        c, h, gates = _tick(*state, now[0], Wh, now[1])
+        return (c, h), (c, h, gates)
 
-    last, (c, h, s) = lax.scan(tick, (c0, h0), (xproj, reset))
-    return (h, last), (Wh, reset, c0, h0, c, h, s)
+    last, (c, h, gates) = lax.scan(tick, (c0, h0), (xproj, reset))
+    return (h, last), (Wh, reset, c0, h0, c, h, gates)
 
 
 def _backward(residuals, cotangents):
-    Wh, reset, c0, h0, c, h, s = residuals
+    Wh, reset, c0, h0, c, h, gates = residuals
     g_h, last = cotangents
     previous_c = clear(reset, jnp.concatenate([c0[None], c[:-1]]))
     previous_h = clear(reset, jnp.concatenate([h0[None], h[:-1]]))
-    i, f, g, o = _gates(s)
-    squashed = jnp.tanh(c)
-    # ds_i, ds_f, ds_g are dc times these, ds_o is dh times that.
-    dc_to_s = jnp.concatenate([g * i * (1 - i), previous_c * f * (1 - f), i * (1 - g**2)], -1)
-    dh_to_s = squashed * o * (1 - o)
-    dh_to_c = o * (1 - squashed**2)
     Wh_T = Wh.T
 
     def tick(back, now):
         back_c, back_h = back
-        g_t, dc_to_s_t, dh_to_s_t, dh_to_c_t, f_t, reset_t = now
+        g_t, previous_c_t, (i, f, g, o, squashed), reset_t = now
         dh = g_t + back_h
-        dc = back_c + dh * dh_to_c_t
-        ds = jnp.concatenate([jnp.tile(dc, 3) * dc_to_s_t, dh * dh_to_s_t], -1)
-        return (clear(reset_t, dc * f_t), clear(reset_t, ds @ Wh_T)), ds
+        dc = back_c + dh * o * (1 - squashed * squashed)
+        ds = jnp.concatenate(
+            [
+                dc * g * i * (1 - i),
+                dc * previous_c_t * f * (1 - f),
+                dc * i * (1 - g * g),
+                dh * squashed * o * (1 - o),
+            ],
+            -1,
+        )
+        return (clear(reset_t, dc * f), clear(reset_t, ds @ Wh_T)), ds
 
-    now = (g_h, dc_to_s, dh_to_s, dh_to_c, f, reset)
-    (dc0, dh0), ds = lax.scan(tick, last, now, reverse=True)
+    (dc0, dh0), ds = lax.scan(tick, last, (g_h, previous_c, gates, reset), reverse=True)
     return ds, jnp.einsum("tbh,tbk->hk", previous_h, ds), None, dc0, dh0
 
 

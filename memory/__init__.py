@@ -10,14 +10,24 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from memory.attention import Attention
 from memory.base import Memory, State, where_reset
 from memory.gru import GRU
+from memory.lru import LRU
+from memory.lstm import LSTM
+from memory.mamba import Mamba
+from memory.mingru import MinGRU
 from memory.none import NoMemory
 from memory.s5 import S5
 from memory.stack import Stack
 
 MEMORIES: dict[str, type[Memory]] = {
+    "attention": Attention,
     "gru": GRU,
+    "lru": LRU,
+    "lstm": LSTM,
+    "mamba": Mamba,
+    "mingru": MinGRU,
     "none": NoMemory,
     "s5": S5,
 }

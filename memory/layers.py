@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kernels.gates import sigmoid
+
 
 class GatedOutput(nn.Module):
     """`W1 u * sigmoid(W2 u)` with `u = gelu(y)`: the output of S5 ("full_glu", Smith et al. 2023) and of the LRU.
@@ -23,7 +25,7 @@ class GatedOutput(nn.Module):
         """`y[..., n]` -> `[..., width]`."""
         both = nn.Dense(2 * self.width, param_dtype=self.param_dtype, name="out")(nn.gelu(y))
         value, gate = jnp.split(both, 2, -1)
-        return value * jax.nn.sigmoid(gate)
+        return value * sigmoid(gate)
 
 
 def gate_orthogonal(gates: int) -> Callable:

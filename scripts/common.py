@@ -144,7 +144,7 @@ def make_agent(config: Experiment) -> tuple[PPO, Plan]:
 def to_dict(config: Experiment) -> dict[str, Any]:
     """`config` in plain YAML types."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(v) for key, v in value.items()}
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
@@ -152,7 +152,7 @@ def to_dict(config: Experiment) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def from_dict(values: dict[str, Any], preset: Experiment | None = None) -> Experiment:
+def from_dict(values: dict[str, Any]) -> Experiment:
     """The inverse of `to_dict`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Learning curves of one or more runs in one picture.
 
-    python scripts/plot.py RUN_DIR [RUN_DIR ...] [--out FILE]
+python scripts/plot.py RUN_DIR [RUN_DIR ...] [--out FILE]
 """
 
 from collections.abc import Sequence

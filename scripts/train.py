@@ -5,7 +5,6 @@
 Exit codes: 0 done, 2 bad request, 3 training diverged, 130 interrupted (checkpointed; continue with --resume).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,9 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     preset, rest = split_preset(arguments)
-    description = f"Train PPO with a memory. Presets (the first argument): {', '.join(PRESETS)}. Defaults shown: {preset}."
+    description = (
+        f"Train PPO with a memory. Presets (the first argument): {', '.join(PRESETS)}. Defaults shown: {preset}."
+    )
     options = parse(Options, Options(PRESETS[preset]), rest, "train.py PRESET", description)
     run(preset, options)
     return 0

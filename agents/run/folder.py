@@ -119,7 +119,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
     if isinstance(a, dict) and isinstance(b, dict):
-        return {d for key in {*a, *b} for d in _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)}
+        return {
+            d for key in {*a, *b} for d in _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+        }
     return set() if a == b else {prefix}
 
 

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class LoopSettings:
     plan: Plan
     eval_points: int
     checkpoint_seconds: float
-    wandb: str
+    wandb: Literal["disabled", "offline", "online"]
     quiet: bool
 
 
@@ -165,7 +165,7 @@ def _train_chunks(
     steps_per_chunk = settings.plan.updates_per_chunk * agent.steps_per_update
     evaluations = {math.ceil(chunks * (i + 1) / settings.eval_points) for i in range(settings.eval_points)} | {chunks}
     keys = seed_keys(settings.seed, settings.seeds)
-    saved_at, last_saved = time.perf_counter(), first if checkpoint.checkpoints(folder.checkpoints) else None
+    saved_at = time.perf_counter()
 
     for done in range(first + 1, chunks + 1):
         started = time.perf_counter()
@@ -175,7 +175,7 @@ def _train_chunks(
         _check_finite(metrics, folder, done)
 
         if done in evaluations:
-            eval_keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, EVALUATION), done))(keys)  # noqa: B023
+            eval_keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, EVALUATION), done))(keys)
             metrics |= jax.device_get(programs.evaluate(states, eval_keys))
         wall += time.perf_counter() - started
         row: Row = {
@@ -193,9 +193,9 @@ def _train_chunks(
         if due or done == chunks or stop.requested:
             extra = {"rows": len(log.rows), "wall_s": wall}
             checkpoint.save(folder.checkpoints, done, states, extra)
-            saved_at, last_saved = time.perf_counter(), done
+            saved_at = time.perf_counter()
         if stop.requested and done < chunks:
-            raise Interrupted(f"stopped after chunk {last_saved} of {chunks}; continue with --resume --out {folder.path}")
+            raise Interrupted(f"stopped after chunk {done} of {chunks}; continue with --resume --out {folder.path}")
     return states, wall
 
 
@@ -213,7 +213,9 @@ def _summary(settings: LoopSettings, rows: list[Row], compile_s: float, wall: fl
     def last(key: str) -> list[float | None]:
         per_seed: list[float | None] = [None] * settings.seeds
         for row in rows:
-            per_seed = [new if new is not None else old for new, old in zip(row.get(key, per_seed), per_seed, strict=True)]
+            per_seed = [
+                new if new is not None else old for new, old in zip(row.get(key, per_seed), per_seed, strict=True)
+            ]
         return per_seed
 
     return {

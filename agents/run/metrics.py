@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -77,7 +77,7 @@ def read_metrics(path: Path) -> list[Row]:
 class WandbLog:
     """Weights & Biases, or nothing when `mode` is "disabled"."""
 
-    def __init__(self, mode: str, folder: Path, config: dict[str, Any]):
+    def __init__(self, mode: Literal["disabled", "offline", "online"], folder: Path, config: dict[str, Any]):
         self.run = None
         if mode != "disabled":
             import wandb  # slow to import, and most runs do without
@@ -144,7 +144,9 @@ class Display:
             self.bar.update(self.task, completed=row["env_steps"], state=text)
         else:
             left = (self.total - row["env_steps"]) / max(row["steps_per_s"], 1e-9)
-            print(f"{self.label}: {row['env_steps']:>12,} steps  {text}  {left:,.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: {row['env_steps']:>12,} steps  {text}  {left:,.0f} s left", file=sys.stderr, flush=True
+            )
 
     def close(self) -> None:
         if self.bar is not None:

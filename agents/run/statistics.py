@@ -8,7 +8,7 @@ from scipy import stats
 
 def interquartile_mean(scores: np.ndarray) -> float:
     """Mean of the middle half of all entries of `scores` (any shape)."""
-    return float(stats.trim_mean(np.asarray(scores, float), 0.25, axis=None))
+    return float(stats.trim_mean(np.ravel(np.asarray(scores, float)), 0.25))
 
 
 def stratified_bootstrap(

@@ -5,7 +5,7 @@ A maze of `size` blocks is a grid of `(size + 1)^2` cells: rooms at odd coordina
 and goal lie on opposite outer walls. The package's authors warn that these mazes are solvable without memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -166,7 +166,8 @@ class Labyrinth(Environment):
         target = jnp.clip(state.position + jnp.array(MOVES)[action], 0, self.size)
         position = jnp.where(state.grid[tuple(target)] == OBSTACLE, state.position, target)
         new_cell = ~state.visited[tuple(position)]
-        state = state.replace(
+        state = replace(
+            state,
             position=position,
             visited=state.visited.at[tuple(position)].set(True),
             unvisited=state.unvisited - new_cell,

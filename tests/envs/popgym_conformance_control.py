@@ -91,9 +91,8 @@ def compare(report: Report, what: str, ours: Any, theirs: Any, tolerance: float 
 # ------------------------------------------------------------------------------------------------ CartPole, Pendulum
 
 
-def balancing_push(physics: np.ndarray) -> int:
-    """Keeps the pole up and the cart near the middle for as long as an episode lasts."""
-    return int(physics @ np.array([0.1, 0.3, 1.0, 0.5]) > 0)
+BALANCE = np.array([0.1, 0.3, 1.0, 0.5])
+"""Pushing right iff `physics @ BALANCE > 0` keeps the pole up and the cart on its track for a whole episode."""
 
 
 def swing_up_torque(physics: np.ndarray) -> np.ndarray:
@@ -131,7 +130,7 @@ def play_control(theirs: Any, episodes: int, seed: int, report: Report) -> tuple
         rows: list[dict[str, Any]] = []
         while not rows or not (rows[-1]["terminated"] or rows[-1]["truncated"]):
             if cartpole:
-                action = int(rng.integers(2)) if random_policy else balancing_push(physics)
+                action = int(rng.integers(2)) if random_policy else int(physics @ BALANCE > 0)
             else:  # random torques also beyond the limits
                 action = rng.uniform(-3, 3, 1).astype(np.float32) if random_policy else swing_up_torque(physics)
             row: dict[str, Any] = {"physics": physics, "t": theirs.num_steps, "action": action}

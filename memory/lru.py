@@ -1,0 +1,86 @@
+"""LRU, the linear recurrent unit (Orvieto et al., ICML 2023): a complex diagonal recurrence, discrete from the start.
+
+    h[t] = lambda h[t-1] + gamma (B x)      y = Re(C h) + D x      lambda = exp(-exp(nu) + i exp(theta))
+
+The modulus of `lambda` is below 1 whatever the parameters; `gamma = sqrt(1 - |lambda|^2)` keeps the state's variance
+that of its input. As in `memory.s5`, complex matrices act as one real product.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernels.linear_scan import linear_scan, linear_scan_step
+from memory.base import Memory
+from memory.layers import GatedOutput
+
+
+class LRU(Memory):
+    """One LRU layer: recurrence, gelu, gate. State: complex `(B, state)`.
+
+    Attributes:
+        state: complex numbers in the state.
+        r_min, r_max: the ring on which `lambda` starts, uniform in area; 0 <= r_min < r_max <= 1.
+        max_phase: its largest starting phase, radians.
+        backend: of `kernels.linear_scan`.
+    """
+
+    state: int = 64
+    r_min: float = 0.9
+    r_max: float = 0.999
+    max_phase: float = 2 * math.pi
+    backend: str = "auto"
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.state < 1 or not 0 <= self.r_min < self.r_max <= 1 or self.max_phase <= 0:
+            raise ValueError("lru: needs state >= 1, 0 <= r_min < r_max <= 1 and max_phase > 0")
+        super().__post_init__()
+
+    def setup(self):
+        width, dtype = self.width, self.param_dtype
+
+        def init_nu(key, shape, dtype):
+            area = jax.random.uniform(key, shape, dtype, minval=jnp.finfo(dtype).tiny)
+            return jnp.log(-0.5 * jnp.log(self.r_min**2 + area * (self.r_max**2 - self.r_min**2)))
+
+        def init_theta(key, shape, dtype):
+            return jnp.log(self.max_phase * jax.random.uniform(key, shape, dtype, minval=jnp.finfo(dtype).tiny))
+
+        def normal(scale):
+            return nn.initializers.normal(math.sqrt(scale))
+
+        self.nu = self.param("nu", init_nu, (self.state,), dtype)
+        self.theta = self.param("theta", init_theta, (self.state,), dtype)
+        self.B = self.param("B", normal(0.5 / width), (width, 2 * self.state), dtype)  # Re | Im
+        self.C = self.param("C", normal(1 / self.state), (2 * self.state, width), dtype)  # Re over -Im
+        self.D = self.param("D", nn.initializers.normal(1.0), (width,), dtype)
+        self.out = GatedOutput(width, dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        return jnp.zeros((batch, self.state), jnp.promote_types(self.param_dtype, jnp.complex64))
+
+    def __call__(self, state, x, reset):
+        h, state = linear_scan(*self.write(x), reset, state, backend=self.backend)
+        return state, self.read(h, x)
+
+    def step(self, state, x, reset):
+        state, h = linear_scan_step(state, *self.write(x), reset)
+        return state, self.read(h, x)
+
+    def write(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`lambda (state,)` and `gamma (B x) (..., state)`, complex."""
+        neg_log_modulus = jnp.exp(self.nu)
+        decay = jnp.exp(lax.complex(-neg_log_modulus, jnp.exp(self.theta)))
+        gamma = jnp.sqrt(-jnp.expm1(-2 * neg_log_modulus))
+        re, im = jnp.split(x @ (self.B * jnp.tile(gamma, 2)), 2, -1)
+        return decay, lax.complex(re, im)
+
+    def read(self, h: jax.Array, x: jax.Array) -> jax.Array:
+        """State `(..., state)` and input `(..., width)` -> output `(..., width)`."""
+        return self.out(jnp.concatenate([h.real, h.imag], -1) @ self.C + self.D * x)

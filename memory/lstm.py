@@ -1,0 +1,43 @@
+"""Long short-term memory, with the parameters of flax's `OptimizedLSTMCell`, gates side by side."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from kernels.lstm_scan import lstm_scan, lstm_scan_step
+from memory.base import Memory
+from memory.layers import gate_orthogonal
+
+
+def _forget_bias(key, shape, dtype=jnp.float32):
+    """1 for the forget gate, 0 for the others: a new LSTM remembers (Jozefowicz et al. 2015)."""
+    width = shape[0] // 4
+    return jnp.zeros(shape, dtype).at[width : 2 * width].set(1)
+
+
+class LSTM(Memory):
+    """One LSTM layer. State: `(c, h)`, each `(B, width)`; output: `h`.
+
+    Attributes:
+        backend: of `kernels.lstm_scan`.
+    """
+
+    backend: str = "auto"
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        self.inp = nn.Dense(4 * self.width, bias_init=_forget_bias, param_dtype=self.param_dtype)
+        self.Wh = self.param("Wh", gate_orthogonal(4), (self.width, 4 * self.width), self.param_dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        zeros = jnp.zeros((batch, self.width), self.param_dtype)
+        return zeros, zeros
+
+    def __call__(self, state, x, reset):
+        y, state = lstm_scan(self.inp(x), self.Wh, reset, state, backend=self.backend)
+        return state, y
+
+    def step(self, state, x, reset):
+        return lstm_scan_step(state, self.inp(x), self.Wh, reset)

@@ -1,0 +1,96 @@
+"""Mamba (Gu and Dao 2023): a short causal convolution and a state space whose step, input and output depend on x."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels.causal_conv import causal_conv, causal_conv_step
+from kernels.selective_scan import selective_scan, selective_scan_step
+from memory.base import Memory
+from memory.layers import log_uniform
+
+DT_MIN, DT_MAX = 1e-3, 1e-1
+
+
+class Mamba(Memory):
+    """One Mamba-1 block. State: `(taps, h)`, the convolution's past inputs `(B, conv - 1, expand * width)` and the
+    state space `(B, state, expand * width)`.
+
+    Attributes:
+        state: size of the state of each channel.
+        expand: channels of the block in widths.
+        conv: taps of the convolution, the current input among them.
+        dt_rank: rank of the projection that makes the step sizes; 0 for width / 16, rounded up.
+        backend: of `kernels.selective_scan`.
+    """
+
+    state: int = 16
+    expand: int = 2
+    conv: int = 4
+    dt_rank: int = 0
+    backend: str = "auto"
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if min(self.state, self.expand, self.conv) < 1 or self.dt_rank < 0:
+            raise ValueError("mamba: needs state, expand and conv >= 1, dt_rank >= 0")
+        super().__post_init__()
+
+    def setup(self):
+        channels, dtype = self.expand * self.width, self.param_dtype
+        rank = self.dt_rank or math.ceil(self.width / 16)
+
+        def uniform(scale):
+            return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -scale, scale)
+
+        def init_dt_bias(key, shape, dtype):
+            dt = jnp.exp(log_uniform(DT_MIN, DT_MAX)(key, shape, dtype))
+            return dt + jnp.log(-jnp.expm1(-dt))  # the inverse of softplus
+
+        def init_A_log(_, shape, dtype):
+            return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))[:, None], shape)
+
+        self.in_proj = nn.Dense(2 * channels, use_bias=False, param_dtype=dtype)
+        conv_scale = 1 / np.sqrt(self.conv)
+        self.conv_weight = self.param("conv_weight", uniform(conv_scale), (self.conv, channels), dtype)
+        self.conv_bias = self.param("conv_bias", uniform(conv_scale), (channels,), dtype)
+        self.x_proj = nn.Dense(rank + 2 * self.state, use_bias=False, param_dtype=dtype)
+        self.dt_proj = nn.Dense(channels, kernel_init=uniform(rank**-0.5), bias_init=init_dt_bias, param_dtype=dtype)
+        self.A_log = self.param("A_log", init_A_log, (self.state, channels), dtype)
+        self.D = self.param("D", nn.initializers.ones, (channels,), dtype)
+        self.out_proj = nn.Dense(self.width, use_bias=False, param_dtype=dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        channels = self.expand * self.width
+        taps = jnp.zeros((batch, self.conv - 1, channels), self.param_dtype)
+        return taps, jnp.zeros((batch, self.state, channels), self.param_dtype)
+
+    def __call__(self, state, x, reset):
+        taps, h = state
+        u, z = jnp.split(self.in_proj(x), 2, -1)
+        u, taps = causal_conv(u, self.conv_weight, self.conv_bias, reset, taps)
+        u, dt, A, B, C = self.select(u)
+        y, h = selective_scan(u, dt, A, B, C, self.D, reset, h, backend=self.backend)
+        return (taps, h), self.out_proj(y * nn.silu(z))
+
+    def step(self, state, x, reset):
+        taps, h = state
+        u, z = jnp.split(self.in_proj(x), 2, -1)
+        taps, u = causal_conv_step(taps, u, self.conv_weight, self.conv_bias, reset)
+        u, dt, A, B, C = self.select(u)
+        h, y = selective_scan_step(h, u, dt, A, B, C, self.D, reset)
+        return (taps, h), self.out_proj(y * nn.silu(z))
+
+    def select(self, u: jax.Array) -> tuple[jax.Array, ...]:
+        """The convolution's output `(..., channels)` -> `u, dt, A, B, C` of the selective scan."""
+        u = nn.silu(u)
+        projected = self.x_proj(u)
+        low_rank, B, C = jnp.split(
+            projected, [projected.shape[-1] - 2 * self.state, projected.shape[-1] - self.state], -1
+        )
+        return u, nn.softplus(self.dt_proj(low_rank)), -jnp.exp(self.A_log), B, C

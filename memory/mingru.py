@@ -1,0 +1,56 @@
+"""minGRU (Feng et al. 2024, "Were RNNs all we needed?"): a GRU whose gates do not look at the state.
+
+    h[t] = (1 - z) h[t-1] + z n      z = sigmoid(Wz x)      n = Wn x
+
+A linear recurrence with decay `1 - z` in (0, 1): computed as it stands, without the paper's detour through logarithms.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.linear_scan import linear_scan, linear_scan_step
+from memory.base import Memory
+from memory.layers import GatedOutput
+
+
+class MinGRU(Memory):
+    """One minGRU layer and a gated output. State: `h (B, width * expand)`.
+
+    Attributes:
+        expand: size of the state in widths.
+        backend: of `kernels.linear_scan`.
+    """
+
+    expand: int = 1
+    backend: str = "auto"
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.expand < 1:
+            raise ValueError(f"mingru: expand ({self.expand}) must be at least 1")
+        super().__post_init__()
+
+    def setup(self):
+        self.inp = nn.Dense(2 * self.expand * self.width, param_dtype=self.param_dtype)
+        self.out = GatedOutput(self.width, self.param_dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        return jnp.zeros((batch, self.expand * self.width), self.param_dtype)
+
+    def __call__(self, state, x, reset):
+        h, state = linear_scan(*self.write(x), reset, state, backend=self.backend)
+        return state, self.out(h)
+
+    def step(self, state, x, reset):
+        state, h = linear_scan_step(state, *self.write(x), reset)
+        return state, self.out(h)
+
+    def write(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Decay `1 - z` and drive `z n`, each `(..., expand * width)`."""
+        gate, candidate = jnp.split(self.inp(x), 2, -1)
+        # sigmoid(-gate), not 1 - sigmoid(gate): exact where the gate is nearly open.
+        return jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate

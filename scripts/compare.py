@@ -1,0 +1,273 @@
+"""Compare memories: every memory on every environment, several seeds, one command.
+
+    python scripts/compare.py PRESET --memories s5 gru none --envs ID ... --seeds N [--out DIR] [any option of train.py]
+
+Each cell is a run folder `<out>/<env>-<memory>`, trained in a process of its own. Repeating the command skips finished
+cells and resumes broken ones. Writes `table.md`, `table.csv`, `curves.png` and `bars.png` after every cell; a
+cell that failed is named with its reason. Exit code 0 if every cell is there, 1 if some failed.
+"""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from agents.run.errors import BadRequest, Interrupted
+from agents.run.folder import say, write_atomically
+from agents.run.metrics import read_metrics
+from agents.run.statistics import interquartile_mean, stratified_bootstrap
+from configs.presets import PRESETS
+from scripts import train
+from scripts.common import make_agent, parse, run_script, split_preset
+from scripts.plot import band
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compare. Any option of train.py can follow."""
+
+    memories: tuple[str, ...] = ("s5", "gru", "none")
+    """Memories, the columns of the table."""
+    envs: tuple[str, ...] = ()
+    """Environment ids, the rows (default: the preset's)."""
+    seeds: int = 3
+    """Seeds per cell."""
+    out: Path | None = None
+    """Folder of the comparison (default: runs/compare/<preset>)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One memory on one environment."""
+
+    env: str
+    memory: str
+    folder: Path
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def scores(self) -> list[float]:
+        """Final evaluation return per seed; empty while there is none."""
+        summary = self.summary
+        return [] if summary is None else [s for s in summary["eval_return"]["per_seed"] if s is not None]
+
+
+def main(arguments: Sequence[str]) -> int:
+    preset, rest = split_preset(arguments)
+    options, training = tyro.cli(
+        Options, args=rest, prog="compare.py PRESET", description=__doc__, return_unknown_args=True
+    )
+    out = options.out or Path("runs") / "compare" / preset
+    envs = options.envs or (PRESETS[preset].env,)
+    for fixed in ("--env", "--memory", "--resume"):
+        if fixed in training:
+            raise BadRequest(f"compare sets {fixed} itself; use --envs and --memories")
+    training = ["--seeds", str(options.seeds), *training]
+    defaults = parse(train.Options, train.Options(PRESETS[preset]), training, "compare.py PRESET", __doc__ or "")
+    cells = []
+    for env in envs:
+        for memory in options.memories:
+            # Refuses unknown names before hours of training, not after.
+            make_agent(replace(defaults.experiment, env=env, memory=memory))
+            cells.append(Cell(env, memory, out / f"{env.replace('/', '-').replace('?', '-')}-{memory}"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"cannot write to {out}: {error.strerror}") from None
+
+    failures: dict[Cell, str] = {}
+    for number, cell in enumerate(cells, 1):
+        if cell.summary is None:
+            say(f"[{number}/{len(cells)}] {cell.env} with {cell.memory}")
+            failure = train_cell(preset, cell, training)
+            if failure is not None:
+                failures[cell] = failure
+                say(f"failed: {failure}")
+            report(out, cells, failures)
+    report(out, cells, failures)
+    print((out / "table.md").read_text())
+    say(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
+    return 1 if failures else 0
+
+
+def train_cell(preset: str, cell: Cell, training: Sequence[str]) -> str | None:
+    """Trains one cell in its own process; returns why it failed, or None."""
+    command = [sys.executable, train.__file__, preset, "--env", cell.env, "--memory", cell.memory]
+    process = subprocess.Popen(
+        [*command, "--out", str(cell.folder), "--resume", *training], stderr=subprocess.PIPE, text=True
+    )
+    last = ""
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            last = line.strip() or last
+            print(line, end="", file=sys.stderr, flush=True)
+        code = process.wait()
+    except KeyboardInterrupt:  # the same Ctrl-C reached the child: let it write its checkpoint
+        process.wait()
+        raise Interrupted("stopped; repeat the command to go on where it was") from None
+    if code == Interrupted.exit_code:
+        raise Interrupted("stopped; repeat the command to go on where it was")
+    return None if code == 0 else f"exit code {code}: {last}"
+
+
+# ---------------------------------------------------------------------------------------------------------- reporting
+
+
+def report(out: Path, cells: list[Cell], failures: dict[Cell, str]) -> None:
+    """Writes tables and pictures of what is there."""
+    write_atomically(out / "table.md", markdown_table(cells, failures))
+    write_atomically(out / "table.csv", csv_table(cells, failures))
+    if any(cell.summary for cell in cells):
+        draw_curves(cells, out / "curves.png")
+        draw_bars(cells, out / "bars.png")
+
+
+def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
+    envs, memories = list(dict.fromkeys(c.env for c in cells)), list(dict.fromkeys(c.memory for c in cells))
+    return envs, memories, {(cell.env, cell.memory): cell for cell in cells}
+
+
+def interval(scores: list[float]) -> tuple[float, float, float]:
+    """Interquartile mean and its 95 % bootstrap interval over seeds."""
+    return (interquartile_mean(np.array(scores)), *stratified_bootstrap([np.array(scores)]))
+
+
+def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
+    """Rows are environments, columns memories; a star where the interval lies above that of `none`."""
+    envs, memories, at = rows_and_columns(cells)
+    lines = ["| environment | " + " | ".join(memories) + " |", "|---|" + "---|" * len(memories)]
+    for env in envs:
+        base = at[env, "none"].scores() if "none" in memories else []
+        row = []
+        for memory in memories:
+            cell = at[env, memory]
+            scores = cell.scores()
+            if not scores:
+                row.append("**failed**" if cell in failures else "not run")
+                continue
+            iqm, low, high = interval(scores)
+            better = bool(base) and memory != "none" and low > interval(base)[2]
+            row.append(f"{iqm:.3f} [{low:.3f}, {high:.3f}]{' *' if better else ''}")
+        lines.append(f"| {env} | " + " | ".join(row) + " |")
+    if len(envs) > 1:
+        row = []
+        for memory in memories:
+            tasks = [np.array(at[env, memory].scores()) for env in envs]
+            if all(len(task) for task in tasks):
+                low, high = stratified_bootstrap(tasks)
+                row.append(f"{interquartile_mean(np.concatenate(tasks)):.3f} [{low:.3f}, {high:.3f}]")
+            else:
+                row.append("incomplete")
+        lines.append("| **all** | " + " | ".join(row) + " |")
+    done = [cell.summary for cell in cells if cell.summary is not None]
+    lines += [
+        "",
+        "Final evaluation return: interquartile mean over seeds and 95 % bootstrap interval (stratified by task in the",
+    ]
+    lines += ["last row). A star: the whole interval lies above that of `none`."]
+    if done:
+        seeds = sorted({s["seeds"] for s in done})
+        steps = sorted({s["env_steps"] for s in done})
+        lines += [
+            f"Seeds: {', '.join(map(str, seeds))}. Environment steps per seed: {', '.join(f'{s:,}' for s in steps)}."
+        ]
+        lines += [f"Training time of all cells: {sum(s['wall_s'] + s['compile_s'] for s in done) / 60:.1f} minutes."]
+    lines += [f"- **failed**: {cell.env} with {cell.memory}: {reason}" for cell, reason in failures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def csv_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
+    """One line a cell and seed-level scores in one column, for further analysis."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    head = ("env", "memory", "state", "iqm", "ci95_low", "ci95_high", "per_seed", "train_mean", "env_steps")
+    writer.writerow((*head, "steps_per_s", "wall_s", "compile_s"))
+    for cell in cells:
+        summary = cell.summary
+        if summary is None:
+            state = f"failed: {failures[cell]}" if cell in failures else "not run"
+            writer.writerow([cell.env, cell.memory, state])
+            continue
+        scores = cell.scores()
+        numbers = interval(scores) if scores else ("", "", "")
+        per_seed = " ".join(f"{s:.6g}" for s in scores)
+        rest = [summary["train_return"]["mean"], summary["env_steps"], summary["steps_per_s"]]
+        writer.writerow(
+            [cell.env, cell.memory, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
+        )
+    return text.getvalue()
+
+
+def _figure(panels: int, width: float, height: float):
+    import matplotlib.pyplot as plt  # slow to import
+
+    plt.switch_backend("Agg")
+    columns = min(panels, 4)
+    rows = -(-panels // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
+    )
+    for spare in axes.flat[panels:]:
+        spare.axis("off")
+    return plt, figure, axes.flat
+
+
+def draw_curves(cells: list[Cell], out: Path) -> None:
+    """One panel an environment: training return of each memory, mean and range over seeds."""
+    envs, memories, at = rows_and_columns(cells)
+    plt, figure, axes = _figure(len(envs), 3.6 if len(envs) > 1 else 6.5, 2.7 if len(envs) > 1 else 4)
+    for axis, env in zip(axes, envs, strict=False):
+        for color, memory in enumerate(memories):
+            path = at[env, memory].folder / "metrics.jsonl"
+            steps, values = band(read_metrics(path), "train/return") if path.exists() else ([], np.empty(0))
+            if len(steps):
+                axis.plot(steps, values.mean(1), color=f"C{color}", label=memory)
+                axis.fill_between(steps, values.min(1), values.max(1), color=f"C{color}", alpha=0.2, linewidth=0)
+        axis.set_title(env.removeprefix("popgym/"), fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelsize=7)
+    axes[0].legend(fontsize=8)
+    figure.supxlabel("environment steps per seed", fontsize=9)
+    figure.supylabel("episode return (training)", fontsize=9)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def draw_bars(cells: list[Cell], out: Path) -> None:
+    """One group an environment: final evaluation return with 95 % intervals and the seeds as dots."""
+    envs, memories, at = rows_and_columns(cells)
+    plt, figure, axes = _figure(1, max(6.0, 1.1 * len(envs) + 2), 4)
+    width = 0.8 / len(memories)
+    for color, memory in enumerate(memories):
+        for place, env in enumerate(envs):
+            scores = at[env, memory].scores()
+            if not scores:
+                continue
+            x = place + (color - (len(memories) - 1) / 2) * width
+            iqm, low, high = interval(scores)
+            label = memory if env == next(e for e in envs if at[e, memory].scores()) else None
+            axes[0].bar(x, iqm, width * 0.9, color=f"C{color}", alpha=0.8, label=label)
+            axes[0].vlines(x, low, high, color="black", linewidth=1.2)
+            axes[0].plot([x] * len(scores), scores, ".", color="black", markersize=3)
+    axes[0].axhline(0, color="black", linewidth=0.6)
+    axes[0].set_xticks(range(len(envs)), [e.removeprefix("popgym/") for e in envs], rotation=30, ha="right", fontsize=8)
+    axes[0].set_ylabel("final evaluation return")
+    axes[0].legend(fontsize=8)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_script(main)

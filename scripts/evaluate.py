@@ -1,0 +1,109 @@
+"""Evaluate a finished or running run from its newest checkpoint.
+
+    python scripts/evaluate.py RUN_DIR [--episodes N] [--seed K] [--greedy True] [--gif-steps N]
+
+Prints the return of every seed, writes `evaluation.json` and, where the environment can be drawn, `eval.gif`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from agents.ppo import PPO
+from agents.run import checkpoint
+from agents.run.errors import BadRequest
+from agents.run.folder import read_config, say, write_atomically
+from agents.run.loop import seed_keys
+from agents.run.metrics import number
+from agents.run.statistics import summarise
+from scripts.common import from_dict, make_agent, parse, run_script
+
+FRAME_MS = 150
+
+
+@dataclass(frozen=True)
+class Options:
+    """Evaluate a run from its newest checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    episodes: int = 64
+    """Episodes per seed."""
+    seed: int = 1_000
+    """Seed of the evaluation's environments."""
+    greedy: bool | None = None
+    """Take the most likely action instead of a sampled one (default: as the run was configured)."""
+    gif_steps: int = 150
+    """Steps of the first seed to draw into eval.gif (0: draw nothing)."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(Options, None, arguments, "evaluate.py", Options.__doc__ or "")
+    if options.episodes < 1 or options.gif_steps < 0:
+        raise BadRequest("--episodes must be at least 1 and --gif-steps at least 0")
+    stored = read_config(options.run)
+    preset = stored.pop("preset", None)
+    config = from_dict(stored)
+    greedy = config.ppo.eval_greedy if options.greedy is None else options.greedy
+    config = replace(config, ppo=replace(config.ppo, eval_envs=options.episodes, eval_greedy=greedy))
+    agent, _ = make_agent(config)
+    keys = seed_keys(config.seed, config.seeds)
+    found = checkpoint.restore(options.run / "checkpoints", jax.eval_shape(jax.vmap(agent.init), keys))
+    if found is None:
+        raise BadRequest(f"{options.run} has no intact checkpoint")
+    states, manifest = found
+
+    metrics = jax.device_get(jax.jit(jax.vmap(agent.evaluate))(states, seed_keys(options.seed, config.seeds)))
+    result: dict[str, Any] = {
+        "preset": preset,
+        "env": config.env,
+        "memory": config.memory,
+        "chunk": manifest["chunk"],
+        "episodes_per_seed": options.episodes,
+        "greedy": greedy,
+        "eval_return": summarise([number(v) for v in metrics["eval/return"]]),
+        "eval_length": [number(v) for v in metrics["eval/length"]],
+        "finished": [number(v) for v in metrics["eval/finished"]],
+    }
+    write_atomically(options.run / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    for index, score in enumerate(result["eval_return"]["per_seed"]):
+        print(f"seed {config.seed + index}: return {score:.4f}" if score is not None else f"seed {index}: unfinished")
+    print(f"mean {result['eval_return']['mean']}, 95 % interval {result['eval_return']['ci95']}")
+    if options.gif_steps:
+        state = jax.tree.map(lambda x: x[0], states)
+        picture = options.run / "eval.gif"
+        if draw(agent, state, jax.random.key(options.seed), options.gif_steps, picture):
+            say(f"wrote {picture}")
+        else:
+            say(f"{config.env} cannot be drawn: no eval.gif")
+    return 0
+
+
+def draw(agent: PPO, state: Any, key: jax.Array, steps: int, out: Path) -> bool:
+    """Draws `steps` steps of one environment under the policy of `state` (one seed) into the GIF `out`.
+
+    Returns:
+        False if the environment has no picture.
+    """
+    from PIL import Image  # only once there is something to draw
+
+    env_states = jax.device_get(jax.jit(agent.record, static_argnums=2)(state, key, steps))
+    frames = []
+    try:
+        for t in range(steps):
+            now = jax.tree.map(lambda x: x[t], env_states)
+            frames.append(Image.fromarray(np.asarray(agent.eval_env.render(now, agent.eval_env.default_params))))
+    except NotImplementedError:
+        return False
+    frames[0].save(out, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+    return True
+
+
+if __name__ == "__main__":
+    run_script(main)
