@@ -10,7 +10,7 @@ FAST = PPOSettings(
     num_steps=128,
     epochs=4,
     minibatches=4,
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     learning_rate_end=0.0,
     adam_eps=1e-5,
     max_grad_norm=0.5,
@@ -79,13 +79,13 @@ PRESETS: dict[str, Experiment] = {
         env="popgym/RepeatPreviousMedium",
         memory="s5",
         total_steps=5_000_000,
-        network=NetworkSettings(width=128, memory_options={}),
+        network=NetworkSettings(width=128),
     ),
     "popgym-fast": Experiment(
         ppo=FAST,
         env="popgym/RepeatPreviousEasy",
         memory="s5",
-        total_steps=500_000,
+        total_steps=400_000,
         network=NetworkSettings(width=64),
     ),
     "gymnax": Experiment(
@@ -109,7 +109,7 @@ PRESETS: dict[str, Experiment] = {
         env="popgym/RepeatPreviousEasy",
         memory="s5",
         total_steps=15_000_000,
-        network=replace(PAPER_NETWORK, layers=4, memory_options={"state": "256"}),
+        network=replace(PAPER_NETWORK, layers=4, memory_options={"state": "256", "dt_max": "0.1"}),
     ),
     "paper/popgym-gru": Experiment(
         ppo=PAPER,

@@ -10,8 +10,11 @@ import numpy as np
 from envs.base import Environment, VectorEnvironment
 from envs.spaces import Box, Space
 
-RESET_ROUND = 8
-"""Environments restarted per round of the auto-reset loop (fewer when the batch is smaller)."""
+
+def reset_round(num_envs: int) -> int:
+    """Environments restarted per round of the auto-reset loop: about as many as end an episode at once when episodes
+    of some tens of steps are out of step with each other."""
+    return min(num_envs, max(4, num_envs // 16))
 
 
 def clip_action(space: Space, action: Any) -> Any:
@@ -64,7 +67,9 @@ class Vectorised(VectorEnvironment):
         step = jax.vmap(self.env.step, (0, 0, 0, None))
         last_obs, last_state, reward, terminated, truncated, info = step(keys, state, action, params)
         done = terminated | truncated
-        restart = self._select_restarts if self.env.cheap_reset else self._loop_restarts
+        # On a CPU a loop of zero rounds costs nothing and beats even a cheap reset; an accelerator has to wait for it.
+        select = self.env.cheap_reset and jax.default_backend() != "cpu"
+        restart = self._select_restarts if select else self._loop_restarts
         obs, state = restart(key, done, last_obs, last_state, params)
         info = {**info, "reset": done, "valid": jnp.ones_like(done), "final_observation": last_obs}
         return obs, state, reward, terminated, truncated, info
@@ -80,7 +85,7 @@ class Vectorised(VectorEnvironment):
     def _loop_restarts(self, key: jax.Array, done: jax.Array, obs: Any, state: Any, params: Any) -> tuple[Any, Any]:
         # A loop and not a branch: under an outer vmap a branch turns into a select, which pays for a reset at every
         # step, whereas a loop still runs zero rounds when no environment of the whole batch is done.
-        size = min(RESET_ROUND, self.num_envs)
+        size = reset_round(self.num_envs)
 
         def restart_some(carry):
             pending, current = carry

@@ -77,8 +77,8 @@ class S5(Memory):
         state: size of the real state; half as many complex numbers, by conjugate symmetry.
         blocks: number of independent HiPPO blocks the state starts from; `state` must be a multiple of `2 * blocks`.
         spectrum: what they start as: "hippo" (HiPPO-N, the paper) or "ptd" (perturb-then-diagonalise HiPPO-LegS).
-        dt_min, dt_max: the step length starts log-uniform between them. The paper's 0.1 suits long sequences; tasks that
-            ask for the last few inputs are learned several times faster from up to 1.
+        dt_min, dt_max: step lengths start log-uniform between them. The paper ends at 0.1; from up to 1, tasks that ask
+            for the last few inputs are learned several times faster.
         gate: "full_glu" (`W1 u * sigmoid(W2 u)`, `u = gelu(y)`, the paper) or "gelu" (`u` alone).
         backend: of `kernels.linear_scan`.
     """
@@ -87,7 +87,7 @@ class S5(Memory):
     blocks: int = 1
     spectrum: Literal["hippo", "ptd"] = "hippo"
     dt_min: float = 1e-3
-    dt_max: float = 1e-1
+    dt_max: float = 1.0
     gate: Literal["full_glu", "gelu"] = "full_glu"
     backend: str = "auto"
     param_dtype: Any = jnp.float32

@@ -1,9 +1,9 @@
 """The training loop of every agent: compiled chunks, and between them logging, evaluation and checkpoints.
 
-The agent is three pure functions (`init`, `update`, `evaluate`); this file alone talks to the world. Seeds run side by
-side in one `vmap`. A chunk is a `lax.scan` over updates in one compiled program whose input state is donated; Python runs
-between chunks and nowhere else. All decisions depend on the number of the chunk, never on the clock, so a run
-resumed from any checkpoint repeats what the unbroken run does, bit for bit.
+The agent is three pure functions (`init`, `update`, `evaluate`); this file alone talks to the world. Seeds run side
+by side in one `vmap`. A chunk is a `lax.scan` over updates in one compiled program whose input state is donated;
+Python runs between chunks and nowhere else. What is computed depends on the number of the chunk, never on the clock,
+so a run resumed from any checkpoint repeats what the unbroken run does, bit for bit.
 """
 
 import math

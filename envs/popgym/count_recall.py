@@ -90,8 +90,8 @@ class CountRecall(Environment):
         drawing.caption(draw, f"Count recall: {self.deck_type}", int(state.t), self.max_steps(params))
         query = dealt(state.query_deck, state.t)
         drawing.card(draw, (30, 48), 110, int(dealt(state.value_deck, state.t)), "dealt now")
-        drawing.card(draw, (180, 48), 110, int(query), "how many so far?")
+        drawing.card(draw, (180, 48), 110, int(query), "query")
         names = {"colors": drawing.COLOR_NAMES, "suits": drawing.SUIT_NAMES, "ranks": drawing.RANK_NAMES}
         kind = int(self.kind(query))
-        drawing.text(draw, (160, 255), f"{names[self.deck_type][kind]}: {state.counts[kind]}", 18, drawing.GOLD)
+        drawing.text(draw, (160, 255), f"{names[self.deck_type][kind]}: {state.counts[kind]} so far", 18, drawing.GOLD)
         return drawing.picture(draw)

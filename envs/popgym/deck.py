@@ -13,6 +13,10 @@ NUM_RANKS = 13
 NUM_SUITS = 4
 NUM_COLORS = 2
 
+COUNTING_LIMIT = 3 * CARDS
+"""Up to this size, ranking n numbers by n^2 vectorised comparisons beats XLA's sort (on a CPU 4 times at one deck, 1.5
+times at three)."""
+
 
 @struct.dataclass
 class DeckState:
@@ -25,12 +29,17 @@ class DeckState:
 
 
 def shuffle(key: jax.Array, num_cards: int) -> jax.Array:
-    """A uniformly random permutation of 0 .. num_cards - 1, int32.
+    """A uniformly random permutation of 0 .. num_cards - 1, int32: the order of as many random 32-bit words.
 
-    Equal 32-bit words, which a stable sort leaves in order, move the distribution from uniform by less than
-    `num_cards ** 2 / 2 ** 33`: 3e-7 for one deck, 8e-5 for sixteen.
+    Equal words, which keep their order, move the distribution from uniform by less than `num_cards ** 2 / 2 ** 33`:
+    3e-7 for one deck, 8e-5 for sixteen.
     """
-    return jnp.argsort(jax.random.bits(key, (num_cards,))).astype(jnp.int32)
+    words = jax.random.bits(key, (num_cards,))
+    if num_cards > COUNTING_LIMIT:
+        return jnp.argsort(words).astype(jnp.int32)
+    index = jnp.arange(num_cards)
+    earlier = (words == words[:, None]) & (index < index[:, None])
+    return jnp.sum((words < words[:, None]) | earlier, axis=1, dtype=jnp.int32)
 
 
 def dealt(deck: jax.Array, i: jax.Array | int) -> jax.Array:

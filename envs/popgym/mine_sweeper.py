@@ -10,6 +10,7 @@ from flax import struct
 
 from envs.base import Environment, Info, NoParams
 from envs.popgym import drawing
+from envs.popgym.deck import shuffle
 from envs.spaces import Discrete, MultiDiscrete
 
 CLEAR, MINE, VIEWED = 0, 1, 2
@@ -29,7 +30,7 @@ class MineSweeperState:
 
 @dataclass(frozen=True)
 class MineSweeper(Environment):
-    """Observation: mines in the 3 x 3 cells around the click, itself included, 0 at reset, Discrete(min(mines + 1, 10)).
+    """Observation: mines in the 3 x 3 cells around the click and itself, 0 at reset, Discrete(min(mines + 1, 10)).
 
     Action: (row, column), MultiDiscrete([size, size]). With M = size^2 - mines, reward: a new clear cell +1 / M, one
     viewed before -0.5 / (M - 2), a mine -0.5 - 1 / M. Terminates on a mine or when all M cells are viewed (mines stay
@@ -52,11 +53,8 @@ class MineSweeper(Environment):
         return jnp.int32(0), state
 
     def reset(self, key: jax.Array, params: NoParams) -> tuple[jax.Array, MineSweeperState]:
-        # The cells with the largest of independent random words are a uniformly random set (ties, of probability
-        # size^4 / 2^33, go to the lower index; the number of mines is always exact).
-        words = jax.random.bits(key, (self.size**2,))
-        _, chosen = jax.lax.top_k(words, self.num_mines)
-        mines = jnp.zeros(self.size**2, bool).at[chosen].set(True)
+        # The cells that a uniform permutation sends below `num_mines` are a uniform subset of that size.
+        mines = shuffle(key, self.size**2) < self.num_mines
         return self.state_from(mines.reshape(self.size, self.size))
 
     def step(
@@ -91,14 +89,14 @@ class MineSweeper(Environment):
         drawing.caption(draw, "Mine sweeper", int(state.t), self.num_clear)
         cells = np.asarray(state.cells)
         size, mines = self.size, cells == MINE
-        fills = [[drawing.BACK] * size for _ in range(size)]
+        fills = [[drawing.FADED] * size for _ in range(size)]
         labels = [[""] * size for _ in range(size)]
         for i in range(size):
             for j in range(size):
                 clicked = (i, j) == tuple(state.last)
                 if mines[i + 1, j + 1]:
                     labels[i][j] = "x"
-                    fills[i][j] = drawing.RED if clicked else drawing.BACK
+                    fills[i][j] = drawing.RED if clicked else drawing.FADED
                 elif cells[i + 1, j + 1] == VIEWED:
                     labels[i][j] = str(mines[i : i + 3, j : j + 3].sum())
                     fills[i][j] = drawing.GOLD if clicked else drawing.PAPER

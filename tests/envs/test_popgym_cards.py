@@ -197,7 +197,7 @@ MUTANTS = {
 def test_the_oracle_catches_mutants(family: str, mutant: type, level: str) -> None:
     name = family + level
     # As many episodes as it takes to meet the case: one card flipped twice by chance, or a board cleared.
-    report = CHECKS[family](name, mutant(**dataclasses.asdict(POPGYM[name]())), 9, 1)
+    report = CHECKS[family](name, mutant(**vars(POPGYM[name]())), 9, 1)
     assert report.mismatches
 
 
@@ -342,7 +342,7 @@ def test_no_index_leaves_its_array(family: str) -> None:
     def episode(key: jax.Array) -> jax.Array:
         reset_key, action_key, step_key = jax.random.split(key, 3)
         _, state = env.reset(reset_key, params)
-        actions = jax.vmap(env.action_space(params).sample)(jax.random.split(action_key, length))
+        actions: Any = jax.vmap(env.action_space(params).sample)(jax.random.split(action_key, length))
 
         def step(carry: tuple, action: jax.Array) -> tuple:
             state, done = carry
@@ -368,16 +368,20 @@ def chi_square_p(counts: np.ndarray, expected: np.ndarray | float) -> float:
 
 def test_shuffles_are_uniform() -> None:
     n = 20_000
-    small = jax.device_get(jax.vmap(lambda key: shuffle(key, 5))(jax.random.split(jax.random.key(0), n)))
+    small = jax.device_get(jax.jit(jax.vmap(lambda key: shuffle(key, 5)))(jax.random.split(jax.random.key(0), n)))
     _, counts = np.unique(small @ 5 ** np.arange(5), return_counts=True)
     assert len(counts) == 120
     assert chi_square_p(counts, n / 120) > 1e-3
 
-    decks = jax.device_get(jax.vmap(lambda key: shuffle(key, 52))(jax.random.split(jax.random.key(1), n)))
+    decks = jax.device_get(jax.jit(jax.vmap(lambda key: shuffle(key, 52)))(jax.random.split(jax.random.key(1), n)))
     assert (np.sort(decks, axis=1) == np.arange(52)).all()
     last_two = np.bincount(decks[:, -1] * 52 + decks[:, -2], minlength=52**2).reshape(52, 52)
     assert (np.diag(last_two) == 0).all()
     assert chi_square_p(last_two[~np.eye(52, dtype=bool)], n / (52 * 51)) > 1e-3
+
+    large = jax.device_get(jax.jit(jax.vmap(lambda key: shuffle(key, 208)))(jax.random.split(jax.random.key(2), 4_000)))
+    assert (np.sort(large, axis=1) == np.arange(208)).all()
+    assert chi_square_p(np.bincount(large[:, -1], minlength=208), 4_000 / 208) > 1e-3
 
 
 def test_count_recall_shuffles_its_decks_independently() -> None:

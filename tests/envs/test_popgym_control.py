@@ -341,8 +341,8 @@ def two_sample_p(ours: np.ndarray, theirs: np.ndarray) -> float:
         np.bincount((np.clip(x, low, high) - low).astype(int), minlength=int(high - low) + 1) for x in (ours, theirs)
     ]
     table = np.array(counts)
-    _, p_value, *_ = stats.chi2_contingency(table[:, table.sum(0) > 0])
-    return float(p_value)
+    test: Any = stats.chi2_contingency(table[:, table.sum(0) > 0])
+    return float(test.pvalue)
 
 
 def maze_differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
@@ -372,7 +372,8 @@ def maze_differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray])
     error = np.sqrt(pooled * (1 - pooled) * (1 / len(a["passages"]) + 1 / len(b["passages"])))
     passages = 2 * stats.norm.sf(np.abs(rates[0] - rates[1]) / error)
     p_values = {"passages": float(passages.min() * passages.size)}  # Bonferroni
-    p_values["path length"] = float(stats.ks_2samp(a["path length"], b["path length"])[1])
+    lengths: Any = stats.ks_2samp(a["path length"], b["path length"])
+    p_values["path length"] = float(lengths.pvalue)
     for key in ("dead ends", "junctions", "crossings", "corner degree"):
         p_values[key] = two_sample_p(a[key], b[key])
     return p_values

@@ -1,0 +1,275 @@
+"""What every scan with resets must do, each fact for each kernel."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from tests.kernels.cases import CASES
+
+T, B = 13, 3
+EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def resets(pattern: str, T: int = T, B: int = B) -> np.ndarray:
+    reset = np.zeros((T, B), bool)
+    if pattern == "first":
+        reset[0] = True
+    elif pattern == "last":
+        reset[-1] = True
+    elif pattern == "adjacent":
+        reset[[4, 5, 6], 1] = True
+    elif pattern == "everywhere":
+        reset[:] = True
+    elif pattern == "scattered":
+        reset[[0, 3, 9, 4, 11], [0, 0, 0, 1, 1]] = True  # row 2 has none
+    return reset
+
+
+PATTERNS = ("absent", "first", "last", "adjacent", "everywhere", "scattered")
+
+
+def relative(a, b) -> float:
+    """Largest relative L2 distance between the leaves of two trees."""
+    errors = jax.tree.map(lambda x, y: np.linalg.norm(x - y) / (np.linalg.norm(y) + 1e-30), a, b)
+    return max(map(float, jax.tree.leaves(errors)))
+
+
+@cache
+def jitted_scan(case):
+    return jax.jit(case.scan)
+
+
+@cache
+def value_and_gradients(case, backend):
+    """jitted: value, and its vector-Jacobian product with a fixed cotangent, for weights, sequence and state."""
+
+    def run(weights, sequence, state, reset):
+        out, vjp = jax.vjp(lambda w, s, h: case.scan(w, s, reset, h, backend), weights, sequence, state)
+        return out, vjp(jax.tree.map(lambda y: jnp.cos(jnp.arange(y.size).reshape(y.shape)).astype(y.dtype), out))
+
+    return jax.jit(run)
+
+
+@EACH
+def test_hand_written_gradients_equal_float64_autodiff(case):
+    with jax.enable_x64(True):
+        inputs = case.inputs(jax.random.key(0), T, B)
+        ours, truth = value_and_gradients(case, "xla"), value_and_gradients(case, "reference")
+        for pattern in PATTERNS:
+            assert relative(ours(*inputs, resets(pattern)), truth(*inputs, resets(pattern))) < 1e-12, pattern
+
+
+@EACH
+def test_one_step_of_one_row(case):
+    with jax.enable_x64(True):
+        inputs = case.inputs(jax.random.key(1), 1, 1)
+        pair = [value_and_gradients(case, backend)(*inputs, resets("absent", 1, 1)) for backend in ("xla", "reference")]
+        assert relative(*pair) < 1e-12
+
+
+def test_selective_scan_of_whole_chunks_only():
+    """Eight steps in chunks of four: no padding."""
+    case = CASES["selective"]
+    with jax.enable_x64(True):
+        inputs, reset = case.inputs(jax.random.key(1), 8, 2), resets("last", 8, 2)
+        pair = [value_and_gradients(case, backend)(*inputs, reset) for backend in ("xla", "reference")]
+        assert relative(*pair) < 1e-12
+
+
+@EACH
+def test_float32_close_to_float64(case):
+    with jax.enable_x64(True):
+        exact = case.inputs(jax.random.key(2), T, B)
+        truth = value_and_gradients(case, "reference")(*exact, resets("scattered"))
+        narrow = jax.tree.map(lambda x: x.astype(jnp.complex64 if jnp.iscomplexobj(x) else jnp.float32), exact)
+        (y, last), gradients = value_and_gradients(case, "xla")(*narrow, resets("scattered"))
+        assert {x.dtype for x in jax.tree.leaves((y, last))} <= {jnp.dtype("float32"), jnp.dtype("complex64")}
+        assert relative(((y, last), gradients), truth) < 3e-6
+
+
+@EACH
+def test_no_reset_argument_means_no_reset(case):
+    weights, sequence, state = case.inputs(jax.random.key(3), T, B)
+    run = jitted_scan(case)
+    assert relative(run(weights, sequence, None, state), run(weights, sequence, resets("absent"), state)) < 1e-6
+    fresh = jax.tree.map(jnp.zeros_like, state)
+    assert relative(run(weights, sequence, None, None), run(weights, sequence, None, fresh)) == 0
+
+
+@EACH
+@pytest.mark.parametrize("pattern", ["absent", "scattered"])
+def test_steps_equal_the_scan(case, pattern):
+    weights, sequence, state = case.inputs(jax.random.key(4), T, B)
+    reset = resets(pattern)
+    y, last = jitted_scan(case)(weights, sequence, reset, state)
+    step = jax.jit(case.step)
+    outputs = []
+    for t in range(T):
+        state, out = step(weights, state, jax.tree.map(lambda x: x[t], sequence), reset[t])
+        outputs.append(out)
+    assert relative((jnp.stack(outputs), state), (y, last)) < 1e-6
+
+
+@EACH
+def test_cut_anywhere_equals_the_whole(case):
+    weights, sequence, state = case.inputs(jax.random.key(5), T, B)
+    reset = resets("scattered")
+    run = jitted_scan(case)
+    whole = run(weights, sequence, reset, state)
+    for cut in (1, 6, T - 1):
+        head, middle = run(weights, jax.tree.map(lambda x: x[:cut], sequence), reset[:cut], state)
+        tail, last = run(weights, jax.tree.map(lambda x: x[cut:], sequence), reset[cut:], middle)
+        assert relative((jnp.concatenate([head, tail]), last), whole) < 1e-6, cut
+
+
+@EACH
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nothing_bad_survives_a_reset(case, bad):
+    """A bad state at a reset of step 0 leaves no trace; a bad input before a reset leaves none after it."""
+    weights, sequence, state = case.inputs(jax.random.key(6), T, B)
+    gradients = value_and_gradients(case, "xla")
+    poisoned = jax.tree.map(lambda h: jnp.full_like(h, bad), state)
+    clean = gradients(weights, sequence, state, resets("first"))
+    assert relative(gradients(weights, sequence, poisoned, resets("first")), clean) == 0
+
+    reset = resets("absent")
+    reset[8] = True
+    bad_input = jax.tree.map(lambda x: x.at[5].set(bad), sequence)
+    (y, last), (_, d_sequence, _) = gradients(weights, bad_input, state, reset)
+    (y_clean, last_clean), (_, d_clean, _) = gradients(weights, sequence, state, reset)
+    if np.isnan(bad):  # gates swallow an infinity, but the NaN was there
+        assert np.isnan(y[5]).all()
+    after = jax.tree.map(lambda x: x[8:], (y, d_sequence))
+    assert relative((after, last), (jax.tree.map(lambda x: x[8:], (y_clean, d_clean)), last_clean)) == 0
+
+
+@EACH
+def test_no_gradient_crosses_a_reset(case):
+    weights, sequence, state = case.inputs(jax.random.key(7), T, B)
+    reset = resets("absent")
+    reset[8, 1] = True
+
+    def loss(sequence, state):
+        y, _ = case.scan(weights, sequence, reset, state)
+        return jnp.sum(jnp.abs(y[8:]) ** 2)
+
+    d_sequence, d_state = jax.jit(jax.grad(loss, argnums=(0, 1)))(sequence, state)
+    for g in jax.tree.leaves(d_sequence):
+        assert (np.asarray(g[:8, 1]) == 0).all()
+    assert all((np.asarray(g[1]) == 0).all() for g in jax.tree.leaves(d_state))
+    kept = sum(np.abs(g[7, [0, 2]]).sum() for g in jax.tree.leaves(d_sequence))
+    assert kept > 0
+
+
+@EACH
+def test_bfloat16_input_keeps_a_float32_state(case):
+    weights, sequence, state = case.inputs(jax.random.key(8), T, B)
+    if jnp.iscomplexobj(jax.tree.leaves(sequence)[0]):
+        pytest.skip("there is no complex bfloat16")
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), sequence)
+    y, last = jitted_scan(case)(weights, half, resets("scattered"), state)
+    assert y.dtype == jnp.bfloat16
+    assert {h.dtype for h in jax.tree.leaves(last)} == {jnp.dtype("float32")}
+    exact, _ = jitted_scan(case)(
+        weights, jax.tree.map(lambda x: x.astype(jnp.float32), half), resets("scattered"), state
+    )
+    assert relative(y.astype(jnp.float32), exact) < 2**-8
+
+
+@EACH
+def test_unknown_backend_is_one_clear_error(case):
+    weights, sequence, state = case.inputs(jax.random.key(9), T, B)
+    with pytest.raises(ValueError, match=r"unknown backend 'cuda': choose from auto, reference, xla"):
+        case.scan(weights, sequence, None, state, "cuda")
+
+
+def _loop(advance, reset, h0):
+    """Run `h = advance(t, b, h)` row by row in numpy."""
+    h = np.array(h0)
+    out = []
+    for t in range(len(reset)):
+        for b in range(reset.shape[1]):
+            h[b] = advance(t, b, np.zeros_like(h[b]) if reset[t, b] else h[b])
+        out.append(h.copy())
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("name", ["linear, constant complex", "linear, varying"])
+def test_linear_scan_is_its_definition(name):
+    case, reset = CASES[name], resets("scattered")
+    with jax.enable_x64(True):
+        weights, sequence, h0 = case.inputs(jax.random.key(10), T, B)
+        a, x = sequence if name.endswith("varying") else (jnp.broadcast_to(weights, (T, B, weights.shape[0])), sequence)
+        a, x = np.asarray(a), np.asarray(x)
+        truth = _loop(lambda t, b, h: a[t, b] * h + x[t, b], reset, h0)
+        for backend in ("reference", "xla"):
+            assert relative(case.scan(weights, sequence, reset, h0, backend), (truth, truth[-1])) < 1e-13
+
+
+def test_selective_scan_is_its_definition():
+    case, reset = CASES["selective"], resets("scattered")
+    with jax.enable_x64(True):
+        inputs = case.inputs(jax.random.key(11), T, B)
+        (A, skip), (u, dt, b, c), h0 = jax.tree.map(np.asarray, inputs)
+
+        def advance(t, row, h):
+            return np.exp(dt[t, row] * A) * h + np.outer(b[t, row], dt[t, row] * u[t, row])
+
+        h = _loop(advance, reset, h0)
+        y = np.einsum("tbn,tbnd->tbd", c, h) + skip * u
+        for backend in ("reference", "xla"):
+            assert relative(case.scan(inputs[0], inputs[1], reset, inputs[2], backend), (y, h[-1])) < 1e-13
+
+
+def _flax_cell(cell, parameters, x, reset, carry):
+    """Outputs of a flax cell over time, its carry replaced by zeros at resets."""
+    step = jax.jit(lambda carry, x: cell.apply({"params": parameters}, carry, x))
+    outputs = []
+    for t in range(len(x)):
+        carry = jax.tree.map(lambda h: jnp.where(reset[t][:, None], 0, h), carry)
+        carry, y = step(carry, x[t])
+        outputs.append(y)
+    return jnp.stack(outputs), carry
+
+
+def test_gru_scan_is_flax_gru_cell():
+    case, reset = CASES["gru"], resets("scattered")
+    with jax.enable_x64(True):
+        (Wh, bh), _, h0 = case.inputs(jax.random.key(12), T, B)
+        H = bh.shape[0]
+        Wx, x = jax.random.normal(jax.random.key(13), (4, 3 * H)), jax.random.normal(jax.random.key(14), (T, B, 4))
+        bx = jax.random.normal(jax.random.key(15), (3 * H,))
+        parameters = {}
+        for i, gate in enumerate("rzn"):
+            columns = slice(i * H, (i + 1) * H)
+            parameters[f"i{gate}"] = {"kernel": Wx[:, columns], "bias": bx[columns]}
+            parameters[f"h{gate}"] = {"kernel": Wh[:, columns]} | ({"bias": bh} if gate == "n" else {})
+        truth = _flax_cell(nn.GRUCell(H, dtype=jnp.float64), parameters, x, reset, h0)
+        for backend in ("reference", "xla"):
+            assert relative(case.scan((Wh, bh), x @ Wx + bx, reset, h0, backend), truth) < 1e-12
+
+
+def test_lstm_scan_is_flax_lstm_cell():
+    case, reset = CASES["lstm"], resets("scattered")
+    with jax.enable_x64(True):
+        Wh, _, state = case.inputs(jax.random.key(16), T, B)
+        H = Wh.shape[0]
+        Wx, x = jax.random.normal(jax.random.key(17), (4, 4 * H)), jax.random.normal(jax.random.key(18), (T, B, 4))
+        bias = jax.random.normal(jax.random.key(19), (4 * H,))
+        parameters = {}
+        for i, gate in enumerate("ifgo"):
+            columns = slice(i * H, (i + 1) * H)
+            parameters[f"i{gate}"] = {"kernel": Wx[:, columns]}
+            parameters[f"h{gate}"] = {"kernel": Wh[:, columns], "bias": bias[columns]}
+        truth = _flax_cell(nn.OptimizedLSTMCell(H, dtype=jnp.float64), parameters, x, reset, state)
+        for backend in ("reference", "xla"):
+            assert relative(case.scan(Wh, x @ Wx + bias, reset, state, backend), truth) < 1e-12
+
+
+def test_complex_decay_needs_a_complex_input():
+    with pytest.raises(ValueError, match="complex"):
+        CASES["linear, constant real"].scan(jnp.ones(2, jnp.complex64), jnp.ones((3, 1, 2)), None, None)
