@@ -310,7 +310,7 @@ class PPO:
             gradient, metrics = jax.grad(self.loss, has_aux=True)(params, memory, rows, entropy_weight)
             step, optimiser_state = optimiser.update(gradient, optimiser_state)
             params = jax.tree.map(lambda p, d: p - learning_rate * d, params, step)
-            return (params, optimiser_state), metrics | {"loss/grad_norm": optax.global_norm(gradient)}
+            return (params, optimiser_state), metrics | {"loss/grad_norm": optax.tree.norm(gradient)}
 
         shuffles = jax.vmap(partial(jax.random.permutation, x=s.num_envs))(jax.random.split(shuffle_key, s.epochs))
         carry = (state.params, state.optimiser)

@@ -64,7 +64,7 @@ class Experiment:
     env: str = "popgym/RepeatPreviousEasy"
     """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, brax/ant or envpool/Pong-v5."""
     memory: str = "s5"
-    """Memory: attention, gru, lru, lstm, mamba, mingru, none or s5."""
+    """Memory by its registered name, such as s5, gru, mamba or none (an unknown name lists them all)."""
     seeds: int = 1
     """Independent runs side by side in one program."""
     seed: int = 0

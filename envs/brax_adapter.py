@@ -66,6 +66,7 @@ class BraxEnvironment(Environment):
         return self.episode_length
 
     def render(self, state: BraxState, params: Any) -> np.ndarray:
+        """Drawn by MuJoCo, which needs OpenGL: on a machine without a screen set `MUJOCO_GL=egl`."""
         return np.asarray(image.render_array(self.env.sys, state.env_state.pipeline_state, height=240, width=320))
 
 

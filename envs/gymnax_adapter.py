@@ -9,6 +9,7 @@ import gymnax
 import jax
 import jax.numpy as jnp
 from gymnax.environments.spaces import gymnax_space_to_gym_space
+from jax.core import Tracer
 
 from envs.base import Environment
 from envs.gymnasium_spaces import convert
@@ -54,7 +55,7 @@ class GymnaxEnvironment(Environment):
         return obs, new_state, jnp.asarray(reward, jnp.float32), jnp.asarray(terminated, bool), truncated, info
 
     def _space(self, describe: Any, params: Any) -> Space:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
             params = self.default_params
         with jax.ensure_compile_time_eval():
             return convert(gymnax_space_to_gym_space(describe(params)))

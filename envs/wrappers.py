@@ -376,6 +376,7 @@ class Normaliser(Wrapper):
         return self.env.render(state.env_state, params.env, index)
 
 
+@dataclass(frozen=True)
 class NormaliseObservation(Normaliser):
     """Vector observations shifted and scaled to zero mean and unit variance by running statistics, cut at +-10.
 

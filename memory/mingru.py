@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from kernels.linear_scan import linear_scan, linear_scan_step
 from memory.base import Memory
-from memory.layers import GatedOutput
+from memory.layers import GatedOutput, log_uniform
 
 
 class MinGRU(Memory):
@@ -21,20 +21,29 @@ class MinGRU(Memory):
 
     Attributes:
         expand: size of the state in widths.
+        max_timescale: the states start with memories of up to this many steps.
         backend: of `kernels.linear_scan`.
     """
 
     expand: int = 1
+    max_timescale: float = 64.0
     backend: str = "auto"
     param_dtype: Any = jnp.float32
 
     def __post_init__(self):
-        if self.expand < 1:
-            raise ValueError(f"mingru: expand ({self.expand}) must be at least 1")
+        if self.expand < 1 or self.max_timescale <= 1:
+            raise ValueError("mingru: needs expand >= 1 and max_timescale > 1")
         super().__post_init__()
 
     def setup(self):
-        self.inp = nn.Dense(2 * self.expand * self.width, param_dtype=self.param_dtype)
+        size = self.expand * self.width
+
+        def init_bias(key, shape, dtype):
+            """Gates of `1 / timescale` (chrono initialisation, Tallec and Ollivier 2018): a half-open one forgets."""
+            timescale = jnp.exp(log_uniform(1.0, self.max_timescale)(key, (size,), dtype))
+            return jnp.concatenate([-jnp.log(timescale), jnp.zeros(shape[0] - size, dtype)])
+
+        self.inp = nn.Dense(2 * size, bias_init=init_bias, param_dtype=self.param_dtype)
         self.out = GatedOutput(self.width, self.param_dtype)
 
     @nn.nowrap

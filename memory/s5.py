@@ -95,6 +95,8 @@ class S5(Memory):
     def __post_init__(self):
         if self.blocks < 1 or self.state < 2 or self.state % (2 * self.blocks):
             raise ValueError(f"s5: state ({self.state}) must be a positive multiple of 2 * blocks ({2 * self.blocks})")
+        if not 0 < self.dt_min < self.dt_max:
+            raise ValueError(f"s5: needs 0 < dt_min ({self.dt_min}) < dt_max ({self.dt_max})")
         super().__post_init__()
 
     def setup(self):

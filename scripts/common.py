@@ -74,7 +74,6 @@ def parse(options: type, default: Any, arguments: Sequence[str], prog: str, desc
             args=list(arguments),
             prog=prog,
             description=description,
-            config=(tyro.conf.FlagConversionOff,),
         )
     except ValueError as error:
         raise BadRequest(str(error)) from None

@@ -134,23 +134,9 @@ def restore(root: Path, template: Any) -> tuple[Any, dict[str, Any]] | None:
             log.warning("checkpoint %s is damaged or incomplete; using the one before it", folder)
             continue
         with ocp.StandardCheckpointer() as checkpointer:
-            path = (folder / "state").absolute()
-            arrays = checkpointer.restore(path, jax.tree.map(np.zeros_like, _template_arrays(template)))
+            arrays = checkpointer.restore((folder / "state").absolute())
         try:
             return _like(arrays, template), manifest
         except KeyError as error:
             raise BadRequest(f"checkpoint {folder} does not fit this configuration (at {error.args[0]})") from None
     return None
-
-
-def _template_arrays(template: Any) -> dict[str, Any]:
-    """What `_arrays` of a state shaped like `template` would hold, as zeros."""
-    zeros = jax.tree.map(
-        lambda leaf: (
-            jax.random.split(jax.random.key(0), leaf.shape)
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            else np.zeros(leaf.shape, leaf.dtype)
-        ),
-        template,
-    )
-    return _arrays(zeros)

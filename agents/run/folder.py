@@ -67,7 +67,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             # Kept open: the lock is the process's, and goes with it however it ends.
-            self._lock = (path / ".lock").open("w")
+            self._lock = (path / ".lock").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadRequest(f"{path} is in use by another process") from None

@@ -1,6 +1,7 @@
 """Advantages against the definition: discounted sums written out step by step in float64."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from agents.returns import generalised_advantages
@@ -31,7 +32,7 @@ def test_equals_the_definition():
     terminated, truncated = rng.random((2, T, B)) < 0.2  # both at once happens too: terminated wins
     arguments = (r, v, final_v, last_v, terminated, truncated)
     for lam in (0.0, 0.9, 1.0):
-        ours = jax.jit(generalised_advantages)(*arguments, 0.97, lam)
+        ours = jax.jit(generalised_advantages)(*map(jnp.asarray, arguments), 0.97, lam)
         np.testing.assert_allclose(ours, advantages_by_definition(*arguments, 0.97, lam), atol=1e-5)
 
 
@@ -39,7 +40,8 @@ def test_truncation_bootstraps_from_the_final_observation_and_not_from_the_next_
     r, v, final_v = np.zeros((2, 1)), np.array([[0.0], [100.0]]), np.array([[7.0], [0.0]])
     cut = np.array([[True], [False]])
     no = np.zeros((2, 1), bool)
-    ours = generalised_advantages(r, v, final_v, np.zeros(1), no, cut, 0.5, 1.0)
+    start = [jnp.asarray(x) for x in (r, v, final_v, np.zeros(1))]
+    ours = generalised_advantages(*start, jnp.asarray(no), jnp.asarray(cut), 0.5, 1.0)
     np.testing.assert_allclose(ours[0], 3.5)
-    ended = generalised_advantages(r, v, final_v, np.zeros(1), cut, no, 0.5, 1.0)
+    ended = generalised_advantages(*start, jnp.asarray(cut), jnp.asarray(no), 0.5, 1.0)
     np.testing.assert_allclose(ended[0], 0.0)

@@ -1,5 +1,7 @@
 """The causal convolution against numpy, episode by episode."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ def test_equals_numpy_convolution_of_each_episode(inputs, K):
     y, after = jax.jit(causal_conv)(x, weight, bias, reset, taps)
     for b in range(B):
         starts = [0, *np.flatnonzero(reset[1:, b]) + 1, T]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in pairwise(starts):
             carried = np.zeros((K - 1, D)) if reset[start, b] else taps[b]
             episode = np.concatenate([carried, x[start:end, b]])
             for d in range(D):

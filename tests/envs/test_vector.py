@@ -1,0 +1,187 @@
+"""Auto-reset of a batch: which rows restart, from what, and what it costs."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from envs.base import Environment
+from envs.spaces import Box, Discrete
+from envs.vector import Vectorised, reset_round
+
+NUM_ENVS = 12
+
+
+@struct.dataclass
+class CountdownState:
+    left: jax.Array
+    mark: jax.Array
+
+
+@dataclass(frozen=True)
+class Countdown(Environment):
+    """Lasts `1 + draw % longest` steps and shows the steps left and a number drawn for the episode."""
+
+    longest: int = 5
+    shortest: int = 1
+
+    def reset(self, key, params):
+        left = jax.random.randint(jax.random.fold_in(key, 0), (), self.shortest, self.longest + 1)
+        # Drawn as the step draws, so that a key used for both would show.
+        state = CountdownState(left, jax.random.uniform(key))
+        return self.observe(state), state
+
+    def observe(self, state):
+        return jnp.stack([state.left.astype(jnp.float32), state.mark])
+
+    def step(self, key, state, action, params):
+        state = CountdownState(state.left - 1, state.mark)
+        drawn = jax.random.uniform(key)
+        return self.observe(state), state, action[0], state.left == 0, jnp.array(False), {"drawn": drawn}
+
+    def observation_space(self, params):
+        return Box(-np.inf, np.inf, (2,))
+
+    def action_space(self, params):
+        return Box((-1.0, -2.0), (1.0, 2.0), (2,))
+
+    def max_steps(self, params):
+        return self.longest
+
+
+class CheapCountdown(Countdown):
+    cheap_reset = True
+
+
+def rollout(env, key, steps):
+    """Keys, and for every step the observation before it and all that it returned; leaves `(steps, B, ...)`."""
+    params = env.default_params
+    reset_key, step_key = jax.random.split(key)
+    obs, state = env.reset(reset_key, params)
+
+    def one(carry, key):
+        obs, state = carry
+        next_obs, state, reward, terminated, truncated, info = env.step(key, state, jnp.ones((env.num_envs, 2)), params)
+        return (next_obs, state), (obs, next_obs, reward, terminated, truncated, info)
+
+    keys = jax.random.split(step_key, steps)
+    return keys, jax.lax.scan(one, (obs, state), keys)[1]
+
+
+@pytest.fixture(scope="module")
+def played():
+    env = Vectorised(Countdown(), NUM_ENVS)
+    return env, *jax.jit(partial(rollout, env, steps=40))(jax.random.key(0))
+
+
+def test_reset_rows_equal_a_fresh_reset_with_the_same_key(played):
+    env, keys, (_, next_obs, _, terminated, _, info) = played
+    np.testing.assert_array_equal(info["reset"], terminated)
+    assert info["valid"].all()
+    rows = np.argwhere(np.asarray(terminated))
+    assert len(rows) > 100
+    fresh = jax.jit(jax.vmap(lambda key, row: env.env.reset(env.reset_key(key, row), None)[0]))
+    expected = fresh(keys[rows[:, 0]], jnp.asarray(rows[:, 1]))
+    np.testing.assert_array_equal(next_obs[rows[:, 0], rows[:, 1]], expected)
+
+
+def test_final_observation_is_the_last_of_the_episode_that_ended(played):
+    _, _, (obs, next_obs, _, terminated, _, info) = played
+    done = np.asarray(terminated)
+    final = np.asarray(info["final_observation"])
+    # A step takes one off the steps left and keeps the mark, whether or not the episode ends.
+    np.testing.assert_array_equal(final, np.asarray(obs) - [1.0, 0.0])
+    assert (final[done][:, 0] == 0).all()
+    assert (np.asarray(next_obs)[done][:, 0] > 0).all()
+    np.testing.assert_array_equal(final[~done], np.asarray(next_obs)[~done])
+
+
+def test_no_two_episodes_and_no_two_steps_share_their_randomness(played):
+    _, _, (_, next_obs, _, terminated, _, info) = played
+    marks = np.asarray(next_obs)[np.asarray(terminated)][:, 1]
+    assert len(np.unique(marks)) == len(marks)
+    assert len(np.unique(info["drawn"])) == info["drawn"].size
+    assert not np.isin(marks, info["drawn"]).any()
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 4, 9])
+def test_all_environments_that_end_at_once_restart(num_envs):
+    env = Vectorised(Countdown(longest=3, shortest=3), num_envs)
+    _, (_, next_obs, _, terminated, *_) = jax.jit(partial(rollout, env, steps=6))(jax.random.key(1))
+    expected = np.tile(np.array([False, False, True] * 2)[:, None], (1, num_envs))
+    np.testing.assert_array_equal(terminated, expected)
+    np.testing.assert_array_equal(next_obs[:, :, 0], np.tile(np.array([2.0, 1.0, 3.0] * 2)[:, None], (1, num_envs)))
+    assert len(np.unique(next_obs[:, :, 1])) == 3 * num_envs
+
+
+def test_selecting_and_looping_restart_alike(monkeypatch):
+    key = jax.random.key(2)
+    looped = jax.jit(partial(rollout, Vectorised(CheapCountdown(), NUM_ENVS), steps=10))(key)[1]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    selected = jax.jit(partial(rollout, Vectorised(CheapCountdown(), NUM_ENVS), steps=10))(key)[1]
+    jax.tree.map(np.testing.assert_array_equal, looped, selected)
+
+
+def test_vmap_over_seeds_equals_separate_runs():
+    keys = jax.random.split(jax.random.key(3), 3)
+    run = partial(rollout, Vectorised(Countdown(), NUM_ENVS), steps=12)
+    together = jax.jit(jax.vmap(run))(keys)[1]
+    alone = jax.jit(run)
+    for seed, key in enumerate(keys):
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[seed], y), together, alone(key)[1])
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+def test_steps_on_which_no_episode_ends_reset_nothing(seeds):
+    resets = []
+
+    class Counting(Countdown):
+        def reset(self, key, params):
+            obs, state = super().reset(key, params)
+            jax.debug.callback(lambda mark: resets.append(float(mark)), state.mark)
+            return obs, state
+
+    env = Vectorised(Counting(longest=4, shortest=4), NUM_ENVS)
+    lanes = NUM_ENVS * (seeds or 1)
+
+    def count(steps):
+        resets.clear()
+        run = partial(rollout, env, steps=steps)
+        key = jax.random.key(4) if seeds is None else jax.random.split(jax.random.key(4), seeds)
+        jax.block_until_ready(jax.jit(run if seeds is None else jax.vmap(run))(key))
+        jax.effects_barrier()
+        return len(resets)
+
+    assert count(3) == lanes
+    assert count(4) == 2 * lanes
+    assert NUM_ENVS % reset_round(NUM_ENVS) == 0
+
+
+def test_box_actions_reach_the_environment_clipped():
+    class Echo(Countdown):
+        def step(self, key, state, action, params):
+            obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)
+            return obs, state, reward, terminated, truncated, {**info, "action": action}
+
+    env = Vectorised(Echo(), 2)
+    _, state = env.reset(jax.random.key(5), None)
+    info = env.step(jax.random.key(6), state, jnp.array([[-5.0, -1.5], [0.5, 7.0]]), None)[-1]
+    np.testing.assert_array_equal(info["action"], [[-1.0, -1.5], [0.5, 2.0]])
+
+
+def test_discrete_actions_pass_unchanged():
+    class Digits(Countdown):
+        def action_space(self, params):
+            return Discrete(10)
+
+        def step(self, key, state, action, params):
+            return super().step(key, state, action[None], params)
+
+    env = Vectorised(Digits(), 3)
+    _, state = env.reset(jax.random.key(7), None)
+    reward = env.step(jax.random.key(8), state, jnp.array([9, 0, 4]), None)[2]
+    np.testing.assert_array_equal(reward, [9, 0, 4])

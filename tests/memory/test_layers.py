@@ -1,0 +1,216 @@
+"""Each layer against an independent float64 computation: numpy, one row and one step at a time, or flax's cells."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memory import Memory
+from memory.attention import Attention
+from memory.gru import GRU
+from memory.lru import LRU
+from memory.lstm import LSTM
+from memory.mamba import Mamba
+from memory.mingru import MinGRU
+
+T, B, WIDTH = 9, 2, 4
+
+
+def run(memory: Memory):
+    """Noisy float64 parameters, inputs, resets (row 0 at 0 and 4, row 1 never) and the memory's outputs, as numpy."""
+    rng = np.random.default_rng(0)
+    x, reset = rng.normal(size=(T, B, WIDTH)), np.zeros((T, B), bool)
+    reset[[0, 4], 0] = True
+    with jax.enable_x64(True):
+        state = memory.initial_state(B)
+        parameters = jax.jit(memory.init)(jax.random.key(0, impl="unsafe_rbg"), state, x, reset)
+        parameters = jax.tree.map(lambda p: np.asarray(p) + 0.3 * rng.normal(size=p.shape), parameters)
+        _, y = jax.jit(memory.apply)(parameters, state, x, reset)
+        return parameters["params"], x, reset, np.asarray(y)
+
+
+def episodes(reset):
+    """`(row, start, end)` of every episode."""
+    for b in range(reset.shape[1]):
+        starts = np.unique([0, *np.flatnonzero(reset[:, b])])
+        for start, end in zip(starts, [*starts[1:], len(reset)], strict=True):
+            yield b, start, end
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gated(p, y):
+    value, gate = np.split(gelu(y) @ p["out"]["kernel"] + p["out"]["bias"], 2, -1)
+    return value * sigmoid(gate)
+
+
+def check(memory, recurrence):
+    """`recurrence(parameters)` gives a function of one episode's inputs `(length, width)` to its outputs."""
+    p, x, reset, y = run(memory)
+    of_episode = recurrence(p)
+    for b, start, end in episodes(reset):
+        np.testing.assert_allclose(y[start:end, b], of_episode(x[start:end, b]), atol=1e-10)
+
+
+def linear(decay, drive):
+    h, states = 0, []
+    for a, v in zip(np.broadcast_to(decay, drive.shape), drive, strict=True):
+        h = a * h + v
+        states.append(h)
+    return np.stack(states)
+
+
+def test_lru():
+    def recurrence(p):
+        modulus = np.exp(-np.exp(p["nu"]))
+        lam, gamma = modulus * np.exp(1j * np.exp(p["theta"])), np.sqrt(1 - modulus**2)
+        B_re, B_im = np.split(p["B"].T, 2)
+        C_re, minus_C_im = np.split(p["C"].T, 2, 1)
+        matrix_B, matrix_C = B_re + 1j * B_im, C_re - 1j * minus_C_im
+
+        def of_episode(x):
+            h = linear(lam, gamma * (x @ matrix_B.T))
+            return gated(p["out"], (h @ matrix_C.T).real + p["D"] * x)
+
+        return of_episode
+
+    check(LRU(WIDTH, state=3, param_dtype=jnp.float64), recurrence)
+
+
+def test_lru_starts_on_its_ring():
+    memory = LRU(WIDTH, state=2000, r_min=0.5, r_max=0.8, max_phase=0.3)
+    x, reset = jnp.ones((1, 1, WIDTH)), jnp.ones((1, 1), bool)
+    p = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(1), x, reset)["params"]
+    modulus, phase = np.exp(-np.exp(p["nu"])), np.exp(p["theta"])
+    assert 0.5 <= modulus.min() < modulus.max() <= 0.8
+    assert 0 <= phase.min() < phase.max() <= 0.3
+    # Uniform in area: modulus^2 is uniform between the squares; four standard errors of its mean.
+    assert abs((modulus**2).mean() - (0.25 + 0.64) / 2) < 4 * 0.39 / np.sqrt(12 * 2000)
+
+
+def test_mingru():
+    def recurrence(p):
+        def of_episode(x):
+            gate, candidate = np.split(x @ p["inp"]["kernel"] + p["inp"]["bias"], 2, -1)
+            z = sigmoid(gate)
+            return gated(p["out"], linear(1 - z, z * candidate))
+
+        return of_episode
+
+    check(MinGRU(WIDTH, expand=2, param_dtype=jnp.float64), recurrence)
+
+
+def test_mamba():
+    state, channels, taps = 3, 2 * WIDTH, 4
+
+    def silu(x):
+        return x * sigmoid(x)
+
+    def recurrence(p):
+        A = -np.exp(p["A_log"])
+
+        def of_episode(x):
+            u, z = np.split(x @ p["in_proj"]["kernel"], 2, -1)
+            padded = np.concatenate([np.zeros((taps - 1, channels)), u])
+            u = silu(
+                np.stack([(padded[t : t + taps] * p["conv_weight"]).sum(0) for t in range(len(x))]) + p["conv_bias"]
+            )
+            projected = u @ p["x_proj"]["kernel"]
+            low_rank, matrix_B, matrix_C = np.split(projected, [1, 1 + state], -1)
+            dt = np.log1p(np.exp(low_rank @ p["dt_proj"]["kernel"] + p["dt_proj"]["bias"]))
+            drive = matrix_B[:, :, None] * (dt * u)[:, None]
+            h = linear(np.exp(dt[:, None] * A), drive)
+            y = np.einsum("tn,tnd->td", matrix_C, h) + p["D"] * u
+            return (y * silu(z)) @ p["out_proj"]["kernel"]
+
+        return of_episode
+
+    check(Mamba(WIDTH, state=state, param_dtype=jnp.float64), recurrence)
+
+
+def test_mamba_starts_with_step_sizes_in_range():
+    memory = Mamba(64)
+    x, reset = jnp.ones((1, 1, 64)), jnp.ones((1, 1), bool)
+    p = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(1), x, reset)["params"]
+    dt = np.log1p(np.exp(np.asarray(p["dt_proj"]["bias"], np.float64)))
+    assert 0.99e-3 < dt.min() < 3e-3 < 3e-2 < dt.max() < 1.01e-1
+    np.testing.assert_allclose(np.exp(p["A_log"][:, 5]), np.arange(1, 17), rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 3, 20])
+def test_attention(window):
+    heads, size = 2, WIDTH // 2
+
+    def recurrence(p):
+        def of_episode(x):
+            q, k, v = (a.reshape(-1, heads, size) for a in np.split(x @ p["qkv"]["kernel"], 3, -1))
+            y = np.zeros_like(q)
+            for t in range(len(x)):
+                for head in range(heads):
+                    past = np.arange(max(0, t - window), t + 1)
+                    logits = k[past, head] @ q[t, head] / np.sqrt(size) + p["bias"][head, t - past]
+                    weights = np.exp(logits - logits.max())
+                    y[t, head] = weights / weights.sum() @ v[past, head]
+            return gated(p["out"], y.reshape(-1, WIDTH))
+
+        return of_episode
+
+    check(Attention(WIDTH, window=window, heads=heads, param_dtype=jnp.float64), recurrence)
+
+
+def flax_cell(cell, parameters):
+    """Outputs of a flax cell over an episode from a zero carry."""
+
+    def of_episode(x):
+        with jax.enable_x64(True):
+            carry = cell.initialize_carry(jax.random.key(0), x[0].shape)
+            carry = jax.tree.map(lambda h: h.astype(jnp.float64), carry)
+            step = jax.jit(lambda carry, x: cell.apply({"params": parameters}, carry, x))
+            outputs = []
+            for x_t in x:
+                carry, y = step(carry, x_t)
+                outputs.append(y)
+            return np.stack(outputs)
+
+    return of_episode
+
+
+def columns(matrix, gates):
+    return dict(zip(gates, np.split(matrix, len(gates), -1), strict=True))
+
+
+def test_gru():
+    def recurrence(p):
+        Wx, bx, Wh = (columns(m, "rzn") for m in (p["inp"]["kernel"], p["inp"]["bias"], p["Wh"]))
+        theirs = {f"i{gate}": {"kernel": Wx[gate], "bias": bx[gate]} for gate in "rzn"}
+        theirs |= {f"h{gate}": {"kernel": Wh[gate]} for gate in "rz"} | {"hn": {"kernel": Wh["n"], "bias": p["bh"]}}
+        return flax_cell(nn.GRUCell(WIDTH, dtype=jnp.float64), theirs)
+
+    check(GRU(WIDTH, param_dtype=jnp.float64), recurrence)
+
+
+def test_lstm():
+    def recurrence(p):
+        Wx, bias, Wh = (columns(m, "ifgo") for m in (p["inp"]["kernel"], p["inp"]["bias"], p["Wh"]))
+        theirs = {f"i{gate}": {"kernel": Wx[gate]} for gate in "ifgo"}
+        theirs |= {f"h{gate}": {"kernel": Wh[gate], "bias": bias[gate]} for gate in "ifgo"}
+        return flax_cell(nn.OptimizedLSTMCell(WIDTH, dtype=jnp.float64), theirs)
+
+    check(LSTM(WIDTH, param_dtype=jnp.float64), recurrence)
+
+
+@pytest.mark.parametrize(("memory", "gates"), [(GRU(WIDTH), 3), (LSTM(WIDTH), 4)])
+def test_recurrent_weights_start_orthogonal_gate_by_gate(memory, gates):
+    x, reset = jnp.ones((1, 1, WIDTH)), jnp.ones((1, 1), bool)
+    p = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(1), x, reset)["params"]
+    for block in np.split(p["Wh"], gates, 1):
+        np.testing.assert_allclose(block.T @ block, np.eye(WIDTH), atol=1e-5)
+    if gates == 4:
+        np.testing.assert_array_equal(p["inp"]["bias"], np.repeat([0, 1, 0, 0], WIDTH))

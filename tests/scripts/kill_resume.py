@@ -1,0 +1,104 @@
+"""Kill a training run again and again, resume it each time, and compare its end with that of an unbroken run.
+
+python -m tests.scripts.kill_resume --kills 20
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CLOCKS = {"wall_s", "steps_per_s"}
+COMMAND = [
+    *(sys.executable, str(ROOT / "scripts" / "train.py"), "debug", "--seeds", "2", "--checkpoint-seconds", "0"),
+    *("--total-steps", "40960", "--log-points", "40", "--eval-points", "8", "--observation.normalise", "--quiet"),
+]
+
+
+def start(folder: Path, *, resume: bool) -> subprocess.Popen:
+    command = [*COMMAND, "--out", str(folder), *(["--resume"] if resume else [])]
+    return subprocess.Popen(command, cwd=folder.parent, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+
+
+def final_state(folder: Path) -> dict[str, bytes]:
+    """Every array of the last checkpoint, as bytes."""
+    import orbax.checkpoint as ocp
+
+    newest = max((p for p in (folder / "checkpoints").iterdir()), key=lambda p: int(p.name))
+    with ocp.StandardCheckpointer() as checkpointer:
+        arrays = checkpointer.restore((newest / "state").absolute())
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def first_chunk(folder: Path, process: subprocess.Popen) -> float:
+    """Seconds until the run has written its first line."""
+    started = time.monotonic()
+    path = folder / "metrics.jsonl"
+    before = path.stat().st_size if path.exists() else 0
+    while process.poll() is None and not (path.exists() and path.stat().st_size > before):
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def compare(parent: Path, kills: int, seed: int = 0) -> None:
+    """Asserts bitwise equality of final state and metrics after `kills` kills at random moments."""
+    rng = random.Random(seed)
+    whole, broken = parent / "whole", parent / "broken"
+    process = start(whole, resume=False)
+    warm_up = first_chunk(whole, process)
+    started = time.monotonic()
+    finish(process)
+    training = time.monotonic() - started
+    done = 0
+    while done < kills:
+        process = start(broken, resume=True)
+        # Mostly while it trains and checkpoints, sometimes before the first chunk.
+        if rng.random() < 0.8:
+            first_chunk(broken, process)
+            time.sleep(rng.uniform(0, 1.5 * training / max(kills, 4)))
+        else:
+            time.sleep(rng.uniform(0, warm_up))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            done += 1
+        process.wait()
+        lines = len((broken / "metrics.jsonl").read_text().splitlines()) if (broken / "metrics.jsonl").exists() else 0
+        print(f"kill {done}: {lines} log points on disk", flush=True)
+        if (broken / "summary.json").exists():
+            # It got to its end: begin a new broken run after checking this one.
+            check(whole, broken)
+            shutil.rmtree(broken)
+    finish(start(broken, resume=True))
+    check(whole, broken)
+
+
+def check(whole: Path, broken: Path) -> None:
+    assert metrics(whole) == metrics(broken), "metrics differ"
+    assert final_state(whole) == final_state(broken), "final states differ"
+    print("equal, bit for bit", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(Path(folder), arguments.kills, arguments.seed)
