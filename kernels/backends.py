@@ -25,7 +25,7 @@ def pick_backend(backend: str, available: Sequence[str], default: str) -> str:
 
 
 def clear(reset: jax.Array | None, h: jax.Array) -> jax.Array:
-    """Zeros where `reset[...]`, else `h[..., features]`. A select: a NaN or inf in `h` cannot leak, as it would by `0 * h`."""
+    """Zeros where `reset[...]`, else `h[..., features]`. A select: NaN and inf in `h` cannot leak, as by `0 * h`."""
     if reset is None:
         return h
     return jnp.where(reset.reshape(reset.shape + (1,) * (h.ndim - reset.ndim)), jnp.zeros_like(h), h)

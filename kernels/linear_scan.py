@@ -104,9 +104,9 @@ def _backward(residuals, cotangents):
         back = clear(reset_t, a_t * dx)
         if constant:
             return (back, da_sum + da), (dx, None)
-        return (back, None), (dx, da)
+        return (back, da_sum), (dx, da)
 
-    start = (g_last, jnp.zeros_like(h0) if constant else None)
+    start = (g_last, jnp.zeros_like(h0) if constant else jnp.zeros(0))
     (dh0, da_sum), (dx, da) = lax.scan(tick, start, (None if constant else a, g, reset, steps), reverse=True)
     return (da_sum.sum(0) if constant else da), dx, None, dh0
 

@@ -70,7 +70,7 @@ def _tick(c, h, xproj, Wh, reset):
 
 def _scan(xproj, Wh, reset, c0, h0):
     def tick(state, now):
-        c, h, _ = _tick(*state, now[0], Wh, now[1])
+        c, h, _ = _tick(state[0], state[1], now[0], Wh, now[1])
         return (c, h), h
 
     last, h = lax.scan(tick, (c0, h0), (xproj, reset))
@@ -82,7 +82,7 @@ _scan_xla = jax.custom_vjp(_scan)
 
 def _forward(xproj, Wh, reset, c0, h0):
     def tick(state, now):
-        c, h, gates = _tick(*state, now[0], Wh, now[1])
+        c, h, gates = _tick(state[0], state[1], now[0], Wh, now[1])
         return (c, h), (c, h, gates)
 
     last, (c, h, gates) = lax.scan(tick, (c0, h0), (xproj, reset))

@@ -6,7 +6,6 @@ distances are all that actor and learner have in common.
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,7 +35,6 @@ class Attention(Memory):
 
     window: int = 64
     heads: int = 4
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if self.window < 1 or self.heads < 1 or self.width % self.heads:
@@ -93,7 +91,7 @@ class Attention(Memory):
         y = y.reshape(y.shape[0], blocks * block, self.width)[:, :T].swapaxes(0, 1)
 
         length = jnp.minimum(T - opened[:, -1], W)
-        past = np.arange(W) < W - length[:, None]  # cached places from before the episode, empty as `step` leaves them
+        past = jnp.arange(W) < W - length[:, None]  # cached places from before the episode, empty as `step` leaves them
         return (clear(past, keys[:, T:]), clear(past, values[:, T:]), length), self.out(y)
 
     def step(self, state, x, reset):

@@ -27,6 +27,8 @@ class Memory(nn.Module):
     """Maps `x[T, B, width]` to `y[T, B, width]` and carries a state from chunk to chunk."""
 
     width: int
+    param_dtype: Any = jnp.float32
+    """Of parameters and states. Computation follows the parameters and the input given."""
 
     @nn.nowrap
     def initial_state(self, batch: int) -> State:

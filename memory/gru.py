@@ -1,7 +1,5 @@
 """Gated recurrent unit (Cho et al. 2014), with the parameters of flax's `GRUCell`, gates side by side."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -18,7 +16,6 @@ class GRU(Memory):
     """
 
     backend: str = "auto"
-    param_dtype: Any = jnp.float32
 
     def setup(self):
         self.inp = nn.Dense(3 * self.width, param_dtype=self.param_dtype)

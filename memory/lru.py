@@ -7,7 +7,6 @@ that of its input. As in `memory.s5`, complex matrices act as one real product.
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,7 +33,6 @@ class LRU(Memory):
     r_max: float = 0.999
     max_phase: float = 2 * math.pi
     backend: str = "auto"
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if self.state < 1 or not 0 <= self.r_min < self.r_max <= 1 or self.max_phase <= 0:

@@ -1,7 +1,5 @@
 """Long short-term memory, with the parameters of flax's `OptimizedLSTMCell`, gates side by side."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -24,7 +22,6 @@ class LSTM(Memory):
     """
 
     backend: str = "auto"
-    param_dtype: Any = jnp.float32
 
     def setup(self):
         self.inp = nn.Dense(4 * self.width, bias_init=_forget_bias, param_dtype=self.param_dtype)

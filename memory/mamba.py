@@ -1,7 +1,6 @@
 """Mamba (Gu and Dao 2023): a short causal convolution and a state space whose step, input and output depend on x."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,7 +32,6 @@ class Mamba(Memory):
     conv: int = 4
     dt_rank: int = 0
     backend: str = "auto"
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if min(self.state, self.expand, self.conv) < 1 or self.dt_rank < 0:

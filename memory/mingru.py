@@ -5,8 +5,6 @@
 A linear recurrence with decay `1 - z` in (0, 1): computed as it stands, without the paper's detour through logarithms.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,7 +26,6 @@ class MinGRU(Memory):
     expand: int = 1
     max_timescale: float = 64.0
     backend: str = "auto"
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if self.expand < 1 or self.max_timescale <= 1:

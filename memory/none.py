@@ -1,9 +1,6 @@
 """No memory: the baseline that tells what a task needs memory for."""
 
-from typing import Any
-
 import flax.linen as nn
-import jax.numpy as jnp
 
 from memory.base import Memory
 from memory.layers import GatedOutput
@@ -11,8 +8,6 @@ from memory.layers import GatedOutput
 
 class NoMemory(Memory):
     """A gated feed-forward of the current input alone, of the same shape as the other layers' outputs."""
-
-    param_dtype: Any = jnp.float32
 
     def setup(self):
         self.inp = nn.Dense(self.width, param_dtype=self.param_dtype)

@@ -7,12 +7,13 @@ matrices act as one real product on real and imaginary parts side by side, which
 """
 
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 
 from kernels.linear_scan import linear_scan, linear_scan_step
@@ -20,6 +21,7 @@ from memory.base import Memory
 from memory.layers import GatedOutput, log_uniform
 
 PERTURBATION = 0.1
+Complex = npt.NDArray[np.complex128]
 
 
 def hippo_legs(n: int) -> np.ndarray:
@@ -29,7 +31,7 @@ def hippo_legs(n: int) -> np.ndarray:
 
 
 @cache
-def diagonalised_hippo(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def diagonalised_hippo(n: int) -> tuple[Complex, Complex, Complex]:
     """Half of the eigensystem of HiPPO-N, the normal part of HiPPO-LegS, of even size `n`.
 
     HiPPO-N = LegS + p p^T with p = sqrt(k + 1/2) is skew-symmetric minus 1/2, so its eigenvectors are orthonormal.
@@ -46,7 +48,7 @@ def diagonalised_hippo(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @cache
-def perturbed_hippo(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def perturbed_hippo(n: int) -> tuple[Complex, Complex, Complex]:
     """Eigensystem of HiPPO-LegS itself, of size `n/2`, perturbed until it can be diagonalised (Yu et al., ICLR 2024).
 
     LegS is so far from normal that its eigenvectors are useless in floating point. A random perturbation of a tenth
@@ -64,7 +66,9 @@ def perturbed_hippo(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     E = G - G.conj().T
     E *= PERTURBATION * np.linalg.norm(A, 2) / np.linalg.norm(E, 2)
     eigenvalues, V = np.linalg.eig(A + E)
-    return eigenvalues, V / 2, np.linalg.inv(V)
+    system = eigenvalues, V / 2, np.linalg.inv(V)
+    eigenvalues, half_V, V_inverse = (np.asarray(part, np.complex128) for part in system)
+    return eigenvalues, half_V, V_inverse
 
 
 SPECTRA = {"hippo": diagonalised_hippo, "ptd": perturbed_hippo}
@@ -90,7 +94,6 @@ class S5(Memory):
     dt_max: float = 1.0
     gate: Literal["full_glu", "gelu"] = "full_glu"
     backend: str = "auto"
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if self.blocks < 1 or self.state < 2 or self.state % (2 * self.blocks):

@@ -1,9 +1,6 @@
 """A stack of memory layers is itself a memory."""
 
-from typing import Any
-
 import flax.linen as nn
-import jax.numpy as jnp
 
 from memory.base import Memory
 
@@ -20,7 +17,6 @@ class Stack(Memory):
     layers: tuple[Memory, ...] = ()
     norm: bool = True
     residual: bool = True
-    param_dtype: Any = jnp.float32
 
     def setup(self):
         if self.norm:

@@ -81,14 +81,14 @@ CASES = {
     ),
     "linear, varying": Case(
         _varying,
-        lambda _, ax, reset, h0, backend="auto": linear_scan(*ax, reset, h0, backend=backend),
-        lambda _, h, ax, r: linear_scan_step(h, *ax, r),
+        lambda _, ax, reset, h0, backend="auto": linear_scan(ax[0], ax[1], reset, h0, backend=backend),
+        lambda _, h, ax, r: linear_scan_step(h, ax[0], ax[1], r),
     ),
     "selective": Case(_selective, _scan_selective, _step_selective),
     "gru": Case(
         _gru,
-        lambda w, x, reset, h0, backend="auto": gru_scan(x, *w, reset, h0, backend=backend),
-        lambda w, h, x, r: gru_scan_step(h, x, *w, r),
+        lambda w, x, reset, h0, backend="auto": gru_scan(x, w[0], w[1], reset, h0, backend=backend),
+        lambda w, h, x, r: gru_scan_step(h, x, w[0], w[1], r),
     ),
     "lstm": Case(
         _lstm,

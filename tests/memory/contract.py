@@ -5,6 +5,7 @@ Time is 14 steps, so that whole, cut and separate runs share the lengths 14, 13,
 
 from functools import cache
 from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,12 @@ T, B = 14, 3
 TOLERANCE = 3e-6
 
 
-@cache
 def compiled(memory: Memory) -> SimpleNamespace:
+    return _compiled(cast(Any, memory))
+
+
+@cache
+def _compiled(memory: Memory) -> SimpleNamespace:
     """Jitted faces of a memory, with random parameters (none at a special value) and the state after a random past."""
     fresh = memory.initial_state(B)
     no_reset = np.zeros((T, B), bool)
@@ -29,7 +34,7 @@ def compiled(memory: Memory) -> SimpleNamespace:
 
     def loss(x, state, reset, since):
         """Of the outputs from step `since` on; those before are left out by select, as a NaN there must be."""
-        _, y = memory.apply(parameters, state, x, reset)
+        y: Any = memory.apply(parameters, state, x, reset)[1]
         return jnp.sum(jnp.where(jnp.arange(len(y))[:, None, None] >= since, y, 0) ** 2)
 
     apply = jax.jit(memory.apply)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from tests.memory import contract
 
 WIDTH = 8
 # Small enough that windows fill, chunks end and blocks repeat within the suite's 14 steps. Others run as they come.
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "attention": {"window": 5, "heads": 2},
     "lru": {"state": 4},
     "mamba": {"state": 3, "expand": 2, "conv": 4},
@@ -27,10 +28,10 @@ FORGETS_NAN_INSIDE_A_CHUNK = sorted(set(MEMORIES) - {"attention"})
 EACH = pytest.mark.parametrize("name", sorted(MEMORIES))
 
 
-def build(name: str, layers: int = 1, **options) -> Memory:
+def build(name: str, layers: int = 1, **options: Any) -> Memory:
     """A bare layer, or a stack of normalised residual ones."""
     block = layers > 1
-    return make_memory(name, WIDTH, layers, norm=block, residual=block, **SMALL.get(name, {}), **options)
+    return make_memory(name, WIDTH, layers, norm=block, residual=block, **(SMALL.get(name, {}) | options))
 
 
 @EACH
@@ -63,7 +64,7 @@ def test_reset_forgets_a_nan(name):
 
 @EACH
 def test_float32_close_to_float64(name):
-    reference = {"backend": "reference"} if "backend" in memory_options(name) else {}
+    reference: dict[str, Any] = {"backend": "reference"} if "backend" in memory_options(name) else {}
     contract.check_float64(build(name), build(name, param_dtype=jnp.float64, **reference))
 
 
@@ -114,9 +115,10 @@ def accuracy_of_recall(memory: Memory, updates: int = 300, steps: int = 10, batc
 
     @jax.jit
     def train(key, batches, x, target):
-        parameters = model.init(key, x)
+        parameters: Any = model.init(key, x)
         (parameters, _), _ = jax.lax.scan(update, (parameters, optimiser.init(parameters)), batches)
-        return jnp.mean((model.apply(parameters, x) > 0) == (target > 0))
+        logits: Any = model.apply(parameters, x)
+        return jnp.mean((logits > 0) == (target > 0))
 
     key = jax.random.key(0, impl="unsafe_rbg")
     return float(train(key, tuple(map(np.stack, batches)), x[:, :tests], target[:tests]))

@@ -33,7 +33,7 @@ def run(memory: Memory):
 def episodes(reset):
     """`(row, start, end)` of every episode."""
     for b in range(reset.shape[1]):
-        starts = np.unique([0, *np.flatnonzero(reset[:, b])])
+        starts = np.unique(np.append(0, np.flatnonzero(reset[:, b])))
         for start, end in zip(starts, [*starts[1:], len(reset)], strict=True):
             yield b, start, end
 

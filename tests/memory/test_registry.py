@@ -1,5 +1,7 @@
 """Building memories by name, as a command line does."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -64,7 +66,7 @@ def test_stack_is_its_formula(norm, residual):
     state, reset = memory.initial_state(3), jnp.ones((1, 3), bool)
     parameters = jax.jit(memory.init)(jax.random.key(1), state, x, reset)
     after, y = jax.jit(memory.apply)(parameters, state, x, reset)
-    truth = x
+    truth: Any = x
     for i in range(2):
         p = parameters["params"]
         assert (f"norms_{i}" in p) == norm

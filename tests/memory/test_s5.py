@@ -114,7 +114,7 @@ def test_starts_and_stays_stable(spectrum):
     assert np.abs(decay(anywhere)).max() <= 1
 
 
-@pytest.mark.parametrize("options", [{"state": 6, "blocks": 2}, {"state": 0}, {"blocks": 0}, {"dt_min": 0.2}])
+@pytest.mark.parametrize("options", [{"state": 6, "blocks": 2}, {"state": 0}, {"blocks": 0}, {"dt_max": 1e-4}])
 def test_bad_sizes_are_refused(options):
     with pytest.raises(ValueError, match="s5"):
         make_memory("s5", 8, **options)

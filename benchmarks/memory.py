@@ -1,0 +1,119 @@
+"""Memory layers, forward and forward + backward, as ratios to the GRU and of S5 to S5 by associative scan.
+
+    python -m benchmarks.memory [--steps 128 1024] [--batch 16] [--width 64] [--rounds 10] [--memories s5 gru ...]
+
+Prints a Markdown table per number of steps. All layers run in one process, in interleaved rounds; a cell is the
+median wall-clock milliseconds of a round, with its ratio to the GRU's in brackets. The first call (trace, compile and
+one run) of forward + backward is reported apart. On glibc, long sequences run 2.5-4x faster with
+MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 in the environment.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from memory import MEMORIES, Memory, make_memory
+from memory.s5 import S5
+
+BASELINE = "gru"
+ASSOCIATIVE = "s5, associative"
+
+
+class AssociativeS5(S5):
+    """The named alternative: the same layer, its recurrence by `lax.associative_scan` over `(a, b, reset)` elements
+    (Lu et al. 2023), the state handed in as a first element."""
+
+    def __call__(self, state, x, reset):
+        decay, drive = self.discretise(x)
+
+        def combine(first, second):
+            (a_i, b_i, reset_i), (a_j, b_j, reset_j) = first, second
+            a = jnp.where(reset_j, a_j, a_j * a_i)
+            b = jnp.where(reset_j, b_j, a_j * b_i + b_j)
+            return a, b, reset_i | reset_j
+
+        a = jnp.concatenate([jnp.ones_like(state)[None], jnp.broadcast_to(decay, drive.shape)])
+        b = jnp.concatenate([state[None], drive])
+        resets = jnp.concatenate([jnp.zeros_like(reset[:1]), reset])[..., None]
+        _, h, _ = lax.associative_scan(combine, (a, b, resets))
+        return h[-1], self.read(h[1:], x)
+
+
+def build(name: str, width: int) -> Memory:
+    if name == ASSOCIATIVE:
+        return AssociativeS5(width)
+    return make_memory(name, width, norm=False, residual=False).layers[0]
+
+
+def prepare(memory: Memory, steps: int, batch: int):
+    """Compiled forward, and forward + backward (gradients of parameters and input), as calls without arguments; the
+    first-call seconds of the latter; the output."""
+    x = jax.random.normal(jax.random.key(0), (steps, batch, memory.width))
+    reset = jax.random.bernoulli(jax.random.key(1), 0.02, (steps, batch))
+    state = memory.initial_state(batch)
+    parameters = jax.jit(memory.init)(jax.random.key(2), state, x, reset)
+
+    def loss(parameters, x):
+        y: Any = memory.apply(parameters, state, x, reset)[1]
+        return jnp.sum(y**2)
+
+    forward, backward = jax.jit(memory.apply), jax.jit(jax.grad(loss, argnums=(0, 1)))
+    start = time.perf_counter()
+    jax.block_until_ready(backward(parameters, x))
+    compile_s = time.perf_counter() - start
+    _, y = jax.block_until_ready(forward(parameters, state, x, reset))
+    return (lambda: forward(parameters, state, x, reset)), (lambda: backward(parameters, x)), compile_s, y
+
+
+def median_ms(calls: dict, rounds: int) -> dict:
+    """Median wall-clock milliseconds of each call over interleaved rounds."""
+    seconds = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+
+
+def table(names: list[str], steps: int, batch: int, width: int, rounds: int) -> None:
+    prepared = {name: prepare(build(name, width), steps, batch) for name in names}
+    forward = median_ms({name: p[0] for name, p in prepared.items()}, rounds)
+    backward = median_ms({name: p[1] for name, p in prepared.items()}, rounds)
+
+    print(f"\n### {steps} steps, batch {batch}, width {width}\n")
+    print("| layer | forward, ms | forward + backward, ms | first call, s |\n|---|---|---|---|")
+    for name, (_, _, compile_s, _) in prepared.items():
+        cells = [f"{ms[name]:.2f} ({ms[name] / ms[BASELINE]:.2f}x)" for ms in (forward, backward)]
+        print(f"| {name} | {cells[0]} | {cells[1]} | {compile_s:.1f} |")
+    if {"s5", ASSOCIATIVE} <= prepared.keys():
+        ratios = [ms[ASSOCIATIVE] / ms["s5"] for ms in (forward, backward)]
+        error = float(jnp.abs(prepared["s5"][3] - prepared[ASSOCIATIVE][3]).max())
+        print(f"\nS5 by `linear_scan` against the same layer by `associative_scan`: {ratios[0]:.1f}x faster forward,")
+        print(f"{ratios[1]:.1f}x forward + backward; outputs differ by at most {error:.1g}.")
+
+
+def main() -> None:
+    names = [*sorted(MEMORIES), ASSOCIATIVE]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, nargs="+", default=[128, 1024])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--memories", nargs="+", choices=names, default=names)
+    options = parser.parse_args()
+    chosen = list(dict.fromkeys([BASELINE, *options.memories]))
+    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, load {load}")
+    for steps in options.steps:
+        table(chosen, steps, options.batch, options.width, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
