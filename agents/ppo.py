@@ -333,6 +333,8 @@ class PPO:
             "train/return_sum": jnp.sum(jnp.where(done, rollout.episode_return, 0.0)),
             "train/length_sum": jnp.sum(jnp.where(done, rollout.episode_length, 0)),
         }
+        if self.env.is_host_pool:
+            metrics["replay/action"] = rollout.action
         return state, metrics
 
     # ---------------------------------------------------------------------------------------------- evaluating
@@ -354,8 +356,12 @@ class PPO:
         n = self.eval_env.num_envs
         return env_params, (env_state, obs, jnp.ones(n, bool), self.network.initial_state(n))
 
-    def evaluate(self, state: PPOState, key: jax.Array) -> Metrics:
+    def evaluate(self, state: PPOState, key: jax.Array, axis_name: str | None = None) -> Metrics:
         """One whole episode in each of `eval_envs` fresh environments, with the policy of `state`.
+
+        Args:
+            axis_name: of the `vmap` over seeds, where there is one. All seeds then stop together, which spares the
+                masking of those that are done, and which emulators need.
 
         Returns:
             `eval/return` and `eval/length`, means over the episodes that ended, and `eval/finished`, their fraction
@@ -367,7 +373,10 @@ class PPO:
 
         def unfinished(loop):
             time, _, _, _, finished = loop
-            return (time < limit) & ~jnp.all(finished)
+            everyone = jnp.all(finished)
+            if axis_name is not None:
+                everyone = jax.lax.pmin(everyone.astype(jnp.int32), axis_name) == 1
+            return (time < limit) & ~everyone
 
         def play_on(loop):
             time, carry, returns, lengths, finished = loop

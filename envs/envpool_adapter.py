@@ -3,6 +3,7 @@
 Which of the two does not matter for speed (the emulation dominates); the interface needs no Python thread.
 """
 
+import warnings
 from typing import Any
 
 import envpool
@@ -45,7 +46,10 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
     Raises ValueError for options that the pool does not have and for games of several players.
     """
     try:
-        pool = envpool.make(name, env_type="gymnasium", num_envs=copies * num_envs, seed=seed, **options)
+        with warnings.catch_warnings():
+            # envpool gives the bounds of its float32 spaces as float64, and gymnasium warns of each of them.
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
+            pool = envpool.make(name, env_type="gymnasium", num_envs=copies * num_envs, seed=seed, **options)
     except TypeError as error:
         raise ValueError(f"envpool/{name}: {error}") from error
     config = pool.spec.config._asdict()

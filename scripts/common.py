@@ -107,17 +107,21 @@ def make_environment(config: Experiment, num_envs: int, copies: int, seed: int) 
     return env
 
 
-def make_agent(config: Experiment) -> tuple[PPO, Plan]:
-    """The agent of `config` and how its updates are divided.
+def divide(config: Experiment) -> Plan:
+    """How the updates of `config` are divided into chunks."""
+    return plan(config.total_steps, config.ppo.num_envs * config.ppo.num_steps, config.log_points)
+
+
+def make_agent(config: Experiment, emulator_seed: int | None = None) -> PPO:
+    """The agent of `config`; its emulators, if any, start from `emulator_seed` (default: the configured seed).
 
     Raises:
         BadRequest: unknown names or impossible combinations.
     """
-    steps_per_update = config.ppo.num_envs * config.ppo.num_steps
-    division = plan(config.total_steps, steps_per_update, config.log_points)
     network = config.network
-    env = make_environment(config, config.ppo.num_envs, config.seeds, config.seed)
-    eval_env = make_environment(config, config.ppo.eval_envs, config.seeds, config.seed + 1)
+    seed = config.seed if emulator_seed is None else emulator_seed
+    env = make_environment(config, config.ppo.num_envs, config.seeds, seed)
+    eval_env = make_environment(config, config.ppo.eval_envs, config.seeds, seed + 1)
     try:
         memory = make_memory(
             config.memory,
@@ -135,7 +139,7 @@ def make_agent(config: Experiment) -> tuple[PPO, Plan]:
             activation=network.activation,
             head_scale=network.head_scale,
         )
-        return PPO(env, eval_env, actor_critic, config.ppo, division.updates), division
+        return PPO(env, eval_env, actor_critic, config.ppo, divide(config).updates)
     except ValueError as error:
         raise BadRequest(str(error)) from None
 

@@ -19,7 +19,7 @@ from agents.ppo import PPO
 from agents.run import checkpoint
 from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say, write_atomically
-from agents.run.loop import seed_keys
+from agents.run.loop import over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
 from scripts.common import from_dict, make_agent, parse, run_script
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str]) -> int:
     config = from_dict(stored)
     greedy = config.ppo.eval_greedy if options.greedy is None else options.greedy
     config = replace(config, ppo=replace(config.ppo, eval_envs=options.episodes, eval_greedy=greedy))
-    agent, _ = make_agent(config)
+    agent = make_agent(config, options.seed)
     keys = seed_keys(config.seed, config.seeds)
     found = checkpoint.restore(options.run / "checkpoints", jax.eval_shape(jax.vmap(agent.init), keys))
     if found is None:
         raise BadRequest(f"{options.run} has no intact checkpoint")
     states, manifest = found
 
-    metrics = jax.device_get(jax.jit(jax.vmap(agent.evaluate))(states, seed_keys(options.seed, config.seeds)))
+    metrics = jax.device_get(jax.jit(over_seeds(agent.evaluate))(states, seed_keys(options.seed, config.seeds)))
     result: dict[str, Any] = {
         "preset": preset,
         "env": config.env,
@@ -75,7 +75,9 @@ def main(arguments: Sequence[str]) -> int:
     for index, score in enumerate(result["eval_return"]["per_seed"]):
         print(f"seed {config.seed + index}: return {score:.4f}" if score is not None else f"seed {index}: unfinished")
     print(f"mean {result['eval_return']['mean']}, 95 % interval {result['eval_return']['ci95']}")
-    if options.gif_steps:
+    if options.gif_steps and agent.env.is_host_pool:
+        say(f"{config.env} runs in an emulator that cannot be drawn: no eval.gif")
+    elif options.gif_steps:
         state = jax.tree.map(lambda x: x[0], states)
         picture = options.run / "eval.gif"
         if draw(agent, state, jax.random.key(options.seed), options.gif_steps, picture):

@@ -17,7 +17,7 @@ from agents.run.folder import RunFolder, say
 from agents.run.loop import LoopSettings, train
 from configs.experiment import Experiment
 from configs.presets import PRESETS
-from scripts.common import default_folder, make_agent, parse, run_script, split_preset, to_dict
+from scripts.common import default_folder, divide, make_agent, parse, run_script, split_preset, to_dict
 from scripts.plot import draw_curves
 
 
@@ -51,7 +51,7 @@ def run(preset: str, options: Options) -> Path:
     config = options.experiment
     if options.resume and options.out is None:
         raise BadRequest("--resume needs --out, the folder to continue")
-    agent, division = make_agent(config)
+    make_agent(config)  # refuses what cannot be built before anything is written
     described = {"preset": preset, **to_dict(config)}
     folder = RunFolder(options.out or default_folder(preset, config), described, options.resume)
     if folder.is_finished:
@@ -61,13 +61,13 @@ def run(preset: str, options: Options) -> Path:
         label=f"{config.env} {config.memory}",
         seeds=config.seeds,
         seed=config.seed,
-        plan=division,
+        plan=divide(config),
         eval_points=config.eval_points,
         checkpoint_seconds=config.checkpoint_seconds,
         wandb=options.wandb,
         quiet=options.quiet,
     )
-    numbers = train(agent, settings, folder, described)
+    numbers = train(lambda seed: make_agent(config, seed), settings, folder, described)
     draw_curves([folder.path], folder.path / "curves.png")
     folder.write_summary({"preset": preset, "env": config.env, "memory": config.memory, **numbers})
     final = numbers["eval_return"]["mean"]

@@ -9,6 +9,7 @@ so a run resumed from any checkpoint repeats what the unbroken run does, bit for
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -16,17 +17,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.run import checkpoint
+from agents.run import checkpoint, replay
 from agents.run.errors import BadRequest, Diverged, Interrupted
 from agents.run.folder import RunFolder, say
 from agents.run.metrics import Display, MetricsLog, Row, WandbLog, aggregate, number
 from agents.run.statistics import summarise
+from envs.wrappers import Wrapper
 
 EVALUATION = 0x5EED  # separates the keys of evaluation from those of training
 
 
 class Agent(Protocol):
-    """What the loop needs. All three are pure and traceable; metrics are dicts of scalars."""
+    """What the loop needs. All three functions are pure and traceable; metrics are dicts of scalars.
+
+    If `env` is a host pool, `update` also returns its actions `[T, B, ...]` as the metric `replay/action`, and the
+    state has the fields `env`, `obs` and `reset`.
+    """
+
+    @property
+    def env(self) -> Wrapper: ...
 
     @property
     def steps_per_update(self) -> int:
@@ -37,7 +46,7 @@ class Agent(Protocol):
 
     def update(self, state: Any) -> tuple[Any, dict[str, jax.Array]]: ...
 
-    def evaluate(self, state: Any, key: jax.Array) -> dict[str, jax.Array]: ...
+    def evaluate(self, state: Any, key: jax.Array, axis_name: str | None) -> dict[str, jax.Array]: ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,11 @@ def seed_keys(seed: int, seeds: int) -> jax.Array:
     return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds, dtype=jnp.uint32))
 
 
+def over_seeds(evaluate: Callable) -> Callable:
+    """An agent's `evaluate` for all seeds: states and keys `[seeds, ...]`."""
+    return jax.vmap(lambda state, key: evaluate(state, key, axis_name="seeds"), axis_name="seeds")
+
+
 @dataclass
 class Compiled:
     """The three programs of a run, compiled ahead of time for all seeds."""
@@ -87,6 +101,8 @@ class Compiled:
     chunk: Any
     evaluate: Any
     template: Any
+    action: Any
+    """Shape and dtype of one update's actions, `[seeds, T, B, ...]`; None unless they are logged."""
     seconds: float
 
 
@@ -100,17 +116,25 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int) -> Compiled:
     keys = jax.eval_shape(lambda: seed_keys(0, seeds))
     init = jax.jit(jax.vmap(agent.init)).lower(keys)
     template = init.out_info
+    update = jax.jit(chunk, donate_argnums=0).lower(template)
+    action = update.out_info[1].get("replay/action")
     return Compiled(
         init=init.compile(),
-        chunk=jax.jit(chunk, donate_argnums=0).lower(template).compile(),
-        evaluate=jax.jit(jax.vmap(agent.evaluate)).lower(template, keys).compile(),
+        chunk=update.compile(),
+        evaluate=jax.jit(over_seeds(agent.evaluate)).lower(template, keys).compile(),
         template=template,
+        action=None if action is None else jax.ShapeDtypeStruct(action.shape[1:], action.dtype),
         seconds=time.perf_counter() - started,
     )
 
 
-def train(agent: Agent, settings: LoopSettings, folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
+def train(
+    make_agent: Callable[[int], Agent], settings: LoopSettings, folder: RunFolder, config: dict[str, Any]
+) -> dict[str, Any]:
     """Trains to the end of the plan and writes the run folder; continues from its newest intact checkpoint.
+
+    Args:
+        make_agent: makes the agent from a seed for its emulators (functional environments ignore it).
 
     Returns:
         the summary's numbers (see `summary.json` in the documentation).
@@ -118,6 +142,8 @@ def train(agent: Agent, settings: LoopSettings, folder: RunFolder, config: dict[
     Raises:
         Diverged, Interrupted, BadRequest: see `agents.run.errors`; the folder can be resumed after each.
     """
+    agent = make_agent(settings.seed)
+    keys = seed_keys(settings.seed, settings.seeds)
     stop = _StopRequest()
     display = Display(settings.label, settings.plan.updates * agent.steps_per_update, settings.quiet)
     wandb = None
@@ -125,19 +151,33 @@ def train(agent: Agent, settings: LoopSettings, folder: RunFolder, config: dict[
         programs = compile_agent(agent, settings.seeds, settings.plan.updates_per_chunk)
         found = checkpoint.restore(folder.checkpoints, programs.template)
         if found is None:
-            states, first, rows, wall = programs.init(seed_keys(settings.seed, settings.seeds)), 0, 0, 0.0
+            states, first, rows, wall, logged = programs.init(keys), 0, 0, 0.0, 0
         else:
             states, manifest = found
             first, rows, wall = manifest["chunk"], manifest["rows"], manifest["wall_s"]
+            logged = manifest["action_bytes"]
             say(f"resuming after {first} of {settings.plan.chunks} chunks")
+            if agent.env.is_host_pool and first < settings.plan.chunks:
+                steps = first * settings.plan.updates_per_chunk * agent.steps_per_update
+                if steps * settings.seeds <= replay.EXACT_STEPS:
+                    path = folder.path / replay.ACTIONS
+                    replay.repeat(agent.env, keys, path, logged, programs.action, states.env)
+                else:
+                    say("too far to repeat exactly: going on with new episodes of the emulator")
+                    agent = make_agent(settings.seed + steps)
+                    programs = compile_agent(agent, settings.seeds, settings.plan.updates_per_chunk)
+                    states = replay.reopen(keys, programs.init, states)
         log = MetricsLog(folder.path / "metrics.jsonl", rows)
+        actions = replay.ActionLog(folder.path / replay.ACTIONS, logged) if agent.env.is_host_pool else None
         wandb = WandbLog(settings.wandb, folder.path, config)
         try:
             states, wall = _train_chunks(
-                agent, settings, folder, programs, states, first, wall, log, wandb, display, stop
+                agent, settings, folder, programs, states, first, wall, log, actions, wandb, display, stop
             )
         finally:
             log.close()
+            if actions is not None:
+                actions.close()
         return _summary(settings, log.rows, programs.seconds, wall)
     except OSError as error:
         raise BadRequest(f"cannot write to {folder.path}: {error}; checkpoints already written are intact") from None
@@ -157,20 +197,26 @@ def _train_chunks(
     first: int,
     wall: float,
     log: MetricsLog,
+    actions: replay.ActionLog | None,
     wandb: WandbLog,
     display: Display,
     stop: "_StopRequest",
 ) -> tuple[Any, float]:
     chunks = settings.plan.chunks
     steps_per_chunk = settings.plan.updates_per_chunk * agent.steps_per_update
-    evaluations = {math.ceil(chunks * (i + 1) / settings.eval_points) for i in range(settings.eval_points)} | {chunks}
+    # An emulator can be opened once, so an agent on one is evaluated once, at the end.
+    points = 1 if agent.env.is_host_pool else settings.eval_points
+    evaluations = {math.ceil(chunks * (i + 1) / points) for i in range(points)}
     keys = seed_keys(settings.seed, settings.seeds)
     saved_at = time.perf_counter()
 
     for done in range(first + 1, chunks + 1):
         started = time.perf_counter()
         states, metrics = programs.chunk(states)
-        metrics = aggregate(jax.device_get(metrics))
+        metrics = jax.device_get(metrics)
+        if actions is not None:
+            actions.write(metrics["replay/action"])
+        metrics = aggregate(metrics)
         seconds = time.perf_counter() - started
         _check_finite(metrics, folder, done)
 
@@ -191,7 +237,7 @@ def _train_chunks(
 
         due = time.perf_counter() - saved_at >= settings.checkpoint_seconds
         if due or done == chunks or stop.requested:
-            extra = {"rows": len(log.rows), "wall_s": wall}
+            extra = {"rows": len(log.rows), "wall_s": wall, "action_bytes": actions.size if actions is not None else 0}
             checkpoint.save(folder.checkpoints, done, states, extra)
             saved_at = time.perf_counter()
         if stop.requested and done < chunks:

@@ -24,11 +24,13 @@ def aggregate(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One chunk's metrics `[updates, seeds]` as one number per seed.
 
     Means over updates; but `train/episodes` is a sum, and `train/<x>_sum` becomes `train/<x>`, the mean over the
-    episodes that ended (NaN where none did).
+    episodes that ended (NaN where none did). `replay/<x>` are records, not metrics, and left out.
     """
     out = {}
     episodes = np.sum(metrics["train/episodes"], axis=0)
     for name, values in metrics.items():
+        if name.startswith("replay/"):
+            continue
         if name == "train/episodes":
             out[name] = episodes
         elif name.endswith("_sum"):

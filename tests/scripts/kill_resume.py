@@ -22,8 +22,8 @@ COMMAND = [
 ]
 
 
-def start(folder: Path, *, resume: bool) -> subprocess.Popen:
-    command = [*COMMAND, "--out", str(folder), *(["--resume"] if resume else [])]
+def start(folder: Path, env: str, *, resume: bool) -> subprocess.Popen:
+    command = [*COMMAND, "--env", env, "--out", str(folder), *(["--resume"] if resume else [])]
     return subprocess.Popen(command, cwd=folder.parent, stderr=subprocess.PIPE, text=True)
 
 
@@ -57,18 +57,18 @@ def first_chunk(folder: Path, process: subprocess.Popen) -> float:
     return time.monotonic() - started
 
 
-def compare(parent: Path, kills: int, seed: int = 0) -> None:
+def compare(parent: Path, kills: int, seed: int, env: str) -> None:
     """Asserts bitwise equality of final state and metrics after `kills` kills at random moments."""
     rng = random.Random(seed)
     whole, broken = parent / "whole", parent / "broken"
-    process = start(whole, resume=False)
+    process = start(whole, env, resume=False)
     warm_up = first_chunk(whole, process)
     started = time.monotonic()
     finish(process)
     training = time.monotonic() - started
     done = 0
     while done < kills:
-        process = start(broken, resume=True)
+        process = start(broken, env, resume=True)
         # Mostly while it trains and checkpoints, sometimes before the first chunk.
         if rng.random() < 0.8:
             first_chunk(broken, process)
@@ -85,7 +85,7 @@ def compare(parent: Path, kills: int, seed: int = 0) -> None:
             # It got to its end: begin a new broken run after checking this one.
             check(whole, broken)
             shutil.rmtree(broken)
-    finish(start(broken, resume=True))
+    finish(start(broken, env, resume=True))
     check(whole, broken)
 
 
@@ -99,6 +99,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--env", default="popgym/RepeatPreviousEasy")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        compare(Path(folder), arguments.kills, arguments.seed)
+        compare(Path(folder), arguments.kills, arguments.seed, arguments.env)

@@ -150,13 +150,13 @@ def test_ctrl_c_checkpoints_and_exits_130(tmp_path):
     assert checkpoint.checkpoints(folder / "checkpoints")
 
 
-def test_killed_runs_end_bit_for_bit_where_unbroken_ones_end(tmp_path):
-    kill_resume.compare(tmp_path, kills=2, seed=int(time.time()))
+@pytest.mark.parametrize("env", ["popgym/RepeatPreviousEasy", "envpool/CartPole-v1"])
+def test_killed_runs_end_bit_for_bit_where_unbroken_ones_end(env, tmp_path):
+    kill_resume.compare(tmp_path, kills=1, seed=int(time.time()), env=env)
 
 
 def test_compare_reports_failures_and_skips_what_is_done(tmp_path, capsys):
     out = tmp_path / "comparison"
-    arguments = [*TINY, "--out", str(out), "--memories", "none", "--seeds", "2"]
     arguments = ["debug", "--memories", "none", "--seeds", "2", "--out", str(out), *TINY[4:], "--quiet"]
     assert compare.main(arguments) == 0
     table = capsys.readouterr().out
