@@ -106,8 +106,14 @@ class ResetLeak(VectorEnvironment):
 
     num_envs: int
     marked: bool = True
-    name = "ResetLeak"
-    default_params = NoParams()
+
+    @property
+    def name(self):
+        return "ResetLeak"
+
+    @property
+    def default_params(self):
+        return NoParams()
 
     def reset(self, key, params):
         return jnp.zeros((self.num_envs, 2)), LeakState(jnp.zeros((), bool), jnp.ones(self.num_envs))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,8 +68,8 @@ def values(agent: PPO, state, observations: list[list[float]]) -> np.ndarray:
     obs = jnp.asarray(observations)[:, None]
     reset = jnp.arange(len(observations))[:, None] == 0
     network = agent.network
-    _, _, value = network.apply({"params": state.params}, network.initial_state(1), obs, reset)
-    return np.asarray(value)[:, 0]
+    out: Any = network.apply({"params": state.params}, network.initial_state(1), obs, reset)
+    return np.asarray(out[2])[:, 0]
 
 
 def vectorised(probe) -> Vectorised:

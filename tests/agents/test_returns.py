@@ -31,17 +31,19 @@ def test_equals_the_definition():
     last_v = rng.normal(size=B)
     terminated, truncated = rng.random((2, T, B)) < 0.2  # both at once happens too: terminated wins
     arguments = (r, v, final_v, last_v, terminated, truncated)
+    arrays = [jnp.asarray(x) for x in arguments]
     for lam in (0.0, 0.9, 1.0):
-        ours = jax.jit(generalised_advantages)(*map(jnp.asarray, arguments), 0.97, lam)
+        ours = jax.jit(generalised_advantages)(*arrays, discount=0.97, gae_lambda=lam)
         np.testing.assert_allclose(ours, advantages_by_definition(*arguments, 0.97, lam), atol=1e-5)
 
 
 def test_truncation_bootstraps_from_the_final_observation_and_not_from_the_next_episode():
-    r, v, final_v = np.zeros((2, 1)), np.array([[0.0], [100.0]]), np.array([[7.0], [0.0]])
-    cut = np.array([[True], [False]])
-    no = np.zeros((2, 1), bool)
-    start = [jnp.asarray(x) for x in (r, v, final_v, np.zeros(1))]
-    ours = generalised_advantages(*start, jnp.asarray(no), jnp.asarray(cut), 0.5, 1.0)
-    np.testing.assert_allclose(ours[0], 3.5)
-    ended = generalised_advantages(*start, jnp.asarray(cut), jnp.asarray(no), 0.5, 1.0)
-    np.testing.assert_allclose(ended[0], 0.0)
+    r, v, final_v = jnp.zeros((2, 1)), jnp.array([[0.0], [100.0]]), jnp.array([[7.0], [0.0]])
+    first, never = jnp.array([[True], [False]]), jnp.zeros((2, 1), bool)
+
+    def advantage(terminated, truncated):
+        last_v = jnp.zeros(1)
+        return generalised_advantages(r, v, final_v, last_v, terminated, truncated, discount=0.5, gae_lambda=1.0)[0]
+
+    np.testing.assert_allclose(advantage(never, first), 3.5)
+    np.testing.assert_allclose(advantage(first, never), 0.0)
