@@ -47,7 +47,8 @@ class NetworkSettings:
     head_scale: float = 1.4142135
     """Gain of the orthogonal initialisation of the heads' hidden layers."""
     memory_options: dict[str, str] = field(default_factory=dict)
-    """Options of the memory layer, as pairs, e.g. `state 128 blocks 4` for s5 (see the memory page in docs)."""
+    """Options of memories by `memory.option`, as pairs, e.g. `s5.state 128 mamba.expand 1` (see the memory page in docs);
+    those of memories other than the chosen one have no effect."""
 
     def __post_init__(self):
         for name in ("width", "layers"):

@@ -30,7 +30,7 @@ from envs.wrappers import (
     TimeLimit,
     Wrapper,
 )
-from memory import make_memory
+from memory import make_memory, memory_options
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -107,6 +107,24 @@ def make_environment(config: Experiment, num_envs: int, copies: int, seed: int) 
     return env
 
 
+def options_of(memory: str, options: dict[str, str]) -> dict[str, str]:
+    """The entries of `options` (`memory.option` to value) that concern `memory`, by bare names.
+
+    Raises:
+        ValueError: a key is not of that form, or names no memory or no option of it.
+    """
+    chosen = {}
+    for key, value in options.items():
+        name, dot, option = key.partition(".")
+        if not dot:
+            raise ValueError(f"memory option {key!r} is not of the form memory.option, such as {memory}.{key}")
+        if option not in memory_options(name):
+            raise ValueError(f"memory {name!r} has no option {option!r}: it has {', '.join(memory_options(name))}")
+        if name == memory:
+            chosen[option] = value
+    return chosen
+
+
 def divide(config: Experiment) -> Plan:
     """How the updates of `config` are divided into chunks."""
     return plan(config.total_steps, config.ppo.num_envs * config.ppo.num_steps, config.log_points)
@@ -129,7 +147,7 @@ def make_agent(config: Experiment, emulator_seed: int | None = None) -> PPO:
             layers=network.layers,
             norm=network.norm,
             residual=network.residual,
-            **network.memory_options,
+            **options_of(config.memory, network.memory_options),
         )
         actor_critic = ActorCritic(
             memory=memory,

@@ -1,0 +1,317 @@
+"""The documentation names what exists: keys, presets, memories, metrics, files, links; its examples work."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents.ppo import PPOSettings
+from agents.run.metrics import aggregate
+from configs.experiment import Experiment, NetworkSettings, ObservationSettings
+from configs.presets import PRESETS
+from envs.vector import Vectorised
+from memory import MEMORIES, make_memory, memory_options
+from scripts import compare, evaluate, plot, train
+from scripts.common import make_agent
+from tests.memory import contract
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("README.md")]
+
+
+def read(page: str) -> str:
+    return (ROOT / "docs" / page).read_text()
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under `heading` up to the next one of the same or a higher level."""
+    level = heading.split()[0]
+    rest = text.split(f"\n{heading}\n", 1)[1]
+    return re.split(rf"\n#{{1,{len(level)}}} ", rest)[0]
+
+
+def defined(text: str) -> list[str]:
+    """What the first cells of a text's tables name in `code`."""
+    first_cells = re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE)
+    return [name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_every_configuration_key_is_documented():
+    names = [f.name for f in dataclasses.fields(Experiment) if not dataclasses.is_dataclass(f.type)]
+    for group, kind in (("ppo", PPOSettings), ("network", NetworkSettings), ("observation", ObservationSettings)):
+        names += [f"{group}.{f.name}" for f in dataclasses.fields(kind)]
+    page = read("configuration.md")
+    documented = [
+        key
+        for group in ("Experiment", "ppo", "network", "observation")
+        for key in defined(section(page, f"## {group}"))
+    ]
+    assert sorted(documented) == sorted(names)
+
+
+def test_defaults_of_configuration_keys():
+    """Numbers in the default column are those of the dataclasses."""
+    page = read("configuration.md")
+    for group, kind in (("Experiment", Experiment), ("network", NetworkSettings), ("observation", ObservationSettings)):
+        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+        rows = re.findall(r"^\| `([\w.]+)` \| [^|]* \| ([^|]*) \|", section(page, f"## {group}"), re.MULTILINE)
+        for key, text in rows:
+            default = defaults[key.split(".")[-1]]
+            if isinstance(default, bool):
+                assert text == ("on" if default else "off"), key
+            elif isinstance(default, int | float):
+                assert float(text.replace(",", "")) == default, key
+            elif isinstance(default, str):
+                assert text == default, key
+            else:
+                assert text in ("none", "all"), key
+
+
+def test_every_option_of_the_scripts_is_documented():
+    page = section(read("configuration.md"), "## Run options")
+    for script in (train, evaluate, compare, plot):
+        fields = {f.name for f in dataclasses.fields(script.Options)} - {"experiment", "run", "runs"}
+        name = script.__name__.removeprefix("scripts.")
+        table = page.split(f"| option of `{name}.py", 1)[1].split("\n\n")[0]
+        assert set(re.findall(r"^\| `--([\w-]+)`", table, re.MULTILINE)) == {f.replace("_", "-") for f in fields}, name
+
+
+def test_every_preset_is_documented():
+    rows = re.findall(
+        r"^\| `([\w/-]+)`[^|]*\|[^|]*\| ([^| ]+) \| (\w+), width (\d+)[^|]*\| ([\d,]+) \|",
+        section(read("configuration.md"), "## Presets"),
+        re.MULTILINE,
+    )
+    assert {
+        name: (env, memory, int(width), int(steps.replace(",", ""))) for name, env, memory, width, steps in rows
+    } == {name: (p.env, p.memory, p.network.width, p.total_steps) for name, p in PRESETS.items()}
+
+
+PPO_COLUMNS = {
+    "`popgym`": ["popgym"],
+    "`popgym-fast`, `gymnax`": ["popgym-fast", "gymnax"],
+    "`brax`": ["brax"],
+    "`paper/...`": ["paper/popgym-s5", "paper/popgym-gru"],
+    "`debug`": ["debug"],
+}
+
+
+def test_values_of_presets():
+    lines = section(read("configuration.md"), "## Presets").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    start = next(i for i, row in enumerate(rows) if row[0] == "key")
+    header, body = rows[start], {row[0]: row[1:] for row in rows[start + 2 :]}
+    assert header[1:] == list(PPO_COLUMNS)
+
+    def numbers(key: str, column: int) -> list[float]:
+        text = body[key][column].replace("off", "0").replace(" x ", ", ")
+        return [float(number) for number in text.split(", ")]
+
+    for column, presets in enumerate(PPO_COLUMNS.values()):
+        for preset in presets:
+            ppo = PRESETS[preset].ppo
+            assert numbers("`ppo.num_envs` x `ppo.num_steps`", column) == [ppo.num_envs, ppo.num_steps]
+            assert numbers("`ppo.epochs` x `ppo.minibatches`", column) == [ppo.epochs, ppo.minibatches]
+            assert numbers("`ppo.learning_rate`, `_end`", column) == [ppo.learning_rate, ppo.learning_rate_end]
+            assert numbers("`ppo.discount`, `ppo.gae_lambda`", column) == [ppo.discount, ppo.gae_lambda]
+            assert numbers("`ppo.clip`, `ppo.value_clip`", column) == [ppo.clip, ppo.value_clip]
+            assert numbers("`ppo.value_coefficient`", column) == [ppo.value_coefficient]
+            assert numbers("`ppo.entropy`", column) == [ppo.entropy] == [ppo.entropy_end]
+            assert numbers("`ppo.eval_envs`", column) == [ppo.eval_envs]
+            assert body["`network.activation`"][column] == PRESETS[preset].network.activation
+
+
+# ----------------------------------------------------------------------------------------------------------- memories
+
+
+def test_every_memory_and_option_is_documented_with_its_default():
+    documented: dict[str, dict[str, str]] = {}
+    name = ""
+    table = section(read("memory.md"), "### Options")
+    for line in table[table.index("\n|---") :].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 4 or cells[0].startswith("-"):
+            continue
+        name = cells[0].strip("`") or name
+        options = re.findall(r"`(\w+)`", cells[1])
+        documented.setdefault(name, {}).update(zip(options, cells[2].split(", "), strict=bool(options)))
+    assert {memory: set(options) for memory, options in documented.items()} == {
+        memory: set(memory_options(memory)) for memory in MEMORIES
+    }
+    for memory, options in documented.items():
+        for option, text in options.items():
+            default = memory_options(memory)[option]
+            shown = default if isinstance(default, str) else {"2 pi": 2 * np.pi}.get(text) or type(default)(text)
+            assert shown == (text if isinstance(default, str) else default), (memory, option)
+
+
+def test_state_sizes_of_memories():
+    """The numbers at width 64 in the table of memories: real numbers for one environment and one layer."""
+    table = section(read("memory.md"), "## The memories")
+    sizes = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| [^|]* \| (\d+) \|", table, re.MULTILINE))
+    assert set(sizes) == set(MEMORIES)
+    for name, size in sizes.items():
+        leaves = jax.tree.leaves(make_memory(name, 64).initial_state(1))
+        assert int(size) == sum(leaf.size * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in leaves), name
+
+
+# ------------------------------------------------------------------------------------------------------------ metrics
+
+
+@cache
+def metric_names() -> set[str]:
+    """Names of all metrics of an agent, as they reach metrics.jsonl."""
+    agent = make_agent(PRESETS["debug"])
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    _, update = jax.eval_shape(agent.update, state)
+    evaluation = jax.eval_shape(agent.evaluate, state, jax.random.key(0))
+    one_chunk = jax.tree.map(lambda leaf: np.zeros((1, 1, *leaf.shape)), update)
+    return {*aggregate(one_chunk), *evaluation}
+
+
+def test_every_metric_is_documented():
+    page = section(read("metrics.md"), "## metrics.jsonl")
+    clock = {"env_steps", "updates", "wall_s", "steps_per_s"}
+    assert set(defined(page)) == metric_names() | clock
+
+
+def test_files_of_a_run_are_documented(tmp_path):
+    """Keys of summary.json and evaluation.json, and the names of files, from a real run."""
+    folder = tmp_path / "run"
+    tiny = ["debug", "--quiet", "--memory", "none", "--total-steps", "256", "--log-points", "1", "--eval-points", "1"]
+    train.main([*tiny, "--out", str(folder)])
+    evaluate.main([str(folder), "--episodes", "2", "--gif-steps", "0"])
+    page = read("metrics.md")
+    for file in ("summary.json", "evaluation.json"):
+        assert set(defined(section(page, f"## {file}"))) == set(json.loads((folder / file).read_text())), file
+    row = json.loads((folder / "metrics.jsonl").read_text())
+    assert set(defined(section(page, "## metrics.jsonl"))) == set(row)
+    documented = defined(section(read("quickstart.md"), "## The run folder"))
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} <= {name.strip("/") for name in documented}
+
+
+# ----------------------------------------------------------------------------------------------------- links and files
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_modules_that_are_named_exist(page):
+    text = page.read_text()
+    example_files = {"memory/leaky.py", "envs/tmaze.py"}  # which the reader is told to make
+    packages = "agents|benchmarks|configs|constraints|envs|kernels|memory|scripts|tests|worldmodels"
+    for name in set(re.findall(rf"(?<![\w/])((?:{packages})/[\w/]+\.\w+)", text)) - example_files:
+        assert (ROOT / name).exists(), name
+    for module in re.findall(r"python -m ((?:tests|benchmarks)[\w.]*)", text):
+        assert importlib.util.find_spec(module), module
+    for target in re.findall(r"^\s*make (\w+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_that_commands_use_exist(page):
+    """Every `--option` in a command of train.py and compare.py is one of theirs."""
+    groups = {"": Experiment, "ppo.": PPOSettings, "network.": NetworkSettings, "observation.": ObservationSettings}
+    known = {"help", "network.memory-options.state"}  # the latter: a key of a preset's options
+    for prefix, kind in groups.items():
+        for f in dataclasses.fields(kind):
+            name = f.name.replace("_", "-")
+            known |= {prefix + name, f"{prefix}no-{name}"}
+    known |= {f.name for script in (train, compare) for f in dataclasses.fields(script.Options)}
+    commands = page.read_text().replace("\\\n", " ")
+    for arguments in re.findall(r"scripts/(?:train|compare)\.py ([^\n`#]*)", commands):
+        for option in re.findall(r"--([\w.-]+)", arguments):
+            assert option in known, arguments
+        preset = arguments.split()[0] if arguments.split() else ""
+        assert preset in {*PRESETS, "PRESET", "--help"}, arguments
+
+
+# ----------------------------------------------------------------------------------------------------------- examples
+
+
+def load_example(page: str, tmp_path: Path, name: str) -> ModuleType:
+    """The code block that is marked as tested, as a module."""
+    (code,) = re.findall(r"<!-- tested by tests/test_docs.py -->\n```python\n(.*?)```", read(page), re.DOTALL)
+    path = tmp_path / f"{name}.py"
+    path.write_text(code)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_memory_keeps_the_contract(tmp_path):
+    memory = load_example("memory.md", tmp_path, "docs_example_memory").Leaky(6)
+    contract.check_state(memory)
+    contract.check_steps_equal_sequence(memory)
+    contract.check_cuts_equal_whole(memory)
+    contract.check_reset_forgets_state(memory)
+    contract.check_no_gradient_crosses_reset(memory)
+
+
+def test_contract_checks_are_listed():
+    listed = set(defined(section(read("memory.md"), "## Add your own")))
+    assert listed == {name for name in vars(contract) if name.startswith("check_")}
+
+
+def test_the_example_environment_can_be_played(tmp_path):
+    """Who remembers the cue earns 1 in `length + 1` steps, who turns the other way 0, who never turns times out."""
+    maze = load_example("environments.md", tmp_path, "docs_example_environment").TMAZES["Short"]()
+    env = Vectorised(maze, 3)
+    params: Any = env.default_params
+
+    @jax.jit
+    def play(key):
+        obs, state = env.reset(key, params)
+        cue = obs[:, 0]
+
+        def step(carry, key):
+            obs, state = carry
+            at_end = obs[:, 1] == 1
+            turn = jnp.where((cue < 0) == jnp.array([True, False, True]), 1, 2)
+            action = jnp.where(at_end & jnp.array([True, True, False]), turn, 0)
+            obs, state, reward, terminated, truncated, info = env.step(key, state, action, params)
+            return (obs, state), (at_end, reward, terminated, truncated, info["reset"])
+
+        return jax.lax.scan(step, (obs, state), jax.random.split(key, 12))[1]
+
+    at_end, reward, terminated, truncated, reset = play(jax.random.key(0))
+    ends = np.asarray(terminated)
+    assert [int(np.argmax(ends[:, i])) + 1 for i in range(3)] == [7, 7, 12]
+    assert [float(reward[: int(np.argmax(ends[:, i])) + 1, i].sum()) for i in range(3)] == [1.0, 0.0, 0.0]
+    np.testing.assert_array_equal(at_end[:, 2], np.arange(12) >= 6)
+    assert not truncated.any()
+    np.testing.assert_array_equal(reset, ends)
+    picture = maze.render(jax.device_get(maze.reset(jax.random.key(0), params)[1]), params)
+    assert picture.shape == (48, 112, 3)
+    assert picture.dtype == np.uint8
