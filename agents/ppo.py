@@ -153,6 +153,11 @@ class PPO:
     def steps_per_update(self) -> int:
         return self.settings.num_envs * self.settings.num_steps
 
+    def close(self) -> None:
+        """Frees the emulators, if any; the agent cannot be used afterwards."""
+        self.env.close()
+        self.eval_env.close()
+
     def _apply(self, params: Any, method: str, *args: Any) -> Any:
         return self.network.apply({"params": params}, *args, method=method)
 
@@ -339,15 +344,15 @@ class PPO:
 
     # ---------------------------------------------------------------------------------------------- evaluating
 
-    def _play_step(self, params: Any, env_params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any]:
-        """One step of evaluation; `carry` is `(env_state, obs, reset, memory)`."""
+    def _play_step(self, params: Any, env_params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any, Any]:
+        """One step of evaluation -> next carry `(env_state, obs, reset, memory)`, info, action."""
         env_state, obs, reset, memory = carry
         action_key, env_key = jax.random.split(key)
         memory, features = self._apply(params, "features_step", memory, obs, reset)
         policy = self._apply(params, "policy", features)
         action = policy.mode() if self.settings.eval_greedy else policy.sample(action_key)
         obs, env_state, _, _, _, info = self.eval_env.step(env_key, env_state, action, env_params)
-        return (env_state, obs, info["reset"], memory), info
+        return (env_state, obs, info["reset"], memory), info, action
 
     def _start_play(self, state: PPOState, key: jax.Array) -> tuple[Any, tuple]:
         """Environment parameters (with the training's normalisation, frozen) and the first carry."""
@@ -380,7 +385,7 @@ class PPO:
 
         def play_on(loop):
             time, carry, returns, lengths, finished = loop
-            carry, info = self._play_step(state.params, env_params, carry, jax.random.fold_in(key, time))
+            carry, info, _ = self._play_step(state.params, env_params, carry, jax.random.fold_in(key, time))
             first = info["episode_done"] & ~finished
             returns = jnp.where(first, info["episode_return"], returns)
             lengths = jnp.where(first, info["episode_length"], lengths)
@@ -395,13 +400,14 @@ class PPO:
             "eval/finished": jnp.mean(finished.astype(jnp.float32)),
         }
 
-    def record(self, state: PPOState, key: jax.Array, num_steps: int) -> Any:
-        """Environment states before each of `num_steps` steps, `[num_steps, B, ...]`, to draw."""
+    def record(self, state: PPOState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
+        """`num_steps` steps to draw, each `[num_steps, B, ...]`: the environment state before the step, the action, and
+        the return of the episode after it."""
         start_key, key = jax.random.split(key)
         env_params, carry = self._start_play(state, start_key)
 
         def one_step(carry, key):
-            next_carry, _ = self._play_step(state.params, env_params, carry, key)
-            return next_carry, carry[0]
+            next_carry, info, action = self._play_step(state.params, env_params, carry, key)
+            return next_carry, (carry[0], action, info["episode_return"])
 
         return jax.lax.scan(one_step, carry, jax.random.split(key, num_steps))[1]

@@ -94,10 +94,10 @@ def main() -> None:
         contenders.append(prepare(name, config, arguments.updates))
     rounds = [[contender.run() for contender in contenders] for _ in range(arguments.rounds)]
 
-    print(
-        f"{arguments.preset}: {ppo.num_envs} x {ppo.num_steps} steps, {ppo.epochs} epochs of {ppo.minibatches} minibatches,"
-    )
+    rollout = f"{ppo.num_envs} x {ppo.num_steps} steps"
+    learning = f"{ppo.epochs} epochs x {ppo.minibatches} minibatches"
     device = jax.devices()[0].device_kind
+    print(f"{arguments.preset}: {rollout}, {learning},")
     print(f"{arguments.seeds} seed(s), jax {jax.__version__}, {device}, load {os.getloadavg()[0]:.1f}")
     print("| memory | parameters | mflop | steps/s median | best | per CPU-s | ratio | compile s (CPU-s) |")
     print("|---|---|---|---|---|---|---|---|")

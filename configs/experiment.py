@@ -46,9 +46,9 @@ class NetworkSettings:
     """Activation of encoder and heads."""
     head_scale: float = 1.4142135
     """Gain of the orthogonal initialisation of the heads' hidden layers."""
-    memory_options: dict[str, str] = field(default_factory=dict)
-    """Options of memories by `memory.option`, as pairs, e.g. `s5.state 128 mamba.expand 1` (see the memory page in docs);
-    those of memories other than the chosen one have no effect."""
+    memory_options: tuple[str, ...] = ()
+    """Options of memories as `memory.option=value`, e.g. `s5.state=128 mamba.expand=1` (see the memory page in docs).
+    Those of memories other than the chosen one have no effect."""
 
     def __post_init__(self):
         for name in ("width", "layers"):

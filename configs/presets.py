@@ -79,7 +79,7 @@ PRESETS: dict[str, Experiment] = {
         env="popgym/RepeatPreviousMedium",
         memory="s5",
         total_steps=5_000_000,
-        network=NetworkSettings(width=128, memory_options={"s5.state": "128"}),
+        network=NetworkSettings(width=128, memory_options=("s5.state=128",)),
     ),
     "popgym-fast": Experiment(
         ppo=FAST,
@@ -109,7 +109,7 @@ PRESETS: dict[str, Experiment] = {
         env="popgym/RepeatPreviousEasy",
         memory="s5",
         total_steps=15_000_000,
-        network=replace(PAPER_NETWORK, layers=4, memory_options={"s5.state": "256", "s5.dt_max": "0.1"}),
+        network=replace(PAPER_NETWORK, layers=4, memory_options=("s5.state=256", "s5.dt_max=0.1")),
     ),
     "paper/popgym-gru": Experiment(
         ppo=PAPER,

@@ -32,6 +32,8 @@ from envs.wrappers import (
 )
 from memory import make_memory, memory_options
 
+EVALUATION_LANES = 1_000_003
+
 
 def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a script's `main(arguments)`; every expected failure becomes one line on stderr and its exit code."""
@@ -87,6 +89,10 @@ def make_environment(config: Experiment, num_envs: int, copies: int, seed: int) 
     """
     view = config.observation
     try:
+        if view.time_limit and config.env.partition("/")[0] in registry.HOST_POOLS:
+            raise BadRequest(
+                "observation.time_limit is not for emulators: write the limit into the id, ?max_episode_steps=N"
+            )
         if view.time_limit:
             env = Vectorised(TimeLimit(registry.make(config.env), view.time_limit), num_envs)
         else:
@@ -107,17 +113,18 @@ def make_environment(config: Experiment, num_envs: int, copies: int, seed: int) 
     return env
 
 
-def options_of(memory: str, options: dict[str, str]) -> dict[str, str]:
-    """The entries of `options` (`memory.option` to value) that concern `memory`, by bare names.
+def options_of(memory: str, options: Sequence[str]) -> dict[str, str]:
+    """The entries of `options` (`memory.option=value`) that concern `memory`, by bare names.
 
     Raises:
-        ValueError: a key is not of that form, or names no memory or no option of it.
+        ValueError: an entry is not of that form, or names no memory or no option of it.
     """
     chosen = {}
-    for key, value in options.items():
-        name, dot, option = key.partition(".")
-        if not dot:
-            raise ValueError(f"memory option {key!r} is not of the form memory.option, such as {memory}.{key}")
+    for entry in options:
+        name, dot, rest = entry.partition(".")
+        option, equals, value = rest.partition("=")
+        if not (dot and equals):
+            raise ValueError(f"memory option {entry!r} is not of the form memory.option=value, such as s5.state=128")
         if option not in memory_options(name):
             raise ValueError(f"memory {name!r} has no option {option!r}: it has {', '.join(memory_options(name))}")
         if name == memory:
@@ -139,7 +146,8 @@ def make_agent(config: Experiment, emulator_seed: int | None = None) -> PPO:
     network = config.network
     seed = config.seed if emulator_seed is None else emulator_seed
     env = make_environment(config, config.ppo.num_envs, config.seeds, seed)
-    eval_env = make_environment(config, config.ppo.eval_envs, config.seeds, seed + 1)
+    # An emulator numbers its lanes upwards from its seed: keep those of evaluation far from those of training.
+    eval_env = make_environment(config, config.ppo.eval_envs, config.seeds, seed + EVALUATION_LANES)
     try:
         memory = make_memory(
             config.memory,
@@ -171,6 +179,11 @@ def to_dict(config: Experiment) -> dict[str, Any]:
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
     return plain(dataclasses.asdict(config))
+
+
+def describe(preset: str, config: Experiment) -> dict[str, Any]:
+    """What `config.yaml` of a run holds."""
+    return {"preset": preset, **to_dict(config)}
 
 
 def from_dict(values: dict[str, Any]) -> Experiment:

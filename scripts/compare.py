@@ -21,12 +21,12 @@ import numpy as np
 import tyro
 
 from agents.run.errors import BadRequest, Interrupted
-from agents.run.folder import say, write_atomically
+from agents.run.folder import read_config, say, write_atomically
 from agents.run.metrics import read_metrics
 from agents.run.statistics import interquartile_mean, stratified_bootstrap
 from configs.presets import PRESETS
 from scripts import train
-from scripts.common import make_agent, parse, run_script, split_preset
+from scripts.common import describe, make_agent, parse, run_script, split_preset
 from scripts.plot import band
 
 
@@ -79,8 +79,12 @@ def main(arguments: Sequence[str]) -> int:
     for env in envs:
         for memory in options.memories:
             # Refuses unknown names before hours of training, not after.
-            make_agent(replace(defaults.experiment, env=env, memory=memory))
-            cells.append(Cell(env, memory, out / f"{env.replace('/', '-').replace('?', '-')}-{memory}"))
+            config = replace(defaults.experiment, env=env, memory=memory)
+            make_agent(config).close()
+            cell = Cell(env, memory, out / f"{env.replace('/', '-').replace('?', '-')}-{memory}")
+            if cell.summary is not None and read_config(cell.folder) != describe(preset, config):
+                raise BadRequest(f"{cell.folder} was trained with other options: choose another --out")
+            cells.append(cell)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -25,6 +25,7 @@ from agents.run.statistics import summarise
 from scripts.common import from_dict, make_agent, parse, run_script
 
 FRAME_MS = 150
+CAPTION = 22  # height in pixels of the line under each picture
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,20 @@ def draw(agent: PPO, state: Any, key: jax.Array, steps: int, out: Path) -> bool:
     Returns:
         False if the environment has no picture.
     """
-    from PIL import Image  # only once there is something to draw
+    from PIL import Image, ImageDraw  # only once there is something to draw
 
-    env_states = jax.device_get(jax.jit(agent.record, static_argnums=2)(state, key, steps))
+    env_states, actions, returns = jax.device_get(jax.jit(agent.record, static_argnums=2)(state, key, steps))
     frames = []
     try:
         for t in range(steps):
             now = jax.tree.map(lambda x: x[t], env_states)
-            frames.append(Image.fromarray(np.asarray(agent.eval_env.render(now, agent.eval_env.default_params))))
+            picture = Image.fromarray(np.asarray(agent.eval_env.render(now, agent.eval_env.default_params)))
+            frame = Image.new("RGB", (picture.width, picture.height + CAPTION), "white")
+            frame.paste(picture)
+            action = np.array2string(actions[t, 0], precision=2)
+            text = f"action {action}   return after it {returns[t, 0]:+.3f}"
+            ImageDraw.Draw(frame).text((8, picture.height + 2), text, "black", font_size=14)
+            frames.append(frame)
     except NotImplementedError:
         return False
     frames[0].save(out, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)

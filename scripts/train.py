@@ -17,7 +17,7 @@ from agents.run.folder import RunFolder, say
 from agents.run.loop import LoopSettings, train
 from configs.experiment import Experiment
 from configs.presets import PRESETS
-from scripts.common import default_folder, divide, make_agent, parse, run_script, split_preset, to_dict
+from scripts.common import default_folder, describe, divide, make_agent, parse, run_script, split_preset
 from scripts.plot import draw_curves
 
 
@@ -51,8 +51,8 @@ def run(preset: str, options: Options) -> Path:
     config = options.experiment
     if options.resume and options.out is None:
         raise BadRequest("--resume needs --out, the folder to continue")
-    make_agent(config)  # refuses what cannot be built before anything is written
-    described = {"preset": preset, **to_dict(config)}
+    agent = make_agent(config)  # refuses what cannot be built before anything is written
+    described = describe(preset, config)
     folder = RunFolder(options.out or default_folder(preset, config), described, options.resume)
     if folder.is_finished:
         say(f"{folder.path} is already complete")
@@ -67,7 +67,7 @@ def run(preset: str, options: Options) -> Path:
         wandb=options.wandb,
         quiet=options.quiet,
     )
-    numbers = train(lambda seed: make_agent(config, seed), settings, folder, described)
+    numbers = train(agent, lambda seed: make_agent(config, seed), settings, folder, described)
     draw_curves([folder.path], folder.path / "curves.png")
     folder.write_summary({"preset": preset, "env": config.env, "memory": config.memory, **numbers})
     final = numbers["eval_return"]["mean"]

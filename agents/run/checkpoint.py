@@ -2,7 +2,7 @@
 
 One checkpoint is a folder `<root>/<chunk>` with the state's arrays, written by orbax, and a `manifest.json` with
 the size and CRC-32 of every file. The folder gets its name by one atomic rename after all of it is on disk, so a kill
-leaves either the whole checkpoint or a `.partial` folder that the next start removes. A checkpoint that was damaged
+leaves either the whole checkpoint or a `.partial` folder that the next training removes. A checkpoint that was damaged
 later does not match its manifest and the one before it is used. Only arrays are read: no code is run by loading.
 """
 
@@ -112,6 +112,12 @@ def checkpoints(root: Path) -> list[int]:
     return sorted(int(p.name) for p in root.glob("*") if p.name.isdecimal()) if root.is_dir() else []
 
 
+def remove_unfinished(root: Path) -> None:
+    """Removes what a killed run left of a checkpoint. Only for the one process that trains."""
+    for partial in root.glob("*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def restore(root: Path, template: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest intact checkpoint as `(state, manifest)`, or None if there is none.
 
@@ -121,8 +127,6 @@ def restore(root: Path, template: Any) -> tuple[Any, dict[str, Any]] | None:
     Raises:
         BadRequest: the checkpoint is intact but belongs to a differently shaped state.
     """
-    for partial in root.glob("*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
     for chunk in reversed(checkpoints(root)):
         folder = root / str(chunk)
         try:

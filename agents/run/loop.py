@@ -129,12 +129,12 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int) -> Compiled:
 
 
 def train(
-    make_agent: Callable[[int], Agent], settings: LoopSettings, folder: RunFolder, config: dict[str, Any]
+    agent: Agent, remake: Callable[[int], Agent], settings: LoopSettings, folder: RunFolder, config: dict[str, Any]
 ) -> dict[str, Any]:
     """Trains to the end of the plan and writes the run folder; continues from its newest intact checkpoint.
 
     Args:
-        make_agent: makes the agent from a seed for its emulators (functional environments ignore it).
+        remake: makes the agent again with another seed for its emulators (functional environments ignore it).
 
     Returns:
         the summary's numbers (see `summary.json` in the documentation).
@@ -142,13 +142,13 @@ def train(
     Raises:
         Diverged, Interrupted, BadRequest: see `agents.run.errors`; the folder can be resumed after each.
     """
-    agent = make_agent(settings.seed)
     keys = seed_keys(settings.seed, settings.seeds)
     stop = _StopRequest()
-    display = Display(settings.label, settings.plan.updates * agent.steps_per_update, settings.quiet)
+    display = Display(settings.label, settings.plan.updates * agent.steps_per_update, settings.seeds, settings.quiet)
     wandb = None
     try:
         programs = compile_agent(agent, settings.seeds, settings.plan.updates_per_chunk)
+        checkpoint.remove_unfinished(folder.checkpoints)
         found = checkpoint.restore(folder.checkpoints, programs.template)
         if found is None:
             states, first, rows, wall, logged = programs.init(keys), 0, 0, 0.0, 0
@@ -164,7 +164,7 @@ def train(
                     replay.repeat(agent.env, keys, path, logged, programs.action, states.env)
                 else:
                     say("too far to repeat exactly: going on with new episodes of the emulator")
-                    agent = make_agent(settings.seed + steps)
+                    agent = remake(settings.seed + steps)
                     programs = compile_agent(agent, settings.seeds, settings.plan.updates_per_chunk)
                     states = replay.reopen(keys, programs.init, states)
         log = MetricsLog(folder.path / "metrics.jsonl", rows)

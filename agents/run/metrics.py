@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,10 +85,18 @@ class WandbLog:
         if mode != "disabled":
             import wandb  # slow to import, and most runs do without
 
-            # The folder's path as identity: a resumed run continues its own page.
-            name = f"{folder.parent.name}-{folder.name}".replace("/", "-")
+            identity = folder / "wandb-id"  # kept in the folder, so that a resumed run continues its own page
+            if not identity.exists():
+                identity.write_text(uuid.uuid4().hex)
+            name = f"{folder.parent.name}/{folder.name}"
             self.run = wandb.init(
-                project="engram", mode=mode, dir=folder, id=name[-64:], name=name, config=config, resume="allow"
+                project="engram",
+                mode=mode,
+                dir=folder,
+                id=identity.read_text().strip(),
+                name=name,
+                config=config,
+                resume="allow",
             )
 
     def write(self, row: Row) -> None:
@@ -114,8 +123,8 @@ def mean_of(row: Row, key: str) -> float | None:
 class Display:
     """Progress: a live bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, label: str, total_steps: int, quiet: bool):
-        self.total = total_steps
+    def __init__(self, label: str, total_steps: int, seeds: int, quiet: bool):
+        self.total, self.seeds = total_steps, seeds
         self.quiet = quiet
         self.bar = None
         console = Console(file=sys.stderr)
@@ -145,7 +154,7 @@ class Display:
         if self.bar is not None:
             self.bar.update(self.task, completed=row["env_steps"], state=text)
         else:
-            left = (self.total - row["env_steps"]) / max(row["steps_per_s"], 1e-9)
+            left = (self.total - row["env_steps"]) * self.seeds / max(row["steps_per_s"], 1e-9)
             print(
                 f"{self.label}: {row['env_steps']:>12,} steps  {text}  {left:,.0f} s left", file=sys.stderr, flush=True
             )

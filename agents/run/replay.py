@@ -16,7 +16,7 @@ from agents.run.errors import BadRequest
 from agents.run.folder import say
 from envs.wrappers import EpisodeStatistics, Wrapper
 
-EXACT_STEPS = 2_000_000
+EXACT_STEPS = 1_000_000
 """Emulator steps, over all lanes, that a resumed run repeats at most."""
 ACTIONS = "actions.bin"
 

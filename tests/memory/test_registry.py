@@ -27,7 +27,7 @@ def test_strings_are_converted():
     ("name", "options", "message"),
     [
         ("mambo", {}, "unknown memory 'mambo': did you mean mamba?"),
-        ("xyz", {}, "unknown memory 'xyz': choose from attention, gru, lru, lstm, mamba, mingru, none, s5"),
+        ("xyz", {}, "unknown memory 'xyz': choose from " + ", ".join(sorted(MEMORIES))),
         ("s5", {"sate": 3}, "memory 's5' has no option 'sate': did you mean state"),
         ("none", {"state": 3}, "memory 'none' has no option 'state': it has none"),
         ("s5", {"state": "many"}, "s5.state = 'many' is not of type int"),

@@ -79,6 +79,8 @@ def test_an_unfinished_checkpoint_is_removed(tmp_path):
     checkpoint.save(tmp_path, 1, state(1), {})
     (tmp_path / "2.partial").mkdir()
     assert restore(tmp_path)[1]["chunk"] == 1
+    checkpoint.remove_unfinished(tmp_path)
+    assert restore(tmp_path)[1]["chunk"] == 1
     assert not (tmp_path / "2.partial").exists()
 
 
