@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints/py311.txt constraints/py312.txt
 	@echo "setting up $(VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@pins=constraints/py$$($(RUN) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt; \
-	$(RUN) -m pip install --quiet --disable-pip-version-check uv; \
-	$(VENV)/bin/uv pip install --quiet --python $(RUN) -c $$pins -e ".[dev]" \
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; \
+	UV_SYSTEM_CERTS=true $(VENV)/bin/uv pip install --quiet --python $(RUN) -c $$pins -e ".[dev]" \
 	  || $(RUN) -m pip install --quiet --disable-pip-version-check -c $$pins -e ".[dev]"
 	@touch $(READY)
 
