@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from agents.distributions import head_size
 from agents.networks import ActorCritic
 from agents.ppo import PPO
 from agents.run.errors import BadRequest, Diverged, Interrupted
@@ -157,9 +158,11 @@ def make_agent(config: Experiment, emulator_seed: int | None = None) -> PPO:
             residual=network.residual,
             **options_of(config.memory, network.memory_options),
         )
+        action_space = env.action_space(env.default_params)
+        head_size(action_space)  # refuses action spaces that no policy covers
         actor_critic = ActorCritic(
             memory=memory,
-            action_space=env.action_space(env.default_params),
+            action_space=action_space,
             encoder=network.encoder,
             heads=network.heads,
             activation=network.activation,

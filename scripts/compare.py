@@ -55,7 +55,12 @@ class Cell:
     @property
     def summary(self) -> dict[str, Any] | None:
         path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            raise BadRequest(f"{path} is damaged: remove it, and the cell is resumed from its checkpoint") from None
 
     def scores(self) -> list[float]:
         """Final evaluation return per seed; empty while there is none."""
