@@ -4,7 +4,8 @@ With `h' = select(reset[t], 0, h[t-1])`, per channel d and state n:
     h[t] = exp(dt[t] A) h' + dt[t] u[t] B[t]      y[t] = sum_n C[t] h[t] + D u[t]
 
 All T states are `N` times larger than the input, so the backward pass keeps only those at chunk boundaries and
-recomputes a chunk at a time. The state is `(B, N, D)`: channels last is what vectorises.
+recomputes a chunk at a time. The state is `(B, N, D)`: channels last is what vectorises. On a CPU the same is done by a
+C++ kernel (`selective_scan.cc`) that never lets a state leave the cache.
 """
 
 from functools import partial
@@ -13,9 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernels import ffi
 from kernels.backends import clear, pick_backend, state_dtype
 
-BACKENDS = ("reference", "xla")
+BACKENDS = ("reference", "xla", "ffi")
+CHANNEL_TASKS = 16
+"""A batch smaller than this is also divided by channels, so that the C++ kernel has that many tasks for its threads."""
+TILE = 64
+"""Channels that the C++ kernel takes at a time."""
 
 
 def selective_scan(
@@ -41,8 +47,9 @@ def selective_scan(
         D: skip `(D,)`; None for no skip.
         reset: bool `(T, B)`, True where `u[t]` opens an episode; None for no reset.
         h0: state before the chunk `(B, N, D)`; None for zeros.
-        chunk: steps recomputed at a time in the backward pass of "xla".
-        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written chunked backward scan) or "auto".
+        chunk: steps recomputed at a time in the backward pass of "xla" and "ffi".
+        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written chunked backward scan), "ffi" (C++ on a
+            CPU in float32, elsewhere as "xla") or "auto" ("ffi" where it can be had, else "xla").
 
     Returns:
         `y (T, B, D)` in the dtype of `u`, and the last state `(B, N, D)` in float32 or wider.
@@ -50,13 +57,15 @@ def selective_scan(
     Raises:
         ValueError: unknown backend, or `chunk` < 1.
     """
-    backend = pick_backend(backend, BACKENDS, default="xla")
     if chunk < 1:
         raise ValueError(f"selective_scan: chunk must be at least 1, got {chunk}")
     dtype = state_dtype(u, dt, A)
+    backend = pick_backend(backend, BACKENDS, default="ffi")
+    if backend == "ffi" and (dtype != jnp.float32 or not ffi.load("selective_scan")):
+        backend = "xla"
     wide_u, dt, A, B, C = (array.astype(dtype) for array in (u, dt, A, B, C))
     h0 = jnp.zeros((u.shape[1], *A.shape), dtype) if h0 is None else h0.astype(dtype)
-    scan = partial(_scan_xla, min(chunk, u.shape[0])) if backend == "xla" else _scan
+    scan = _scan if backend == "reference" else partial(SCANS[backend], min(chunk, u.shape[0]))
     y, last = scan(wide_u, dt, A, B, C, reset, h0)
     return _skip(y, wide_u, D).astype(u.dtype), last
 
@@ -163,3 +172,64 @@ def _backward(chunk, residuals, cotangents):
 
 
 _scan_xla.defvjp(_forward, _backward)
+
+
+def _groups(batch, channels):
+    """Into how many parts the C++ kernel divides the channels."""
+    return min(-(-channels // TILE), max(1, CHANNEL_TASKS // batch))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan_ffi(chunk, u, dt, A, B, C, reset, h0):
+    def kernel(*inputs):
+        return ffi.call("selective_scan_forward", _like(u, h0), *inputs, groups=_groups(*u.shape[1:]))
+
+    return ffi.on_cpu(kernel, _scan, u, dt, A, B, C, _flags(reset, u), h0)
+
+
+def _forward_ffi(chunk, u, dt, A, B, C, reset, h0):
+    def kernel(*inputs):
+        boundaries = jax.ShapeDtypeStruct((-(-len(u) // chunk), *h0.shape), h0.dtype)
+        results = *_like(u, h0), boundaries
+        groups = _groups(*u.shape[1:])
+        return ffi.call("selective_scan_forward_for_training", results, *inputs, groups=groups, chunk=chunk)
+
+    def otherwise(*inputs):
+        (y, last), (*_, boundaries) = _forward(chunk, *inputs)
+        return y, last, boundaries
+
+    y, last, boundaries = ffi.on_cpu(kernel, otherwise, u, dt, A, B, C, _flags(reset, u), h0)
+    return (y, last), (u, dt, A, B, C, reset, boundaries)
+
+
+def _backward_ffi(chunk, residuals, cotangents):
+    u, dt, A, B, C, reset, boundaries = residuals
+
+    def kernel(u, dt, A, B, C, reset, boundaries, g_y, g_last):
+        groups = _groups(*u.shape[1:])
+        sums = jax.ShapeDtypeStruct((groups, *B.shape), B.dtype)  # of each group of channels
+        results = *_like(u, dt, g_last), sums, sums, *_like(g_last)
+        inputs = u, dt, A, B, C, reset, boundaries, g_y, g_last
+        du, ddt, dA, dB, dC, dh0 = ffi.call("selective_scan_backward", results, *inputs, groups=groups, chunk=chunk)
+        return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dh0
+
+    def otherwise(*inputs):
+        *inputs, g_y, g_last = inputs
+        *before_reset, _, dh0 = _backward(chunk, inputs, (g_y, g_last))
+        return *before_reset, dh0
+
+    inputs = u, dt, A, B, C, _flags(reset, u), boundaries, *cotangents
+    *gradients, dh0 = ffi.on_cpu(kernel, otherwise, *inputs)
+    return *gradients, None, dh0
+
+
+def _flags(reset, u):
+    return jnp.zeros(u.shape[:2], bool) if reset is None else reset
+
+
+def _like(*arrays):
+    return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
+
+
+_scan_ffi.defvjp(_forward_ffi, _backward_ffi)
+SCANS = {"xla": _scan_xla, "ffi": _scan_ffi}

@@ -18,11 +18,13 @@ D, N = 5, 3
 @dataclass(frozen=True)
 class Case:
     """`inputs(key, T, B) -> weights, sequence, state0` (float32 or wider by `jax.enable_x64`, trees),
-    `scan(weights, sequence, reset, state0, backend) -> y, last`, `step(weights, state, now, reset) -> state, y`."""
+    `scan(weights, sequence, reset, state0, backend) -> y, last`, `step(weights, state, now, reset) -> state, y`,
+    the backends beside "reference"."""
 
     inputs: Callable[..., Any]
     scan: Callable[..., Any]
     step: Callable[..., Any]
+    backends: tuple[str, ...] = ("xla",)
 
 
 def _normal(key, *shapes):
@@ -84,7 +86,7 @@ CASES = {
         lambda _, ax, reset, h0, backend="auto": linear_scan(ax[0], ax[1], reset, h0, backend=backend),
         lambda _, h, ax, r: linear_scan_step(h, ax[0], ax[1], r),
     ),
-    "selective": Case(_selective, _scan_selective, _step_selective),
+    "selective": Case(_selective, _scan_selective, _step_selective, ("xla", "ffi")),
     "gru": Case(
         _gru,
         lambda w, x, reset, h0, backend="auto": gru_scan(x, w[0], w[1], reset, h0, backend=backend),

@@ -1,6 +1,6 @@
 """What every scan with resets must do, each fact for each kernel."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,12 @@ from tests.kernels.cases import CASES
 
 T, B = 13, 3
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def each_backend():
+    """Every kernel on every fast backend."""
+    pairs = [(case, backend, f"{name}-{backend}") for name, case in CASES.items() for backend in case.backends]
+    return pytest.mark.parametrize(("case", "backend"), [pytest.param(c, b, id=i) for c, b, i in pairs])
 
 
 def resets(pattern: str, T: int = T, B: int = B) -> np.ndarray:
@@ -39,8 +45,8 @@ def relative(a, b) -> float:
 
 
 @cache
-def jitted_scan(case):
-    return jax.jit(case.scan)
+def jitted_scan(case, backend="auto"):
+    return jax.jit(partial(case.scan, backend=backend))
 
 
 @cache
@@ -80,32 +86,32 @@ def test_selective_scan_of_whole_chunks_only():
         assert relative(*pair) < 1e-12
 
 
-@EACH
-def test_float32_close_to_float64(case):
+@each_backend()
+def test_float32_close_to_float64(case, backend):
     with jax.enable_x64(True):
         exact = case.inputs(jax.random.key(2), T, B)
         truth = value_and_gradients(case, "reference")(*exact, resets("scattered"))
         narrow = jax.tree.map(lambda x: x.astype(jnp.complex64 if jnp.iscomplexobj(x) else jnp.float32), exact)
-        (y, last), gradients = value_and_gradients(case, "xla")(*narrow, resets("scattered"))
+        (y, last), gradients = value_and_gradients(case, backend)(*narrow, resets("scattered"))
         assert {x.dtype for x in jax.tree.leaves((y, last))} <= {jnp.dtype("float32"), jnp.dtype("complex64")}
         assert relative(((y, last), gradients), truth) < 3e-6
 
 
-@EACH
-def test_no_reset_argument_means_no_reset(case):
+@each_backend()
+def test_no_reset_argument_means_no_reset(case, backend):
     weights, sequence, state = case.inputs(jax.random.key(3), T, B)
-    run = jitted_scan(case)
+    run = jitted_scan(case, backend)
     assert relative(run(weights, sequence, None, state), run(weights, sequence, resets("absent"), state)) < 1e-6
     fresh = jax.tree.map(jnp.zeros_like, state)
     assert relative(run(weights, sequence, None, None), run(weights, sequence, None, fresh)) == 0
 
 
-@EACH
+@each_backend()
 @pytest.mark.parametrize("pattern", ["absent", "scattered"])
-def test_steps_equal_the_scan(case, pattern):
+def test_steps_equal_the_scan(case, backend, pattern):
     weights, sequence, state = case.inputs(jax.random.key(4), T, B)
     reset = resets(pattern)
-    y, last = jitted_scan(case)(weights, sequence, reset, state)
+    y, last = jitted_scan(case, backend)(weights, sequence, reset, state)
     step = jax.jit(case.step)
     outputs = []
     for t in range(T):
@@ -114,11 +120,11 @@ def test_steps_equal_the_scan(case, pattern):
     assert relative((jnp.stack(outputs), state), (y, last)) < 1e-6
 
 
-@EACH
-def test_cut_anywhere_equals_the_whole(case):
+@each_backend()
+def test_cut_anywhere_equals_the_whole(case, backend):
     weights, sequence, state = case.inputs(jax.random.key(5), T, B)
     reset = resets("scattered")
-    run = jitted_scan(case)
+    run = jitted_scan(case, backend)
     whole = run(weights, sequence, reset, state)
     for cut in (1, 6, T - 1):
         head, middle = run(weights, jax.tree.map(lambda x: x[:cut], sequence), reset[:cut], state)
@@ -126,12 +132,12 @@ def test_cut_anywhere_equals_the_whole(case):
         assert relative((jnp.concatenate([head, tail]), last), whole) < 1e-6, cut
 
 
-@EACH
+@each_backend()
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nothing_bad_survives_a_reset(case, bad):
+def test_nothing_bad_survives_a_reset(case, backend, bad):
     """A bad state at a reset of step 0 leaves no trace; a bad input before a reset leaves none after it."""
     weights, sequence, state = case.inputs(jax.random.key(6), T, B)
-    gradients = value_and_gradients(case, "xla")
+    gradients = value_and_gradients(case, backend)
     poisoned = jax.tree.map(lambda h: jnp.full_like(h, bad), state)
     clean = gradients(weights, sequence, state, resets("first"))
     assert relative(gradients(weights, sequence, poisoned, resets("first")), clean) == 0
@@ -147,14 +153,14 @@ def test_nothing_bad_survives_a_reset(case, bad):
     assert relative((after, last), (jax.tree.map(lambda x: x[8:], (y_clean, d_clean)), last_clean)) == 0
 
 
-@EACH
-def test_no_gradient_crosses_a_reset(case):
+@each_backend()
+def test_no_gradient_crosses_a_reset(case, backend):
     weights, sequence, state = case.inputs(jax.random.key(7), T, B)
     reset = resets("absent")
     reset[8, 1] = True
 
     def loss(sequence, state):
-        y, _ = case.scan(weights, sequence, reset, state)
+        y, _ = case.scan(weights, sequence, reset, state, backend)
         return jnp.sum(jnp.abs(y[8:]) ** 2)
 
     d_sequence, d_state = jax.jit(jax.grad(loss, argnums=(0, 1)))(sequence, state)
@@ -165,16 +171,16 @@ def test_no_gradient_crosses_a_reset(case):
     assert kept > 0
 
 
-@EACH
-def test_bfloat16_input_keeps_a_float32_state(case):
+@each_backend()
+def test_bfloat16_input_keeps_a_float32_state(case, backend):
     weights, sequence, state = case.inputs(jax.random.key(8), T, B)
     if jnp.iscomplexobj(jax.tree.leaves(sequence)[0]):
         pytest.skip("there is no complex bfloat16")
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), sequence)
-    y, last = jitted_scan(case)(weights, half, resets("scattered"), state)
+    y, last = jitted_scan(case, backend)(weights, half, resets("scattered"), state)
     assert y.dtype == jnp.bfloat16
     assert {h.dtype for h in jax.tree.leaves(last)} == {jnp.dtype("float32")}
-    exact, _ = jitted_scan(case)(
+    exact, _ = jitted_scan(case, backend)(
         weights, jax.tree.map(lambda x: x.astype(jnp.float32), half), resets("scattered"), state
     )
     assert relative(y.astype(jnp.float32), exact) < 2**-8

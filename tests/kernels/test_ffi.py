@@ -1,0 +1,156 @@
+"""The C++ kernels: shapes that need padding, `vmap`, other platforms, and machines where they cannot be had."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels import ffi
+from kernels.selective_scan import selective_scan
+from tests.kernels.test_scans import relative
+
+needs_compiler = pytest.mark.skipif(not ffi.load("selective_scan"), reason="the C++ kernels cannot be built here")
+
+
+def inputs(T, B, D, N):
+    """`u, dt, A, B, C, skip, h0` and resets, float64, numpy."""
+    rng = np.random.default_rng(T + D)
+    u, dt = rng.normal(size=(2, T, B, D))
+    b, c = rng.normal(size=(2, T, B, N))
+    A, skip, h0 = -np.exp(rng.normal(size=(N, D))), rng.normal(size=D), rng.normal(size=(B, N, D))
+    return (u, np.logaddexp(dt - 1, 0), A, b, c, skip, h0), rng.random((T, B)) < 0.1
+
+
+def value_and_gradients(arrays, reset, backend, chunk=16):
+    def run(*arrays):
+        u, dt, A, b, c, skip, h0 = arrays
+        return selective_scan(u, dt, A, b, c, skip, reset, h0, chunk=chunk, backend=backend)
+
+    out, vjp = jax.vjp(run, *arrays)
+    return out, vjp(jax.tree.map(lambda y: jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape), out))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("T", "B", "D", "N", "chunk"),
+    [
+        (1, 1, 1, 1, 16),
+        (37, 2, 130, 16, 16),  # three tiles of channels, the last with two of them; two tasks a row
+        (40, 1, 200, 5, 8),  # a single row, all tiles in tasks of their own
+        (33, 17, 64, 8, 64),  # one whole tile, one stretch longer than time
+        (32, 3, 48, 16, 16),  # whole stretches
+    ],
+)
+def test_all_shapes_match_float64(T, B, D, N, chunk):
+    arrays, reset = inputs(T, B, D, N)
+    run = jax.jit(value_and_gradients, static_argnums=(2, 3))
+    with jax.enable_x64(True):
+        truth = run(arrays, reset, "reference", chunk)
+        ours = run(jax.tree.map(np.float32, arrays), reset, "ffi", chunk)
+        assert {x.dtype for x in jax.tree.leaves(ours)} == {jnp.dtype("float32")}
+        assert relative(ours, truth) < 1e-6
+
+
+@needs_compiler
+def test_it_is_the_c_plus_plus_kernel_that_runs():
+    arrays, reset = inputs(4, 2, 3, 2)
+    for backend, there in (("auto", True), ("ffi", True), ("xla", False)):
+        text = jax.jit(value_and_gradients, static_argnums=2).lower(arrays, reset, backend).as_text()
+        assert ("selective_scan_forward" in text) == ("selective_scan_backward" in text) == there
+
+
+@needs_compiler
+def test_vmap_over_any_axes_equals_a_loop():
+    arrays, reset = inputs(9, 2, 20, 4)
+    arrays = jax.tree.map(np.float32, arrays)
+    many = jax.tree.map(lambda x: np.stack([[x, x / 2, x / 3], [x / 4, x / 5, x / 6]]), arrays)
+    run = jax.jit(lambda arrays: value_and_gradients(arrays, reset, "ffi"))
+    nested = jax.jit(jax.vmap(jax.vmap(lambda arrays: value_and_gradients(arrays, reset, "ffi"))))(many)
+    loop = [[run(jax.tree.map(lambda x, i=i, j=j: x[i, j], many)) for j in range(3)] for i in range(2)]
+    rows = [jax.tree.map(lambda *xs: jnp.stack(xs), *row) for row in loop]
+    assert relative(nested, jax.tree.map(lambda *xs: jnp.stack(xs), *rows)) == 0
+
+
+@needs_compiler
+def test_extreme_steps_saturate_as_the_exponential_does():
+    """A step so long that the decay is 0, one so short that it is 1, and one that is not a number."""
+    dt = jnp.asarray([0.0, 1e30, 1e-30, jnp.nan], jnp.float32).reshape(4, 1, 1)
+    one = jnp.ones((4, 1, 1))
+    h0 = jnp.full((1, 1, 1), 3.0)
+    for backend in ("ffi", "reference"):
+        decays = [
+            selective_scan(0 * one[:1], dt[t : t + 1], -one[0], one[:1], one[:1], None, None, h0, backend=backend)[1]
+            for t in range(4)
+        ]
+        np.testing.assert_array_equal(np.ravel(decays[:3]), [3, 0, 3])
+        assert np.isnan(decays[3]).all()
+
+
+def test_programs_for_other_platforms_do_without():
+    arrays, reset = inputs(4, 2, 3, 2)
+    run = jax.jit(lambda arrays: value_and_gradients(arrays, reset, "auto"))
+    try:
+        exported = jax.export.export(run, platforms=["cuda"])(arrays)
+    except (RuntimeError, ValueError) as error:  # newer versions need the CUDA plugin even to lower
+        pytest.skip(str(error).splitlines()[0])
+    assert "selective_scan_forward" not in exported.mlir_module()
+
+
+@pytest.fixture
+def forgetful():
+    """`ffi.load` asked anew inside the test, and again after it."""
+    ffi.load.cache_clear()
+    yield
+    ffi.load.cache_clear()
+
+
+@pytest.mark.parametrize("trouble", ["none", "broken", "folder"])
+def test_without_a_compiler_the_answer_is_right_and_one_line_says_so(trouble, forgetful, monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if trouble == "none":
+        monkeypatch.setattr(ffi, "COMPILERS", ("no-such-compiler",))
+    elif trouble == "broken":
+        compiler = tmp_path / "g++"
+        compiler.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "internal error: out of luck" >&2; exit 1; }\n')
+        compiler.chmod(0o755)
+        monkeypatch.setattr(ffi, "COMPILERS", (str(compiler),))
+    else:
+        monkeypatch.setattr(ffi, "SOURCES", tmp_path)
+    arrays, reset = inputs(6, 2, 3, 2)
+    arrays = jax.tree.map(np.float32, arrays)
+    with caplog.at_level(logging.INFO):
+        ours = [value_and_gradients(arrays, reset, backend) for backend in ("auto", "ffi", "auto")]
+    truth = value_and_gradients(arrays, reset, "xla")
+    assert all(relative(one, truth) == 0 for one in ours)
+    lines = [r.getMessage() for r in caplog.records if r.name == ffi.__name__ and r.levelno >= logging.WARNING]
+    assert len(lines) == 1
+    assert "without its C++ kernel" in lines[0]
+    assert {"none": "no C++ compiler", "broken": "out of luck", "folder": "No such file"}[trouble] in lines[0]
+
+
+def test_the_environment_switches_them_off(forgetful, monkeypatch, caplog):
+    monkeypatch.setenv("ENGRAM_KERNELS", "xla")
+    assert not ffi.load("selective_scan")
+    assert not caplog.records
+
+
+@needs_compiler
+def test_a_damaged_library_is_built_anew(tmp_path):
+    ask = "from kernels import ffi; assert ffi.load('selective_scan')"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+
+    def library():
+        subprocess.run([sys.executable, "-c", ask], env=environment, check=True)
+        (path,) = (tmp_path / "engram").glob("*.so")
+        return path
+
+    path = library()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert library() == path
+    assert len(path.read_bytes()) == len(whole)
