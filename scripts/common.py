@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import errno
 import os
 import sys
 import time
@@ -33,6 +34,7 @@ from envs.wrappers import (
 )
 from memory import make_memory, memory_options
 
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 EVALUATION_LANES = 1_000_003
 
 
@@ -49,6 +51,12 @@ def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot write{where}: {error.strerror}; what was written before is intact", file=sys.stderr)
+        code = BadRequest.exit_code
     sys.exit(code)
 
 

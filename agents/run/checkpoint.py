@@ -9,8 +9,11 @@ later does not match its manifest and the one before it is used. Only arrays are
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +85,37 @@ def save(root: Path, chunk: int, state: Any, extra: dict[str, Any]) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((partial / "state").absolute(), _arrays(state))
         manifest = {"chunk": chunk, "files": _files(partial), **extra}
         (partial / "manifest.json").write_text(json.dumps(manifest))
         _sync(partial)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # tensorstore reports a full disk as a ValueError; for the caller both are a write that failed.
-        raise error if isinstance(error, OSError) else OSError(f"cannot write checkpoint {chunk}: {error}") from error
+        if isinstance(error, OSError):
+            raise
+        # tensorstore reports a full disk as a ValueError of many lines; for the caller both are a write that failed.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else str(error).partition(" [")[0]
+        raise OSError(f"cannot write checkpoint {chunk}: {reason}") from error
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     _sync_names(root)
     for old in checkpoints(root)[:-KEEP]:
         shutil.rmtree(root / str(old), ignore_errors=True)
     return final
+
+
+@contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps the tracebacks of orbax's threads off the terminal: what they failed at is raised here as well."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
 
 
 def _sync_names(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: exact round trips, and damage of every kind found before it is used."""
 
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -105,3 +106,19 @@ def test_a_failed_write_leaves_no_trace(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, 2, state(2), {})
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
     assert json.loads((tmp_path / "1" / "manifest.json").read_text())["chunk"] == 1
+
+
+def test_a_disk_that_takes_no_more_is_one_short_error(tmp_path, capfd):
+    """The operating system itself refuses: files may not grow beyond 4 KB."""
+    checkpoint.save(tmp_path, 1, state(1), {})
+    large = {"w": jnp.asarray(np.random.default_rng(0).normal(size=100_000))}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"^cannot write checkpoint 2: File too large$"):
+            checkpoint.save(tmp_path, 2, large, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Traceback" not in capfd.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+    checkpoint.save(tmp_path, 2, large, {})

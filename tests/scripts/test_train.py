@@ -14,7 +14,7 @@ import yaml
 from agents.run import checkpoint
 from agents.run.errors import BadRequest, Diverged
 from scripts import compare, evaluate, plot, train
-from scripts.common import from_dict, to_dict
+from scripts.common import from_dict, run_script, to_dict
 from tests.scripts import kill_resume
 
 TINY = ["debug", "--quiet", "--memory", "none", "--total-steps", "1024", "--log-points", "2", "--eval-points", "1"]
@@ -137,6 +137,20 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", save)
     assert train.main([*arguments, "--resume"]) == 0
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_disk_full_after_training_is_one_line(capsys):
+    """Pictures and tables are written by libraries that raise the system's error."""
+
+    def main(arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "curves.png")
+
+    with pytest.raises(SystemExit) as ending:
+        run_script(main)
+    assert ending.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: cannot write curves.png: No space left on device; what was written before is intact\n"
+    )
 
 
 def test_ctrl_c_checkpoints_and_exits_130(tmp_path):
