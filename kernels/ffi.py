@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
@@ -53,6 +54,11 @@ def load(name: str) -> bool:
     return True
 
 
+def if_loaded(name: str, dtype: jnp.dtype) -> str:
+    """The backend that answers to "ffi": "ffi" if kernel `name` can be called with arrays of `dtype`, else "xla"."""
+    return "ffi" if dtype in (jnp.float32, jnp.complex64) and load(name) else "xla"
+
+
 def on_cpu(kernel: Callable, otherwise: Callable, *inputs: Any) -> Any:
     """`kernel(*inputs)` where the program is compiled for a CPU, `otherwise(*inputs)` elsewhere."""
     return jax.lax.platform_dependent(*inputs, cpu=kernel, default=otherwise)
@@ -61,6 +67,16 @@ def on_cpu(kernel: Callable, otherwise: Callable, *inputs: Any) -> Any:
 def call(target: str, results: Any, *inputs: jax.Array, **attributes: int) -> Any:
     """Calls a loaded target. Under `vmap` all inputs get the new leading axis."""
     return jax.ffi.ffi_call(target, results, vmap_method="broadcast_all")(*inputs, **attributes)
+
+
+def like(*arrays: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Results of the shapes and dtypes of `arrays`."""
+    return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
+
+
+def flags(reset: jax.Array | None, x: jax.Array) -> jax.Array:
+    """`reset`, or the bool `(T, B)` that means the same as None for a sequence `x (T, B, D)`."""
+    return jnp.zeros(x.shape[:2], bool) if reset is None else reset
 
 
 def _targets(name: str) -> list[str]:

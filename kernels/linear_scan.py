@@ -2,16 +2,17 @@
 
 The core of S5 and LRU (time-invariant complex `a`) and of minGRU, RG-LRU and HGRN (real `a[t]`). On a CPU two
 sequential scans, the second one written by hand, beat `associative_scan` several times over and compile in a
-fraction of the time.
+fraction of the time; in C++ (`linear_scan.cc`) they move their arrays through memory once and on all cores.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernels import ffi
 from kernels.backends import clear, pick_backend, state_dtype
 
-BACKENDS = ("reference", "xla")
+BACKENDS = ("reference", "xla", "ffi")
 
 
 def linear_scan(
@@ -32,7 +33,8 @@ def linear_scan(
         x: input `(T, B, D)`, real or complex; complex if `a` is.
         reset: bool `(T, B)`, True where `x[t]` opens an episode; None for no reset.
         h0: state before the chunk `(B, D)`; None for zeros.
-        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan) or "auto".
+        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan), "ffi" (C++ on a CPU in
+            float32 and complex64, elsewhere as "xla") or "auto" ("ffi" where it can be had, else "xla").
 
     Returns:
         `h (T, B, D)` in the dtype of `x`, and the last state `(B, D)` in float32 / complex64 or wider.
@@ -40,10 +42,12 @@ def linear_scan(
     Raises:
         ValueError: unknown backend, or complex `a` with real `x`.
     """
-    backend = pick_backend(backend, BACKENDS, default="xla")
+    backend = pick_backend(backend, BACKENDS, default="ffi")
     dtype = _dtype(a, x)
+    if backend == "ffi":
+        backend = ffi.if_loaded("linear_scan", dtype)
     h0 = jnp.zeros(x.shape[1:], dtype) if h0 is None else h0.astype(dtype)
-    scan = _scan_xla if backend == "xla" else _scan
+    scan = {"reference": _scan, "xla": _scan_xla, "ffi": _scan_ffi}[backend]
     h, last = scan(a.astype(dtype), x.astype(dtype), reset, h0)
     return h.astype(x.dtype), last
 
@@ -112,3 +116,40 @@ def _backward(residuals, cotangents):
 
 
 _scan_xla.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _scan_ffi(a, x, reset, h0):
+    def kernel(*inputs):
+        return ffi.call(f"linear_scan_forward_{_kind(x)}", ffi.like(x, h0), *inputs)
+
+    return ffi.on_cpu(kernel, _scan, a, x, ffi.flags(reset, x), h0)
+
+
+def _forward_ffi(a, x, reset, h0):
+    h, last = _scan_ffi(a, x, reset, h0)
+    return (h, last), (a, reset, h0, h)
+
+
+def _backward_ffi(residuals, cotangents):
+    a, reset, h0, h = residuals
+    constant = a.ndim == 1
+
+    def kernel(*inputs):
+        results = *ffi.like(h0 if constant else a), *ffi.like(h, h0)  # da of each row, where all steps share one `a`
+        da, dx, dh0 = ffi.call(f"linear_scan_backward_{_kind(h)}", results, *inputs)
+        return (da.sum(0) if constant else da), dx, dh0
+
+    def otherwise(a, reset, h0, h, *cotangents):
+        da, dx, _, dh0 = _backward((a, reset, h0, h), cotangents)
+        return da, dx, dh0
+
+    da, dx, dh0 = ffi.on_cpu(kernel, otherwise, a, ffi.flags(reset, h), h0, h, *cotangents)
+    return da, dx, None, dh0
+
+
+def _kind(x):
+    return "complex" if jnp.iscomplexobj(x) else "real"
+
+
+_scan_ffi.defvjp(_forward_ffi, _backward_ffi)

@@ -61,8 +61,8 @@ def selective_scan(
         raise ValueError(f"selective_scan: chunk must be at least 1, got {chunk}")
     dtype = state_dtype(u, dt, A)
     backend = pick_backend(backend, BACKENDS, default="ffi")
-    if backend == "ffi" and (dtype != jnp.float32 or not ffi.load("selective_scan")):
-        backend = "xla"
+    if backend == "ffi":
+        backend = ffi.if_loaded("selective_scan", dtype)
     wide_u, dt, A, B, C = (array.astype(dtype) for array in (u, dt, A, B, C))
     h0 = jnp.zeros((u.shape[1], *A.shape), dtype) if h0 is None else h0.astype(dtype)
     scan = _scan if backend == "reference" else partial(SCANS[backend], min(chunk, u.shape[0]))
@@ -182,15 +182,15 @@ def _groups(batch, channels):
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan_ffi(chunk, u, dt, A, B, C, reset, h0):
     def kernel(*inputs):
-        return ffi.call("selective_scan_forward", _like(u, h0), *inputs, groups=_groups(*u.shape[1:]))
+        return ffi.call("selective_scan_forward", ffi.like(u, h0), *inputs, groups=_groups(*u.shape[1:]))
 
-    return ffi.on_cpu(kernel, _scan, u, dt, A, B, C, _flags(reset, u), h0)
+    return ffi.on_cpu(kernel, _scan, u, dt, A, B, C, ffi.flags(reset, u), h0)
 
 
 def _forward_ffi(chunk, u, dt, A, B, C, reset, h0):
     def kernel(*inputs):
         boundaries = jax.ShapeDtypeStruct((-(-len(u) // chunk), *h0.shape), h0.dtype)
-        results = *_like(u, h0), boundaries
+        results = *ffi.like(u, h0), boundaries
         groups = _groups(*u.shape[1:])
         return ffi.call("selective_scan_forward_for_training", results, *inputs, groups=groups, chunk=chunk)
 
@@ -198,7 +198,7 @@ def _forward_ffi(chunk, u, dt, A, B, C, reset, h0):
         (y, last), (*_, boundaries) = _forward(chunk, *inputs)
         return y, last, boundaries
 
-    y, last, boundaries = ffi.on_cpu(kernel, otherwise, u, dt, A, B, C, _flags(reset, u), h0)
+    y, last, boundaries = ffi.on_cpu(kernel, otherwise, u, dt, A, B, C, ffi.flags(reset, u), h0)
     return (y, last), (u, dt, A, B, C, reset, boundaries)
 
 
@@ -208,7 +208,7 @@ def _backward_ffi(chunk, residuals, cotangents):
     def kernel(u, dt, A, B, C, reset, boundaries, g_y, g_last):
         groups = _groups(*u.shape[1:])
         sums = jax.ShapeDtypeStruct((groups, *B.shape), B.dtype)  # of each group of channels
-        results = *_like(u, dt, g_last), sums, sums, *_like(g_last)
+        results = *ffi.like(u, dt, g_last), sums, sums, *ffi.like(g_last)
         inputs = u, dt, A, B, C, reset, boundaries, g_y, g_last
         du, ddt, dA, dB, dC, dh0 = ffi.call("selective_scan_backward", results, *inputs, groups=groups, chunk=chunk)
         return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dh0
@@ -218,17 +218,9 @@ def _backward_ffi(chunk, residuals, cotangents):
         *before_reset, _, dh0 = _backward(chunk, inputs, (g_y, g_last))
         return *before_reset, dh0
 
-    inputs = u, dt, A, B, C, _flags(reset, u), boundaries, *cotangents
+    inputs = u, dt, A, B, C, ffi.flags(reset, u), boundaries, *cotangents
     *gradients, dh0 = ffi.on_cpu(kernel, otherwise, *inputs)
     return *gradients, None, dh0
-
-
-def _flags(reset, u):
-    return jnp.zeros(u.shape[:2], bool) if reset is None else reset
-
-
-def _like(*arrays):
-    return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
 
 
 _scan_ffi.defvjp(_forward_ffi, _backward_ffi)

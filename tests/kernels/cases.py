@@ -76,17 +76,19 @@ def _step_selective(weights, h, now, reset):
     return selective_scan_step(h, u, dt, A, b, c, skip, reset)
 
 
+FFI = ("xla", "ffi")
 CASES = {
-    "linear, constant real": Case(_constant_real, _scan_constant, lambda a, h, x, r: linear_scan_step(h, a, x, r)),
+    "linear, constant real": Case(_constant_real, _scan_constant, lambda a, h, x, r: linear_scan_step(h, a, x, r), FFI),
     "linear, constant complex": Case(
-        _constant_complex, _scan_constant, lambda a, h, x, r: linear_scan_step(h, a, x, r)
+        _constant_complex, _scan_constant, lambda a, h, x, r: linear_scan_step(h, a, x, r), FFI
     ),
     "linear, varying": Case(
         _varying,
         lambda _, ax, reset, h0, backend="auto": linear_scan(ax[0], ax[1], reset, h0, backend=backend),
         lambda _, h, ax, r: linear_scan_step(h, ax[0], ax[1], r),
+        FFI,
     ),
-    "selective": Case(_selective, _scan_selective, _step_selective, ("xla", "ffi")),
+    "selective": Case(_selective, _scan_selective, _step_selective, FFI),
     "gru": Case(
         _gru,
         lambda w, x, reset, h0, backend="auto": gru_scan(x, w[0], w[1], reset, h0, backend=backend),
