@@ -11,6 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def uniform_below(key: jax.Array, n: int | np.ndarray | jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+    """Random integers 0 .. n - 1 of `shape`, int32, for `n` up to 2^16; probabilities are 1 / n to within 2^-32.
+
+    `floor(n r / 2^32)` of one random word `r` each, where `jax.random.randint` splits the key and draws two: in an
+    environment's step or reset that is a large part of the work.
+    """
+    words, n = jax.random.bits(key, shape, jnp.uint32), jnp.asarray(n, jnp.uint32)
+    low = (words & 0xFFFF) * n  # both products fit in 32 bits
+    return (((words >> 16) * n + (low >> 16)) >> 16).astype(jnp.int32)
+
+
 @dataclass(frozen=True)
 class Discrete:
     """Integers 0 .. n - 1, shape `()`, int32."""
@@ -22,7 +33,7 @@ class Discrete:
         return ()
 
     def sample(self, key: jax.Array) -> jax.Array:
-        return jax.random.randint(key, (), 0, self.n)
+        return uniform_below(key, self.n) if self.n <= 1 << 16 else jax.random.randint(key, (), 0, self.n)
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class MultiDiscrete:
         return (len(self.nvec),)
 
     def sample(self, key: jax.Array) -> jax.Array:
+        if max(self.nvec) <= 1 << 16:
+            return uniform_below(key, np.asarray(self.nvec), self.shape)
         return jax.random.randint(key, self.shape, 0, jnp.asarray(self.nvec))
 
 
