@@ -4,8 +4,7 @@
 
 Prints a Markdown table per number of steps. All layers run in one process, in interleaved rounds; a cell is the
 median wall-clock milliseconds of a round, with its ratio to the GRU's in brackets. The first call (trace, compile and
-one run) of forward + backward is reported apart. On glibc, long sequences run 2.5-4x faster with
-MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 in the environment.
+one run) of forward + backward is reported apart. Freed memory is kept (`kernels.malloc`), as in the scripts.
 """
 
 import argparse
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernels.malloc import keep_freed_memory
 from memory import MEMORIES, Memory, make_memory
 from memory.s5 import S5
 
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--memories", nargs="+", choices=names, default=names)
     options = parser.parse_args()
+    keep_freed_memory()
     chosen = list(dict.fromkeys([BASELINE, *options.memories]))
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, load {load}")

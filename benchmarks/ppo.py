@@ -19,6 +19,7 @@ import numpy as np
 
 from agents.run.loop import compile_agent, seed_keys
 from configs.presets import PRESETS
+from kernels.malloc import keep_freed_memory
 from scripts.common import make_agent
 
 
@@ -79,6 +80,7 @@ def main() -> None:
     for name in ("num-envs", "num-steps", "epochs", "minibatches"):
         parser.add_argument(f"--{name}", type=int)
     arguments = parser.parse_args()
+    keep_freed_memory()
     preset = PRESETS[arguments.preset]
     given = {k: getattr(arguments, k) for k in ("num_envs", "num_steps", "epochs", "minibatches")}
     ppo = replace(preset.ppo, **{k: v for k, v in given.items() if v is not None})

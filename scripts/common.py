@@ -32,6 +32,7 @@ from envs.wrappers import (
     TimeLimit,
     Wrapper,
 )
+from kernels.malloc import keep_freed_memory
 from memory import make_memory, memory_options
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
@@ -40,6 +41,7 @@ EVALUATION_LANES = 1_000_003
 
 def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a script's `main(arguments)`; every expected failure becomes one line on stderr and its exit code."""
+    keep_freed_memory()
     try:
         code = main(sys.argv[1:])
     except (BadRequest, Diverged, Interrupted) as error:

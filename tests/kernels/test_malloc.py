@@ -1,0 +1,39 @@
+"""The allocator's settings, seen in the page faults of a process that frees and takes a large block again."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from kernels.malloc import keep_freed_memory
+took = keep_freed_memory() if sys.argv[1] == "keep" else None
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = b"x" * (64 << 20)
+    del block
+print(took, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(how: str, **environment: str) -> tuple[str, int]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, "-c", PROGRAM, how]
+    output = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=True).stdout
+    took, faults = output.split()
+    return took, int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_a_freed_block_is_used_again_without_page_faults():
+    took, faults = run("keep")
+    _, default = run("leave")
+    assert took == "True"
+    assert faults < 5 < default
+
+
+def test_the_users_own_settings_stay():
+    assert run("keep", MALLOC_ARENA_MAX="8")[0] == "False"
