@@ -1,14 +1,14 @@
 """Aggregates over seeds and tasks (Agarwal et al. 2021): interquartile mean and bootstrap intervals."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import stats
 
 
-def interquartile_mean(scores: np.ndarray) -> float:
-    """Mean of the middle half of all entries of `scores` (any shape)."""
-    return float(stats.trim_mean(np.ravel(np.asarray(scores, float)), 0.25))
+def interquartile_mean(scores: np.ndarray, axis: int | None = None) -> Any:
+    """Mean of the middle half of the entries of `scores`, all of them or those along `axis`."""
+    return stats.trim_mean(np.asarray(scores, float), 0.25, axis=cast(Any, axis))
 
 
 def stratified_bootstrap(
@@ -18,7 +18,7 @@ def stratified_bootstrap(
 
     Args:
         scores: one vector of per-seed scores for each task; lengths may differ.
-        statistic: maps the concatenated resampled scores to a number.
+        statistic: maps resampled scores of all tasks, `[samples, scores]`, to numbers along `axis`.
         samples: bootstrap resamples.
         level: coverage, 0.95 for a 95 % interval.
 
@@ -27,12 +27,9 @@ def stratified_bootstrap(
     """
     rng = np.random.default_rng(seed)
     tasks = [np.asarray(task, float) for task in scores]
-    draws = [
-        statistic(np.concatenate([task[rng.integers(len(task), size=len(task))] for task in tasks]))
-        for _ in range(samples)
-    ]
+    draws = [task[rng.integers(len(task), size=(samples, len(task)))] for task in tasks]
     tail = 100 * (1 - level) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail])
+    low, high = np.percentile(statistic(np.concatenate(draws, axis=1), axis=1), [tail, 100 - tail])
     return float(low), float(high)
 
 
@@ -44,6 +41,6 @@ def summarise(per_seed: list[float | None]) -> dict[str, Any]:
     return {
         "per_seed": per_seed,
         "mean": float(known.mean()),
-        "iqm": interquartile_mean(known),
+        "iqm": float(interquartile_mean(known)),
         "ci95": list(stratified_bootstrap([known])),
     }
