@@ -11,6 +11,7 @@ from flax.linen.initializers import orthogonal
 from agents.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
 from envs.spaces import Box, MultiDiscrete, Space
 from memory.base import Memory, State
+from memory.layers import Dense
 
 ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": nn.tanh, "silu": nn.silu, "gelu": nn.gelu}
 
@@ -25,7 +26,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for size in self.sizes:
-            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(self.scale))(x))
+            x = ACTIVATIONS[self.activation](Dense(size, kernel_init=orthogonal(self.scale))(x))
         return x
 
 
@@ -85,8 +86,8 @@ class ActorCritic(nn.Module):
         self.encode = Encoder((*self.encoder, self.memory.width), self.activation)
         self.actor = MLP(self.heads, self.activation, self.head_scale)
         self.critic = MLP(self.heads, self.activation, self.head_scale)
-        self.actor_out = nn.Dense(size, kernel_init=orthogonal(0.01))
-        self.critic_out = nn.Dense(1, kernel_init=orthogonal(1.0))
+        self.actor_out = Dense(size, kernel_init=orthogonal(0.01))
+        self.critic_out = Dense(1, kernel_init=orthogonal(1.0))
         if isinstance(self.action_space, Box):
             self.log_std = self.param("log_std", nn.initializers.zeros, (size,))
 

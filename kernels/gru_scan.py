@@ -13,6 +13,7 @@ from jax import lax
 
 from kernels.backends import clear, pick_backend, state_dtype
 from kernels.gates import sigmoid
+from kernels.rows import rows_outer
 
 BACKENDS = ("reference", "xla")
 
@@ -107,7 +108,7 @@ def _backward(residuals, cotangents):
 
     dh0, (dxproj, dq) = lax.scan(tick, g_last, (g, previous, gates, reset), reverse=True)
     dx_rz = dxproj[..., : -dq.shape[-1]]
-    dWh = jnp.concatenate([jnp.einsum("tbh,tbk->hk", previous, dp) for dp in (dx_rz, dq)], -1)
+    dWh = jnp.concatenate([rows_outer(previous, dp) for dp in (dx_rz, dq)], -1)
     return dxproj, dWh, dq.sum((0, 1)), None, dh0
 
 

@@ -14,6 +14,7 @@ from jax import lax
 
 from kernels.backends import clear, pick_backend, state_dtype
 from kernels.gates import sigmoid
+from kernels.rows import rows_outer
 
 BACKENDS = ("reference", "xla")
 
@@ -113,7 +114,7 @@ def _backward(residuals, cotangents):
         return (clear(reset_t, dc * f), clear(reset_t, ds @ Wh_T)), ds
 
     (dc0, dh0), ds = lax.scan(tick, last, (g_h, previous_c, gates, reset), reverse=True)
-    return ds, jnp.einsum("tbh,tbk->hk", previous_h, ds), None, dc0, dh0
+    return ds, rows_outer(previous_h, ds), None, dc0, dh0
 
 
 _scan_xla.defvjp(_forward, _backward)

@@ -15,7 +15,7 @@ from jax import lax
 
 from kernels.backends import clear
 from memory.base import Memory
-from memory.layers import GatedOutput
+from memory.layers import Dense, GatedOutput
 
 
 class Attention(Memory):
@@ -43,7 +43,7 @@ class Attention(Memory):
 
     def setup(self):
         dtype = self.param_dtype
-        self.qkv = nn.Dense(3 * self.width, use_bias=False, param_dtype=dtype)
+        self.qkv = Dense(3 * self.width, use_bias=False, param_dtype=dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.heads, self.window + 1), dtype)
         self.out = GatedOutput(self.width, dtype)
 

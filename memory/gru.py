@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from kernels.gru_scan import gru_scan, gru_scan_step
 from memory.base import Memory
-from memory.layers import gate_orthogonal
+from memory.layers import Dense, gate_orthogonal
 
 
 class GRU(Memory):
@@ -18,7 +18,7 @@ class GRU(Memory):
     backend: str = "auto"
 
     def setup(self):
-        self.inp = nn.Dense(3 * self.width, param_dtype=self.param_dtype)
+        self.inp = Dense(3 * self.width, param_dtype=self.param_dtype)
         self.Wh = self.param("Wh", gate_orthogonal(3), (self.width, 3 * self.width), self.param_dtype)
         self.bh = self.param("bh", nn.initializers.zeros, (self.width,), self.param_dtype)
 

@@ -1,4 +1,4 @@
-"""What several memory layers share: gated output, initialisers."""
+"""What several memory layers share: dense layer, gated output, initialisers."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from kernels.gates import sigmoid
+
+
+class Dense(nn.Dense):
+    """flax's layer, all rows in one plain product, which halves the time of the kernel's gradient (`kernels.rows`)."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """`[..., n]` -> `[..., features]`."""
+        y = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+        return y.reshape(*inputs.shape[:-1], self.features)
 
 
 class GatedOutput(nn.Module):
@@ -23,7 +32,7 @@ class GatedOutput(nn.Module):
     @nn.compact
     def __call__(self, y: jax.Array) -> jax.Array:
         """`y[..., n]` -> `[..., width]`."""
-        both = nn.Dense(2 * self.width, param_dtype=self.param_dtype, name="out")(nn.gelu(y))
+        both = Dense(2 * self.width, param_dtype=self.param_dtype, name="out")(nn.gelu(y))
         value, gate = jnp.split(both, 2, -1)
         return value * sigmoid(gate)
 

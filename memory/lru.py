@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels.linear_scan import linear_scan, linear_scan_step
+from kernels.rows import rows_matmul
 from memory.base import Memory
 from memory.layers import GatedOutput
 
@@ -76,9 +77,9 @@ class LRU(Memory):
         neg_log_modulus = jnp.exp(self.nu)
         decay = jnp.exp(lax.complex(-neg_log_modulus, jnp.exp(self.theta)))
         gamma = jnp.sqrt(-jnp.expm1(-2 * neg_log_modulus))
-        re, im = jnp.split(x @ (self.B * jnp.tile(gamma, 2)), 2, -1)
+        re, im = jnp.split(rows_matmul(x, self.B * jnp.tile(gamma, 2)), 2, -1)
         return decay, lax.complex(re, im)
 
     def read(self, h: jax.Array, x: jax.Array) -> jax.Array:
         """State `(..., state)` and input `(..., width)` -> output `(..., width)`."""
-        return self.out(jnp.concatenate([h.real, h.imag], -1) @ self.C + self.D * x)
+        return self.out(rows_matmul(jnp.concatenate([h.real, h.imag], -1), self.C) + self.D * x)

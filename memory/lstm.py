@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from kernels.lstm_scan import lstm_scan, lstm_scan_step
 from memory.base import Memory
-from memory.layers import gate_orthogonal
+from memory.layers import Dense, gate_orthogonal
 
 
 def _forget_bias(key, shape, dtype=jnp.float32):
@@ -24,7 +24,7 @@ class LSTM(Memory):
     backend: str = "auto"
 
     def setup(self):
-        self.inp = nn.Dense(4 * self.width, bias_init=_forget_bias, param_dtype=self.param_dtype)
+        self.inp = Dense(4 * self.width, bias_init=_forget_bias, param_dtype=self.param_dtype)
         self.Wh = self.param("Wh", gate_orthogonal(4), (self.width, 4 * self.width), self.param_dtype)
 
     @nn.nowrap

@@ -10,7 +10,7 @@ import numpy as np
 from kernels.causal_conv import causal_conv, causal_conv_step
 from kernels.selective_scan import selective_scan, selective_scan_step
 from memory.base import Memory
-from memory.layers import log_uniform
+from memory.layers import Dense, log_uniform
 
 DT_MIN, DT_MAX = 1e-3, 1e-1
 
@@ -52,15 +52,15 @@ class Mamba(Memory):
         def init_A_log(_, shape, dtype):
             return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))[:, None], shape)
 
-        self.in_proj = nn.Dense(2 * channels, use_bias=False, param_dtype=dtype)
+        self.in_proj = Dense(2 * channels, use_bias=False, param_dtype=dtype)
         conv_scale = 1 / np.sqrt(self.conv)
         self.conv_weight = self.param("conv_weight", uniform(conv_scale), (self.conv, channels), dtype)
         self.conv_bias = self.param("conv_bias", uniform(conv_scale), (channels,), dtype)
-        self.x_proj = nn.Dense(rank + 2 * self.state, use_bias=False, param_dtype=dtype)
-        self.dt_proj = nn.Dense(channels, kernel_init=uniform(rank**-0.5), bias_init=init_dt_bias, param_dtype=dtype)
+        self.x_proj = Dense(rank + 2 * self.state, use_bias=False, param_dtype=dtype)
+        self.dt_proj = Dense(channels, kernel_init=uniform(rank**-0.5), bias_init=init_dt_bias, param_dtype=dtype)
         self.A_log = self.param("A_log", init_A_log, (self.state, channels), dtype)
         self.D = self.param("D", nn.initializers.ones, (channels,), dtype)
-        self.out_proj = nn.Dense(self.width, use_bias=False, param_dtype=dtype)
+        self.out_proj = Dense(self.width, use_bias=False, param_dtype=dtype)
 
     @nn.nowrap
     def initial_state(self, batch):

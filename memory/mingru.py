@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kernels.linear_scan import linear_scan, linear_scan_step
 from memory.base import Memory
-from memory.layers import GatedOutput, log_uniform
+from memory.layers import Dense, GatedOutput, log_uniform
 
 
 class MinGRU(Memory):
@@ -40,7 +40,7 @@ class MinGRU(Memory):
             timescale = jnp.exp(log_uniform(1.0, self.max_timescale)(key, (size,), dtype))
             return jnp.concatenate([-jnp.log(timescale), jnp.zeros(shape[0] - size, dtype)])
 
-        self.inp = nn.Dense(2 * size, bias_init=init_bias, param_dtype=self.param_dtype)
+        self.inp = Dense(2 * size, bias_init=init_bias, param_dtype=self.param_dtype)
         self.out = GatedOutput(self.width, self.param_dtype)
 
     @nn.nowrap

@@ -3,14 +3,14 @@
 import flax.linen as nn
 
 from memory.base import Memory
-from memory.layers import GatedOutput
+from memory.layers import Dense, GatedOutput
 
 
 class NoMemory(Memory):
     """A gated feed-forward of the current input alone, of the same shape as the other layers' outputs."""
 
     def setup(self):
-        self.inp = nn.Dense(self.width, param_dtype=self.param_dtype)
+        self.inp = Dense(self.width, param_dtype=self.param_dtype)
         self.out = GatedOutput(self.width, self.param_dtype)
 
     @nn.nowrap

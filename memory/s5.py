@@ -17,6 +17,7 @@ import numpy.typing as npt
 from jax import lax
 
 from kernels.linear_scan import linear_scan, linear_scan_step
+from kernels.rows import rows_matmul
 from memory.base import Memory
 from memory.layers import GatedOutput, log_uniform
 
@@ -153,9 +154,9 @@ class S5(Memory):
         gain = jnp.expm1(exponent) / eigenvalues
         B_re, B_im = jnp.split(self.B, 2, -1)
         B_bar = jnp.concatenate([B_re * gain.real - B_im * gain.imag, B_re * gain.imag + B_im * gain.real], -1)
-        re, im = jnp.split(x @ B_bar, 2, -1)
+        re, im = jnp.split(rows_matmul(x, B_bar), 2, -1)
         return jnp.exp(exponent), lax.complex(re, im)
 
     def read(self, h: jax.Array, x: jax.Array) -> jax.Array:
         """State `(..., P)` and input `(..., width)` -> output `(..., width)`."""
-        return self.out(2 * (jnp.concatenate([h.real, h.imag], -1) @ self.C) + self.D * x)
+        return self.out(2 * rows_matmul(jnp.concatenate([h.real, h.imag], -1), self.C) + self.D * x)

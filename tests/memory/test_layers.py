@@ -1,5 +1,7 @@
 """Each layer against an independent float64 computation: numpy, one row and one step at a time, or flax's cells."""
 
+from typing import Any, cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from memory import Memory
 from memory.attention import Attention
 from memory.gru import GRU
+from memory.layers import Dense
 from memory.lru import LRU
 from memory.lstm import LSTM
 from memory.mamba import Mamba
@@ -214,3 +217,20 @@ def test_recurrent_weights_start_orthogonal_gate_by_gate(memory, gates):
         np.testing.assert_allclose(block.T @ block, np.eye(WIDTH), atol=1e-5)
     if gates == 4:
         np.testing.assert_array_equal(p["inp"]["bias"], np.repeat([0, 1, 0, 0], WIDTH))
+
+
+@pytest.mark.parametrize("rows", [(), (B,), (T, B)])
+def test_dense_is_flaxs_with_the_same_parameters(rows):
+    x = np.random.default_rng(0).normal(size=(*rows, WIDTH))
+    with jax.enable_x64(True):
+        ours, theirs = (layer(3, param_dtype=jnp.float64) for layer in (Dense, nn.Dense))
+        parameters: Any = ours.init(jax.random.key(0), x)
+        jax.tree.map(np.testing.assert_array_equal, parameters, theirs.init(jax.random.key(0), x))
+        for argument in (0, 1):  # gradients of the parameters, of the input
+            gradients = [
+                jax.grad(lambda p, x, f=f: jnp.sum(jnp.sin(cast(Any, f.apply(p, x)))), argument)(
+                    parameters, jnp.asarray(x)
+                )
+                for f in (ours, theirs)
+            ]
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *gradients)
