@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernels.linear_scan import join, split
 from kernels.malloc import keep_freed_memory
 from memory import MEMORIES, Memory, make_memory
 from memory.s5 import S5
@@ -30,7 +31,8 @@ class AssociativeS5(S5):
     (Lu et al. 2023), the state handed in as a first element."""
 
     def __call__(self, state, x, reset):
-        decay, drive = self.discretise(x)
+        decay, planes = self.discretise(x)
+        drive = join(planes)
 
         def combine(first, second):
             (a_i, b_i, reset_i), (a_j, b_j, reset_j) = first, second
@@ -42,7 +44,7 @@ class AssociativeS5(S5):
         b = jnp.concatenate([state[None], drive])
         resets = jnp.concatenate([jnp.zeros_like(reset[:1]), reset])[..., None]
         _, h, _ = lax.associative_scan(combine, (a, b, resets))
-        return h[-1], self.read(h[1:], x)
+        return h[-1], self.read(split(h[1:]), x)
 
 
 def build(name: str, width: int) -> Memory:

@@ -7,6 +7,7 @@
 // Arrays are (..., T, B, D): leading axes come from vmap and are rows like any other. Complex numbers are pairs of
 // floats.
 
+#include <type_traits>
 #include <vector>
 
 #include "ffi.h"
@@ -14,41 +15,64 @@
 namespace engram {
 namespace {
 
-// (re, im, re, im, ...) -> (im, re, im, re, ...), (re, re, ...) and (im, im, ...).
-inline Vector Swapped(const Vector& v) {
-  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-}
-inline Vector Real(const Vector& v) {
-  return __builtin_shufflevector(v, v, 0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14);
-}
-inline Vector Imaginary(const Vector& v) {
-  return __builtin_shufflevector(v, v, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15);
-}
-constexpr Vector kSigns = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+// How the numbers of a row lie in memory. `Number` is what one step of a loop over them works on, `TimesPlus(a, b, c)`
+// is a * b + c. Cotangents of complex numbers follow JAX's convention, in which products are not conjugated; those of two
+// real planes are the gradient itself, the conjugate of that.
+struct RealNumbers {
+  using Number = Vector;
+  static Number Load(const float* row, int64_t d, int64_t width) { return engram::Load(row + d, width - d); }
+  static void Store(float* row, int64_t d, int64_t width, const Number& v) { engram::Store(row + d, v, width - d); }
+  static Number LoadCotangent(const float* row, int64_t d, int64_t width) { return Load(row, d, width); }
+  static void StoreCotangent(float* row, int64_t d, int64_t width, const Number& v) { Store(row, d, width, v); }
+  static Number Plus(const Number& a, const Number& b) { return a + b; }
+  static Number TimesPlus(const Number& a, const Number& b, const Number& c) { return a * b + c; }
+};
 
-// A factor prepared for products with many numbers.
-template <bool complex>
-struct Factor {
-  Vector real, imaginary;
+// Pairs (re, im, re, im, ...): complex64.
+struct ComplexNumbers : RealNumbers {
+  static Number TimesPlus(const Number& a, const Number& b, const Number& c) {
+    constexpr Vector signs = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+    const Vector re = __builtin_shufflevector(a, a, 0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14);
+    const Vector im = __builtin_shufflevector(a, a, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15);
+    const Vector swapped = __builtin_shufflevector(b, b, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return im * signs * swapped + (re * b + c);
+  }
+};
 
-  explicit Factor(const Vector& v) : real(complex ? Real(v) : v), imaginary(complex ? Imaginary(v) * kSigns : v) {}
-
-  // this * v + w
-  Vector TimesPlus(const Vector& v, const Vector& w) const {
-    if constexpr (complex) return imaginary * Swapped(v) + (real * v + w);
-    return real * v + w;
+// All real parts, then all imaginary parts: what a matrix product of real matrices makes.
+struct Planes {
+  struct Number {
+    Vector re, im;
+  };
+  static Number Load(const float* row, int64_t d, int64_t width) {
+    return {engram::Load(row + d, width / 2 - d), engram::Load(row + width / 2 + d, width / 2 - d)};
+  }
+  static void Store(float* row, int64_t d, int64_t width, const Number& v) {
+    engram::Store(row + d, v.re, width / 2 - d);
+    engram::Store(row + width / 2 + d, v.im, width / 2 - d);
+  }
+  static Number LoadCotangent(const float* row, int64_t d, int64_t width) {
+    const Number v = Load(row, d, width);
+    return {v.re, -v.im};
+  }
+  static void StoreCotangent(float* row, int64_t d, int64_t width, const Number& v) {
+    Store(row, d, width, {v.re, -v.im});
+  }
+  static Number Plus(const Number& a, const Number& b) { return {a.re + b.re, a.im + b.im}; }
+  static Number TimesPlus(const Number& a, const Number& b, const Number& c) {
+    return {a.re * b.re - a.im * b.im + c.re, a.re * b.im + a.im * b.re + c.im};
   }
 };
 
 struct Sizes {
-  int64_t outer, T, B, D, spans;  // D in floats
+  int64_t outer, T, B, D, spans;  // D: floats of a row
 
   template <typename Dimensions>
-  Sizes(const Dimensions& x, bool complex, int64_t threads) {
+  Sizes(const Dimensions& x, int64_t floats, int64_t threads) {
     const size_t rank = x.size();
     outer = 1;
     for (size_t i = 0; i + 3 < rank; ++i) outer *= x[i];
-    T = x[rank - 3], B = x[rank - 2], D = x[rank - 1] * (complex ? 2 : 1);
+    T = x[rank - 3], B = x[rank - 2], D = x[rank - 1] * floats;
     // Two spans a thread: one that is held up does not hold up the rest.
     spans = std::max<int64_t>(1, std::min(B, (2 * threads + outer - 1) / outer));
   }
@@ -64,10 +88,10 @@ struct Span {
   }
 };
 
-template <bool complex, bool constant>
+template <typename N, bool constant>
 void Forward(const Sizes& s, const Span& at, const float* a, const float* x, const bool* reset, const float* h0,
              float* h, float* last) {
-  const int64_t sequence = at.outer * s.T * s.B * s.D;
+  const int64_t sequence = at.outer * s.T * s.B * s.D, step = std::is_same_v<N, Planes> ? s.D / 2 : s.D;
   a += at.outer * (constant ? s.D : s.T * s.B * s.D);
   x += sequence, h += sequence, reset += at.outer * s.T * s.B;
   const std::vector<float> nothing(s.D, 0.0f);
@@ -76,10 +100,10 @@ void Forward(const Sizes& s, const Span& at, const float* a, const float* x, con
       const int64_t row = (t * s.B + b) * s.D;
       const float* before = t ? h + row - s.B * s.D : h0 + (at.outer * s.B + b) * s.D;
       if (reset[t * s.B + b]) before = nothing.data();
-      for (int64_t d = 0; d < s.D; d += kLanes) {
-        const int64_t valid = s.D - d;
-        const Factor<complex> decay(Load(constant ? a + d : a + row + d, valid));
-        Store(h + row + d, decay.TimesPlus(Load(before + d, valid), Load(x + row + d, valid)), valid);
+      const float* decay = constant ? a : a + row;
+      for (int64_t d = 0; d < step; d += kLanes) {
+        const auto next = N::TimesPlus(N::Load(decay, d, s.D), N::Load(before, d, s.D), N::Load(x + row, d, s.D));
+        N::Store(h + row, d, s.D, next);
       }
     }
   }
@@ -87,12 +111,13 @@ void Forward(const Sizes& s, const Span& at, const float* a, const float* x, con
   std::copy_n(h + end, count, last + (at.outer * s.B + at.first) * s.D);
 }
 
-// dx[t] = g[t] + back, back[t-1] = a[t] dx[t] (0 at a reset), da[t] = dx[t] h[t-1], summed over time if `a` is constant.
-template <bool complex, bool constant>
+// dx[t] = g[t] + back; then back = a[t] dx[t], 0 at a reset; da[t] = dx[t] h[t-1], summed over time if `a` is constant.
+template <typename N, bool constant>
 void Backward(const Sizes& s, const Span& at, const float* a, const bool* reset, const float* h0, const float* h,
               const float* g, const float* g_last, float* da, float* dx, float* dh0) {
+  using Number = typename N::Number;
   const int64_t sequence = at.outer * s.T * s.B * s.D, state = (at.outer * s.B + at.first) * s.D;
-  const int64_t count = (at.last - at.first) * s.D;
+  const int64_t count = (at.last - at.first) * s.D, step = std::is_same_v<N, Planes> ? s.D / 2 : s.D;
   a += at.outer * (constant ? s.D : s.T * s.B * s.D);
   h += sequence, g += sequence, dx += sequence, reset += at.outer * s.T * s.B;
   if (!constant) da += sequence;
@@ -104,16 +129,16 @@ void Backward(const Sizes& s, const Span& at, const float* a, const bool* reset,
       const int64_t row = (t * s.B + b) * s.D, own = (at.outer * s.B + b) * s.D;
       const bool cut = reset[t * s.B + b];
       const float* before = cut ? nothing.data() : t ? h + row - s.B * s.D : h0 + own;
+      const float* decay = constant ? a : a + row;
       float *back = dh0 + own, *sum = constant ? da + own : da + row;
-      for (int64_t d = 0; d < s.D; d += kLanes) {
-        const int64_t valid = s.D - d;
-        const Vector dx_t = Load(g + row + d, valid) + Load(back + d, valid);
-        Store(dx + row + d, dx_t, valid);
-        const Factor<complex> factor(dx_t);
-        Store(sum + d, factor.TimesPlus(Load(before + d, valid), constant ? Load(sum + d, valid) : Vector{}), valid);
-        const Vector decay = Load(constant ? a + d : a + row + d, valid);
-        Store(back + d, cut ? Vector{} : factor.TimesPlus(decay, Vector{}), valid);
+      for (int64_t d = 0; d < step; d += kLanes) {
+        const auto dx_t = N::Plus(N::LoadCotangent(g + row, d, s.D), N::LoadCotangent(back, d, s.D));
+        N::StoreCotangent(dx + row, d, s.D, dx_t);
+        const auto so_far = constant ? N::LoadCotangent(sum, d, s.D) : Number{};
+        N::StoreCotangent(sum, d, s.D, N::TimesPlus(dx_t, N::Load(before, d, s.D), so_far));
+        if (!cut) N::StoreCotangent(back, d, s.D, N::TimesPlus(N::Load(decay, d, s.D), dx_t, Number{}));
       }
+      if (cut) std::fill_n(back, s.D, 0.0f);
     }
   }
 }
@@ -133,27 +158,25 @@ float* Floats(ffi::Result<Buffer>& buffer) {
   return static_cast<float*>(buffer->untyped_data());
 }
 
-template <ffi::DataType dtype>
+template <ffi::DataType dtype, typename N>
 ffi::Error ForwardHandler(ffi::ThreadPool pool, In<dtype> a, In<dtype> x, Bools reset, In<dtype> h0, Out<dtype> h,
                           Out<dtype> last) {
-  constexpr bool complex = dtype == ffi::C64;
-  const Sizes s(x.dimensions(), complex, pool.num_threads());
+  const Sizes s(x.dimensions(), dtype == ffi::C64 ? 2 : 1, pool.num_threads());
   const bool constant = a.dimensions().size() < x.dimensions().size();
   ParallelFor(pool, s.outer * s.spans, [&](int64_t index) {
-    const auto run = constant ? Forward<complex, true> : Forward<complex, false>;
+    const auto run = constant ? Forward<N, true> : Forward<N, false>;
     run(s, Span(s, index), Floats(a), Floats(x), reset.typed_data(), Floats(h0), Floats(h), Floats(last));
   });
   return ffi::Error::Success();
 }
 
-template <ffi::DataType dtype>
+template <ffi::DataType dtype, typename N>
 ffi::Error BackwardHandler(ffi::ThreadPool pool, In<dtype> a, Bools reset, In<dtype> h0, In<dtype> h, In<dtype> g,
                            In<dtype> g_last, Out<dtype> da, Out<dtype> dx, Out<dtype> dh0) {
-  constexpr bool complex = dtype == ffi::C64;
-  const Sizes s(h.dimensions(), complex, pool.num_threads());
+  const Sizes s(h.dimensions(), dtype == ffi::C64 ? 2 : 1, pool.num_threads());
   const bool constant = a.dimensions().size() < h.dimensions().size();
   ParallelFor(pool, s.outer * s.spans, [&](int64_t index) {
-    const auto run = constant ? Backward<complex, true> : Backward<complex, false>;
+    const auto run = constant ? Backward<N, true> : Backward<N, false>;
     run(s, Span(s, index), Floats(a), reset.typed_data(), Floats(h0), Floats(h), Floats(g), Floats(g_last), Floats(da),
         Floats(dx), Floats(dh0));
   });
@@ -193,12 +216,17 @@ auto BackwardBinding() {
 }  // namespace engram
 
 namespace ffi = xla::ffi;
-using engram::BackwardBinding;
-using engram::BackwardHandler;
-using engram::ForwardBinding;
-using engram::ForwardHandler;
+using namespace engram;
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_forward_real, ForwardHandler<ffi::F32>, ForwardBinding<ffi::F32>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_forward_complex, ForwardHandler<ffi::C64>, ForwardBinding<ffi::C64>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_backward_real, BackwardHandler<ffi::F32>, BackwardBinding<ffi::F32>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_backward_complex, BackwardHandler<ffi::C64>, BackwardBinding<ffi::C64>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_forward_real, (ForwardHandler<ffi::F32, RealNumbers>),
+                              ForwardBinding<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_forward_complex, (ForwardHandler<ffi::C64, ComplexNumbers>),
+                              ForwardBinding<ffi::C64>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_forward_planes, (ForwardHandler<ffi::F32, Planes>),
+                              ForwardBinding<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_backward_real, (BackwardHandler<ffi::F32, RealNumbers>),
+                              BackwardBinding<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_backward_complex, (BackwardHandler<ffi::C64, ComplexNumbers>),
+                              BackwardBinding<ffi::C64>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_scan_backward_planes, (BackwardHandler<ffi::F32, Planes>),
+                              BackwardBinding<ffi::F32>());

@@ -47,9 +47,53 @@ def linear_scan(
     if backend == "ffi":
         backend = ffi.if_loaded("linear_scan", dtype)
     h0 = jnp.zeros(x.shape[1:], dtype) if h0 is None else h0.astype(dtype)
-    scan = {"reference": _scan, "xla": _scan_xla, "ffi": _scan_ffi}[backend]
+    cpp = _scan_complex if jnp.issubdtype(dtype, jnp.complexfloating) else _scan_real
+    scan = {"reference": _scan, "xla": _scan_xla, "ffi": cpp}[backend]
     h, last = scan(a.astype(dtype), x.astype(dtype), reset, h0)
     return h.astype(x.dtype), last
+
+
+def linear_scan_planes(
+    a: jax.Array,
+    x: jax.Array,
+    reset: jax.Array | None = None,
+    h0: jax.Array | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """`linear_scan` with a complex, time-invariant decay over real arrays: real and imaginary parts side by side.
+
+    Such arrays come out of a product with a real matrix and go into one, so the C++ kernel works on them as they are:
+    joining them to complex numbers and splitting them again would move everything through memory twice more.
+
+    Args:
+        a: decay, complex `(D,)`.
+        x: input, real `(T, B, 2 D)`: `Re | Im`.
+        reset, backend: as for `linear_scan`.
+        h0: state before the chunk, complex `(B, D)`; None for zeros.
+
+    Returns:
+        `h`, real `(T, B, 2 D)`: `Re | Im`, and the last state, complex `(B, D)`.
+    """
+    backend = pick_backend(backend, BACKENDS, default="ffi")
+    if backend == "ffi":
+        backend = ffi.if_loaded("linear_scan", state_dtype(x))
+    if backend != "ffi":
+        h, last = linear_scan(a, join(x), reset, h0, backend=backend)
+        return split(h).astype(x.dtype), last
+    h0 = jnp.zeros((x.shape[1], a.shape[0]), a.dtype) if h0 is None else h0
+    h, last = _scan_planes(split(a), x.astype(jnp.float32), reset, split(h0))
+    return h.astype(x.dtype), join(last)
+
+
+def join(planes: jax.Array) -> jax.Array:
+    """Real `(..., 2 D)`, `Re | Im` -> complex `(..., D)`."""
+    return lax.complex(*jnp.split(planes.astype(state_dtype(planes)), 2, -1))
+
+
+def split(numbers: jax.Array) -> jax.Array:
+    """Complex `(..., D)` -> real `(..., 2 D)`, `Re | Im`."""
+    return jnp.concatenate([numbers.real, numbers.imag], -1)
 
 
 def linear_scan_step(
@@ -118,38 +162,53 @@ def _backward(residuals, cotangents):
 _scan_xla.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
-def _scan_ffi(a, x, reset, h0):
-    def kernel(*inputs):
-        return ffi.call(f"linear_scan_forward_{_kind(x)}", ffi.like(x, h0), *inputs)
+def _cpp(kind, otherwise_forward, otherwise_backward):
+    """The scan as a C++ kernel on a CPU, for numbers of `kind`; the given functions on other platforms."""
 
-    return ffi.on_cpu(kernel, _scan, a, x, ffi.flags(reset, x), h0)
+    @jax.custom_vjp
+    def scan(a, x, reset, h0):
+        def kernel(*inputs):
+            return ffi.call(f"linear_scan_forward_{kind}", ffi.like(x, h0), *inputs)
 
+        return ffi.on_cpu(kernel, otherwise_forward, a, x, ffi.flags(reset, x), h0)
 
-def _forward_ffi(a, x, reset, h0):
-    h, last = _scan_ffi(a, x, reset, h0)
-    return (h, last), (a, reset, h0, h)
+    def forward(a, x, reset, h0):
+        h, last = scan(a, x, reset, h0)
+        return (h, last), (a, reset, h0, h)
 
+    def backward(residuals, cotangents):
+        a, reset, h0, h = residuals
+        constant = a.ndim == 1
 
-def _backward_ffi(residuals, cotangents):
-    a, reset, h0, h = residuals
-    constant = a.ndim == 1
+        def kernel(*inputs):
+            results = *ffi.like(h0 if constant else a), *ffi.like(h, h0)  # da of each row where all steps share one `a`
+            da, dx, dh0 = ffi.call(f"linear_scan_backward_{kind}", results, *inputs)
+            return (da.sum(0) if constant else da), dx, dh0
 
-    def kernel(*inputs):
-        results = *ffi.like(h0 if constant else a), *ffi.like(h, h0)  # da of each row, where all steps share one `a`
-        da, dx, dh0 = ffi.call(f"linear_scan_backward_{_kind(h)}", results, *inputs)
-        return (da.sum(0) if constant else da), dx, dh0
+        da, dx, dh0 = ffi.on_cpu(kernel, otherwise_backward, a, ffi.flags(reset, h), h0, h, *cotangents)
+        return da, dx, None, dh0
 
-    def otherwise(a, reset, h0, h, *cotangents):
-        da, dx, _, dh0 = _backward((a, reset, h0, h), cotangents)
-        return da, dx, dh0
-
-    da, dx, dh0 = ffi.on_cpu(kernel, otherwise, a, ffi.flags(reset, h), h0, h, *cotangents)
-    return da, dx, None, dh0
-
-
-def _kind(x):
-    return "complex" if jnp.iscomplexobj(x) else "real"
+    scan.defvjp(forward, backward)
+    return scan
 
 
-_scan_ffi.defvjp(_forward_ffi, _backward_ffi)
+def _backward_arrays(a, reset, h0, h, *cotangents):
+    da, dx, _, dh0 = _backward((a, reset, h0, h), cotangents)
+    return da, dx, dh0
+
+
+def _planes_elsewhere(a, x, reset, h0):
+    h, last = _scan(join(a), join(x), reset, join(h0))
+    return split(h), split(last)
+
+
+def _planes_backward_elsewhere(a, reset, h0, h, *cotangents):
+    # The gradient in two real planes is the conjugate of JAX's complex cotangent.
+    complex_cotangents = (join(g).conj() for g in cotangents)
+    gradients = _backward_arrays(join(a), reset, join(h0), join(h), *complex_cotangents)
+    return tuple(split(g.conj()) for g in gradients)
+
+
+_scan_real = _cpp("real", _scan, _backward_arrays)
+_scan_complex = _cpp("complex", _scan, _backward_arrays)
+_scan_planes = _cpp("planes", _planes_elsewhere, _planes_backward_elsewhere)

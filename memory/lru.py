@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.linear_scan import linear_scan, linear_scan_step
+from kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
 from kernels.rows import rows_matmul
 from memory.base import Memory
 from memory.layers import GatedOutput
@@ -65,21 +65,21 @@ class LRU(Memory):
         return jnp.zeros((batch, self.state), jnp.promote_types(self.param_dtype, jnp.complex64))
 
     def __call__(self, state, x, reset):
-        h, state = linear_scan(*self.write(x), reset, state, backend=self.backend)
+        h, state = linear_scan_planes(*self.write(x), reset, state, backend=self.backend)
         return state, self.read(h, x)
 
     def step(self, state, x, reset):
-        state, h = linear_scan_step(state, *self.write(x), reset)
-        return state, self.read(h, x)
+        decay, drive = self.write(x)
+        state, h = linear_scan_step(state, decay, join(drive), reset)
+        return state, self.read(split(h), x)
 
     def write(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`lambda (state,)` and `gamma (B x) (..., state)`, complex."""
+        """`lambda`, complex `(state,)`, and `gamma (B x)`, real `(..., 2 state)`: its real and imaginary parts."""
         neg_log_modulus = jnp.exp(self.nu)
         decay = jnp.exp(lax.complex(-neg_log_modulus, jnp.exp(self.theta)))
         gamma = jnp.sqrt(-jnp.expm1(-2 * neg_log_modulus))
-        re, im = jnp.split(rows_matmul(x, self.B * jnp.tile(gamma, 2)), 2, -1)
-        return decay, lax.complex(re, im)
+        return decay, rows_matmul(x, self.B * jnp.tile(gamma, 2))
 
     def read(self, h: jax.Array, x: jax.Array) -> jax.Array:
-        """State `(..., state)` and input `(..., width)` -> output `(..., width)`."""
-        return self.out(rows_matmul(jnp.concatenate([h.real, h.imag], -1), self.C) + self.D * x)
+        """State `(..., 2 state)`, real and imaginary parts, and input `(..., width)` -> output `(..., width)`."""
+        return self.out(rows_matmul(h, self.C) + self.D * x)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from kernels.linear_scan import linear_scan, linear_scan_step
+from kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
 from kernels.rows import rows_matmul
 from memory.base import Memory
 from memory.layers import GatedOutput, log_uniform
@@ -139,24 +139,24 @@ class S5(Memory):
 
     def __call__(self, state, x, reset):
         decay, drive = self.discretise(x)
-        h, state = linear_scan(decay, drive, reset, state, backend=self.backend)
+        h, state = linear_scan_planes(decay, drive, reset, state, backend=self.backend)
         return state, self.read(h, x)
 
     def step(self, state, x, reset):
         decay, drive = self.discretise(x)
-        state, h = linear_scan_step(state, decay, drive, reset)
-        return state, self.read(h, x)
+        state, h = linear_scan_step(state, decay, join(drive), reset)
+        return state, self.read(split(h), x)
 
     def discretise(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Zero-order hold: `exp(Lambda dt)` and `Lambda^-1 (exp(Lambda dt) - 1) B x`, complex `(P,)` and `(..., P)`."""
+        """Zero-order hold: `exp(Lambda dt)`, complex `(P,)`; `Lambda^-1 (exp(Lambda dt) - 1) B x`, real `(..., 2 P)`:
+        its real and imaginary parts."""
         eigenvalues = lax.complex(-jnp.exp(self.log_neg_re), self.im)
         exponent = eigenvalues * jnp.exp(self.log_dt)
         gain = jnp.expm1(exponent) / eigenvalues
         B_re, B_im = jnp.split(self.B, 2, -1)
         B_bar = jnp.concatenate([B_re * gain.real - B_im * gain.imag, B_re * gain.imag + B_im * gain.real], -1)
-        re, im = jnp.split(rows_matmul(x, B_bar), 2, -1)
-        return jnp.exp(exponent), lax.complex(re, im)
+        return jnp.exp(exponent), rows_matmul(x, B_bar)
 
     def read(self, h: jax.Array, x: jax.Array) -> jax.Array:
-        """State `(..., P)` and input `(..., width)` -> output `(..., width)`."""
-        return self.out(2 * rows_matmul(jnp.concatenate([h.real, h.imag], -1), self.C) + self.D * x)
+        """State `(..., 2 P)`, real and imaginary parts, and input `(..., width)` -> output `(..., width)`."""
+        return self.out(2 * rows_matmul(h, self.C) + self.D * x)

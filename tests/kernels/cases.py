@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.gru_scan import gru_scan, gru_scan_step
-from kernels.linear_scan import linear_scan, linear_scan_step
+from kernels.linear_scan import join, linear_scan, linear_scan_planes, linear_scan_step, split
 from kernels.lstm_scan import lstm_scan, lstm_scan_step
 from kernels.selective_scan import selective_scan, selective_scan_step
 
@@ -40,6 +40,16 @@ def _constant_real(key, T, B):
 def _constant_complex(key, T, B):
     a, re, im, h_re, h_im = _normal(key, (2, D), (T, B, D), (T, B, D), (B, D), (B, D))
     return jax.nn.sigmoid(a[0]) * jnp.exp(1j * a[1]), re + 1j * im, h_re + 1j * h_im
+
+
+def _planes(key, T, B):
+    a, x, h0 = _constant_complex(key, T, B)
+    return a, split(x), h0
+
+
+def _step_planes(a, h, x, reset):
+    h, y = linear_scan_step(h, a, join(x), reset)
+    return h, split(y)
 
 
 def _varying(key, T, B):
@@ -81,6 +91,12 @@ CASES = {
     "linear, constant real": Case(_constant_real, _scan_constant, lambda a, h, x, r: linear_scan_step(h, a, x, r), FFI),
     "linear, constant complex": Case(
         _constant_complex, _scan_constant, lambda a, h, x, r: linear_scan_step(h, a, x, r), FFI
+    ),
+    "linear, planes": Case(
+        _planes,
+        lambda a, x, reset, h0, backend="auto": linear_scan_planes(a, x, reset, h0, backend=backend),
+        _step_planes,
+        FFI,
     ),
     "linear, varying": Case(
         _varying,
