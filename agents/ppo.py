@@ -45,6 +45,8 @@ class PPOSettings:
     """Discount factor of the return."""
     gae_lambda: float
     """Lambda of generalised advantage estimation."""
+    bootstrap_truncated: bool
+    """Add the value of the final observation where a limit cut an episode; off: a limit ends the task."""
     clip: float
     """Clipping range of the probability ratio."""
     value_clip: float
@@ -205,6 +207,8 @@ class PPO:
             next_obs, env_state, reward, terminated, truncated, info = self.env.step(
                 env_key, env_state, action, env_params
             )
+            if not self.settings.bootstrap_truncated:
+                terminated = terminated | truncated
             cut = truncated & ~terminated & info["valid"]
 
             def value_of_final_observation():

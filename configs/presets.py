@@ -16,6 +16,7 @@ FAST = PPOSettings(
     max_grad_norm=0.5,
     discount=0.99,
     gae_lambda=0.95,
+    bootstrap_truncated=True,
     clip=0.2,
     value_clip=0.2,
     value_coefficient=0.5,
@@ -41,6 +42,7 @@ PAPER = PPOSettings(
     max_grad_norm=0.5,
     discount=0.99,
     gae_lambda=1.0,
+    bootstrap_truncated=False,
     clip=0.2,
     value_clip=0.2,
     value_coefficient=1.0,
@@ -50,7 +52,7 @@ PAPER = PPOSettings(
     eval_envs=64,
     eval_greedy=False,
 )
-"""The published POPGym runs of Lu et al. (NeurIPS 2023)."""
+"""The published POPGym runs of Lu et al. (NeurIPS 2023), whose environments only terminate."""
 
 PAPER_NETWORK = NetworkSettings(
     width=256,

@@ -125,6 +125,7 @@ def test_values_of_presets():
             assert numbers("`ppo.learning_rate`, `_end`", column) == [ppo.learning_rate, ppo.learning_rate_end]
             assert numbers("`ppo.discount`, `ppo.gae_lambda`", column) == [ppo.discount, ppo.gae_lambda]
             assert numbers("`ppo.clip`, `ppo.value_clip`", column) == [ppo.clip, ppo.value_clip]
+            assert body["`ppo.bootstrap_truncated`"][column] == ("yes" if ppo.bootstrap_truncated else "no")
             assert numbers("`ppo.value_coefficient`", column) == [ppo.value_coefficient]
             assert numbers("`ppo.entropy`", column) == [ppo.entropy] == [ppo.entropy_end]
             assert numbers("`ppo.eval_envs`", column) == [ppo.eval_envs]

@@ -29,6 +29,7 @@ SETTINGS = PPOSettings(
     max_grad_norm=1.0,
     discount=DISCOUNT,
     gae_lambda=0.95,
+    bootstrap_truncated=True,
     clip=0.2,
     value_clip=0.0,
     value_coefficient=0.5,
@@ -146,6 +147,16 @@ def test_truncated_episodes_bootstrap_from_their_final_observation():
     state, _ = train(agent, 300)
     episode = [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
     np.testing.assert_allclose(values(agent, state, episode), 1 / (1 - DISCOUNT), rtol=0.1)
+
+
+def test_limits_can_be_treated_as_ends():
+    """The same without bootstrapping: at the last step the value is 1, before it 1.9 or 2.71 (which look the same)."""
+    settings = replace(SETTINGS, bootstrap_truncated=False)
+    agent = make_ppo(vectorised(CutConstantReward(3)), "none", 300, settings)
+    state, _ = train(agent, 300)
+    first, second, last = values(agent, state, [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    assert first == second == pytest.approx((2.71 + 1.9) / 2, rel=0.1)
+    assert last == pytest.approx(1.0, rel=0.1)
 
 
 class TwoSwitches(ActOnObservation):
