@@ -17,6 +17,8 @@ def uniform_below(key: jax.Array, n: int | np.ndarray | jax.Array, shape: tuple[
     `floor(n r / 2^32)` of one random word `r` each, where `jax.random.randint` splits the key and draws two: in an
     environment's step or reset that is a large part of the work.
     """
+    if not isinstance(n, jax.Array) and not (np.all(np.asarray(n) >= 1) and np.all(np.asarray(n) <= 1 << 16)):
+        raise ValueError(f"uniform_below: n must lie in 1 .. 65536, got {n}")
     words, n = jax.random.bits(key, shape, jnp.uint32), jnp.asarray(n, jnp.uint32)
     low = (words & 0xFFFF) * n  # both products fit in 32 bits
     return (((words >> 16) * n + (low >> 16)) >> 16).astype(jnp.int32)
@@ -47,7 +49,7 @@ class MultiDiscrete:
         return (len(self.nvec),)
 
     def sample(self, key: jax.Array) -> jax.Array:
-        if max(self.nvec) <= 1 << 16:
+        if max(self.nvec, default=1) <= 1 << 16:
             return uniform_below(key, np.asarray(self.nvec), self.shape)
         return jax.random.randint(key, self.shape, 0, jnp.asarray(self.nvec))
 

@@ -55,7 +55,7 @@ inline float Sum(const Vector& v) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// 2^x to 1.2 units in the last place. Exactly 1 at 0, 0 below 2^-126.5, infinite from 2^128; NaN stays NaN.
+// 2^x to 1.2 units in the last place. Exactly 1 at 0, 0 below 2^-126.5, infinite above 2^127.5; NaN stays NaN.
 inline Vector Exp2(Vector x) {
   // NaN fails both comparisons and passes.
   x = x < -127.0f ? Vector{} - 127.0f : x;
@@ -78,33 +78,46 @@ inline Vector Exp2(Vector x) {
   return p * scale;
 }
 
-// Runs task(0) ... task(count - 1) on XLA's thread pool and in the calling thread; returns when all are done.
+// Runs task(0) ... task(count - 1) on XLA's thread pool and in the calling thread; returns when all are done. A task that
+// runs out of memory makes the whole an error, after the others.
 //
 // The caller works too and then waits only for tasks that some thread has begun: a pool whose threads are all busy
 // (with this very function, say) cannot deadlock it. Helpers that start late find no task left and go home; what they
 // look at lives as long as they do.
 template <typename Task>
-void ParallelFor(ffi::ThreadPool& pool, int64_t count, const Task& task) {
+ffi::Error ParallelFor(ffi::ThreadPool& pool, int64_t count, const Task& task) {
   struct Shared {
     std::atomic<int64_t> next{0};
     std::atomic<int64_t> done{0};
+    std::atomic<bool> failed{false};
     std::mutex mutex;
     std::condition_variable all_done;
   };
   auto shared = std::make_shared<Shared>();
   auto work = [shared, count, &task] {
     int64_t finished = 0;
-    for (int64_t i; (i = shared->next.fetch_add(1)) < count; ++finished) task(i);
+    for (int64_t i; (i = shared->next.fetch_add(1)) < count; ++finished) {
+      try {
+        task(i);
+      } catch (...) {  // must not leave this function while other threads are at work
+        shared->failed = true;
+      }
+    }
     if (finished && shared->done.fetch_add(finished) + finished == count) {
       std::lock_guard<std::mutex> lock(shared->mutex);
       shared->all_done.notify_one();
     }
   };
   const int64_t helpers = std::min(count, pool.num_threads()) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));
+  try {
+    for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));
+  } catch (...) {  // fewer helpers, then
+  }
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all_done.wait(lock, [&] { return shared->done.load() == count; });
+  if (shared->failed) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "a kernel ran out of memory");
+  return ffi::Error::Success();
 }
 
 }  // namespace engram

@@ -16,7 +16,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
+BUILD_SECONDS = 120
 SOURCES = Path(__file__).parent
 
 log = logging.getLogger(__name__)
@@ -41,22 +43,26 @@ def load(name: str) -> bool:
     Returns:
         whether they can be called.
     """
-    if os.environ.get("ENGRAM_KERNELS", "auto") == "xla":
+    wish = os.environ.get("ENGRAM_KERNELS", "auto")
+    if wish not in ("auto", "xla"):
+        log.warning("ENGRAM_KERNELS=%s is neither auto nor xla: taken as auto", wish)
+    if wish == "xla":
         return False
     try:
-        library = ctypes.CDLL(str(_compiled(name)))
+        with _folder() as folder:
+            library = ctypes.CDLL(str(_compiled(name, folder)))
         for target in _targets(name):
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
     except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        log.warning("%s runs without its C++ kernel: %s", name, reason.strip().splitlines()[0])
+        reason = str(getattr(error, "stderr", None) or error).strip() or type(error).__name__
+        log.warning("%s runs without its C++ kernel: %s", name, reason.splitlines()[0])
         return False
     return True
 
 
-def if_loaded(name: str, dtype: jnp.dtype) -> str:
-    """The backend that answers to "ffi": "ffi" if kernel `name` can be called with arrays of `dtype`, else "xla"."""
-    return "ffi" if dtype in (jnp.float32, jnp.complex64) and load(name) else "xla"
+def if_loaded(name: str, dtype: jnp.dtype, dtypes: tuple[Any, ...]) -> str:
+    """The backend that answers to "ffi": "ffi" if `dtype` is one of `dtypes` and kernel `name` loads, else "xla"."""
+    return "ffi" if dtype in dtypes and load(name) else "xla"
 
 
 def on_cpu(kernel: Callable, otherwise: Callable, *inputs: Any) -> Any:
@@ -86,23 +92,39 @@ def _targets(name: str) -> list[str]:
     return [line.removeprefix(marker).partition(",")[0] for line in lines if line.startswith(marker)]
 
 
-def _compiled(name: str) -> Path:
-    """The path of the shared library, built if it is not there."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise OSError(f"no C++ compiler here (looked for {', '.join(COMPILERS)})")
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """The user's cache folder, or one for the moment where that cannot be used or others could write to it."""
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "engram"
+    try:
+        cached.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = cached.stat()
+        usable = about.st_uid == os.getuid() and not about.st_mode & 0o022 and os.access(cached, os.W_OK)
+    except OSError:
+        usable = False
+    if usable:
+        yield cached
+    else:
+        with tempfile.TemporaryDirectory(prefix="engram-") as moment:  # a library stays loaded when its file is gone
+            yield Path(moment)
+
+
+def _compiled(name: str, folder: Path) -> Path:
+    """The path of the shared library in `folder`, built if it is not there."""
+    failure: Exception = OSError(f"no C++ compiler here (looked for {', '.join(COMPILERS)})")
+    for compiler in filter(None, map(shutil.which, COMPILERS)):
+        try:
+            return _built_by(compiler, name, folder)
+        except subprocess.SubprocessError as error:
+            failure = error
+    raise failure
+
+
+def _built_by(compiler: str, name: str, folder: Path) -> Path:
     source = SOURCES / f"{name}.cc"
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    version = _run(compiler, "--version")
     headers = (SOURCES / "ffi.h").read_text(), metadata.version("jaxlib")
     digest = _hash("\0".join((source.read_text(), *headers, version, *FLAGS, _cpu())).encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "engram"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        folder = Path(tempfile.mkdtemp(prefix="engram-"))
     # The name also holds a hash of the content: loading a file that a full disk cut short would kill the process.
     for library in folder.glob(f"{name}-{digest}-*.so"):
         if library.stem.endswith(_hash(library.read_bytes())):
@@ -112,9 +134,15 @@ def _compiled(name: str) -> Path:
     # Built aside and moved: another process that looks at the same time sees a whole file or none.
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         built = Path(aside) / "library.so"
-        command = [compiler, *FLAGS, f"-isystem{jax.ffi.include_dir()}", "-o", str(built), str(source)]
-        subprocess.run(command, capture_output=True, text=True, check=True)
+        _run(compiler, *FLAGS, f"-isystem{jax.ffi.include_dir()}", "-o", str(built), str(source))
         return built.replace(folder / f"{name}-{digest}-{_hash(built.read_bytes())}.so")
+
+
+def _run(*command: str) -> str:
+    """Output of a command that succeeds within `BUILD_SECONDS`."""
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=BUILD_SECONDS
+    ).stdout
 
 
 def _hash(content: bytes) -> str:

@@ -12,6 +12,12 @@
 
 #include "ffi.h"
 
+#ifdef __clang__
+#define ENGRAM_SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else  // GCC has the other one from version 12 on only
+#define ENGRAM_SHUFFLE(v, ...) __builtin_shuffle(v, IntVector{__VA_ARGS__})
+#endif
+
 namespace engram {
 namespace {
 
@@ -32,9 +38,9 @@ struct RealNumbers {
 struct ComplexNumbers : RealNumbers {
   static Number TimesPlus(const Number& a, const Number& b, const Number& c) {
     constexpr Vector signs = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
-    const Vector re = __builtin_shufflevector(a, a, 0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14);
-    const Vector im = __builtin_shufflevector(a, a, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15);
-    const Vector swapped = __builtin_shufflevector(b, b, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    const Vector re = ENGRAM_SHUFFLE(a, 0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14);
+    const Vector im = ENGRAM_SHUFFLE(a, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15);
+    const Vector swapped = ENGRAM_SHUFFLE(b, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
     return im * signs * swapped + (re * b + c);
   }
 };
@@ -107,8 +113,8 @@ void Forward(const Sizes& s, const Span& at, const float* a, const float* x, con
       }
     }
   }
-  const int64_t end = ((s.T - 1) * s.B + at.first) * s.D, count = (at.last - at.first) * s.D;
-  std::copy_n(h + end, count, last + (at.outer * s.B + at.first) * s.D);
+  const int64_t state = (at.outer * s.B + at.first) * s.D, count = (at.last - at.first) * s.D;
+  std::copy_n(s.T ? h + ((s.T - 1) * s.B + at.first) * s.D : h0 + state, count, last + state);
 }
 
 // dx[t] = g[t] + back; then back = a[t] dx[t], 0 at a reset; da[t] = dx[t] h[t-1], summed over time if `a` is constant.
@@ -163,11 +169,10 @@ ffi::Error ForwardHandler(ffi::ThreadPool pool, In<dtype> a, In<dtype> x, Bools 
                           Out<dtype> last) {
   const Sizes s(x.dimensions(), dtype == ffi::C64 ? 2 : 1, pool.num_threads());
   const bool constant = a.dimensions().size() < x.dimensions().size();
-  ParallelFor(pool, s.outer * s.spans, [&](int64_t index) {
+  return ParallelFor(pool, s.outer * s.spans, [&](int64_t index) {
     const auto run = constant ? Forward<N, true> : Forward<N, false>;
     run(s, Span(s, index), Floats(a), Floats(x), reset.typed_data(), Floats(h0), Floats(h), Floats(last));
   });
-  return ffi::Error::Success();
 }
 
 template <ffi::DataType dtype, typename N>
@@ -175,12 +180,11 @@ ffi::Error BackwardHandler(ffi::ThreadPool pool, In<dtype> a, Bools reset, In<dt
                            In<dtype> g_last, Out<dtype> da, Out<dtype> dx, Out<dtype> dh0) {
   const Sizes s(h.dimensions(), dtype == ffi::C64 ? 2 : 1, pool.num_threads());
   const bool constant = a.dimensions().size() < h.dimensions().size();
-  ParallelFor(pool, s.outer * s.spans, [&](int64_t index) {
+  return ParallelFor(pool, s.outer * s.spans, [&](int64_t index) {
     const auto run = constant ? Backward<N, true> : Backward<N, false>;
     run(s, Span(s, index), Floats(a), reset.typed_data(), Floats(h0), Floats(h), Floats(g), Floats(g_last), Floats(da),
         Floats(dx), Floats(dh0));
   });
-  return ffi::Error::Success();
 }
 
 template <ffi::DataType dtype>

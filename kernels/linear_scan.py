@@ -45,7 +45,7 @@ def linear_scan(
     backend = pick_backend(backend, BACKENDS, default="ffi")
     dtype = _dtype(a, x)
     if backend == "ffi":
-        backend = ffi.if_loaded("linear_scan", dtype)
+        backend = ffi.if_loaded("linear_scan", dtype, (jnp.float32, jnp.complex64))
     h0 = jnp.zeros(x.shape[1:], dtype) if h0 is None else h0.astype(dtype)
     cpp = _scan_complex if jnp.issubdtype(dtype, jnp.complexfloating) else _scan_real
     scan = {"reference": _scan, "xla": _scan_xla, "ffi": cpp}[backend]
@@ -76,13 +76,14 @@ def linear_scan_planes(
         `h`, real `(T, B, 2 D)`: `Re | Im`, and the last state, complex `(B, D)`.
     """
     backend = pick_backend(backend, BACKENDS, default="ffi")
+    dtype = state_dtype(a, x)
     if backend == "ffi":
-        backend = ffi.if_loaded("linear_scan", state_dtype(x))
+        backend = ffi.if_loaded("linear_scan", dtype, (jnp.complex64,))
     if backend != "ffi":
         h, last = linear_scan(a, join(x), reset, h0, backend=backend)
         return split(h).astype(x.dtype), last
-    h0 = jnp.zeros((x.shape[1], a.shape[0]), a.dtype) if h0 is None else h0
-    h, last = _scan_planes(split(a), x.astype(jnp.float32), reset, split(h0))
+    h0 = jnp.zeros((x.shape[1], a.shape[0]), dtype) if h0 is None else h0.astype(dtype)
+    h, last = _scan_planes(split(a.astype(dtype)), x.astype(jnp.float32), reset, split(h0))
     return h.astype(x.dtype), join(last)
 
 

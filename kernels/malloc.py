@@ -9,8 +9,8 @@ import os
 import platform
 
 # <malloc.h>; the values are C ints.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-SETTINGS = ((M_MMAP_THRESHOLD, 2**31 - 1), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20))
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20))
 
 
 def keep_freed_memory() -> bool:
@@ -26,4 +26,4 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     libc = ctypes.CDLL(None)
-    return all(libc.mallopt(parameter, value) == 1 for parameter, value in SETTINGS)
+    return [libc.mallopt(parameter, value) for parameter, value in SETTINGS] == [1] * len(SETTINGS)

@@ -198,9 +198,9 @@ using Floats = ffi::Buffer<ffi::F32>;
 using Bools = ffi::Buffer<ffi::PRED>;
 using FloatsOut = ffi::ResultBuffer<ffi::F32>;
 
-void RunForward(ffi::ThreadPool& pool, const Sizes& s, Floats u, Floats dt, Floats A, Floats B, Floats C, Bools reset,
-                Floats h0, FloatsOut y, FloatsOut last, float* starts, int64_t chunk) {
-  ParallelFor(pool, s.outer * s.B * s.groups, [&](int64_t index) {
+ffi::Error RunForward(ffi::ThreadPool& pool, const Sizes& s, Floats u, Floats dt, Floats A, Floats B, Floats C, Bools reset,
+                      Floats h0, FloatsOut y, FloatsOut last, float* starts, int64_t chunk) {
+  return ParallelFor(pool, s.outer * s.B * s.groups, [&](int64_t index) {
     const Place at(s, index);
     const Inputs in(s, at, u.typed_data(), dt.typed_data(), A.typed_data(), B.typed_data(), C.typed_data(),
                     reset.typed_data());
@@ -211,16 +211,14 @@ void RunForward(ffi::ThreadPool& pool, const Sizes& s, Floats u, Floats dt, Floa
 ffi::Error ForwardHandler(ffi::ThreadPool pool, Floats u, Floats dt, Floats A, Floats B, Floats C, Bools reset,
                           Floats h0, FloatsOut y, FloatsOut last, int64_t groups) {
   const Sizes s(u.dimensions(), B.dimensions().back(), groups);
-  RunForward(pool, s, u, dt, A, B, C, reset, h0, y, last, nullptr, 1);
-  return ffi::Error::Success();
+  return RunForward(pool, s, u, dt, A, B, C, reset, h0, y, last, nullptr, 1);
 }
 
 ffi::Error ForwardForTrainingHandler(ffi::ThreadPool pool, Floats u, Floats dt, Floats A, Floats B, Floats C,
                                      Bools reset, Floats h0, FloatsOut y, FloatsOut last, FloatsOut starts,
                                      int64_t groups, int64_t chunk) {
   const Sizes s(u.dimensions(), B.dimensions().back(), groups);
-  RunForward(pool, s, u, dt, A, B, C, reset, h0, y, last, starts->typed_data(), chunk);
-  return ffi::Error::Success();
+  return RunForward(pool, s, u, dt, A, B, C, reset, h0, y, last, starts->typed_data(), chunk);
 }
 
 ffi::Error BackwardHandler(ffi::ThreadPool pool, Floats u, Floats dt, Floats A, Floats B, Floats C, Bools reset,
@@ -229,13 +227,12 @@ ffi::Error BackwardHandler(ffi::ThreadPool pool, Floats u, Floats dt, Floats A, 
   const Sizes s(u.dimensions(), B.dimensions().back(), groups);
   const Gradients out{du->typed_data(), ddt->typed_data(), dA->typed_data(),
                       dB->typed_data(), dC->typed_data(),  dh0->typed_data()};
-  ParallelFor(pool, s.outer * s.B * s.groups, [&](int64_t index) {
+  return ParallelFor(pool, s.outer * s.B * s.groups, [&](int64_t index) {
     const Place at(s, index);
     const Inputs in(s, at, u.typed_data(), dt.typed_data(), A.typed_data(), B.typed_data(), C.typed_data(),
                     reset.typed_data());
     Backward(s, at, in, starts.typed_data(), g.typed_data(), g_last.typed_data(), out, chunk);
   });
-  return ffi::Error::Success();
 }
 
 }  // namespace

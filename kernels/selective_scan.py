@@ -62,7 +62,7 @@ def selective_scan(
     dtype = state_dtype(u, dt, A)
     backend = pick_backend(backend, BACKENDS, default="ffi")
     if backend == "ffi":
-        backend = ffi.if_loaded("selective_scan", dtype)
+        backend = ffi.if_loaded("selective_scan", dtype, (jnp.float32,))
     wide_u, dt, A, B, C = (array.astype(dtype) for array in (u, dt, A, B, C))
     h0 = jnp.zeros((u.shape[1], *A.shape), dtype) if h0 is None else h0.astype(dtype)
     scan = _scan if backend == "reference" else partial(SCANS[backend], min(chunk, u.shape[0]))
@@ -176,7 +176,7 @@ _scan_xla.defvjp(_forward, _backward)
 
 def _groups(batch, channels):
     """Into how many parts the C++ kernel divides the channels."""
-    return min(-(-channels // TILE), max(1, CHANNEL_TASKS // batch))
+    return min(-(-channels // TILE), max(1, CHANNEL_TASKS // max(batch, 1)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -35,7 +35,8 @@ from envs.wrappers import (
 from kernels.malloc import keep_freed_memory
 from memory import make_memory, memory_options
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 EVALUATION_LANES = 1_000_003
 
 
@@ -54,10 +55,13 @@ def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in DISK_TROUBLE:
-            raise
         where = f" {error.filename}" if error.filename else ""
-        print(f"error: cannot write{where}: {error.strerror}; what was written before is intact", file=sys.stderr)
+        if error.errno in DISK_FULL:
+            print(f"error: cannot write{where}: {error.strerror}; what was written before is intact", file=sys.stderr)
+        elif where and error.errno in FILE_TROUBLE:
+            print(f"error:{where}: {error.strerror}", file=sys.stderr)
+        else:
+            raise
         code = BadRequest.exit_code
     sys.exit(code)
 

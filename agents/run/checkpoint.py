@@ -92,11 +92,11 @@ def save(root: Path, chunk: int, state: Any, extra: dict[str, Any]) -> Path:
         _sync(partial)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise
         # tensorstore reports a full disk as a ValueError of many lines; for the caller both are a write that failed.
         code = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = os.strerror(int(code[1])) if code else str(error).partition(" [")[0]
+        if not isinstance(error, ValueError) or not code:
+            raise
+        reason = os.strerror(int(code[1]))
         raise OSError(f"cannot write checkpoint {chunk}: {reason}") from error
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)

@@ -17,6 +17,12 @@ def test_uniform_below_is_the_random_word_scaled_down(n):
     assert drawn.tolist() == [int(word) * n >> 32 for word in words]
 
 
+@pytest.mark.parametrize("n", [0, -1, 65_537, np.array([3, 1 << 20])])
+def test_uniform_below_refuses_what_it_cannot_do(n):
+    with pytest.raises(ValueError, match=r"n must lie in 1 \.\. 65536"):
+        uniform_below(jax.random.key(0), n, np.shape(n))
+
+
 def test_samples_of_discrete_spaces_are_uniform():
     """Within 5 standard deviations of the expected count, for every value of every entry."""
     keys, n = jax.random.split(jax.random.key(0), 20_000), (3, 10, 64)

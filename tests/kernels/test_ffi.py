@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from kernels import ffi
+from kernels.linear_scan import linear_scan_planes
 from kernels.selective_scan import selective_scan
+from tests.kernels.cases import CASES
 from tests.kernels.test_scans import relative
 
 needs_compiler = pytest.mark.skipif(not ffi.load("selective_scan"), reason="the C++ kernels cannot be built here")
@@ -137,6 +139,53 @@ def test_the_environment_switches_them_off(forgetful, monkeypatch, caplog):
     monkeypatch.setenv("ENGRAM_KERNELS", "xla")
     assert not ffi.load("selective_scan")
     assert not caplog.records
+
+
+@needs_compiler
+def test_no_steps_and_no_rows():
+    """Without steps the state stays as it is; without rows there is nothing to do."""
+    for case in ("linear, constant complex", "linear, planes", "linear, varying", "selective"):
+        weights, sequence, state = CASES[case].inputs(jax.random.key(0), 0, 3)
+        y, last = jax.jit(CASES[case].scan)(weights, sequence, None, state)
+        assert y.shape[:2] == (0, 3)
+        np.testing.assert_array_equal(last, state)
+        y, last = jax.jit(CASES[case].scan)(*CASES[case].inputs(jax.random.key(0), 4, 0)[:2], None, None)
+        assert y.shape[:2] == (4, 0)
+
+
+def test_planes_take_the_widest_of_their_inputs():
+    with jax.enable_x64(True):
+        x, h0 = jax.random.normal(jax.random.key(0), (5, 2, 6)), jnp.ones((2, 3), complex)
+        a = jnp.array([0.5 + 0.5j, 0.9j, 0.1])
+        truth = linear_scan_planes(a, x, None, h0, backend="reference")
+        x = x.astype(jnp.float32)
+        assert relative(linear_scan_planes(a, x, None, h0), truth) < 1e-6
+        assert relative(linear_scan_planes(a.astype(jnp.complex64), x, None, h0), truth) < 1e-6
+
+
+@needs_compiler
+def test_the_next_compiler_is_tried(forgetful, monkeypatch, tmp_path):
+    monkeypatch.setattr(ffi, "COMPILERS", ("false", *ffi.COMPILERS))
+    assert ffi._compiled("linear_scan", tmp_path).parent == tmp_path
+
+
+@needs_compiler
+def test_a_folder_that_others_can_write_to_is_not_trusted(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ffi._folder() as folder:
+        assert folder == tmp_path / "engram"
+        assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with ffi._folder() as moment:
+        assert moment != folder
+    assert not moment.exists()
+
+
+def test_an_unknown_wish_is_named(forgetful, monkeypatch, caplog):
+    monkeypatch.setenv("ENGRAM_KERNELS", "off")
+    monkeypatch.setattr(ffi, "COMPILERS", ())
+    ffi.load("selective_scan")
+    assert "ENGRAM_KERNELS=off is neither auto nor xla" in caplog.text
 
 
 @needs_compiler

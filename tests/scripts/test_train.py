@@ -139,18 +139,26 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_disk_full_after_training_is_one_line(capsys):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "curves.png"),
+            "error: cannot write curves.png: No space left on device; what was written before is intact\n",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "table.csv"), "error: table.csv: Permission denied\n"),
+    ],
+)
+def test_trouble_with_files_after_training_is_one_line(error, line, capsys):
     """Pictures and tables are written by libraries that raise the system's error."""
 
     def main(arguments):
-        raise OSError(errno.ENOSPC, "No space left on device", "curves.png")
+        raise error
 
     with pytest.raises(SystemExit) as ending:
         run_script(main)
     assert ending.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: cannot write curves.png: No space left on device; what was written before is intact\n"
-    )
+    assert capsys.readouterr().err == line
 
 
 def test_ctrl_c_checkpoints_and_exits_130(tmp_path):
