@@ -84,8 +84,17 @@ class Vectorised(VectorEnvironment):
 
     def _loop_restarts(self, key: jax.Array, done: jax.Array, obs: Any, state: Any, params: Any) -> tuple[Any, Any]:
         # A loop and not a branch: under an outer vmap a branch turns into a select, which pays for a reset at every
-        # step, whereas a loop still runs zero rounds when no environment of the whole batch is done.
+        # step, whereas a loop still runs zero rounds when no environment of the whole batch is done. In a step in which
+        # many end at once, as all do where episodes have one length, one round restarts all of them. The outer loop
+        # runs once or not at all, so that most steps evaluate one condition and not two.
         size = reset_round(self.num_envs)
+
+        def restart_all(carry):
+            pending, current = carry
+            # Indices that depend on the carry: XLA would move the resets out of the loop, into every step, otherwise.
+            keys = jax.vmap(self.reset_key, (None, 0))(key, jnp.where(pending, jnp.arange(self.num_envs), 0))
+            fresh = jax.vmap(self.env.reset, (0, None))(keys, params)
+            return jnp.zeros_like(pending), select_rows(pending, fresh, current)
 
         def restart_some(carry):
             pending, current = carry
@@ -98,7 +107,11 @@ class Vectorised(VectorEnvironment):
             current = select_rows(chosen, jax.tree.map(lambda x: x[slot], fresh), current)
             return pending & ~chosen, current
 
-        return jax.lax.while_loop(lambda carry: carry[0].any(), restart_some, (done, (obs, state)))[1]
+        def restart(carry):
+            carry = jax.lax.while_loop(lambda carry: carry[0].sum() > self.num_envs // 4, restart_all, carry)
+            return jax.lax.while_loop(lambda carry: carry[0].any(), restart_some, carry)
+
+        return jax.lax.while_loop(lambda carry: carry[0].any(), restart, (done, (obs, state)))[1]
 
     def render(self, state: Any, params: Any, index: int = 0) -> np.ndarray:
         return self.env.render(jax.tree.map(lambda x: x[index], state), params)
