@@ -34,20 +34,22 @@ def compiled(env: Vectorised, steps: int) -> Callable[[], int]:
     """A function that takes `steps` steps of all environments and goes on from there when called again."""
     wrapped = PreviousAction(FlattenObservation(EpisodeStatistics(env)))
     params = wrapped.default_params
-    sample = jax.vmap(wrapped.action_space(params).sample)
+    sample = jax.vmap(jax.vmap(wrapped.action_space(params).sample))
 
-    def one(carry, key):
+    def one(carry, now):
         obs_sum, state = carry
-        action_key, step_key = jax.random.split(key)
-        action = sample(jax.random.split(action_key, env.num_envs))
-        obs, state, _, _, _, info = wrapped.step(step_key, state, action, params)
+        action, key = now
+        obs, state, _, _, _, info = wrapped.step(key, state, action, params)
         # What an agent would store has to be computed: keep a trace of each of these.
         used = sum(leaf.sum(dtype=jnp.float32) for leaf in jax.tree.leaves((obs, info)))
         return (obs_sum + used, state), None
 
     @jax.jit
     def run(state, key):
-        return jax.lax.scan(one, (jnp.zeros(()), state), jax.random.split(key, steps))[0]
+        action_key, step_key = jax.random.split(key)
+        # All actions at once: the policy is not what is measured.
+        actions = sample(jax.random.split(action_key, (steps, env.num_envs)))
+        return jax.lax.scan(one, (jnp.zeros(()), state), (actions, jax.random.split(step_key, steps)))[0]
 
     state = jax.jit(wrapped.reset)(jax.random.key(0), params)[1]
     calls = 0
