@@ -27,7 +27,9 @@ from envs.wrappers import EpisodeStatistics, FlattenObservation, PreviousAction
 class ResetEveryStep(Vectorised):
     """Auto-reset by a fresh reset of every environment at every step, of which most are thrown away."""
 
-    _loop_restarts = Vectorised._select_restarts
+    @property
+    def keeps_spares(self) -> bool:
+        return False
 
 
 def compiled(env: Vectorised, steps: int) -> Callable[[], int]:

@@ -6,15 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from envs.base import Environment, VectorEnvironment
 from envs.spaces import Box, Space
-
-
-def reset_round(num_envs: int) -> int:
-    """Environments restarted per round of the auto-reset loop: about as many as end an episode at once when episodes
-    of some tens of steps are out of step with each other."""
-    return min(num_envs, max(4, num_envs // 16))
 
 
 def clip_action(space: Space, action: Any) -> Any:
@@ -29,12 +24,28 @@ def select_rows(mask: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(mask.reshape(mask.shape + (1,) * (y.ndim - 1)), x, y), new, old)
 
 
+@struct.dataclass
+class VectorisedState:
+    """States of the running episodes, and for each environment the opening of one to come; leaves `(B, ...)`."""
+
+    env_state: Any
+    spare: Any
+    """`(obs, state)` as `env.reset` returned them, or None where resets are made as they are needed."""
+    used: Any
+    """bool: the spare was used (or never made)."""
+
+
 @dataclass(frozen=True)
 class Vectorised(VectorEnvironment):
     """`num_envs` independent copies of `env` under `vmap`, each restarted in the step that ends its episode.
 
-    Box actions are clipped to the action space before they reach the environment. The episode of environment `b`
-    that opens in `step(key, ...)` starts from `env.reset(reset_key(key, b), params)`.
+    Box actions are clipped to the action space before they reach the environment.
+
+    A reset costs many steps in some environments, and out of step with each other a few of the episodes end at every
+    step. So each environment keeps a spare opening. When one needs a spare that it has used, all used spares are made
+    afresh in one batched reset: spare `b` made in `step(key, ...)` is `env.reset(reset_key(key, b), params)`. Where
+    episodes have one length, no reset is ever wasted. With `env.cheap_reset` on an accelerator, which would wait for
+    the condition of a loop, every step makes resets with those same keys, uses them at once, and keeps none.
     """
 
     env: Environment
@@ -57,61 +68,59 @@ class Vectorised(VectorEnvironment):
     def max_steps(self, params: Any) -> int | None:
         return self.env.max_steps(params)
 
-    def reset(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
-        return jax.vmap(self.env.reset, (0, None))(jax.random.split(key, self.num_envs), params)
+    @property
+    def keeps_spares(self) -> bool:
+        return not self.env.cheap_reset or jax.default_backend() == "cpu"
 
-    def step(self, key: jax.Array, state: Any, action: Any, params: Any):
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, VectorisedState]:
+        obs, state = jax.vmap(self.env.reset, (0, None))(jax.random.split(key, self.num_envs), params)
+        if not self.keeps_spares:
+            return obs, VectorisedState(state, None, None)
+        return obs, VectorisedState(state, (obs, state), jnp.ones(self.num_envs, bool))
+
+    def step(self, key: jax.Array, state: VectorisedState, action: Any, params: Any):
         # Keys are derived where they are used: XLA drops the hashing of those that an environment ignores.
         keys = jax.random.split(jax.random.fold_in(key, 0), self.num_envs)
         action = clip_action(self.action_space(params), action)
         step = jax.vmap(self.env.step, (0, 0, 0, None))
-        last_obs, last_state, reward, terminated, truncated, info = step(keys, state, action, params)
+        last_obs, last_state, reward, terminated, truncated, info = step(keys, state.env_state, action, params)
         done = terminated | truncated
-        # On a CPU a loop of zero rounds costs nothing and beats even a cheap reset; an accelerator has to wait for it.
-        select = self.env.cheap_reset and jax.default_backend() != "cpu"
-        restart = self._select_restarts if select else self._loop_restarts
-        obs, state = restart(key, done, last_obs, last_state, params)
+        if self.keeps_spares:
+            obs, state = self._restart_from_spares(key, done, last_obs, last_state, state, params)
+        else:
+            fresh = self._resets(key, jnp.arange(self.num_envs), params)
+            obs, env_state = select_rows(done, fresh, (last_obs, last_state))
+            state = VectorisedState(env_state, None, None)
         info = {**info, "reset": done, "valid": jnp.ones_like(done), "final_observation": last_obs}
         return obs, state, reward, terminated, truncated, info
 
     def reset_key(self, key: jax.Array, index: int | jax.Array) -> jax.Array:
-        """The key that restarts environment `index` in `step(key, ...)`."""
+        """The key of a reset of environment `index` in `step(key, ...)`."""
         return jax.random.fold_in(jax.random.fold_in(key, 1), index)
 
-    def _select_restarts(self, key: jax.Array, done: jax.Array, obs: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        keys = jax.vmap(self.reset_key, (None, 0))(key, jnp.arange(self.num_envs))
-        return select_rows(done, jax.vmap(self.env.reset, (0, None))(keys, params), (obs, state))
+    def _resets(self, key: jax.Array, indices: jax.Array, params: Any) -> tuple[Any, Any]:
+        keys = jax.vmap(self.reset_key, (None, 0))(key, indices)
+        return jax.vmap(self.env.reset, (0, None))(keys, params)
 
-    def _loop_restarts(self, key: jax.Array, done: jax.Array, obs: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        # A loop and not a branch: under an outer vmap a branch turns into a select, which pays for a reset at every
-        # step, whereas a loop still runs zero rounds when no environment of the whole batch is done. In a step in which
-        # many end at once, as all do where episodes have one length, one round restarts all of them. The outer loop
-        # runs once or not at all, so that most steps evaluate one condition and not two.
-        size = reset_round(self.num_envs)
+    def _restart_from_spares(
+        self, key: jax.Array, done: jax.Array, obs: Any, env_state: Any, before: VectorisedState, params: Any
+    ) -> tuple[Any, VectorisedState]:
+        # Loops of one round or none, and not branches: under an outer vmap a branch turns into a select, which pays for
+        # a reset at every step, whereas a loop still runs zero rounds when no environment of the whole batch needs one.
 
-        def restart_all(carry):
-            pending, current = carry
+        def refill(carry):
+            used, spare = carry
             # Indices that depend on the carry: XLA would move the resets out of the loop, into every step, otherwise.
-            keys = jax.vmap(self.reset_key, (None, 0))(key, jnp.where(pending, jnp.arange(self.num_envs), 0))
-            fresh = jax.vmap(self.env.reset, (0, None))(keys, params)
-            return jnp.zeros_like(pending), select_rows(pending, fresh, current)
-
-        def restart_some(carry):
-            pending, current = carry
-            count = jnp.cumsum(pending)
-            index = jnp.sum(count[None, :] <= jnp.arange(size)[:, None], axis=1)
-            keys = jax.vmap(self.reset_key, (None, 0))(key, index)
-            fresh = jax.vmap(self.env.reset, (0, None))(keys, params)
-            chosen = pending & (count <= size)
-            slot = jnp.clip(count - 1, 0, size - 1)
-            current = select_rows(chosen, jax.tree.map(lambda x: x[slot], fresh), current)
-            return pending & ~chosen, current
+            fresh = self._resets(key, jnp.where(used, jnp.arange(self.num_envs), 0), params)
+            return jnp.zeros_like(used), select_rows(used, fresh, spare)
 
         def restart(carry):
-            carry = jax.lax.while_loop(lambda carry: carry[0].sum() > self.num_envs // 4, restart_all, carry)
-            return jax.lax.while_loop(lambda carry: carry[0].any(), restart_some, carry)
+            pending, current = carry
+            return jnp.zeros_like(pending), select_rows(pending, spare, current)
 
-        return jax.lax.while_loop(lambda carry: carry[0].any(), restart, (done, (obs, state)))[1]
+        used, spare = jax.lax.while_loop(lambda carry: (carry[0] & done).any(), refill, (before.used, before.spare))
+        _, (obs, env_state) = jax.lax.while_loop(lambda carry: carry[0].any(), restart, (done, (obs, env_state)))
+        return obs, VectorisedState(env_state, spare, used | done)
 
-    def render(self, state: Any, params: Any, index: int = 0) -> np.ndarray:
-        return self.env.render(jax.tree.map(lambda x: x[index], state), params)
+    def render(self, state: VectorisedState, params: Any, index: int = 0) -> np.ndarray:
+        return self.env.render(jax.tree.map(lambda x: x[index], state.env_state), params)

@@ -1,5 +1,6 @@
 """Auto-reset of a batch: which rows restart, from what, and what it costs."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,7 @@ from flax import struct
 
 from envs.base import Environment
 from envs.spaces import Box, Discrete
-from envs.vector import Vectorised, reset_round
+from envs.vector import Vectorised
 
 NUM_ENVS = 12
 
@@ -78,15 +79,25 @@ def played():
     return env, *jax.jit(partial(rollout, env, steps=40))(jax.random.key(0))
 
 
-def test_reset_rows_equal_a_fresh_reset_with_the_same_key(played):
+def test_episodes_open_from_spares_that_are_made_when_one_is_needed(played):
     env, keys, (_, next_obs, _, terminated, _, info) = played
     np.testing.assert_array_equal(info["reset"], terminated)
     assert info["valid"].all()
-    rows = np.argwhere(np.asarray(terminated))
+    done = np.asarray(terminated)
+    made, used, refills = np.zeros(NUM_ENVS, int), np.ones(NUM_ENVS, bool), 0
+    steps, rows = [], []  # of each restart: the step that made the spare, the environment
+    for t in range(len(done)):
+        if (used & done[t]).any():
+            made[used], refills = t, refills + 1
+            used[:] = False
+        used |= done[t]
+        steps.extend(made[done[t]])
+        rows.extend(np.flatnonzero(done[t]))
     assert len(rows) > 100
+    assert refills < 30
     fresh = jax.jit(jax.vmap(lambda key, row: env.env.reset(env.reset_key(key, row), None)[0]))
-    expected = fresh(keys[rows[:, 0]], jnp.asarray(rows[:, 1]))
-    np.testing.assert_array_equal(next_obs[rows[:, 0], rows[:, 1]], expected)
+    expected = fresh(keys[np.asarray(steps)], jnp.asarray(rows))
+    np.testing.assert_array_equal(np.asarray(next_obs)[done], expected)
 
 
 def test_final_observation_is_the_last_of_the_episode_that_ended(played):
@@ -118,12 +129,15 @@ def test_all_environments_that_end_at_once_restart(num_envs):
     assert len(np.unique(next_obs[:, :, 1])) == 3 * num_envs
 
 
-def test_selecting_and_looping_restart_alike(monkeypatch):
-    key = jax.random.key(2)
-    looped = jax.jit(partial(rollout, Vectorised(CheapCountdown(), NUM_ENVS), steps=10))(key)[1]
+def test_cheap_resets_are_made_where_they_are_used_on_an_accelerator(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    selected = jax.jit(partial(rollout, Vectorised(CheapCountdown(), NUM_ENVS), steps=10))(key)[1]
-    jax.tree.map(np.testing.assert_array_equal, looped, selected)
+    env = Vectorised(CheapCountdown(), NUM_ENVS)
+    keys, (_, next_obs, _, terminated, _, info) = jax.jit(partial(rollout, env, steps=10))(jax.random.key(2))
+    np.testing.assert_array_equal(info["reset"], terminated)
+    rows = np.argwhere(np.asarray(terminated))
+    fresh = jax.jit(jax.vmap(lambda key, row: env.env.reset(env.reset_key(key, row), None)[0]))
+    expected = fresh(keys[rows[:, 0]], jnp.asarray(rows[:, 1]))
+    np.testing.assert_array_equal(next_obs[rows[:, 0], rows[:, 1]], expected)
 
 
 def test_vmap_over_seeds_equals_separate_runs():
@@ -158,7 +172,36 @@ def test_steps_on_which_no_episode_ends_reset_nothing(seeds):
 
     assert count(3) == lanes
     assert count(4) == 2 * lanes
-    assert NUM_ENVS % reset_round(NUM_ENVS) == 0
+
+
+def test_the_compiler_leaves_resets_in_their_loop():
+    """Loop-invariant code motion would put them into every step; a callback, as above, would not show it."""
+
+    class Sines(Countdown):
+        def reset(self, key, params):
+            _, state = super().reset(key, params)
+            state = CountdownState(state.left, jnp.sin(state.mark))
+            return self.observe(state), state
+
+    env = Vectorised(Sines(), NUM_ENVS)
+    _, state = jax.eval_shape(env.reset, jax.random.key(0), None)
+    action = jnp.ones((NUM_ENVS, 2))
+    step = jax.jit(partial(env.step, params=None))
+    text = step.lower(jax.random.key(0), state, action).compile().as_text() or ""
+    computations = {}
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            name = line.removeprefix("ENTRY ").split()[0]
+            computations[name] = ""
+        computations[name] += line + "\n"
+    outside, todo = "", [name for name in computations if f"ENTRY {name} " in text]
+    while todo:
+        body = computations[todo.pop()]
+        outside += body
+        todo += re.findall(r"(?:calls|to_apply)=(%[\w.\-]+)", body)
+    assert " while(" in outside
+    assert " sine(" in text
+    assert " sine(" not in outside
 
 
 def test_box_actions_reach_the_environment_clipped():
