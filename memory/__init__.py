@@ -10,23 +10,31 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from memory.aaren import Aaren
 from memory.attention import Attention
 from memory.base import Memory, State, where_reset
+from memory.deltanet import DeltaNet
+from memory.gla import GLA
 from memory.gru import GRU
 from memory.lru import LRU
 from memory.lstm import LSTM
 from memory.mamba import Mamba
+from memory.mamba2 import Mamba2
 from memory.mingru import MinGRU
 from memory.none import NoMemory
 from memory.s5 import S5
 from memory.stack import Stack
 
 MEMORIES: dict[str, type[Memory]] = {
+    "aaren": Aaren,
     "attention": Attention,
+    "deltanet": DeltaNet,
+    "gla": GLA,
     "gru": GRU,
     "lru": LRU,
     "lstm": LSTM,
     "mamba": Mamba,
+    "mamba2": Mamba2,
     "mingru": MinGRU,
     "none": NoMemory,
     "s5": S5,

@@ -50,6 +50,17 @@ def gate_orthogonal(gates: int) -> Callable:
     return init
 
 
+def uniform(scale: float) -> Callable:
+    """Initialiser: uniform in `[-scale, scale]`."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -scale, scale)
+
+
+def init_step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Initialiser of Mamba's step sizes: their inverse softplus, log-uniform in `[0.001, 0.1]`."""
+    dt = jnp.exp(log_uniform(1e-3, 1e-1)(key, shape, dtype))
+    return dt + jnp.log(-jnp.expm1(-dt))
+
+
 def log_uniform(low: float, high: float) -> Callable:
     """Initialiser: the logarithm of numbers uniform in log `[low, high]`."""
 

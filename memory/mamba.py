@@ -10,9 +10,7 @@ import numpy as np
 from kernels.causal_conv import causal_conv, causal_conv_step
 from kernels.selective_scan import selective_scan, selective_scan_step
 from memory.base import Memory
-from memory.layers import Dense, log_uniform
-
-DT_MIN, DT_MAX = 1e-3, 1e-1
+from memory.layers import Dense, init_step_bias, uniform
 
 
 class Mamba(Memory):
@@ -42,13 +40,6 @@ class Mamba(Memory):
         channels, dtype = self.expand * self.width, self.param_dtype
         rank = self.dt_rank or math.ceil(self.width / 16)
 
-        def uniform(scale):
-            return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -scale, scale)
-
-        def init_dt_bias(key, shape, dtype):
-            dt = jnp.exp(log_uniform(DT_MIN, DT_MAX)(key, shape, dtype))
-            return dt + jnp.log(-jnp.expm1(-dt))  # the inverse of softplus
-
         def init_A_log(_, shape, dtype):
             return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))[:, None], shape)
 
@@ -57,7 +48,7 @@ class Mamba(Memory):
         self.conv_weight = self.param("conv_weight", uniform(conv_scale), (self.conv, channels), dtype)
         self.conv_bias = self.param("conv_bias", uniform(conv_scale), (channels,), dtype)
         self.x_proj = Dense(rank + 2 * self.state, use_bias=False, param_dtype=dtype)
-        self.dt_proj = Dense(channels, kernel_init=uniform(rank**-0.5), bias_init=init_dt_bias, param_dtype=dtype)
+        self.dt_proj = Dense(channels, kernel_init=uniform(rank**-0.5), bias_init=init_step_bias, param_dtype=dtype)
         self.A_log = self.param("A_log", init_A_log, (self.state, channels), dtype)
         self.D = self.param("D", nn.initializers.ones, (channels,), dtype)
         self.out_proj = Dense(self.width, use_bias=False, param_dtype=dtype)

@@ -2,32 +2,42 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
+from kernels import aaren_scan as aaren
+from kernels.aaren_scan import aaren_scan, aaren_scan_step
+from kernels.delta_scan import delta_scan, delta_scan_step
+from kernels.gla_scan import gla_scan, gla_scan_step
 from kernels.gru_scan import gru_scan, gru_scan_step
 from kernels.linear_scan import join, linear_scan, linear_scan_planes, linear_scan_step, split
 from kernels.lstm_scan import lstm_scan, lstm_scan_step
 from kernels.selective_scan import selective_scan, selective_scan_step
 
 D, N = 5, 3
+HEADS, KEYS, VALUES = 2, 3, 2
 
 
 @dataclass(frozen=True)
 class Case:
     """`inputs(key, T, B) -> weights, sequence, state0` (float32 or wider by `jax.enable_x64`, trees),
     `scan(weights, sequence, reset, state0, backend) -> y, last`, `step(weights, state, now, reset) -> state, y`,
-    the backends beside "reference"."""
+    the backends beside "reference", how closely float32 agrees with itself where sums are taken in another order, and
+    the state that stands for none."""
 
     inputs: Callable[..., Any]
     scan: Callable[..., Any]
     step: Callable[..., Any]
     backends: tuple[str, ...] = ("xla",)
+    tolerance: float = 1e-6
+    fresh: Callable[..., Any] = lambda state: jax.tree.map(jnp.zeros_like, state)
 
 
-def _normal(key, *shapes):
+def _normal(key, *shapes) -> Any:
     dtype = jnp.result_type(float)
     return [jax.random.normal(k, s, dtype) for k, s in zip(jax.random.split(key, len(shapes)), shapes, strict=True)]
 
@@ -72,6 +82,58 @@ def _lstm(key, T, B):
     return Wh, x, (c0, h0)
 
 
+def _gla(each_row, key, T, B):
+    decays = (T, B, HEADS, KEYS) if each_row else (T, B, HEADS)
+    q, k, v, g, h0 = _normal(
+        key, (T, B, HEADS, KEYS), (T, B, HEADS, KEYS), (T, B, HEADS, VALUES), decays, (B, HEADS, KEYS, VALUES)
+    )
+    return (), (q, k, v, -jax.nn.softplus(4 * g)), h0
+
+
+def _scan_gla(_, sequence, reset, h0, backend="auto"):
+    q, k, v, log_decay = sequence
+    return gla_scan(q, k, v, log_decay, reset, h0, chunk=4, backend=backend)
+
+
+def _delta(n, each_row, key, T, B):
+    updates = (T, B, HEADS) if n == 1 else (T, B, n, HEADS)
+    decays = (T, B, HEADS, KEYS) if each_row else (T, B, HEADS)
+    q, k, v, beta, g, h0 = _normal(
+        key, (T, B, HEADS, KEYS), (*updates, KEYS), (*updates, VALUES), updates, decays, (B, HEADS, KEYS, VALUES)
+    )
+    k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+    return (), (q, k, v, 2 * jax.nn.sigmoid(beta), -jax.nn.softplus(4 * g)), h0
+
+
+def _scan_delta(n, _, sequence, reset, h0, backend="auto"):
+    q, k, v, beta, log_decay = sequence
+    return delta_scan(q, k, v, beta, log_decay, reset, h0, n_householder=n, chunk=4, backend=backend)
+
+
+def _step(step: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _, h, now, reset: step(h, *now, reset)
+
+
+def _side_by_side(scan):
+    """As on an accelerator: all chunks at once."""
+
+    def run(*arguments, **options):
+        with mock.patch.object(jax, "default_backend", return_value="gpu"):
+            return scan(*arguments, **options)
+
+    return run
+
+
+def _aaren(key, T, B):
+    s, v, m, u, w = _normal(key, (T, B, HEADS), (T, B, HEADS, VALUES), (B, HEADS), (B, HEADS), (B, HEADS, VALUES))
+    return (), (3 * s, v), (m, jnp.exp(u), w)
+
+
+def _scan_aaren(_, sequence, reset, h0, backend="auto"):
+    s, v = sequence
+    return aaren_scan(s, v, reset, h0, backend=backend)
+
+
 def _scan_constant(a, x, reset, h0, backend="auto"):
     return linear_scan(a, x, reset, h0, backend=backend)
 
@@ -114,5 +176,39 @@ CASES = {
         _lstm,
         lambda w, x, reset, state, backend="auto": lstm_scan(x, w, reset, state, backend=backend),
         lambda w, state, x, r: lstm_scan_step(state, x, w, r),
+    ),
+    "gla, one decay": Case(partial(_gla, False), _scan_gla, _step(gla_scan_step), tolerance=1e-5),
+    "gla, decay of each row": Case(partial(_gla, True), _scan_gla, _step(gla_scan_step), tolerance=1e-5),
+    "gla, side by side": Case(partial(_gla, True), _side_by_side(_scan_gla), _step(gla_scan_step), tolerance=1e-5),
+    "delta": Case(
+        partial(_delta, 1, True),
+        partial(_scan_delta, 1),
+        _step(delta_scan_step),
+        tolerance=1e-5,
+    ),
+    "delta, two updates": Case(
+        partial(_delta, 2, False),
+        partial(_scan_delta, 2),
+        _step(delta_scan_step),
+        tolerance=1e-5,
+    ),
+    "delta, side by side": Case(
+        partial(_delta, 2, False),
+        _side_by_side(partial(_scan_delta, 2)),
+        _step(delta_scan_step),
+        tolerance=1e-5,
+    ),
+    "aaren": Case(
+        _aaren,
+        _scan_aaren,
+        _step(aaren_scan_step),
+        FFI,
+        fresh=lambda state: aaren.initial_state(*state[2].shape),
+    ),
+    "aaren, side by side": Case(
+        _aaren,
+        _side_by_side(_scan_aaren),
+        _step(aaren_scan_step),
+        fresh=lambda state: aaren.initial_state(*state[2].shape),
     ),
 }

@@ -17,13 +17,17 @@ from tests.memory import contract
 WIDTH = 8
 # Small enough that windows fill, chunks end and blocks repeat within the suite's 14 steps. Others run as they come.
 SMALL: dict[str, dict[str, Any]] = {
+    "aaren": {"heads": 2},
     "attention": {"window": 5, "heads": 2},
+    "deltanet": {"heads": 2, "updates": 2, "negative": True, "decay": True, "chunk": 4},
+    "gla": {"heads": 2, "chunk": 4},
     "lru": {"state": 4},
     "mamba": {"state": 3, "expand": 2, "conv": 4},
+    "mamba2": {"state": 3, "head": 8, "chunk": 4},
     "s5": {"state": 8, "blocks": 2},
 }
-# A zero attention weight times a NaN is NaN: these forget NaN only where a reset opens the chunk.
-FORGETS_NAN_INSIDE_A_CHUNK = sorted(set(MEMORIES) - {"attention"})
+# A zero weight times a NaN is NaN: where sequences are matrix products, only a reset that opens a chunk forgets it.
+FORGETS_NAN_INSIDE_A_CHUNK = sorted(set(MEMORIES) - {"attention", "deltanet", "gla", "mamba2"})
 
 EACH = pytest.mark.parametrize("name", sorted(MEMORIES))
 
@@ -68,7 +72,7 @@ def test_float32_close_to_float64(name):
     contract.check_float64(build(name), build(name, param_dtype=jnp.float64, **reference))
 
 
-@pytest.mark.parametrize("name", ["attention", "mamba"])
+@pytest.mark.parametrize("name", ["attention", "deltanet", "mamba"])
 @pytest.mark.parametrize(
     "check",
     [

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from memory import Memory
+from memory.aaren import Aaren
 from memory.attention import Attention
+from memory.deltanet import DeltaNet
+from memory.gla import GLA
 from memory.gru import GRU
 from memory.layers import Dense
 from memory.lru import LRU
 from memory.lstm import LSTM
 from memory.mamba import Mamba
+from memory.mamba2 import Mamba2
 from memory.mingru import MinGRU
 
 T, B, WIDTH = 9, 2, 4
@@ -45,8 +49,26 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def silu(x):
+    return x * sigmoid(x)
+
+
 def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+def rms(p, x):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["norm"]["scale"]
+
+
+def convolved(x, weight):
+    """Causal convolution of one episode by its definition."""
+    padded = np.concatenate([np.zeros((len(weight) - 1, x.shape[1])), x])
+    return np.stack([(padded[t : t + len(weight)] * weight).sum(0) for t in range(len(x))])
 
 
 def gated(p, y):
@@ -111,23 +133,17 @@ def test_mingru():
 
 
 def test_mamba():
-    state, channels, taps = 3, 2 * WIDTH, 4
-
-    def silu(x):
-        return x * sigmoid(x)
+    state = 3
 
     def recurrence(p):
         A = -np.exp(p["A_log"])
 
         def of_episode(x):
             u, z = np.split(x @ p["in_proj"]["kernel"], 2, -1)
-            padded = np.concatenate([np.zeros((taps - 1, channels)), u])
-            u = silu(
-                np.stack([(padded[t : t + taps] * p["conv_weight"]).sum(0) for t in range(len(x))]) + p["conv_bias"]
-            )
+            u = silu(convolved(u, p["conv_weight"]) + p["conv_bias"])
             projected = u @ p["x_proj"]["kernel"]
             low_rank, matrix_B, matrix_C = np.split(projected, [1, 1 + state], -1)
-            dt = np.log1p(np.exp(low_rank @ p["dt_proj"]["kernel"] + p["dt_proj"]["bias"]))
+            dt = softplus(low_rank @ p["dt_proj"]["kernel"] + p["dt_proj"]["bias"])
             drive = matrix_B[:, :, None] * (dt * u)[:, None]
             h = linear(np.exp(dt[:, None] * A), drive)
             y = np.einsum("tn,tnd->td", matrix_C, h) + p["D"] * u
@@ -145,6 +161,110 @@ def test_mamba_starts_with_step_sizes_in_range():
     dt = np.log1p(np.exp(np.asarray(p["dt_proj"]["bias"], np.float64)))
     assert 0.99e-3 < dt.min() < 3e-3 < 3e-2 < dt.max() < 1.01e-1
     np.testing.assert_allclose(np.exp(p["A_log"][:, 5]), np.arange(1, 17), rtol=1e-5)
+
+
+def test_mamba2():
+    channels, state, heads = 2 * WIDTH, 3, 2
+
+    def recurrence(p):
+        def of_episode(x):
+            z, mixed, dt = np.split(x @ p["in_proj"]["kernel"], [channels, 2 * channels + 2 * state], -1)
+            mixed = silu(convolved(mixed, p["conv_weight"]) + p["conv_bias"])
+            u, matrix_B, matrix_C = np.split(mixed, [channels, channels + state], -1)
+            u, dt = u.reshape(-1, heads, channels // heads), softplus(dt + p["dt_bias"])
+            h, y = np.zeros((heads, channels // heads, state)), np.zeros_like(u)
+            for t in range(len(x)):
+                for i in range(heads):
+                    h[i] = np.exp(-np.exp(p["A_log"][i]) * dt[t, i]) * h[i] + dt[t, i] * np.outer(u[t, i], matrix_B[t])
+                    y[t, i] = h[i] @ matrix_C[t] + p["D"][i] * u[t, i]
+            return rms(p, y.reshape(-1, channels) * silu(z)) @ p["out_proj"]["kernel"]
+
+        return of_episode
+
+    check(Mamba2(WIDTH, state=state, head=4, chunk=2, param_dtype=jnp.float64), recurrence)
+
+
+def test_mamba2_has_the_published_size():
+    """Wang et al. 2025 ("Drama") count 1,604,304 for a layer of width 512, the norm in front (512) included."""
+    memory = Mamba2(512)
+    x, reset = jnp.ones((1, 1, 512)), jnp.ones((1, 1), bool)
+    parameters = jax.eval_shape(memory.init, jax.random.key(0), memory.initial_state(1), x, reset)
+    assert sum(p.size for p in jax.tree.leaves(parameters)) == 1_604_304 - 512
+
+
+def test_gla():
+    heads, keys = 2, 1
+
+    def recurrence(p):
+        def of_episode(x):
+            q, k, v, gate = np.split(x @ p["inp"]["kernel"], [2, 4, 4 + WIDTH], -1)
+            logits = x @ p["gate_in"]["kernel"] @ p["gate_out"]["kernel"] + p["gate_out"]["bias"]
+            q, k, v, decay = (a.reshape(len(x), heads, -1) for a in (q, k, v, sigmoid(logits) ** (1 / 16)))
+            S, y = np.zeros((heads, keys, WIDTH // heads)), np.zeros_like(v)
+            for t in range(len(x)):
+                for i in range(heads):
+                    S[i] = np.diag(decay[t, i]) @ S[i] + np.outer(k[t, i], v[t, i])
+                    y[t, i] = S[i].T @ q[t, i] / np.sqrt(keys)
+            return (rms(p, y).reshape(-1, WIDTH) * silu(gate)) @ p["out"]["kernel"]
+
+        return of_episode
+
+    check(GLA(WIDTH, heads=heads, chunk=2, param_dtype=jnp.float64), recurrence)
+
+
+@pytest.mark.parametrize(
+    ("updates", "negative", "decay"), [(1, False, False), (2, True, False), (3, False, True)], ids=str
+)
+def test_deltanet(updates, negative, decay):
+    heads, size = 2, WIDTH // 2
+
+    def unit(a):
+        return a / np.sqrt((a**2).sum(-1, keepdims=True) + 1e-6)
+
+    def recurrence(p):
+        def of_episode(x):
+            mixed = silu(convolved(x @ p["qkv"]["kernel"], p["conv_weight"]))
+            q, k, v = np.split(mixed, [WIDTH, (1 + updates) * WIDTH], -1)
+            q, k = unit(q.reshape(-1, heads, size)), unit(k.reshape(-1, updates, heads, size))
+            v = v.reshape(k.shape)
+            beta = sigmoid(x @ p["beta"]["kernel"] + p["beta"]["bias"]).reshape(-1, updates, heads) * (1 + negative)
+            keep = np.ones((len(x), heads))
+            if decay:
+                keep = np.exp(-np.exp(p["A_log"]) * softplus(x @ p["dt"]["kernel"] + p["dt"]["bias"]))
+            S, y = np.zeros((heads, size, size)), np.zeros_like(q)
+            for t in range(len(x)):
+                for i in range(heads):
+                    S[i] = keep[t, i] * S[i]
+                    for j in range(updates):
+                        key = k[t, j, i]
+                        reflect = np.eye(size) - beta[t, j, i] * np.outer(key, key)
+                        S[i] = reflect @ S[i] + beta[t, j, i] * np.outer(key, v[t, j, i])
+                    y[t, i] = S[i].T @ q[t, i]
+            return (rms(p, y).reshape(-1, WIDTH) * silu(x @ p["gate"]["kernel"])) @ p["out"]["kernel"]
+
+        return of_episode
+
+    options = {"updates": updates, "negative": negative, "decay": decay, "chunk": 2}
+    check(DeltaNet(WIDTH, heads=heads, param_dtype=jnp.float64, **options), recurrence)
+
+
+def test_aaren():
+    heads, size = 2, WIDTH // 2
+
+    def recurrence(p):
+        def of_episode(x):
+            k, v = (a.reshape(-1, heads, size) for a in np.split(x @ p["kv"]["kernel"], 2, -1))
+            y = np.zeros_like(v)
+            for t in range(len(x)):
+                for i in range(heads):
+                    logits = k[: t + 1, i] @ p["query"][i] / np.sqrt(size)
+                    weights = np.exp(logits - logits.max())
+                    y[t, i] = weights / weights.sum() @ v[: t + 1, i]
+            return gated(p["out"], y.reshape(-1, WIDTH))
+
+        return of_episode
+
+    check(Aaren(WIDTH, heads=heads, param_dtype=jnp.float64), recurrence)
 
 
 @pytest.mark.parametrize("window", [1, 3, 20])

@@ -26,7 +26,7 @@ def test_strings_are_converted():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mambo", {}, "unknown memory 'mambo': did you mean mamba?"),
+        ("mambo", {}, "unknown memory 'mambo': did you mean mamba or mamba2?"),
         ("xyz", {}, "unknown memory 'xyz': choose from " + ", ".join(sorted(MEMORIES))),
         ("s5", {"sate": 3}, "memory 's5' has no option 'sate': did you mean state"),
         ("none", {"state": 3}, "memory 'none' has no option 'state': it has none"),
@@ -39,6 +39,10 @@ def test_strings_are_converted():
         ("lru", {"r_min": 2.0}, "lru: needs"),
         ("mingru", {"expand": 0}, "mingru: needs"),
         ("mamba", {"conv": 0}, "mamba: needs"),
+        ("mamba2", {"head": 5}, "mamba2: heads of 5 channels do not divide 16 channels"),
+        ("gla", {"heads": 3}, "gla: heads=3 must divide keys and values of sizes (4, 8)"),
+        ("deltanet", {"updates": 0}, "deltanet: needs"),
+        ("aaren", {"heads": 3}, "aaren: needs heads that divide width 8"),
         ("gru", {"layers": 0}, "memory 'gru': layers (0) and width (8) must be at least 1"),
     ],
 )

@@ -1,0 +1,124 @@
+"""Attention as a recurrence, with resets: the softmax average of all values so far.
+
+(Feng et al. 2024, "Attention as an RNN".) With scores s and values v, over the steps r <= t of the episode:
+    y[t] = sum_r exp(s[r]) v[r] / sum_r exp(s[r])
+
+The state is (m, u, w): the largest score, and both sums divided by exp(m). Given m, which is a running maximum, both
+sums are a `linear_scan` with the decay `exp(m[t-1] - m[t])`. A reset takes `(s[t], 1, v[t])` by select.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernels.backends import pick_backend, state_dtype
+from kernels.linear_scan import BACKENDS, linear_scan
+
+LOWEST = -1e30
+"""The largest score of nothing: finite, so that differences of two of them are."""
+
+State = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def initial_state(batch: int, heads: int, size: int, dtype=jnp.float32) -> State:
+    """The state `(m, u, w)` before anything was seen: `(B, H)`, `(B, H)`, `(B, H, V)`."""
+    none = jnp.zeros((batch, heads), dtype)
+    return none + LOWEST, none, jnp.zeros((batch, heads, size), dtype)
+
+
+def aaren_scan(
+    s: jax.Array, v: jax.Array, reset: jax.Array | None = None, h0: State | None = None, *, backend: str = "auto"
+) -> tuple[jax.Array, State]:
+    """Scan over a sequence.
+
+    Args:
+        s: scores `(T, B, H)`, finite.
+        v: values `(T, B, H, V)`.
+        reset: bool `(T, B)`, True where step t opens an episode; None for no reset.
+        h0: state before the sequence `(m (B, H), u (B, H), w (B, H, V))`; None for `initial_state`.
+        backend: "reference" (plain scan, plain autodiff), or that of the `linear_scan` underneath: "xla", "ffi" or
+            "auto".
+
+    Returns:
+        `y (T, B, H, V)` in the dtype of `v`, and the last state in float32 or wider.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    backend = pick_backend(backend, BACKENDS, default="auto")
+    dtype = state_dtype(s, v)
+    _, batch, heads, size = v.shape
+    m, u, w = initial_state(batch, heads, size, dtype) if h0 is None else h0
+    h0 = (m.astype(dtype), u.astype(dtype), w.astype(dtype))
+    wide_s, wide_v = s.astype(dtype), v.astype(dtype)
+    if backend == "reference":
+        last, y = lax.scan(lambda h, now: _tick(h, *now), h0, (wide_s, wide_v, reset))
+    else:
+        y, last = _by_linear_scan(wide_s, wide_v, reset, h0, backend)
+    return y.astype(v.dtype), last
+
+
+def aaren_scan_step(h: State, s: jax.Array, v: jax.Array, reset: jax.Array | None = None) -> tuple[State, jax.Array]:
+    """One step of `aaren_scan`: `h (m, u, w)`, `s (B, H)`, `v (B, H, V)`, `reset (B,)` -> state, output `(B, H, V)`."""
+    dtype = state_dtype(s, v)
+    m, u, w = (x.astype(dtype) for x in h)
+    h, y = _tick((m, u, w), s.astype(dtype), v.astype(dtype), reset)
+    return h, y.astype(v.dtype)
+
+
+def _tick(h, s, v, reset):
+    old_m, u, w = h
+    m = _largest(old_m, s, reset)
+    fade, weight = _weights(old_m, m, s, reset)
+    if reset is not None:
+        u, w = jnp.where(reset[:, None], 0, u), jnp.where(reset[:, None, None], 0, w)
+    u, w = fade * u + weight, fade[..., None] * w + weight[..., None] * v
+    return (m, u, w), w / u[..., None]
+
+
+def _largest(m, s, reset):
+    largest = jnp.maximum(m, s)
+    return largest if reset is None else jnp.where(reset[..., None], s, largest)
+
+
+def _weights(old_m, m, s, reset):
+    """Of the sums so far, and of the new value."""
+    change = old_m - m
+    # A score lower than those before the reset would make the exponential infinite, and `inf * 0` of a cleared sum NaN.
+    change = change if reset is None else jnp.where(reset[..., None], 0, change)
+    return jnp.exp(change), jnp.exp(s - m)
+
+
+def _by_linear_scan(s, v, reset, h0, backend):
+    m0, u0, w0 = h0
+    m = _running_maxima(s, reset, m0)
+    fade, weight = _weights(jnp.concatenate([m0[None], m[:-1]]), m, s, reset)
+    rows = (*v.shape[:2], -1)
+
+    def join(u, w):  # both sums are one row of numbers
+        return jnp.concatenate([u[..., None], w], -1)
+
+    drive = join(weight, weight[..., None] * v)
+    decay = jnp.broadcast_to(fade[..., None], drive.shape).reshape(rows)
+    h, last = linear_scan(decay, drive.reshape(rows), reset, join(u0, w0).reshape(len(m0), -1), backend=backend)
+    h, last = h.reshape(drive.shape), last.reshape(drive.shape[1:])
+    return h[..., 1:] / h[..., :1], (m[-1], last[..., 0], last[..., 1:])
+
+
+def _running_maxima(s, reset, m0):
+    """Of the scores `(T, B, H)` since the last reset; of those before, `m0`."""
+    if jax.default_backend() == "cpu":
+
+        def tick(m, now):
+            m = _largest(m, *now)
+            return m, m
+
+        return lax.scan(tick, m0, (s, reset))[1]
+
+    def combine(first, second):
+        (m1, r1), (m2, r2) = first, second
+        return jnp.where(r2[..., None], m2, jnp.maximum(m1, m2)), r1 | r2
+
+    opened = jnp.zeros(s.shape[:2], bool) if reset is None else reset
+    first = _largest(m0, s[0], None if reset is None else reset[0])[None]
+    return lax.associative_scan(combine, (jnp.concatenate([first, s[1:]]), opened))[0]

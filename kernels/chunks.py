@@ -1,0 +1,153 @@
+"""What the chunked matrix-state scans (`gla_scan`, `delta_scan`) share: resets and decays within a chunk.
+
+Within a chunk of C steps both need the products `sum_k q[t, k] D(t, s)[k] k[s, k]` for all `s <= t` of one episode,
+where `D(t, s) = exp(log_decay[s+1] + ... + log_decay[t])`. The usual form multiplies `q` by `exp(G[t])` and `k` by
+`exp(-G[s])`, G being the sum from the chunk's start: the second overflows where decays are strong, and differences of
+large sums lose the small decays between them. Here the lower triangle is halved again and again: between the two
+halves of a block both factors are measured from the middle, so both are at most 1, and every sum is over the steps that
+it stands for.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def pick_chunk(chunk: int | None, steps: int) -> int:
+    """`chunk`, or where None 16 on a CPU and 64 elsewhere, no longer than `steps` needs.
+
+    Raises:
+        ValueError: not a power of 2.
+    """
+    if chunk is None:
+        chunk = 16 if jax.default_backend() == "cpu" else 64
+    if chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"chunk must be a power of 2, got {chunk}")
+    return min(chunk, 1 << (steps - 1).bit_length())
+
+
+def over_time(scan: Callable, sequence: Any, h0: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """`scan(*sequence, h0, chunk) -> y, last` over a sequence whose leaves are `(T, ...)`.
+
+    On a CPU chunk by chunk, so that what is made of a chunk stays in the cache, and made again in the backward pass:
+    twice as fast as keeping it. Elsewhere all chunks side by side. The last chunk is filled up with zeros, which have
+    to leave the state as it is.
+    """
+    steps = len(jax.tree.leaves(sequence)[0])
+    if jax.default_backend() != "cpu" or steps <= chunk:
+        return scan(*sequence, h0, chunk)
+    pad = -steps % chunk
+
+    def divide(x):
+        return jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
+
+    @jax.checkpoint
+    def one(h, now):
+        y, h = scan(*now, h, chunk)
+        return h, y
+
+    last, y = lax.scan(one, h0, jax.tree.map(divide, sequence))
+    return y.reshape(-1, *y.shape[2:])[:steps], last
+
+
+class Chunks(NamedTuple):
+    """Resets and decays by chunk; N chunks of C steps. `dk` is K, or 1 where all of a head share one decay."""
+
+    same: jax.Array
+    """`(N, B, 1, C, C)` bool: t (rows) and s belong to one episode."""
+    begun: jax.Array
+    """`(N, B, 1, C, 1)` bool: no reset since the chunk's start, so its opening state counts at t."""
+    ends: jax.Array
+    """`(N, B, 1, C, 1)` bool: no reset after t until the chunk's end, so t counts for the state that it leaves."""
+    from_start: jax.Array
+    """`(N, B, H, C, dk)`: decay from the opening state to t."""
+    to_end: jax.Array
+    """`(N, B, H, C, dk)`: decay from t to the chunk's end."""
+    log_decay: jax.Array
+    """`(N, B, H, C, dk)`."""
+
+    @property
+    def passes(self) -> jax.Array:
+        """`(N, B, 1, 1, 1)` bool: the opening state reaches the chunk's end."""
+        return self.begun[..., -1:, :]
+
+    @property
+    def whole(self) -> jax.Array:
+        """`(N, B, H, dk, 1)`: decay over the whole chunk."""
+        return self.from_start[..., -1, :, None]
+
+
+def split(x: jax.Array, chunk: int) -> jax.Array:
+    """`(T, B, H, ...)` -> `(N, B, H, C, ...)`, the last chunk filled up with zeros."""
+    pad = -len(x) % chunk
+    x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
+    return jnp.moveaxis(x.reshape(-1, chunk, *x.shape[1:]), 1, 3)
+
+
+def merge(x: jax.Array, steps: int) -> jax.Array:
+    """The inverse of `split`, without the filling."""
+    x = jnp.moveaxis(x, 3, 1)
+    return x.reshape(-1, *x.shape[2:])[:steps]
+
+
+def describe(log_decay: jax.Array, reset: jax.Array | None, chunk: int) -> Chunks:
+    """Chunks of `chunk` (a power of 2) steps. `log_decay (T, B, H)` or `(T, B, H, K)`, `reset (T, B)`."""
+    g = split(log_decay if log_decay.ndim == 4 else log_decay[..., None], chunk)
+    opened = jnp.zeros(log_decay.shape[:2], bool) if reset is None else reset
+    episode = jnp.cumsum(split(opened[:, :, None], chunk).astype(jnp.int32), -1)
+    same = episode[..., :, None] == episode[..., None, :]
+    ends = (episode == episode[..., -1:])[..., None]
+    prefix, suffix = g, jnp.zeros_like(g)
+    size = 1
+    while size < chunk:
+        prefix, suffix = _doubled_sums(_halves(prefix, size), _halves(suffix, size), g.shape)
+        size *= 2
+    return Chunks(same, (episode == 0)[..., None], ends, jnp.exp(prefix), jnp.exp(suffix), g)
+
+
+def _halves(x, size):
+    """`(..., C, k)` -> first and second halves `(..., C / (2 size), size, k)` of its blocks of `2 size` steps."""
+    x = x.reshape(*x.shape[:-2], -1, 2, size, x.shape[-1])
+    return x[..., 0, :, :], x[..., 1, :, :]
+
+
+def _doubled_sums(prefix, suffix, shape):
+    """Sums within blocks -> within blocks of twice the size: `prefix` from the start of the block to and including t,
+    `suffix` from after t to its end."""
+    (p1, p2), (s1, s2) = prefix, suffix
+    prefix = jnp.stack([p1, p2 + p1[..., -1:, :]], -3).reshape(shape)
+    suffix = jnp.stack([s1 + p2[..., -1:, :], s2], -3).reshape(shape)
+    return prefix, suffix
+
+
+def decayed_products(q: jax.Array, k: jax.Array, chunks: Chunks) -> jax.Array:
+    """`sum_k q[t, k] D(t, s)[k] k[s, k]` for `s <= t` of one episode, 0 elsewhere: `q, k (N, B, H, C, K)` ->
+    `(N, B, H, C, C)`, rows t."""
+    g = chunks.log_decay
+    chunk = g.shape[-2]
+    shared = g.shape[-1] == 1
+    diagonal = jnp.zeros_like(g[..., 0]) if shared else (q * k).sum(-1)
+    # Blocks of the lower triangle, `(..., C / size, size, size)`: logarithms where a head shares one decay.
+    blocks = diagonal[..., None, None]
+    prefix, suffix = g, jnp.zeros_like(g)
+    size = 1
+    while size < chunk:
+        p, s = _halves(prefix, size), _halves(suffix, size)
+        to_t, from_s = p[1], s[0]
+        if shared:
+            corner = to_t + jnp.swapaxes(from_s, -1, -2)
+        else:
+            q2, k1 = _halves(q, size)[1] * jnp.exp(to_t), _halves(k, size)[0] * jnp.exp(from_s)
+            corner = jnp.einsum("...tk,...sk->...ts", q2, k1)
+        b = blocks.reshape(*blocks.shape[:-3], -1, 2, size, size)
+        top = jnp.concatenate([b[..., 0, :, :], jnp.zeros_like(corner)], -1)
+        blocks = jnp.concatenate([top, jnp.concatenate([corner, b[..., 1, :, :]], -1)], -2)
+        prefix, suffix = _doubled_sums(p, s, g.shape)
+        size *= 2
+    products = blocks[..., 0, :, :]
+    if shared:
+        products = jnp.exp(products) * jnp.einsum("...tk,...sk->...ts", q, k)
+    return jnp.where(chunks.same & jnp.tri(chunk, dtype=bool), products, 0)

@@ -1,0 +1,182 @@
+"""The delta rule with resets: a matrix state that replaces what it holds under a key.
+
+With `S' = exp(log_decay[t]) select(reset[t], 0, S[t-1])`, per head:
+    S[t] = S' + k[t] (beta[t] (v[t] - S'^T k[t]))^T      y[t] = S[t]^T q[t]
+
+With keys of length 1, `beta` in (0, 1) writes a share of the new value in place of the old one (DeltaNet: Schlag et al.
+2021; in parallel, Yang et al. 2024; with a decay, Gated DeltaNet: Yang et al. 2025). The transition `I - beta k k^T`
+has the eigenvalue `1 - beta` along the key: `beta` up to 2 makes it negative, and the state can count parity (Grazzi et
+al. 2025). Several such updates per step compose to permutations and rotations (DeltaProduct, Siems et al. 2025).
+
+In chunks (the WY form of Yang et al. 2024, decays and resets included): the updates of a chunk,
+`u[t] = beta[t] (v[t] - S'^T k[t])`, solve `(I + M) U = beta (V - K S_0)` with M strictly lower triangular, the products
+of keys with earlier keys; given U the rest is `gla_scan` with U in place of V.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernels import chunks
+from kernels.backends import clear, pick_backend, state_dtype
+
+BACKENDS = ("reference", "xla")
+
+
+def delta_scan(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    log_decay: jax.Array | None = None,
+    reset: jax.Array | None = None,
+    h0: jax.Array | None = None,
+    *,
+    n_householder: int = 1,
+    chunk: int | None = None,
+    backend: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """Scan over a sequence.
+
+    A NaN before a reset can reach the other steps of its chunk, by `0 * NaN` in a product; later chunks are safe, and
+    so is all that follows a reset at step 0.
+
+    Args:
+        q: queries `(T, B, H, K)`.
+        k: keys `(T, B, H, K)`, of length 1 for a stable state; `(T, B, n, H, K)` with `n_householder = n > 1`.
+        v: values `(T, B, H, V)`, or `(T, B, n, H, V)`.
+        beta: `(T, B, H)`, or `(T, B, n, H)`; in (0, 2) for a stable state.
+        log_decay: at most 0; `(T, B, H)`, or `(T, B, H, K)` for a decay of each row of the state; None for no decay.
+            Applied once per step, before the first update.
+        reset: bool `(T, B)`, True where step t opens an episode; None for no reset.
+        h0: state before the sequence `(B, H, K, V)`; None for zeros.
+        n_householder: updates per step.
+        chunk: updates taken together by "xla", a power of 2; None for 16 on a CPU and 64 elsewhere.
+        backend: "reference" (plain scan, plain autodiff), "xla" (matrix products within chunks) or "auto".
+
+    Returns:
+        `y (T, B, H, V)` in the dtype of `v`, and the last state `(B, H, K, V)` in float32 or wider.
+
+    Raises:
+        ValueError: unknown backend, `n_householder` that does not fit the keys, or a chunk that is not a power of 2.
+    """
+    backend = pick_backend(backend, BACKENDS, default="xla")
+    chunk = chunks.pick_chunk(chunk, len(q) * n_householder)
+    if k.ndim != (4 if n_householder == 1 else 5) or (k.ndim == 5 and k.shape[2] != n_householder):
+        raise ValueError(f"delta_scan: keys of shape {k.shape} do not fit n_householder={n_householder}")
+    dtype = state_dtype(q, k, v, beta)
+    h0 = jnp.zeros((k.shape[1], *k.shape[-2:], v.shape[-1]), dtype) if h0 is None else h0.astype(dtype)
+    log_decay = jnp.zeros((*q.shape[:3],), dtype) if log_decay is None else log_decay.astype(dtype)
+    wide = (q.astype(dtype), k.astype(dtype), v.astype(dtype), beta.astype(dtype), log_decay)
+    if backend == "reference":
+        y, last = _scan(*wide, reset, h0)
+    else:
+        y, last = chunks.over_time(_chunked, _updates(*wide, reset), h0, chunk)
+        y = y[n_householder - 1 :: n_householder]
+    return y.astype(v.dtype), last
+
+
+def delta_scan_step(
+    h: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    log_decay: jax.Array | None = None,
+    reset: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One step of `delta_scan`: `h (B, H, K, V)`, `q (B, H, K)`, `k, v, beta (B, H, ...)` or `(B, n, H, ...)`,
+    `log_decay (B, H)` or `(B, H, K)`, `reset (B,)` -> state, output `(B, H, V)`."""
+    dtype = state_dtype(q, k, v, beta)
+    log_decay = jnp.zeros((*q.shape[:2],), dtype) if log_decay is None else log_decay.astype(dtype)
+    wide_v = v.astype(dtype)
+    h, y = _tick(h.astype(dtype), q.astype(dtype), k.astype(dtype), wide_v, beta.astype(dtype), log_decay, reset)
+    return h, y.astype(v.dtype)
+
+
+def _tick(h, q, k, v, beta, log_decay, reset):
+    decay = jnp.exp(log_decay)[..., None] if log_decay.ndim == 3 else jnp.exp(log_decay)[..., None, None]
+    h = decay * clear(reset, h)
+    if k.ndim == 3:
+        k, v, beta = k[:, None], v[:, None], beta[:, None]
+    for i in range(k.shape[1]):
+        held = (k[:, i, :, :, None] * h).sum(-2)
+        h = h + k[:, i, :, :, None] * (beta[:, i, :, None] * (v[:, i] - held))[..., None, :]
+    return h, (q[..., None] * h).sum(-2)
+
+
+def _scan(q, k, v, beta, log_decay, reset, h0):
+    last, y = lax.scan(lambda h, now: _tick(h, *now), h0, (q, k, v, beta, log_decay, reset))
+    return y, last
+
+
+def _updates(q, k, v, beta, log_decay, reset):
+    """A step of n updates as n steps of one: the first with the step's decay and reset, the last with its query."""
+    if k.ndim == 4:
+        return q, k, v, beta, log_decay, reset
+    n = k.shape[2]
+
+    def flat(x):  # (T, B, n, ...) -> (T n, B, ...)
+        return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:])
+
+    def place(x, at):  # (T, B, ...) -> (T n, B, ...)
+        return jnp.zeros((len(x), n, *x.shape[1:]), x.dtype).at[:, at].set(x).reshape(-1, *x.shape[1:])
+
+    reset = None if reset is None else place(reset, 0)
+    return place(q, n - 1), flat(k), flat(v), flat(beta), place(log_decay, 0), reset
+
+
+def _chunked(q, k, v, beta, log_decay, reset, h0, chunk):
+    steps = len(q)
+    c = chunks.describe(log_decay, reset, chunk)
+    q, k, v, beta = (chunks.split(x, chunk) for x in (q, k, v, beta[..., None]))
+    solve = _inverse(jnp.tril(beta * chunks.decayed_products(k, k, c), -1))
+    of_values = solve @ (beta * v)
+    of_state = solve @ jnp.where(c.begun, beta * k * c.from_start, 0)
+    # Selects on both sides: `0 * NaN` would carry a NaN over the end of the chunk.
+    keys = jnp.swapaxes(jnp.where(c.ends, k * c.to_end, 0), -1, -2)
+
+    def advance(h, now):
+        of_values, of_state, keys, ends, whole, passes, begun = now
+        seen = jnp.where(begun[..., :1, :], h, 0)
+        u = of_values - of_state @ seen
+        return jnp.where(passes, whole * seen, 0) + keys @ jnp.where(ends, u, 0), (seen, u)
+
+    last, (seen, u) = lax.scan(advance, h0, (of_values, of_state, keys, c.ends, c.whole, c.passes, c.begun))
+    y = chunks.decayed_products(q, k, c) @ u + jnp.where(c.begun, (q * c.from_start) @ seen, 0)
+    return chunks.merge(y, steps), last
+
+
+@jax.custom_vjp
+def _inverse(M):
+    """`(I + M)^-1` of strictly lower triangular `M (..., C, C)`, C a power of 2.
+
+    By halves: `[[A, 0], [R, B]]^-1 = [[A^-1, 0], [-B^-1 R A^-1, B^-1]]`. Every intermediate result is a block of the
+    inverse itself. Those of the product of all `I + M^(2^i)` are not: with equal keys and `beta` near 2 the powers of M
+    reach 1e6 at C = 16 where the inverse stays below 2, and little is left of float32.
+    """
+    return _inverse_by_halves(M)
+
+
+def _inverse_by_halves(M):
+    size = M.shape[-1] // 2
+    if size == 0:
+        return jnp.ones_like(M)
+    inverse = _inverse_by_halves(jnp.stack([M[..., :size, :size], M[..., size:, size:]], -3))
+    first, second = inverse[..., 0, :, :], inverse[..., 1, :, :]
+    corner = -second @ (M[..., size:, :size] @ first)
+    top = jnp.concatenate([first, jnp.zeros_like(first)], -1)
+    return jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
+
+
+def _inverse_forward(M):
+    inverse = _inverse_by_halves(M)
+    return inverse, inverse
+
+
+def _inverse_backward(inverse, g):
+    transposed = jnp.swapaxes(inverse, -1, -2)
+    return (-jnp.tril(transposed @ g @ transposed, -1),)
+
+
+_inverse.defvjp(_inverse_forward, _inverse_backward)

@@ -1,0 +1,58 @@
+"""Aaren (Feng et al. 2024, "Attention as an RNN"): each head attends to all of the episode with one learned query.
+
+    y[t] = sum_r softmax_r(s)[r] v[r] over r <= t      s = q^T Wk x / sqrt(n)      v = Wv x
+
+A query that does not depend on the step makes the average a recurrence: its state has one size, whatever it has seen.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.aaren_scan import aaren_scan, aaren_scan_step, initial_state
+from memory.base import Memory
+from memory.layers import Dense, GatedOutput
+
+
+class Aaren(Memory):
+    """One layer of heads and a gated output. State: `(m, u, w)` of `kernels.aaren_scan`, `(B, heads)`, `(B, heads)`,
+    `(B, heads, width / heads)`.
+
+    Attributes:
+        heads: must divide the width.
+        backend: of `kernels.aaren_scan`.
+    """
+
+    heads: int = 4
+    backend: str = "auto"
+
+    def __post_init__(self):
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"aaren: needs heads that divide width {self.width}")
+        super().__post_init__()
+
+    def setup(self):
+        size, dtype = self.width // self.heads, self.param_dtype
+        self.kv = Dense(2 * self.width, use_bias=False, param_dtype=dtype)
+        self.query = self.param("query", nn.initializers.normal(1.0), (self.heads, size), dtype)
+        self.out = GatedOutput(self.width, dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        return initial_state(batch, self.heads, self.width // self.heads, self.param_dtype)
+
+    def __call__(self, state, x, reset):
+        y, state = aaren_scan(*self.write(x), reset, state, backend=self.backend)
+        return state, self.read(y, x)
+
+    def step(self, state, x, reset):
+        state, y = aaren_scan_step(state, *self.write(x), reset)
+        return state, self.read(y, x)
+
+    def write(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Scores `(..., heads)` and values `(..., heads, width / heads)`."""
+        k, v = (part.reshape(*x.shape[:-1], self.heads, -1) for part in jnp.split(self.kv(x), 2, -1))
+        return (k * self.query).sum(-1) * k.shape[-1] ** -0.5, v
+
+    def read(self, y: jax.Array, x: jax.Array) -> jax.Array:
+        return self.out(y.reshape(x.shape))

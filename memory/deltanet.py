@@ -1,0 +1,121 @@
+"""DeltaNet and its kin: a matrix of keys and values in which a key's new value replaces its old one.
+
+    S[t] = (I - beta k k^T) a S[t-1] + beta k v^T      y[t] = S[t]^T q      keys and queries of length 1
+
+DeltaNet (Yang et al. 2024): a = 1. `decay`: Gated DeltaNet (Yang et al. 2025). `negative`: beta in (0, 2), so that the
+transition reflects (Grazzi et al. 2025). `updates`: several keys per step (DeltaProduct, Siems et al. 2025). The last
+two let the state follow what a fading one cannot: parity, and the order in which things were swapped.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels.causal_conv import causal_conv, causal_conv_step
+from kernels.delta_scan import delta_scan, delta_scan_step
+from memory.base import Memory
+from memory.layers import Dense, init_step_bias, uniform
+
+
+class DeltaNet(Memory):
+    """One layer. State: `(taps, S)`, the past inputs of the convolution over q, k and v `(B, conv - 1, ...)` and the
+    matrices `(B, heads, keys, values)`.
+
+    Attributes:
+        heads: must divide `expand_k * width` and `expand_v * width`.
+        expand_k, expand_v: size of all keys and of all values in widths.
+        updates: keys and values per step.
+        negative: beta in (0, 2), not (0, 1).
+        decay: forget by a factor per head, made from the input as in Mamba-2.
+        conv: taps of the convolution, the current input among them.
+        chunk: updates that the learner takes together, a power of 2; 0 for the kernel's choice.
+        backend: of `kernels.delta_scan`.
+    """
+
+    heads: int = 4
+    expand_k: float = 1.0
+    expand_v: float = 1.0
+    updates: int = 1
+    negative: bool = False
+    decay: bool = False
+    conv: int = 4
+    chunk: int = 0
+    backend: str = "auto"
+
+    def __post_init__(self):
+        if self.heads < 1 or any(size < 1 or size % self.heads for size in self.sizes):
+            raise ValueError(f"deltanet: heads={self.heads} must divide keys and values of sizes {self.sizes}")
+        if min(self.updates, self.conv) < 1:
+            raise ValueError("deltanet: needs updates and conv >= 1")
+        super().__post_init__()
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Of all keys and all values of one update."""
+        return int(self.expand_k * self.width), int(self.expand_v * self.width)
+
+    @property
+    def mixed(self) -> int:
+        """Channels of the convolution."""
+        keys, values = self.sizes
+        return keys + self.updates * (keys + values)
+
+    def setup(self):
+        (_, values), dtype = self.sizes, self.param_dtype
+
+        def init_A_log(key, shape, dtype):
+            return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
+
+        self.qkv = Dense(self.mixed, use_bias=False, param_dtype=dtype)
+        self.conv_weight = self.param("conv_weight", uniform(self.conv**-0.5), (self.conv, self.mixed), dtype)
+        self.beta = Dense(self.updates * self.heads, param_dtype=dtype)
+        if self.decay:
+            self.dt = Dense(self.heads, bias_init=init_step_bias, param_dtype=dtype)
+            self.A_log = self.param("A_log", init_A_log, (self.heads,), dtype)
+        self.gate = Dense(values, use_bias=False, param_dtype=dtype)
+        self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
+        self.out = Dense(self.width, use_bias=False, param_dtype=dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        keys, values = self.sizes
+        taps = jnp.zeros((batch, self.conv - 1, self.mixed), self.param_dtype)
+        return taps, jnp.zeros((batch, self.heads, keys // self.heads, values // self.heads), self.param_dtype)
+
+    def __call__(self, state, x, reset):
+        taps, S = state
+        mixed, taps = causal_conv(self.qkv(x), self.conv_weight, jnp.zeros(()), reset, taps)
+        q, k, v, beta, log_decay = self.write(mixed, x)
+        chunk, n = self.chunk or None, self.updates
+        y, S = delta_scan(q, k, v, beta, log_decay, reset, S, n_householder=n, chunk=chunk, backend=self.backend)
+        return (taps, S), self.read(y, x)
+
+    def step(self, state, x, reset):
+        taps, S = state
+        taps, mixed = causal_conv_step(taps, self.qkv(x), self.conv_weight, jnp.zeros(()), reset)
+        q, k, v, beta, log_decay = self.write(mixed, x)
+        S, y = delta_scan_step(S, q, k, v, beta, log_decay, reset)
+        return (taps, S), self.read(y, x)
+
+    def write(
+        self, mixed: jax.Array, x: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """The convolution's output and the input -> q, k, v, beta, log decay of `delta_scan`."""
+        keys, _ = self.sizes
+        q, k, v = jnp.split(nn.silu(mixed), np.cumsum([keys, self.updates * keys]), -1)
+        leading = x.shape[:-1]
+        several = (self.updates,) if self.updates > 1 else ()
+        q = q.reshape(*leading, self.heads, -1)
+        k, v = (part.reshape(*leading, *several, self.heads, -1) for part in (k, v))
+        beta = nn.sigmoid(self.beta(x)).reshape(*leading, *several, self.heads)
+        log_decay = -jnp.exp(self.A_log) * nn.softplus(self.dt(x)) if self.decay else None
+        return unit(q), unit(k), v, beta * (2 if self.negative else 1), log_decay
+
+    def read(self, y: jax.Array, x: jax.Array) -> jax.Array:
+        return self.out(self.norm(y).reshape(*x.shape[:-1], -1) * nn.silu(self.gate(x)))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors `(..., n)` of length 1; smooth at 0."""
+    return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)

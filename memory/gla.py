@@ -1,0 +1,77 @@
+"""Gated linear attention (Yang et al. 2024): a matrix of keys and values, each row of which forgets at its own rate.
+
+S[t] = diag(a) S[t-1] + k v^T      y[t] = S[t]^T q      a = sigmoid(W2 W1 x + b)^(1/16)
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels.gla_scan import gla_scan, gla_scan_step
+from memory.base import Memory
+from memory.layers import Dense
+
+GATE_RANK, GATE_ROOT = 16, 16
+"""Rank of the gate's projection, and the root that is taken of it: decays start near 1 and move slowly."""
+
+
+class GLA(Memory):
+    """One layer. State: `(B, heads, keys, values)`.
+
+    Attributes:
+        heads: must divide `expand_k * width` and `expand_v * width`.
+        expand_k, expand_v: size of all keys and of all values in widths.
+        chunk: steps that the learner takes together, a power of 2; 0 for the kernel's choice.
+        backend: of `kernels.gla_scan`.
+    """
+
+    heads: int = 4
+    expand_k: float = 0.5
+    expand_v: float = 1.0
+    chunk: int = 0
+    backend: str = "auto"
+
+    def __post_init__(self):
+        if self.heads < 1 or any(size < 1 or size % self.heads for size in self.sizes):
+            raise ValueError(f"gla: heads={self.heads} must divide keys and values of sizes {self.sizes}")
+        super().__post_init__()
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Of all keys and all values."""
+        return int(self.expand_k * self.width), int(self.expand_v * self.width)
+
+    def setup(self):
+        (keys, values), dtype = self.sizes, self.param_dtype
+        self.inp = Dense(2 * keys + 2 * values, use_bias=False, param_dtype=dtype)  # q, k, v, output gate
+        self.gate_in = Dense(GATE_RANK, use_bias=False, param_dtype=dtype)
+        self.gate_out = Dense(keys, param_dtype=dtype)
+        self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
+        self.out = Dense(self.width, use_bias=False, param_dtype=dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        keys, values = self.sizes
+        return jnp.zeros((batch, self.heads, keys // self.heads, values // self.heads), self.param_dtype)
+
+    def __call__(self, state, x, reset):
+        q, k, v, log_decay, gate = self.write(x)
+        y, state = gla_scan(q, k, v, log_decay, reset, state, chunk=self.chunk or None, backend=self.backend)
+        return state, self.read(y, gate)
+
+    def step(self, state, x, reset):
+        q, k, v, log_decay, gate = self.write(x)
+        state, y = gla_scan_step(state, q, k, v, log_decay, reset)
+        return state, self.read(y, gate)
+
+    def write(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Input -> q, k, v and log decay, each `(..., heads, size)`; output gate `(..., values)`."""
+        keys, values = self.sizes
+        q, k, v, gate = jnp.split(self.inp(x), np.cumsum([keys, keys, values]), -1)
+        log_decay = nn.log_sigmoid(self.gate_out(self.gate_in(x))) / GATE_ROOT
+        q, k, v, log_decay = (part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, k, v, log_decay))
+        return q * q.shape[-1] ** -0.5, k, v, log_decay, gate
+
+    def read(self, y: jax.Array, gate: jax.Array) -> jax.Array:
+        return self.out(self.norm(y).reshape(gate.shape) * nn.silu(gate))

@@ -1,0 +1,104 @@
+"""Mamba-2 (Dao and Gu 2024): heads that each forget at one rate, which makes the state space linear attention.
+
+Per head: h[t] = exp(dt A) h[t-1] + B (dt x)^T      y[t] = h[t]^T C + D x
+with input matrix B and output matrix C shared by all heads, as keys and queries are.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels.causal_conv import causal_conv, causal_conv_step
+from kernels.gla_scan import gla_scan, gla_scan_step
+from memory.base import Memory
+from memory.layers import Dense, init_step_bias, uniform
+
+
+class Mamba2(Memory):
+    """One Mamba-2 block. State: `(taps, h)`, the convolution's past inputs `(B, conv - 1, expand * width + 2 state)`
+    and the state space `(B, heads, state, expand * width / heads)`.
+
+    Attributes:
+        state: rows of the state of each head.
+        expand: channels of the block in widths.
+        head: channels of a head, which must divide all channels; all of them where there are fewer.
+        conv: taps of the convolution, the current input among them.
+        chunk: steps that the learner takes together, a power of 2; 0 for the kernel's choice.
+        backend: of `kernels.gla_scan`.
+    """
+
+    state: int = 16
+    expand: int = 2
+    head: int = 64
+    conv: int = 4
+    chunk: int = 0
+    backend: str = "auto"
+
+    def __post_init__(self):
+        if min(self.state, self.expand, self.head, self.conv) < 1:
+            raise ValueError("mamba2: needs state, expand, head and conv >= 1")
+        if self.channels % self.heads or self.channels > self.heads * self.head:
+            raise ValueError(f"mamba2: heads of {self.head} channels do not divide {self.channels} channels")
+        super().__post_init__()
+
+    @property
+    def channels(self) -> int:
+        return self.expand * self.width
+
+    @property
+    def heads(self) -> int:
+        return max(1, self.channels // self.head)
+
+    def setup(self):
+        channels, heads, dtype = self.channels, self.heads, self.param_dtype
+        mixed = channels + 2 * self.state
+
+        def init_A_log(key, shape, dtype):
+            return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
+
+        self.in_proj = Dense(channels + mixed + heads, use_bias=False, param_dtype=dtype)
+        self.conv_weight = self.param("conv_weight", uniform(self.conv**-0.5), (self.conv, mixed), dtype)
+        self.conv_bias = self.param("conv_bias", uniform(self.conv**-0.5), (mixed,), dtype)
+        self.dt_bias = self.param("dt_bias", init_step_bias, (heads,), dtype)
+        self.A_log = self.param("A_log", init_A_log, (heads,), dtype)
+        self.D = self.param("D", nn.initializers.ones, (heads,), dtype)
+        self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
+        self.out_proj = Dense(self.width, use_bias=False, param_dtype=dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        taps = jnp.zeros((batch, self.conv - 1, self.channels + 2 * self.state), self.param_dtype)
+        size = (batch, self.heads, self.state, self.channels // self.heads)
+        return taps, jnp.zeros(size, self.param_dtype)
+
+    def __call__(self, state, x, reset):
+        taps, h = state
+        z, mixed, dt = self.project(x)
+        mixed, taps = causal_conv(mixed, self.conv_weight, self.conv_bias, reset, taps)
+        C, B, u, drive, log_decay = self.select(mixed, dt)
+        y, h = gla_scan(C, B, drive, log_decay, reset, h, chunk=self.chunk or None, backend=self.backend)
+        return (taps, h), self.read(y, u, z)
+
+    def step(self, state, x, reset):
+        taps, h = state
+        z, mixed, dt = self.project(x)
+        taps, mixed = causal_conv_step(taps, mixed, self.conv_weight, self.conv_bias, reset)
+        C, B, u, drive, log_decay = self.select(mixed, dt)
+        h, y = gla_scan_step(h, C, B, drive, log_decay, reset)
+        return (taps, h), self.read(y, u, z)
+
+    def project(self, x: jax.Array) -> list[jax.Array]:
+        """-> gate `(..., channels)`, the convolution's input `(..., channels + 2 state)`, steps `(..., heads)`."""
+        return jnp.split(self.in_proj(x), np.array([self.channels, 2 * (self.channels + self.state)]), -1)
+
+    def select(self, mixed: jax.Array, dt: jax.Array) -> tuple[jax.Array, ...]:
+        """-> C and B `(..., 1, state)`, x and dt x `(..., heads, channels / heads)`, log decay `(..., heads)`."""
+        u, B, C = jnp.split(nn.silu(mixed), np.array([self.channels, self.channels + self.state]), -1)
+        u = u.reshape(*u.shape[:-1], self.heads, -1)
+        dt = nn.softplus(dt + self.dt_bias)
+        return C[..., None, :], B[..., None, :], u, dt[..., None] * u, -jnp.exp(self.A_log) * dt
+
+    def read(self, y: jax.Array, u: jax.Array, z: jax.Array) -> jax.Array:
+        y = (y + self.D[:, None] * u).reshape(z.shape)
+        return self.out_proj(self.norm(y * nn.silu(z)))
