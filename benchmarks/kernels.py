@@ -288,7 +288,7 @@ PROBLEMS = {
         "gla_scan, a decay per row of the state", HEADS, partial(gla_inputs, per_row=True), gla, ("xla", "reference")
     ),
     "delta": Problem("delta_scan", HEADS, delta_inputs, delta, ("xla", "reference")),
-    "aaren": Problem("aaren_scan", HEADS, aaren_inputs, aaren, CPP, cpp="linear_scan"),
+    "aaren": Problem("aaren_scan", HEADS, aaren_inputs, aaren, ("xla", "reference")),
     "layer": Problem(
         "Mamba layer, projections included",
         {"batch": 16, "width": 128},

@@ -97,15 +97,20 @@ def describe(log_decay: jax.Array, reset: jax.Array | None, chunk: int) -> Chunk
     """Chunks of `chunk` (a power of 2) steps. `log_decay (T, B, H)` or `(T, B, H, K)`, `reset (T, B)`."""
     g = split(log_decay if log_decay.ndim == 4 else log_decay[..., None], chunk)
     opened = jnp.zeros(log_decay.shape[:2], bool) if reset is None else reset
-    episode = jnp.cumsum(split(opened[:, :, None], chunk).astype(jnp.int32), -1)
-    same = episode[..., :, None] == episode[..., None, :]
-    ends = (episode == episode[..., -1:])[..., None]
-    prefix, suffix = g, jnp.zeros_like(g)
+    episode, _ = _sums(split(opened[:, :, None, None], chunk).astype(jnp.int32))
+    same = episode == jnp.swapaxes(episode, -1, -2)
+    from_start, to_end = map(jnp.exp, _sums(g))
+    return Chunks(same, episode == 0, episode == episode[..., -1:, :], from_start, to_end, g)
+
+
+def _sums(x):
+    """Sums over time of `x (..., C, k)` from the chunk's start to and including t, and from after t to its end."""
+    prefix, suffix = x, jnp.zeros_like(x)
     size = 1
-    while size < chunk:
-        prefix, suffix = _doubled_sums(_halves(prefix, size), _halves(suffix, size), g.shape)
+    while size < x.shape[-2]:
+        prefix, suffix = _doubled_sums(_halves(prefix, size), _halves(suffix, size), x.shape)
         size *= 2
-    return Chunks(same, (episode == 0)[..., None], ends, jnp.exp(prefix), jnp.exp(suffix), g)
+    return prefix, suffix
 
 
 def _halves(x, size):

@@ -9,13 +9,14 @@ import os
 import platform
 
 # <malloc.h>; the values are C ints.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20))
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+# One arena: those of other threads are at most 64 MiB, and a larger block would still be mapped afresh.
+SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20), (M_ARENA_MAX, 1))
 
 
 def keep_freed_memory() -> bool:
-    """Large blocks come from the heap, which grows by 256 MiB at a time and never shrinks: the process holds the most
-    that it ever used. Call it once, before large arrays are made.
+    """Large blocks come from one heap, which grows by 256 MiB at a time and never shrinks: the process holds the most
+    that it ever used. Call it once, before the first computation: threads that have a heap of their own keep it.
 
     Does nothing where the C library is not glibc, or where the user set `MALLOC_...` or `GLIBC_TUNABLES` in the
     environment (`MALLOC_ARENA_MAX=8`, say, keeps the system's defaults).

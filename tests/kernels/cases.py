@@ -202,7 +202,6 @@ CASES = {
         _aaren,
         _scan_aaren,
         _step(aaren_scan_step),
-        FFI,
         fresh=lambda state: aaren.initial_state(*state[2].shape),
     ),
     "aaren, side by side": Case(
