@@ -110,3 +110,32 @@ def pad(x: jax.Array) -> jax.Array:
     """Zeros behind the last axis, up to a multiple of `BLOCK`."""
     missing = -x.shape[-1] % BLOCK
     return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, missing),)) if missing else x
+
+
+def over_rows(kernel: Callable[..., Any], inputs: Sequence[int], results: Sequence[int]) -> Callable[..., Any]:
+    """`kernel`, which under `vmap` takes the mapped axis into the rows of its batch.
+
+    Args:
+        kernel: arrays -> tuple of arrays.
+        inputs: which axis of each array counts the rows, or a divisor of them.
+        results: which axis of each result does.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def mapped(*arrays):
+        return kernel(*arrays)
+
+    @mapped.def_vmap
+    def rule(size, is_mapped, *arrays):
+        def merge(x, mapped, axis):
+            x = x if mapped else jnp.broadcast_to(x, (size, *x.shape))
+            x = jnp.moveaxis(x, 0, axis)
+            return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+        def split(x, axis):
+            return jnp.moveaxis(x.reshape(*x.shape[:axis], size, -1, *x.shape[axis + 1 :]), axis, 0)
+
+        merged = map(merge, arrays, is_mapped, inputs)
+        return tuple(map(split, mapped(*merged), results)), (True,) * len(results)
+
+    return mapped
