@@ -26,6 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernels.backends import switched_off
+
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 BUILD_SECONDS = 120
@@ -43,10 +45,7 @@ def load(name: str) -> bool:
     Returns:
         whether they can be called.
     """
-    wish = os.environ.get("ENGRAM_KERNELS", "auto")
-    if wish not in ("auto", "xla"):
-        log.warning("ENGRAM_KERNELS=%s is neither auto nor xla: taken as auto", wish)
-    if wish == "xla":
+    if switched_off():
         return False
     try:
         with _folder() as folder:

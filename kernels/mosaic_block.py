@@ -8,7 +8,6 @@ These kernels are lowered, and interpreted on a CPU, in the tests.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, reduce
 from typing import Any
 
 import jax
@@ -27,10 +26,11 @@ def launch(
     rows: int,
     channels: int,
     *inputs: jax.Array,
-    scratch: dict[str, Any] | None = None,
-    barriers: bool = False,
+    shared: Sequence[jax.ShapeDtypeStruct] = (),
 ) -> Any:
-    """Runs `body(row, channels, *input refs, *result refs, **scratch refs)` for each row and each block of channels.
+    """Runs `body(row, channels, *input refs, *result refs, *shared refs)` for each row and each block of channels.
+
+    Threads wait for each other only where `body` says so (`meet`).
 
     Args:
         body: one thread block; `channels` is the slice of its channels.
@@ -38,20 +38,19 @@ def launch(
         rows: size of the batch.
         channels: multiple of `BLOCK`.
         inputs: operands in GPU memory.
-        scratch: shared memory by name.
-        barriers: whether threads must wait for each other's reads and writes, as they must if they share memory.
+        shared: shapes and dtypes of the arrays in the memory that the threads share.
     """
 
-    def block(*refs, **shared):
-        body(lax.axis_index("row"), pl.ds(lax.axis_index("block") * BLOCK, BLOCK), *refs, **shared)
+    def block(*refs):
+        body(lax.axis_index("row"), pl.ds(lax.axis_index("block") * BLOCK, BLOCK), *refs)
 
     return plgpu.kernel(
         block,
         out_type=results,
-        scratch_types=scratch or {},
+        scratch_types=[plgpu.SMEM(x.shape, x.dtype) for x in shared],
         grid=(channels // BLOCK, rows),  # the last axis is the one that may be longer than 65535
         grid_names=("block", "row"),
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=not barriers),
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
     )(*inputs)
 
 
@@ -59,35 +58,41 @@ def walk(
     steps: int,
     tile: int,
     read: Callable[[Any], Any],
-    advance: Callable[[Any, Any, Any], Any],
+    advance: Callable[[Any, int, Any, Any], Any],
     carry: Any,
+    fetch: Callable[[Any], Any] = lambda tile: (),
+    place: Callable[[Any, Any, Any], None] = lambda tile, fetched, carry: None,
 ) -> Any:
-    """`carry = advance(k, carry, read(k))` for k = 0 .. steps - 1, a tile of operands read ahead.
+    """`carry = advance(t, k, carry, read(t))` for t = 0 .. steps - 1, a tile of operands read ahead.
 
     Args:
         steps: how many; static.
         tile: steps a tile. The steps beyond the last whole tile are unrolled.
         read: operands of a step, arrays in registers. Must not read what `advance` writes.
-        advance: one step.
+        advance: one step; `k = t % tile`, static.
         carry: before the first step.
+        fetch: operands of a whole tile, given its index; read ahead as well.
+        place: called with the index, `fetch(index)` and the carry before the first step of a tile.
     """
 
-    def read_tile(start):
-        return [read(start + k) for k in range(tile)]
+    def read_tile(i, length=tile):
+        return fetch(i), [read(i * tile + k) for k in range(length)]
 
-    def run_tile(i, carry_and_operands):
-        carry, operands = carry_and_operands
-        upcoming = read_tile(jnp.minimum(i + 1, tiles - 1) * tile)  # the last tile is read once more, to no effect
+    def run_tile(i, carry, operands):
+        fetched, operands = operands
+        place(i, fetched, carry)
         for k, now in enumerate(operands):
-            carry = advance(i * tile + k, carry, now)
-        return carry, upcoming
+            carry = advance(i * tile + k, k, carry, now)
+        return carry
 
-    tiles = steps // tile
+    def run_and_read(i, carry_and_operands):
+        upcoming = read_tile(jnp.minimum(i + 1, tiles - 1))  # the last tile is read once more, to no effect
+        return run_tile(i, *carry_and_operands), upcoming
+
+    tiles, rest = divmod(steps, tile)
     if tiles:
-        carry, _ = lax.fori_loop(0, tiles, run_tile, (carry, read_tile(0)))
-    for k, now in [(k, read(k)) for k in range(tiles * tile, steps)]:
-        carry = advance(k, carry, now)
-    return carry
+        carry, _ = lax.fori_loop(0, tiles, run_and_read, (carry, read_tile(0)))
+    return run_tile(tiles, carry, read_tile(tiles, rest)) if rest else carry
 
 
 def load(ref: Any, *index: Any) -> jax.Array:
@@ -98,6 +103,21 @@ def load(ref: Any, *index: Any) -> jax.Array:
 def zeros() -> jax.Array:
     """A zero in each thread, laid out as `load` does."""
     return plgpu.layout_cast(jnp.zeros(BLOCK, jnp.float32), plgpu.Layout.WG_STRIDED((BLOCK,), vec_size=1))
+
+
+def pieces(length: int) -> list[Any]:
+    """Slices of `BLOCK` elements."""
+    return [pl.ds(start, BLOCK) for start in range(0, length, BLOCK)]
+
+
+def sum_channels(ref: Any) -> jax.Array:
+    """Sums over channels of a matrix `(rows, BLOCK)` in shared memory, rows a multiple of 64."""
+    return plgpu.load(ref, (), layout=plgpu.Layout.WGMMA, optimized=False).sum(1)
+
+
+def meet() -> None:
+    """Threads wait for each other here; what one wrote to shared memory before, others read after."""
+    plgpu.commit_smem()
 
 
 def clear(reset: jax.Array, h: jax.Array) -> jax.Array:

@@ -104,7 +104,7 @@ def _forward(a, x, reset, h0):
         def read(t):
             return None if shared else number(a_ref, t, row), number(x_ref, t, row), reset_ref[t, row]
 
-        def advance(t, h, now):
+        def advance(t, k, h, now):
             a_t, x_t, reset_t = now
             h = step(h, constant or a_t, x_t, reset_t)
             put(h, h_ref, t, row)
@@ -137,13 +137,13 @@ def _backward(conjugate, a, reset, h0, h, g, g_last):
             put(da, da_ref, t, row)
             return back, None
 
-        # Backwards in time: step k is t = T - 1 - k. The first step of time has h0 before it and comes by itself.
+        # Backwards in time: step i is t = T - 1 - i. The first step of time has h0 before it and comes by itself.
         carry = number(g_last_ref, row), (block.zeros(),) * P if shared else None
         carry = block.walk(
             T - 1,
             TILE,
-            lambda k: (read(T - 1 - k), number(h_ref, T - 2 - k, row)),
-            lambda k, carry, now: advance(T - 1 - k, carry, *now),
+            lambda i: (read(T - 1 - i), number(h_ref, T - 2 - i, row)),
+            lambda i, k, carry, now: advance(T - 1 - i, carry, *now),
             carry,
         )
         back, da_sum = advance(0, carry, read(0), number(h0_ref, row))
