@@ -3,8 +3,8 @@
 The core of S5 and LRU (time-invariant complex `a`) and of minGRU, RG-LRU and HGRN (real `a[t]`). On a CPU two
 sequential scans, the second one written by hand, beat `associative_scan` several times over and compile in a
 fraction of the time; in C++ (`linear_scan.cc`) they move their arrays through memory once and on all cores. A GPU
-computes the same in one kernel of its own (`mosaic_linear.py`), or in plain JAX by `associative_scan`, since a loop over
-time would launch something at each step.
+does the same in one kernel (`mosaic_linear.py`) or, in plain JAX, by `associative_scan`: there a loop over time would
+launch something at each step.
 """
 
 from functools import partial
@@ -37,8 +37,8 @@ def linear_scan(
         x: input `(T, B, D)`, real or complex; complex if `a` is.
         reset: bool `(T, B)`, True where `x[t]` opens an episode; None for no reset.
         h0: state before the chunk `(B, D)`; None for zeros.
-        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan; associative scans where
-            there is a GPU or TPU), "ffi" (C++ on a CPU in float32 and complex64, elsewhere as "xla"), "mosaic" (a kernel
+        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan; associative scans on
+            anything but a CPU), "ffi" (C++ on a CPU in float32 and complex64, elsewhere as "xla"), "mosaic" (a kernel
             for Hopper GPUs and newer in float32 and complex64, elsewhere as "xla") or "auto" ("mosaic" on a GPU, "ffi"
             on a CPU where they can be had, else "xla").
 
@@ -52,7 +52,7 @@ def linear_scan(
     backend = _backend(backend, dtype, (jnp.float32, jnp.complex64), x)
     h0 = jnp.zeros(x.shape[1:], dtype) if h0 is None else h0.astype(dtype)
     kind = "complex" if jnp.issubdtype(dtype, jnp.complexfloating) else "real"
-    scan = {"reference": _scan, "xla": _scan_xla}.get(backend) or COMPILED[backend, kind]
+    scan = {"reference": _scan, "xla": _scan_xla}.get(backend) or COMPILED[backend][kind]
     h, last = scan(a.astype(dtype), x.astype(dtype), reset, h0)
     return h.astype(x.dtype), last
 
@@ -85,7 +85,7 @@ def linear_scan_planes(
         h, last = linear_scan(a, join(x), reset, h0, backend=backend)
         return split(h).astype(x.dtype), last
     h0 = jnp.zeros((x.shape[1], a.shape[0]), dtype) if h0 is None else h0.astype(dtype)
-    h, last = COMPILED[backend, "planes"](split(a.astype(dtype)), x.astype(jnp.float32), reset, split(h0))
+    h, last = COMPILED[backend]["planes"](split(a.astype(dtype)), x.astype(jnp.float32), reset, split(h0))
     return h.astype(x.dtype), join(last)
 
 
@@ -156,7 +156,7 @@ def _scan_associative(a, x, reset, h0):
 
 
 def _scan_plain(a, x, reset, h0):
-    return on_cpu_or_not(_scan, _scan_associative, a, x, reset, h0)
+    return on_cpu_or_not(_scan, _scan_associative if len(x) else _scan, a, x, reset, h0)
 
 
 _scan_xla = jax.custom_vjp(_scan_plain)
@@ -192,11 +192,10 @@ def _backward_sequential(a, reset, h0, h, g, g_last):
 def _backward_associative(a, reset, h0, h, g, g_last):
     # dx[t] = g[t] + select(reset[t+1], 0, a[t+1] dx[t+1]) is the same scan, backwards in time, on shifted decays.
     constant = a.ndim == 1
-    later_a = a if constant else jnp.concatenate([a[1:], jnp.ones_like(a[:1])])
-    later_reset = None if reset is None else jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
-    g = g.at[-1].add(g_last)
-    flipped = (None if x is None else x[::-1] for x in (g, later_reset))
-    dx = _scan_associative(later_a if constant else later_a[::-1], *flipped, jnp.zeros_like(h0))[0][::-1]
+    later_a = a if constant else jnp.concatenate([a[1:], jnp.ones_like(a[:1])])[::-1]
+    later_reset = None if reset is None else jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])[::-1]
+    dx, _ = _scan_associative(later_a, g.at[-1].add(g_last)[::-1], later_reset, jnp.zeros_like(h0))
+    dx = dx[::-1]
     previous = jnp.concatenate([h0[None], h[:-1]])
     da = dx * clear(reset, previous)
     dh0 = clear(None if reset is None else reset[0], (a if constant else a[0]) * dx[0])
@@ -204,7 +203,8 @@ def _backward_associative(a, reset, h0, h, g, g_last):
 
 
 def _backward_plain(a, reset, h0, h, g, g_last):
-    return on_cpu_or_not(_backward_sequential, _backward_associative, a, reset, h0, h, g, g_last)
+    elsewhere = _backward_associative if len(h) else _backward_sequential
+    return on_cpu_or_not(_backward_sequential, elsewhere, a, reset, h0, h, g, g_last)
 
 
 def _backward(residuals, cotangents):
@@ -248,39 +248,37 @@ def _backward_cpp(kind, a, reset, h0, h, g, g_last):
 
 
 def _forward_gpu(kind, *inputs):
-    from kernels import mosaic_linear  # it imports Pallas, which takes a while and has no use without a GPU
-
-    return mosaic_linear.forward(kind, *inputs)
+    return mosaic.load("linear").forward(kind, *inputs)
 
 
 def _backward_gpu(kind, *inputs):
-    from kernels import mosaic_linear
-
-    return mosaic_linear.backward(kind, *inputs)
+    return mosaic.load("linear").backward(kind, *inputs)
 
 
-def _planes_elsewhere(a, x, reset, h0):
-    h, last = _scan_plain(join(a), join(x), reset, join(h0))
+def _planes_elsewhere(scan, a, x, reset, h0):
+    h, last = scan(join(a), join(x), reset, join(h0))
     return split(h), split(last)
 
 
-def _planes_backward_elsewhere(a, reset, h0, h, *cotangents):
+def _planes_backward_elsewhere(backward, a, reset, h0, h, *cotangents):
     # The gradient in two real planes is the conjugate of JAX's complex cotangent.
     complex_cotangents = (join(g).conj() for g in cotangents)
-    gradients = _backward_plain(join(a), reset, join(h0), join(h), *complex_cotangents)
+    gradients = backward(join(a), reset, join(h0), join(h), *complex_cotangents)
     return tuple(split(g.conj()) for g in gradients)
 
 
+def _each_kind(where, forward_kernel, backward_kernel, forward, backward):
+    """The scan of each kind of numbers; `forward` and `backward` are plain JAX."""
+    planes = partial(_planes_elsewhere, forward), partial(_planes_backward_elsewhere, backward)
+    otherwise = {"real": (forward, backward), "complex": (forward, backward), "planes": planes}
+    return {
+        kind: _compiled(where, partial(forward_kernel, kind), partial(backward_kernel, kind), *plain)
+        for kind, plain in otherwise.items()
+    }
+
+
 COMPILED = {
-    (backend, kind): _compiled(where, partial(forward, kind), partial(backward, kind), *otherwise)
-    for backend, where, forward, backward in (
-        ("ffi", ffi.on_cpu, _forward_cpp, _backward_cpp),
-        ("mosaic", mosaic.on_cuda, _forward_gpu, _backward_gpu),
-    )
-    for kind, *otherwise in (
-        ("real", _scan_plain, _backward_plain),
-        ("complex", _scan_plain, _backward_plain),
-        ("planes", _planes_elsewhere, _planes_backward_elsewhere),
-    )
+    "ffi": _each_kind(ffi.on_cpu, _forward_cpp, _backward_cpp, _scan_plain, _backward_plain),
+    # What such a process compiles for anything but its GPUs is for its CPU.
+    "mosaic": _each_kind(mosaic.on_cuda, _forward_gpu, _backward_gpu, _scan, _backward_sequential),
 }
-"""Scans by backend and kind of numbers."""

@@ -35,7 +35,7 @@ def available(name: str) -> bool:
         if oldest < OLDEST:
             raise RuntimeError(f"the GPU has compute capability {oldest}, these kernels need {OLDEST}")
         with jax.default_device(devices[0]):
-            importlib.import_module(f"kernels.mosaic_{name}").trial()
+            load(name).trial()
     except Exception as error:  # whatever an unstable interface may raise: there is always another backend
         reason = str(error).strip() or type(error).__name__
         log.warning("%s_scan runs without its GPU kernel: %s", name, reason.splitlines()[0])
@@ -47,6 +47,11 @@ def if_available(name: str, dtype: jnp.dtype, dtypes: tuple[Any, ...], *inputs: 
     """The backend that answers to "mosaic": "mosaic" if kernel `name` is available, computes in `dtype` (one of
     `dtypes`) and has something to do (no empty `inputs`), else "xla"."""
     return "mosaic" if dtype in dtypes and all(x.size for x in inputs) and available(name) else "xla"
+
+
+def load(name: str) -> Any:
+    """The module `mosaic_<name>`. It imports Pallas, which takes a while and has no use without a GPU."""
+    return importlib.import_module(f"kernels.mosaic_{name}")
 
 
 def on_cuda(kernel: Callable, otherwise: Callable, *inputs: Any) -> Any:

@@ -50,7 +50,12 @@ def launch(
         scratch_types=[plgpu.SMEM(x.shape, x.dtype) for x in shared],
         grid=(channels // BLOCK, rows),  # the last axis is the one that may be longer than 65535
         grid_names=("block", "row"),
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+        compiler_params=plgpu.CompilerParams(
+            # Each array is what one thread of the GPU has of it. The alternative infers layouts, for minutes where a
+            # kernel has thousands of operations.
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            unsafe_no_auto_barriers=True,
+        ),
     )(*inputs)
 
 

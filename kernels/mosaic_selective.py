@@ -13,13 +13,8 @@ from jax import lax
 
 from kernels import mosaic_block as block
 
-SHARED_STATES = 128
-"""States of a channel that the backward pass keeps in shared memory, 64 KiB for a block: with what else it needs, two
-blocks fit on a multiprocessor."""
-MOST_STATES = 32
-"""N beyond which a thread has too few registers."""
 ROWS = 64
-"""Rows that a warpgroup sums at once: a matrix with this many is laid out with whole rows inside groups of 4 threads."""
+"""A warpgroup sums a multiple of so many rows at once, each by four neighbouring threads."""
 
 
 def forward(
@@ -36,10 +31,10 @@ def forward(
     """Selective scan without its skip.
 
     Args:
-        chunk: steps between saved states, at most; see `chunk_length`.
+        chunk: steps between saved states; `chunk N` states of 128 channels fit into shared memory.
         save: whether to save states for `backward`.
         u, dt: `(T, B, D)`, float32 as all that follow, not empty.
-        A: `(N, D)`, N at most `MOST_STATES`.
+        A: `(N, D)`, few enough for registers.
         B, C: `(T, B, N)`.
         reset: bool `(T, B)`.
         h0: state before the scan `(B, N, D)`.
@@ -48,7 +43,6 @@ def forward(
         `y (T, B, D)`, the last state `(B, N, D)` and, if `save`, the states before each chunk `(chunks, B, N, D)`.
     """
     D = u.shape[-1]
-    chunk = chunk_length(chunk, len(A))
     kernel = partial(_forward, chunk, save)
     scan = block.over_rows(kernel, inputs=(1, 1, 0, 0, 1, 0), results=(1, 0, 1) if save else (1, 0))
     u, dt, A, h0 = map(block.pad, (u, dt, A, h0))
@@ -77,19 +71,13 @@ def backward(
     """
     T, _, D = u.shape
     N = len(A)
-    chunk = chunk_length(chunk, N)
     scan = block.over_rows(partial(_backward, chunk), inputs=(1, 1, 0, 0, 1, 1, 1, 0), results=(1, 1, 0, 1, 0))
-    u, dt, A, saved, g, g_last = map(block.pad, (u, dt, A, saved, g, g_last))
+    u, dt, A, saved, g, g_last = [block.pad(x) for x in (u, dt, A, saved, g, g_last)]
     du, ddt, dA, sums, dh0 = scan(u, dt, A[None], _by_chunks(chunk, B, C), reset.astype(jnp.int32), saved, g, g_last)
     steps = _steps_summed(chunk, N)
     sums = sums.sum(0)[..., : steps * 2 * N]  # over blocks of channels; (B, groups of steps, ...)
     sums = sums.reshape(sums.shape[0], -1, 2 * N)[:, :T].swapaxes(0, 1)
     return du[..., :D], ddt[..., :D], dA.sum(0)[..., :D], sums[..., :N], sums[..., N:], dh0[..., :D]
-
-
-def chunk_length(chunk: int, N: int) -> int:
-    """Steps between saved states: `chunk`, or what `N` states a step leave room for."""
-    return max(1, min(chunk, SHARED_STATES // N))
 
 
 def trial() -> None:
@@ -132,7 +120,9 @@ def _forward(chunk, save, u, dt, A, weights, reset, h0):
                 saved_ref[0][i, row, n, channels] = h[n]
 
         def advance(t, k, h, now):
-            y, h = step(h, *now, rates, *_shared_weights(shared, k, N))
+            u_t, dt_t, reset_t = now
+            B_t, C_t = _shared_weights(shared, k, N)
+            y, h = step(h, u_t, dt_t, reset_t, rates, B_t, C_t)
             y_ref[t, row, channels] = y
             return h
 
@@ -179,13 +169,14 @@ def _backward(chunk, u, dt, A, weights, reset, saved, g, g_last):
             for k, (u_t, dt_t, _, reset_t) in enumerate(operands):
                 for n in range(N):
                     states[k, n, :] = h[n]  # each thread reads back only what it wrote
-                if k + 1 < length:
-                    _, h = step(h, u_t, dt_t, reset_t, rates, *_shared_weights(shared, k, N))
+                B_t, C_t = _shared_weights(shared, k, N)
+                _, h = step(h, u_t, dt_t, reset_t, rates, B_t, C_t)  # nobody needs the last one: the compiler drops it
             back, dA = carry
             for k in reversed(range(length)):
                 u_t, dt_t, g_t, reset_t = operands[k]
                 h = [block.load(states, k, n, slice(None)) for n in range(N)]
-                back, gradients = step_back(back, dA, u_t, dt_t, g_t, reset_t, h, rates, *_shared_weights(shared, k, N))
+                B_t, C_t = _shared_weights(shared, k, N)
+                back, gradients = step_back(back, dA, u_t, dt_t, g_t, reset_t, h, rates, B_t, C_t)
                 du, ddt, dA, dB, dC = gradients
                 t = i * chunk + k
                 du_ref[t, row, channels] = du
