@@ -18,6 +18,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 BLOCK = 128
 """Channels of a thread block: as many as a warpgroup has threads."""
+SUM_ROWS = 64
+"""A warpgroup sums a multiple of so many rows at once, each row by four neighbouring threads."""
+SUM_WIDTH = BLOCK + 8
+"""Width of the rows that it sums: 8 unused columns make threads that read together read from different banks."""
 
 
 def launch(
@@ -102,7 +106,7 @@ def walk(
 
 def load(ref: Any, *index: Any) -> jax.Array:
     """A row of `BLOCK` channels, one in each thread."""
-    return plgpu.load(ref, index, layout=plgpu.Layout.WG_STRIDED((BLOCK,), vec_size=1))
+    return plgpu.layout_cast(ref[index], plgpu.Layout.WG_STRIDED((BLOCK,), vec_size=1))
 
 
 def zeros() -> jax.Array:
@@ -115,9 +119,14 @@ def pieces(length: int) -> list[Any]:
     return [pl.ds(start, BLOCK) for start in range(0, length, BLOCK)]
 
 
-def sum_channels(ref: Any) -> jax.Array:
-    """Sums over channels of a matrix `(rows, BLOCK)` in shared memory, rows a multiple of 64."""
-    return plgpu.load(ref, (), layout=plgpu.Layout.WGMMA, optimized=False).sum(1)
+def put_row(ref: Any, row: Any, values: jax.Array) -> None:
+    """Sets a row of a matrix `(rows, SUM_WIDTH)` in shared memory."""
+    ref[row, pl.ds(0, BLOCK)] = values
+
+
+def sum_rows(ref: Any) -> jax.Array:
+    """The sum of each row of a matrix `(rows, SUM_WIDTH)` in shared memory, rows a multiple of `SUM_ROWS`."""
+    return plgpu.layout_cast(ref[:, pl.ds(0, BLOCK)], plgpu.Layout.WGMMA).sum(1)
 
 
 def meet() -> None:

@@ -76,7 +76,7 @@ def trial() -> None:
 
 
 def _conversions(kind, example):
-    """The way from arrays of a kind to planes with whole blocks of channels, `(D,)` to `(1, P, D)`; and the way back."""
+    """From arrays of a kind to planes with whole blocks of channels, `(D,)` to `(1, P, D)`; and the way back."""
     to_planes, from_planes = KINDS[kind]
     channels = to_planes(example).shape[-1]
 

@@ -13,9 +13,6 @@ from jax import lax
 
 from kernels import mosaic_block as block
 
-ROWS = 64
-"""A warpgroup sums a multiple of so many rows at once, each by four neighbouring threads."""
-
 
 def forward(
     chunk: int,
@@ -102,7 +99,8 @@ def _by_chunks(chunk, B, C):
 
 def _steps_summed(chunk, N):
     """How many steps of a chunk have their gradients of `B` and `C` summed over channels at once: a divisor of it."""
-    return next(steps for steps in range(chunk, 0, -1) if chunk % steps == 0 and (steps * 2 * N <= ROWS or steps == 1))
+    fitting = max(1, block.SUM_ROWS // (2 * N))
+    return next(steps for steps in range(min(chunk, fitting), 0, -1) if chunk % steps == 0)
 
 
 def _forward(chunk, save, u, dt, A, weights, reset, h0):
@@ -150,7 +148,7 @@ def _backward(chunk, u, dt, A, weights, reset, saved, g, g_last):
     group = rows // len(A)
     chunks = len(saved)
     summed = _steps_summed(chunk, N)
-    sum_rows = -(-summed * 2 * N // ROWS) * ROWS
+    sum_rows = -(-summed * 2 * N // block.SUM_ROWS) * block.SUM_ROWS
 
     def body(row, channels, *refs):
         u_ref, dt_ref, A_ref, weights_ref, reset_ref, saved_ref, g_ref, g_last_ref = refs[:8]
@@ -182,11 +180,11 @@ def _backward(chunk, u, dt, A, weights, reset, saved, g, g_last):
                 du_ref[t, row, channels] = du
                 ddt_ref[t, row, channels] = ddt
                 for n in range(N):
-                    products[k % summed * 2 * N + n, :] = dB[n]
-                    products[k % summed * 2 * N + N + n, :] = dC[n]
+                    block.put_row(products, k % summed * 2 * N + n, dB[n])
+                    block.put_row(products, k % summed * 2 * N + N + n, dC[n])
                 if k % summed == 0:
                     block.meet()
-                    sums_ref[part, row, i * (chunk // summed) + k // summed] = block.sum_channels(products)
+                    sums_ref[part, row, i * (chunk // summed) + k // summed] = block.sum_rows(products)
                     block.meet()
             return back, dA
 
@@ -207,7 +205,7 @@ def _backward(chunk, u, dt, A, weights, reset, saved, g, g_last):
     state = array(rows, N, D)
     sums = array(D // block.BLOCK, rows, chunks * (chunk // summed), sum_rows)
     results = [array(*u.shape), array(*u.shape), state, sums, state]
-    shared = array(weights.shape[-1]), array(chunk, N, block.BLOCK), array(sum_rows, block.BLOCK)
+    shared = array(weights.shape[-1]), array(chunk, N, block.BLOCK), array(sum_rows, block.SUM_WIDTH)
     inputs = u, dt, A, weights, reset, saved, g, g_last
     return tuple(block.launch(body, results, rows, D, *inputs, shared=shared))
 
