@@ -5,7 +5,7 @@ for the very CPU it runs on, and kept in the user's cache folder (`$XDG_CACHE_HO
 `~/.cache/engram`) under a hash of everything the result depends on. Without a compiler, or if anything
 goes wrong, kernels run on their "xla" backend and one line in the log says why.
 
-`ENGRAM_KERNELS=xla` in the environment switches these kernels off.
+`ENGRAM_KERNELS=xla` in the environment switches these kernels off, and those for GPUs (`mosaic.py`).
 """
 
 import ctypes
