@@ -2,7 +2,7 @@
 
 A thread block is one warpgroup. It takes one row of the batch and 128 channels, a thread each, and walks through time
 with the states in registers. The steps are taken in tiles: while one tile is computed, the operands of the next one are
-on their way from memory to registers, so that a step waits for its arithmetic and not for memory.
+on their way from memory to registers.
 
 These kernels are lowered, and interpreted on a CPU, in the tests.
 """
@@ -55,8 +55,8 @@ def launch(
         grid=(channels // BLOCK, rows),  # the last axis is the one that may be longer than 65535
         grid_names=("block", "row"),
         compiler_params=plgpu.CompilerParams(
-            # Each array is what one thread of the GPU has of it. The alternative infers layouts, for minutes where a
-            # kernel has thousands of operations.
+            # Each operation becomes what one thread does. The other semantics infers a layout for each first, which
+            # takes minutes where a kernel has thousands of operations.
             lowering_semantics=plgpu.LoweringSemantics.Lane,
             unsafe_no_auto_barriers=True,
         ),
