@@ -1,9 +1,14 @@
 """Which implementation of a kernel runs, and the two operations every scan with resets shares."""
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+log = logging.getLogger(__name__)
 
 
 def pick_backend(backend: str, available: Sequence[str], default: str) -> str:
@@ -22,6 +27,30 @@ def pick_backend(backend: str, available: Sequence[str], default: str) -> str:
     if backend not in available:
         raise ValueError(f"unknown backend {backend!r}: choose from auto, {', '.join(available)}")
     return backend
+
+
+def compiled_backend() -> str:
+    """The backend whose kernels are compiled for the default device: "mosaic" on a GPU, "ffi" on anything else."""
+    return "mosaic" if jax.default_backend() == "gpu" else "ffi"
+
+
+def switched_off() -> bool:
+    """Whether `ENGRAM_KERNELS=xla` in the environment asks for no compiled kernels; "auto" is the other value."""
+    wish = os.environ.get("ENGRAM_KERNELS", "auto")
+    if wish not in ("auto", "xla"):
+        log.warning("ENGRAM_KERNELS=%s is neither auto nor xla: taken as auto", wish)
+    return wish == "xla"
+
+
+def on_cpu_or_not(on_cpu: Callable, elsewhere: Callable, *inputs: Any) -> Any:
+    """`on_cpu(*inputs)` where the program is compiled for a CPU, `elsewhere(*inputs)` on other platforms.
+
+    A process that has nothing but CPUs does not trace `elsewhere`, which would take longer than `on_cpu`: programs that
+    it exports to other platforms run `on_cpu`.
+    """
+    if jax.default_backend() == "cpu":
+        return on_cpu(*inputs)
+    return jax.lax.platform_dependent(*inputs, cpu=on_cpu, default=elsewhere)
 
 
 def clear(reset: jax.Array | None, h: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ for the very CPU it runs on, and kept in the user's cache folder (`$XDG_CACHE_HO
 `~/.cache/engram`) under a hash of everything the result depends on. Without a compiler, or if anything
 goes wrong, kernels run on their "xla" backend and one line in the log says why.
 
-`ENGRAM_KERNELS=xla` in the environment switches these kernels off.
+`ENGRAM_KERNELS=xla` in the environment switches these kernels off, and those for GPUs (`mosaic.py`).
 """
 
 import ctypes
@@ -26,6 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernels.backends import switched_off
+
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 BUILD_SECONDS = 120
@@ -43,10 +45,7 @@ def load(name: str) -> bool:
     Returns:
         whether they can be called.
     """
-    wish = os.environ.get("ENGRAM_KERNELS", "auto")
-    if wish not in ("auto", "xla"):
-        log.warning("ENGRAM_KERNELS=%s is neither auto nor xla: taken as auto", wish)
-    if wish == "xla":
+    if switched_off():
         return False
     try:
         with _folder() as folder:

@@ -2,17 +2,21 @@
 
 The core of S5 and LRU (time-invariant complex `a`) and of minGRU, RG-LRU and HGRN (real `a[t]`). On a CPU two
 sequential scans, the second one written by hand, beat `associative_scan` several times over and compile in a
-fraction of the time; in C++ (`linear_scan.cc`) they move their arrays through memory once and on all cores.
+fraction of the time; in C++ (`linear_scan.cc`) they move their arrays through memory once and on all cores. A GPU
+does the same in one kernel (`mosaic_linear.py`) or, in plain JAX, by `associative_scan`: there a loop over time would
+launch something at each step.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import ffi
-from kernels.backends import clear, pick_backend, state_dtype
+from kernels import ffi, mosaic
+from kernels.backends import clear, compiled_backend, on_cpu_or_not, pick_backend, state_dtype
 
-BACKENDS = ("reference", "xla", "ffi")
+BACKENDS = ("reference", "xla", "ffi", "mosaic")
 
 
 def linear_scan(
@@ -33,8 +37,10 @@ def linear_scan(
         x: input `(T, B, D)`, real or complex; complex if `a` is.
         reset: bool `(T, B)`, True where `x[t]` opens an episode; None for no reset.
         h0: state before the chunk `(B, D)`; None for zeros.
-        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan), "ffi" (C++ on a CPU in
-            float32 and complex64, elsewhere as "xla") or "auto" ("ffi" where it can be had, else "xla").
+        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan; associative scans on
+            anything but a CPU), "ffi" (C++ on a CPU in float32 and complex64, elsewhere as "xla"), "mosaic" (a kernel
+            for Hopper GPUs and newer in float32 and complex64, elsewhere as "xla") or "auto" ("mosaic" on a GPU, "ffi"
+            on a CPU where they can be had, else "xla").
 
     Returns:
         `h (T, B, D)` in the dtype of `x`, and the last state `(B, D)` in float32 / complex64 or wider.
@@ -42,13 +48,11 @@ def linear_scan(
     Raises:
         ValueError: unknown backend, or complex `a` with real `x`.
     """
-    backend = pick_backend(backend, BACKENDS, default="ffi")
     dtype = _dtype(a, x)
-    if backend == "ffi":
-        backend = ffi.if_loaded("linear_scan", dtype, (jnp.float32, jnp.complex64))
+    backend = _backend(backend, dtype, (jnp.float32, jnp.complex64), x)
     h0 = jnp.zeros(x.shape[1:], dtype) if h0 is None else h0.astype(dtype)
-    cpp = _scan_complex if jnp.issubdtype(dtype, jnp.complexfloating) else _scan_real
-    scan = {"reference": _scan, "xla": _scan_xla, "ffi": cpp}[backend]
+    kind = "complex" if jnp.issubdtype(dtype, jnp.complexfloating) else "real"
+    scan = {"reference": _scan, "xla": _scan_xla}.get(backend) or COMPILED[backend][kind]
     h, last = scan(a.astype(dtype), x.astype(dtype), reset, h0)
     return h.astype(x.dtype), last
 
@@ -63,7 +67,7 @@ def linear_scan_planes(
 ) -> tuple[jax.Array, jax.Array]:
     """`linear_scan` with a complex, time-invariant decay over real arrays: real and imaginary parts side by side.
 
-    Such arrays come out of a product with a real matrix and go into one, so the C++ kernel works on them as they are:
+    Such arrays come out of a product with a real matrix and go into one, so the kernels work on them as they are:
     joining them to complex numbers and splitting them again would move everything through memory twice more.
 
     Args:
@@ -75,15 +79,13 @@ def linear_scan_planes(
     Returns:
         `h`, real `(T, B, 2 D)`: `Re | Im`, and the last state, complex `(B, D)`.
     """
-    backend = pick_backend(backend, BACKENDS, default="ffi")
     dtype = state_dtype(a, x)
-    if backend == "ffi":
-        backend = ffi.if_loaded("linear_scan", dtype, (jnp.complex64,))
-    if backend != "ffi":
+    backend = _backend(backend, dtype, (jnp.complex64,), x)
+    if backend in ("reference", "xla"):
         h, last = linear_scan(a, join(x), reset, h0, backend=backend)
         return split(h).astype(x.dtype), last
     h0 = jnp.zeros((x.shape[1], a.shape[0]), dtype) if h0 is None else h0.astype(dtype)
-    h, last = _scan_planes(split(a.astype(dtype)), x.astype(jnp.float32), reset, split(h0))
+    h, last = COMPILED[backend]["planes"](split(a.astype(dtype)), x.astype(jnp.float32), reset, split(h0))
     return h.astype(x.dtype), join(last)
 
 
@@ -104,6 +106,15 @@ def linear_scan_step(
     dtype = _dtype(a, x)
     h = _tick(h.astype(dtype), a.astype(dtype), x.astype(dtype), reset)
     return h, h.astype(x.dtype)
+
+
+def _backend(backend, dtype, dtypes, x):
+    backend = pick_backend(backend, BACKENDS, default=compiled_backend())
+    if backend == "ffi":
+        return ffi.if_loaded("linear_scan", dtype, dtypes)
+    if backend == "mosaic":
+        return mosaic.if_available("linear", dtype, dtypes, x)
+    return backend
 
 
 def _dtype(a, x):
@@ -128,17 +139,35 @@ def _scan(a, x, reset, h0):
     return h, last
 
 
-_scan_xla = jax.custom_vjp(_scan)
+def _scan_associative(a, x, reset, h0):
+    """`_scan` in about 2 log2 T steps over whole arrays; rounds differently."""
+
+    def join_segments(first, second):
+        a, x, reset = first
+        a_after, x_after, reset_after = second
+        # A select: what came before a reset cannot leak, not even as NaN.
+        return a_after * a, jnp.where(reset_after, x_after, a_after * x + x_after), reset | reset_after
+
+    a = a[None, None] if a.ndim == 1 else a
+    reset = jnp.zeros((*x.shape[:2], 1), bool) if reset is None else reset[..., None]
+    x = x.at[0].add(a[0] * jnp.where(reset[0], 0, h0))
+    _, h, _ = lax.associative_scan(join_segments, (jnp.broadcast_to(a, (len(x), *a.shape[1:])), x, reset))
+    return h, h[-1]
+
+
+def _scan_plain(a, x, reset, h0):
+    return on_cpu_or_not(_scan, _scan_associative if len(x) else _scan, a, x, reset, h0)
+
+
+_scan_xla = jax.custom_vjp(_scan_plain)
 
 
 def _forward(a, x, reset, h0):
-    h, last = _scan(a, x, reset, h0)
+    h, last = _scan_plain(a, x, reset, h0)
     return (h, last), (a, reset, h0, h)
 
 
-def _backward(residuals, cotangents):
-    a, reset, h0, h = residuals
-    g, g_last = cotangents
+def _backward_sequential(a, reset, h0, h, g, g_last):
     constant = a.ndim == 1
     steps = jnp.arange(h.shape[0])
 
@@ -157,21 +186,41 @@ def _backward(residuals, cotangents):
 
     start = (g_last, jnp.zeros_like(h0) if constant else jnp.zeros(0))
     (dh0, da_sum), (dx, da) = lax.scan(tick, start, (None if constant else a, g, reset, steps), reverse=True)
-    return (da_sum.sum(0) if constant else da), dx, None, dh0
+    return (da_sum.sum(0) if constant else da), dx, dh0
+
+
+def _backward_associative(a, reset, h0, h, g, g_last):
+    # dx[t] = g[t] + select(reset[t+1], 0, a[t+1] dx[t+1]) is the same scan, backwards in time, on shifted decays.
+    constant = a.ndim == 1
+    later_a = a if constant else jnp.concatenate([a[1:], jnp.ones_like(a[:1])])[::-1]
+    later_reset = None if reset is None else jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])[::-1]
+    dx, _ = _scan_associative(later_a, g.at[-1].add(g_last)[::-1], later_reset, jnp.zeros_like(h0))
+    dx = dx[::-1]
+    previous = jnp.concatenate([h0[None], h[:-1]])
+    da = dx * clear(reset, previous)
+    dh0 = clear(None if reset is None else reset[0], (a if constant else a[0]) * dx[0])
+    return (da.sum((0, 1)) if constant else da), dx, dh0
+
+
+def _backward_plain(a, reset, h0, h, g, g_last):
+    elsewhere = _backward_associative if len(h) else _backward_sequential
+    return on_cpu_or_not(_backward_sequential, elsewhere, a, reset, h0, h, g, g_last)
+
+
+def _backward(residuals, cotangents):
+    da, dx, dh0 = _backward_plain(*residuals, *cotangents)
+    return da, dx, None, dh0
 
 
 _scan_xla.defvjp(_forward, _backward)
 
 
-def _cpp(kind, otherwise_forward, otherwise_backward):
-    """The scan as a C++ kernel on a CPU, for numbers of `kind`; the given functions on other platforms."""
+def _compiled(where, forward_kernel, backward_kernel, otherwise_forward, otherwise_backward):
+    """The scan as a pair of kernels on one platform, `where(kernel, otherwise, *inputs)`; plain JAX on others."""
 
     @jax.custom_vjp
     def scan(a, x, reset, h0):
-        def kernel(*inputs):
-            return ffi.call(f"linear_scan_forward_{kind}", ffi.like(x, h0), *inputs)
-
-        return ffi.on_cpu(kernel, otherwise_forward, a, x, ffi.flags(reset, x), h0)
+        return where(forward_kernel, otherwise_forward, a, x, ffi.flags(reset, x), h0)
 
     def forward(a, x, reset, h0):
         h, last = scan(a, x, reset, h0)
@@ -179,37 +228,57 @@ def _cpp(kind, otherwise_forward, otherwise_backward):
 
     def backward(residuals, cotangents):
         a, reset, h0, h = residuals
-        constant = a.ndim == 1
-
-        def kernel(*inputs):
-            results = *ffi.like(h0 if constant else a), *ffi.like(h, h0)  # da of each row where all steps share one `a`
-            da, dx, dh0 = ffi.call(f"linear_scan_backward_{kind}", results, *inputs)
-            return (da.sum(0) if constant else da), dx, dh0
-
-        da, dx, dh0 = ffi.on_cpu(kernel, otherwise_backward, a, ffi.flags(reset, h), h0, h, *cotangents)
+        inputs = a, ffi.flags(reset, h), h0, h, *cotangents
+        da, dx, dh0 = where(backward_kernel, otherwise_backward, *inputs)
         return da, dx, None, dh0
 
     scan.defvjp(forward, backward)
     return scan
 
 
-def _backward_arrays(a, reset, h0, h, *cotangents):
-    da, dx, _, dh0 = _backward((a, reset, h0, h), cotangents)
-    return da, dx, dh0
+def _forward_cpp(kind, a, x, reset, h0):
+    return ffi.call(f"linear_scan_forward_{kind}", ffi.like(x, h0), a, x, reset, h0)
 
 
-def _planes_elsewhere(a, x, reset, h0):
-    h, last = _scan(join(a), join(x), reset, join(h0))
+def _backward_cpp(kind, a, reset, h0, h, g, g_last):
+    constant = a.ndim == 1
+    results = *ffi.like(h0 if constant else a), *ffi.like(h, h0)  # da of each row where all steps share one `a`
+    da, dx, dh0 = ffi.call(f"linear_scan_backward_{kind}", results, a, reset, h0, h, g, g_last)
+    return (da.sum(0) if constant else da), dx, dh0
+
+
+def _forward_gpu(kind, *inputs):
+    return mosaic.load("linear").forward(kind, *inputs)
+
+
+def _backward_gpu(kind, *inputs):
+    return mosaic.load("linear").backward(kind, *inputs)
+
+
+def _planes_elsewhere(scan, a, x, reset, h0):
+    h, last = scan(join(a), join(x), reset, join(h0))
     return split(h), split(last)
 
 
-def _planes_backward_elsewhere(a, reset, h0, h, *cotangents):
+def _planes_backward_elsewhere(backward, a, reset, h0, h, *cotangents):
     # The gradient in two real planes is the conjugate of JAX's complex cotangent.
     complex_cotangents = (join(g).conj() for g in cotangents)
-    gradients = _backward_arrays(join(a), reset, join(h0), join(h), *complex_cotangents)
+    gradients = backward(join(a), reset, join(h0), join(h), *complex_cotangents)
     return tuple(split(g.conj()) for g in gradients)
 
 
-_scan_real = _cpp("real", _scan, _backward_arrays)
-_scan_complex = _cpp("complex", _scan, _backward_arrays)
-_scan_planes = _cpp("planes", _planes_elsewhere, _planes_backward_elsewhere)
+def _each_kind(where, forward_kernel, backward_kernel, forward, backward):
+    """The scan of each kind of numbers; `forward` and `backward` are plain JAX."""
+    planes = partial(_planes_elsewhere, forward), partial(_planes_backward_elsewhere, backward)
+    otherwise = {"real": (forward, backward), "complex": (forward, backward), "planes": planes}
+    return {
+        kind: _compiled(where, partial(forward_kernel, kind), partial(backward_kernel, kind), *plain)
+        for kind, plain in otherwise.items()
+    }
+
+
+COMPILED = {
+    "ffi": _each_kind(ffi.on_cpu, _forward_cpp, _backward_cpp, _scan_plain, _backward_plain),
+    # What such a process compiles for anything but its GPUs is for its CPU.
+    "mosaic": _each_kind(mosaic.on_cuda, _forward_gpu, _backward_gpu, _scan, _backward_sequential),
+}

@@ -5,7 +5,8 @@ With `h' = select(reset[t], 0, h[t-1])`, per channel d and state n:
 
 All T states are `N` times larger than the input, so the backward pass keeps only those at chunk boundaries and
 recomputes a chunk at a time. The state is `(B, N, D)`: channels last is what vectorises. On a CPU the same is done by a
-C++ kernel (`selective_scan.cc`) that never lets a state leave the cache.
+C++ kernel (`selective_scan.cc`) that never lets a state leave the cache, on a GPU by one that keeps it in registers
+(`mosaic_selective.py`).
 """
 
 from functools import partial
@@ -14,14 +15,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import ffi
-from kernels.backends import clear, pick_backend, state_dtype
+from kernels import ffi, mosaic
+from kernels.backends import clear, compiled_backend, pick_backend, state_dtype
 
-BACKENDS = ("reference", "xla", "ffi")
+BACKENDS = ("reference", "xla", "ffi", "mosaic")
 CHANNEL_TASKS = 16
 """A batch smaller than this is also divided by channels, so that the C++ kernel has that many tasks for its threads."""
 TILE = 64
 """Channels that the C++ kernel takes at a time."""
+GPU_STATES = 32
+"""N beyond which a thread of the GPU kernel would have too few registers."""
+GPU_CHUNK_STATES = 128
+"""States of a channel that the GPU kernel keeps in shared memory in its backward pass: 64 KiB for 128 channels, so that
+with all else two blocks of channels fit on a multiprocessor."""
 
 
 def selective_scan(
@@ -47,9 +53,10 @@ def selective_scan(
         D: skip `(D,)`; None for no skip.
         reset: bool `(T, B)`, True where `u[t]` opens an episode; None for no reset.
         h0: state before the chunk `(B, N, D)`; None for zeros.
-        chunk: steps recomputed at a time in the backward pass of "xla" and "ffi".
+        chunk: steps recomputed at a time in the backward pass; "mosaic" takes fewer where N leaves no room for them.
         backend: "reference" (plain scan, plain autodiff), "xla" (hand-written chunked backward scan), "ffi" (C++ on a
-            CPU in float32, elsewhere as "xla") or "auto" ("ffi" where it can be had, else "xla").
+            CPU in float32, elsewhere as "xla"), "mosaic" (a kernel for Hopper GPUs and newer in float32 with N up to
+            32, elsewhere as "xla") or "auto" ("mosaic" on a GPU, "ffi" on a CPU where they can be had, else "xla").
 
     Returns:
         `y (T, B, D)` in the dtype of `u`, and the last state `(B, N, D)` in float32 or wider.
@@ -60,9 +67,13 @@ def selective_scan(
     if chunk < 1:
         raise ValueError(f"selective_scan: chunk must be at least 1, got {chunk}")
     dtype = state_dtype(u, dt, A)
-    backend = pick_backend(backend, BACKENDS, default="ffi")
+    backend = pick_backend(backend, BACKENDS, default=compiled_backend())
     if backend == "ffi":
         backend = ffi.if_loaded("selective_scan", dtype, (jnp.float32,))
+    if backend == "mosaic":
+        N = len(A)
+        backend = mosaic.if_available("selective", dtype, (jnp.float32,), u, A) if N <= GPU_STATES else "xla"
+        chunk = min(chunk, max(1, GPU_CHUNK_STATES // max(N, 1)))
     wide_u, dt, A, B, C = (array.astype(dtype) for array in (u, dt, A, B, C))
     h0 = jnp.zeros((u.shape[1], *A.shape), dtype) if h0 is None else h0.astype(dtype)
     scan = _scan if backend == "reference" else partial(SCANS[backend], min(chunk, u.shape[0]))
@@ -174,54 +185,72 @@ def _backward(chunk, residuals, cotangents):
 _scan_xla.defvjp(_forward, _backward)
 
 
+def _compiled(where, forward_kernel, training_kernel, backward_kernel):
+    """The scan as kernels on one platform, `where(kernel, otherwise, *inputs)`; plain JAX on others."""
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def scan(chunk, u, dt, A, B, C, reset, h0):
+        return where(partial(forward_kernel, chunk), _scan, u, dt, A, B, C, ffi.flags(reset, u), h0)
+
+    def forward(chunk, u, dt, A, B, C, reset, h0):
+        def otherwise(*inputs):
+            (y, last), (*_, boundaries) = _forward(chunk, *inputs)
+            return y, last, boundaries
+
+        inputs = u, dt, A, B, C, ffi.flags(reset, u), h0
+        y, last, boundaries = where(partial(training_kernel, chunk), otherwise, *inputs)
+        return (y, last), (u, dt, A, B, C, reset, boundaries)
+
+    def backward(chunk, residuals, cotangents):
+        u, dt, A, B, C, reset, boundaries = residuals
+
+        def otherwise(*inputs):
+            *inputs, g_y, g_last = inputs
+            *before_reset, _, dh0 = _backward(chunk, inputs, (g_y, g_last))
+            return *before_reset, dh0
+
+        inputs = u, dt, A, B, C, ffi.flags(reset, u), boundaries, *cotangents
+        *gradients, dh0 = where(partial(backward_kernel, chunk), otherwise, *inputs)
+        return *gradients, None, dh0
+
+    scan.defvjp(forward, backward)
+    return scan
+
+
 def _groups(batch, channels):
     """Into how many parts the C++ kernel divides the channels."""
     return min(-(-channels // TILE), max(1, CHANNEL_TASKS // max(batch, 1)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan_ffi(chunk, u, dt, A, B, C, reset, h0):
-    def kernel(*inputs):
-        return ffi.call("selective_scan_forward", ffi.like(u, h0), *inputs, groups=_groups(*u.shape[1:]))
-
-    return ffi.on_cpu(kernel, _scan, u, dt, A, B, C, ffi.flags(reset, u), h0)
+def _forward_cpp(chunk, u, *inputs):
+    h0 = inputs[-1]
+    return ffi.call("selective_scan_forward", ffi.like(u, h0), u, *inputs, groups=_groups(*u.shape[1:]))
 
 
-def _forward_ffi(chunk, u, dt, A, B, C, reset, h0):
-    def kernel(*inputs):
-        boundaries = jax.ShapeDtypeStruct((-(-len(u) // chunk), *h0.shape), h0.dtype)
-        results = *ffi.like(u, h0), boundaries
-        groups = _groups(*u.shape[1:])
-        return ffi.call("selective_scan_forward_for_training", results, *inputs, groups=groups, chunk=chunk)
-
-    def otherwise(*inputs):
-        (y, last), (*_, boundaries) = _forward(chunk, *inputs)
-        return y, last, boundaries
-
-    y, last, boundaries = ffi.on_cpu(kernel, otherwise, u, dt, A, B, C, ffi.flags(reset, u), h0)
-    return (y, last), (u, dt, A, B, C, reset, boundaries)
+def _training_cpp(chunk, u, *inputs):
+    h0 = inputs[-1]
+    boundaries = jax.ShapeDtypeStruct((-(-len(u) // chunk), *h0.shape), h0.dtype)
+    results = *ffi.like(u, h0), boundaries
+    groups = _groups(*u.shape[1:])
+    return ffi.call("selective_scan_forward_for_training", results, u, *inputs, groups=groups, chunk=chunk)
 
 
-def _backward_ffi(chunk, residuals, cotangents):
-    u, dt, A, B, C, reset, boundaries = residuals
-
-    def kernel(u, dt, A, B, C, reset, boundaries, g_y, g_last):
-        groups = _groups(*u.shape[1:])
-        sums = jax.ShapeDtypeStruct((groups, *B.shape), B.dtype)  # of each group of channels
-        results = *ffi.like(u, dt, g_last), sums, sums, *ffi.like(g_last)
-        inputs = u, dt, A, B, C, reset, boundaries, g_y, g_last
-        du, ddt, dA, dB, dC, dh0 = ffi.call("selective_scan_backward", results, *inputs, groups=groups, chunk=chunk)
-        return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dh0
-
-    def otherwise(*inputs):
-        *inputs, g_y, g_last = inputs
-        *before_reset, _, dh0 = _backward(chunk, inputs, (g_y, g_last))
-        return *before_reset, dh0
-
-    inputs = u, dt, A, B, C, ffi.flags(reset, u), boundaries, *cotangents
-    *gradients, dh0 = ffi.on_cpu(kernel, otherwise, *inputs)
-    return *gradients, None, dh0
+def _backward_cpp(chunk, u, dt, A, B, C, reset, boundaries, g_y, g_last):
+    groups = _groups(*u.shape[1:])
+    sums = jax.ShapeDtypeStruct((groups, *B.shape), B.dtype)  # of each group of channels
+    results = *ffi.like(u, dt, g_last), sums, sums, *ffi.like(g_last)
+    inputs = u, dt, A, B, C, reset, boundaries, g_y, g_last
+    du, ddt, dA, dB, dC, dh0 = ffi.call("selective_scan_backward", results, *inputs, groups=groups, chunk=chunk)
+    return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dh0
 
 
-_scan_ffi.defvjp(_forward_ffi, _backward_ffi)
-SCANS = {"xla": _scan_xla, "ffi": _scan_ffi}
+def _gpu(name, *options):
+    """A function of `mosaic_selective`, which is imported when it is called."""
+    return lambda chunk, *inputs: getattr(mosaic.load("selective"), name)(chunk, *options, *inputs)
+
+
+SCANS = {
+    "xla": _scan_xla,
+    "ffi": _compiled(ffi.on_cpu, _forward_cpp, _training_cpp, _backward_cpp),
+    "mosaic": _compiled(mosaic.on_cuda, _gpu("forward", False), _gpu("forward", True), _gpu("backward")),
+}
