@@ -152,8 +152,9 @@ def test_every_memory_and_option_is_documented_with_its_default():
     for memory, options in documented.items():
         for option, text in options.items():
             default = memory_options(memory)[option]
-            shown = default if isinstance(default, str) else {"2 pi": 2 * np.pi}.get(text) or type(default)(text)
-            assert shown == (text if isinstance(default, str) else default), (memory, option)
+            words: dict[str, Any] = {"2 pi": 2 * np.pi, "false": False, "true": True}
+            shown = words[text] if text in words else type(default)(text)
+            assert shown == default, (memory, option)
 
 
 def test_state_sizes_of_memories():
