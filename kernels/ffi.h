@@ -11,7 +11,17 @@
 #include <memory>
 #include <mutex>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
+
+#ifdef __clang__
+#define ENGRAM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // GCC has the other one from version 12 on only
+#define ENGRAM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IntVector{__VA_ARGS__})
+#endif
 
 namespace engram {
 
@@ -41,18 +51,45 @@ inline void Store(float* to, const Vector& v, int64_t valid) {
   }
 }
 
-inline float Sum(const Vector& v) {
-  typedef float Half __attribute__((vector_size(32)));
-  typedef float Quarter __attribute__((vector_size(16)));
-  Half low, high;
-  std::memcpy(&low, &v, 32);
-  std::memcpy(&high, reinterpret_cast<const char*>(&v) + 32, 32);
-  const Half eight = low + high;
-  Quarter left, right;
-  std::memcpy(&left, &eight, 16);
-  std::memcpy(&right, reinterpret_cast<const char*>(&eight) + 16, 16);
-  const Quarter four = left + right;
-  return (four[0] + four[2]) + (four[1] + four[3]);
+// Past the cache, straight to memory: a line that is written whole need not be read first. `to` is a multiple of 64 bytes.
+inline void Stream(float* to, const Vector& v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, reinterpret_cast<const __m512&>(v));
+#elif defined(__SSE2__)
+  for (int i = 0; i < 4; ++i) _mm_stream_ps(to + 4 * i, reinterpret_cast<const __m128*>(&v)[i]);
+#else
+  std::memcpy(to, &v, sizeof(v));
+#endif
+}
+
+// What was streamed is in memory for all threads to see.
+inline void FinishStreams() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
+
+// Lane i is the sum of the lanes of `rows[i]`: 45 operations for 16 sums, where one alone takes a dozen.
+inline Vector SumEach(const Vector rows[kLanes]) {
+  Vector eight[8], four[4], two[2];
+  for (int i = 0; i < 8; ++i) {
+    const Vector a = rows[i], b = rows[i + 8];
+    eight[i] = ENGRAM_SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               ENGRAM_SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Vector a = eight[i], b = eight[i + 4];
+    four[i] = ENGRAM_SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+              ENGRAM_SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const Vector a = four[i], b = four[i + 2];
+    two[i] = ENGRAM_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+             ENGRAM_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+  const Vector a = two[0], b = two[1];
+  return ENGRAM_SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+         ENGRAM_SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
 // 2^x to 1.2 units in the last place. Exactly 1 at 0, 0 below 2^-126.5, infinite above 2^127.5; NaN stays NaN.

@@ -117,6 +117,9 @@ void Backward(const Sizes& s, const Place& at, const Inputs& in, const float* st
   std::vector<Vector> buffer(3 * tile + 2 * chunk * tile);
   Vector *A = buffer.data(), *back = A + tile, *dA = back + tile;
   Vector *states = dA + tile, *decays = states + chunk * tile;
+  const int64_t padded = (s.N + kLanes - 1) / kLanes * kLanes;
+  std::vector<Vector> products(2 * padded);  // gradients of B[n] and C[n], to be summed over channels
+  Vector *dB_rows = products.data(), *dC_rows = dB_rows + padded;
   const int64_t row = (at.outer * s.B + at.row) * s.N * s.D, chunks = (s.T + chunk - 1) / chunk;
   const int64_t sequence = at.outer * s.T * s.B * s.D + at.row * s.D;
   // Groups of channels write sums of their own, (..., groups, T, B, N), which the caller adds up.
@@ -179,8 +182,12 @@ void Backward(const Sizes& s, const Place& at, const Inputs& in, const float* st
             dA[i] += d_exponent * dt[v];
             back[i] = dh * decay[i];
           }
-          dB[t * s.B * s.N + n] += Sum(dB_n);
-          dC[t * s.B * s.N + n] += Sum(dC_n);
+          dB_rows[n] = dB_n, dC_rows[n] = dC_n;
+        }
+        for (int64_t n = 0; n < s.N; n += kLanes) {
+          float *to_B = dB + t * s.B * s.N + n, *to_C = dC + t * s.B * s.N + n;
+          Store(to_B, Load(to_B, s.N - n) + SumEach(dB_rows + n), s.N - n);
+          Store(to_C, Load(to_C, s.N - n) + SumEach(dC_rows + n), s.N - n);
         }
         if (in.reset[t * s.B]) std::fill_n(back, tile, Vector{});
         for (int64_t v = 0; v < kVectors; ++v) {

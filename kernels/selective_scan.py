@@ -40,7 +40,7 @@ def selective_scan(
     reset: jax.Array | None = None,
     h0: jax.Array | None = None,
     *,
-    chunk: int = 16,
+    chunk: int = 32,
     backend: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Scan the selective state space over a chunk.
