@@ -92,14 +92,23 @@ inline Vector SumEach(const Vector rows[kLanes]) {
          ENGRAM_SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
-// 2^x to 1.2 units in the last place. Exactly 1 at 0, 0 below 2^-126.5, infinite above 2^127.5; NaN stays NaN.
+// 2^x to 1.2 units in the last place. Exactly 1 at 0, at most 2^-127 below that, infinite from 2^128 on; NaN stays NaN.
 inline Vector Exp2(Vector x) {
+#ifdef __AVX512F__
+  // A third fewer instructions, which is what a selective scan spends its time on. Given a NaN, both return it.
+  __m512 wide = reinterpret_cast<const __m512&>(x);
+  wide = _mm512_min_ps(_mm512_set1_ps(128.0f), _mm512_max_ps(_mm512_set1_ps(-127.0f), wide));
+  const __m512 nearest = _mm512_roundscale_ps(wide, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 rest = wide - nearest;
+  const Vector f = reinterpret_cast<const Vector&>(rest);
+#else
   // NaN fails both comparisons and passes.
   x = x < -127.0f ? Vector{} - 127.0f : x;
   x = x > 128.0f ? Vector{} + 128.0f : x;
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the significand.
   const Vector shifted = x + 12582912.0f;
   const Vector f = x - (shifted - 12582912.0f);
+#endif
   // (2^f - 1) / f on [-1/2, 1/2], minimax (error 2e-9).
   Vector p = f * 0.00015353361959569156f + 0.0013398873852565885f;
   p = p * f + 0.00961843691766262f;
@@ -107,12 +116,17 @@ inline Vector Exp2(Vector x) {
   p = p * f + 0.24022647738456726f;
   p = p * f + 0.6931471824645996f;
   p = p * f + 1.0f;
+#ifdef __AVX512F__
+  const __m512 scaled = _mm512_scalef_ps(reinterpret_cast<const __m512&>(p), nearest);
+  return reinterpret_cast<const Vector&>(scaled);
+#else
   IntVector bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   bits = (bits << 23) + (127 << 23);
   Vector scale;
   std::memcpy(&scale, &bits, sizeof(scale));
   return p * scale;
+#endif
 }
 
 // Runs task(0) ... task(count - 1) on XLA's thread pool and in the calling thread; returns when all are done. A task that
