@@ -283,9 +283,14 @@ PROBLEMS = {
         cpp="selective_scan",
         torch=torch_selective,
     ),
-    "gla": Problem("gla_scan, a decay per head", HEADS, gla_inputs, gla, ("xla", "reference")),
+    "gla": Problem("gla_scan, a decay per head", HEADS, gla_inputs, gla, CPP, cpp="gla_scan"),
     "gla-rows": Problem(
-        "gla_scan, a decay per row of the state", HEADS, partial(gla_inputs, per_row=True), gla, ("xla", "reference")
+        "gla_scan, a decay per row of the state",
+        HEADS,
+        partial(gla_inputs, per_row=True),
+        gla,
+        CPP,
+        cpp="gla_scan",
     ),
     "delta": Problem("delta_scan", HEADS, delta_inputs, delta, ("xla", "reference")),
     "aaren": Problem("aaren_scan", HEADS, aaren_inputs, aaren, ("xla", "reference")),

@@ -5,17 +5,20 @@ With `S' = select(reset[t], 0, S[t-1])`, per head:
 
 One decay for a head: the state-space duality of Mamba-2 (Dao and Gu 2024). One for each row of the state: GLA (Yang et
 al. 2024). Step by step a state of K V numbers is read and written for every K + V of input; in chunks most of the
-work becomes matrix products, and only the states between chunks are ever made.
+work becomes matrix products, and only the states between chunks are ever made. On a CPU a C++ kernel (`gla_scan.cc`)
+goes step by step and keeps the state in the cache: that is faster still, and no state is ever stored.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import chunks
+from kernels import chunks, ffi
 from kernels.backends import clear, pick_backend, state_dtype
 
-BACKENDS = ("reference", "xla")
+BACKENDS = ("reference", "xla", "ffi")
 
 
 def gla_scan(
@@ -41,7 +44,8 @@ def gla_scan(
         reset: bool `(T, B)`, True where step t opens an episode; None for no reset.
         h0: state before the sequence `(B, H, K, V)`; None for zeros.
         chunk: steps taken together by "xla", a power of 2; None for 16 on a CPU and 64 elsewhere.
-        backend: "reference" (plain scan, plain autodiff), "xla" (matrix products within chunks) or "auto".
+        backend: "reference" (plain scan, plain autodiff), "xla" (matrix products within chunks), "ffi" (C++ on a CPU in
+            float32, elsewhere as "xla") or "auto" ("ffi" on a CPU where it can be had, else "xla").
 
     Returns:
         `y (T, B, H, V)` in the dtype of `v`, and the last state `(B, H, K, V)` in float32 or wider.
@@ -49,15 +53,14 @@ def gla_scan(
     Raises:
         ValueError: unknown backend, or a chunk that is not a power of 2.
     """
-    backend = pick_backend(backend, BACKENDS, default="xla")
+    backend = pick_backend(backend, BACKENDS, default="ffi")
     chunk = chunks.pick_chunk(chunk, len(q))
     dtype = state_dtype(q, k, v, log_decay)
+    if backend == "ffi":
+        backend = ffi.if_loaded("gla_scan", dtype, (jnp.float32,))
     h0 = jnp.zeros((*v.shape[1:3], k.shape[-1], v.shape[-1]), dtype) if h0 is None else h0.astype(dtype)
-    sequence = (q.astype(dtype), k.astype(dtype), v.astype(dtype), log_decay.astype(dtype), reset)
-    if backend == "xla":
-        y, last = chunks.over_time(_chunked, sequence, h0, chunk)
-    else:
-        y, last = _scan(*sequence, h0)
+    scan = {"reference": _scan, "xla": partial(_scan_xla, chunk), "ffi": partial(_scan_ffi, chunk)}[backend]
+    y, last = scan(*(x.astype(dtype) for x in (q, k, v, log_decay)), reset, h0)
     return y.astype(v.dtype), last
 
 
@@ -98,3 +101,45 @@ def _chunked(q, k, v, log_decay, reset, h0, chunk):
     last, seen = lax.scan(advance, h0, (writes, c.whole, c.passes, c.begun))
     y = within + jnp.where(c.begun, (q * c.from_start) @ seen, 0)
     return chunks.merge(y, steps), last
+
+
+def _scan_xla(chunk, q, k, v, log_decay, reset, h0):
+    return chunks.over_time(_chunked, (q, k, v, log_decay, reset), h0, chunk)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan_ffi(chunk, q, k, v, log_decay, reset, h0):
+    def kernel(q, k, v, log_decay, reset, h0):
+        log_decay = log_decay.reshape(*v.shape[:-1], -1)
+        return ffi.call("gla_scan_forward", ffi.like(v, h0), q, k, v, log_decay, reset, h0)
+
+    return ffi.on_cpu(kernel, partial(_scan_xla, chunk), q, k, v, log_decay, ffi.flags(reset, v), h0)
+
+
+def _forward(chunk, *inputs):
+    return _scan_ffi(chunk, *inputs), inputs
+
+
+def _backward(chunk, inputs, cotangents):
+    q, k, v, log_decay, reset, h0 = inputs
+
+    def kernel(q, k, v, log_decay, reset, h0, g, g_last):
+        decays = log_decay.reshape(*v.shape[:-1], -1)
+        of_head = jax.ShapeDtypeStruct((*v.shape[:-1], q.shape[-1]), q.dtype)
+        results = of_head, of_head, *ffi.like(v, decays, h0)
+        dq, dk, dv, d_decays, dh0 = ffi.call("gla_scan_backward", results, q, k, v, decays, reset, h0, g, g_last)
+        if q.shape != of_head.shape:  # one query and key for all heads
+            dq, dk = dq.sum(-2, keepdims=True), dk.sum(-2, keepdims=True)
+        return dq, dk, dv, d_decays.reshape(log_decay.shape), dh0
+
+    def otherwise(q, k, v, log_decay, reset, h0, *cotangents):
+        def scan(q, k, v, log_decay, h0):
+            return _scan_xla(chunk, q, k, v, log_decay, reset, h0)
+
+        return jax.vjp(scan, q, k, v, log_decay, h0)[1](cotangents)
+
+    *gradients, dh0 = ffi.on_cpu(kernel, otherwise, q, k, v, log_decay, ffi.flags(reset, v), h0, *cotangents)
+    return *gradients, None, dh0
+
+
+_scan_ffi.defvjp(_forward, _backward)
