@@ -10,16 +10,20 @@ import platform
 
 # <malloc.h>; the values are C ints.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-# One arena: those of other threads are at most 64 MiB, and a larger block would still be mapped afresh.
-SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20), (M_ARENA_MAX, 1))
+SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20))
 
 
-def keep_freed_memory() -> bool:
-    """Large blocks come from one heap, which grows by 256 MiB at a time and never shrinks: the process holds the most
-    that it ever used. Call it once, before the first computation: threads that have a heap of their own keep it.
+def keep_freed_memory(one_arena: bool = False) -> bool:
+    """Large blocks come from the heap, which grows by 256 MiB at a time and never shrinks: the process holds the most
+    that it ever used. Call it once, before large arrays are made.
 
     Does nothing where the C library is not glibc, or where the user set `MALLOC_...` or `GLIBC_TUNABLES` in the
     environment (`MALLOC_ARENA_MAX=8`, say, keeps the system's defaults).
+
+    Args:
+        one_arena: the same for blocks above 64 MiB that other threads than the first one take; before the first
+            computation, as threads that have an arena keep it. Threads then wait for each other on small blocks: PPO with
+            small networks loses a third of its speed, while kernels over arrays that large run twice as fast.
 
     Returns:
         whether the allocator took the settings.
@@ -27,4 +31,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     libc = ctypes.CDLL(None)
-    return [libc.mallopt(parameter, value) for parameter, value in SETTINGS] == [1] * len(SETTINGS)
+    settings = (*SETTINGS, (M_ARENA_MAX, 1)) if one_arena else SETTINGS
+    return [libc.mallopt(parameter, value) for parameter, value in settings] == [1] * len(settings)

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from kernels import ffi
+from kernels.gla_scan import gla_scan
 from kernels.linear_scan import linear_scan_planes
 from kernels.selective_scan import selective_scan
 from tests.kernels.cases import CASES
@@ -56,6 +59,45 @@ def test_all_shapes_match_float64(T, B, D, N, chunk):
         ours = run(jax.tree.map(np.float32, arrays), reset, "ffi", chunk)
         assert {x.dtype for x in jax.tree.leaves(ours)} == {jnp.dtype("float32")}
         assert relative(ours, truth) < 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("K", "V", "heads", "key_heads", "rows"),
+    [
+        (1, 1, 1, 1, False),
+        (16, 64, 2, 2, False),  # whole vectors, one tile of columns
+        (19, 130, 3, 1, False),  # three tiles, the last with two columns; one key for all heads
+        (33, 70, 2, 2, True),
+    ],
+)
+def test_all_sizes_of_gla_scan_match_float64(K, V, heads, key_heads, rows):
+    T, B = 21, 2
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, T, B, key_heads, K)) / np.sqrt(K)
+    v, h0 = rng.normal(size=(T, B, heads, V)), rng.normal(size=(B, heads, K, V))
+    log_decay = -np.exp(rng.normal(size=(T, B, heads, K) if rows else (T, B, heads)))
+    reset = rng.random((T, B)) < 0.1
+
+    @partial(jax.jit, static_argnums=1)
+    def run(arrays, backend):
+        out, vjp = jax.vjp(lambda *xs: gla_scan(*xs[:4], reset, xs[4], backend=backend), *arrays)
+        return out, vjp(jax.tree.map(jnp.cos, out))
+
+    arrays = q, k, v, log_decay, h0
+    with jax.enable_x64(True):
+        truth = run(arrays, "reference")
+        narrow = jax.tree.map(np.float32, arrays)
+        assert relative(run(narrow, "ffi"), truth) < 2e-6
+        # The same by chunks: keys shared by all heads are another shape of product there.
+        assert relative(run(narrow, "xla"), truth) < 2e-6
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ffi.COMPILERS)), reason="no compiler here")
+@pytest.mark.parametrize("name", [file.stem for file in ffi.SOURCES.glob("*.cc")])
+def test_every_kernel_builds(name):
+    """One that does not would fall back, and pass every other test."""
+    assert ffi.load(name)
 
 
 @needs_compiler

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource, sys, threading
 from kernels.malloc import keep_freed_memory
-took = keep_freed_memory() if sys.argv[1] == "keep" else None
+took = keep_freed_memory(one_arena=True) if sys.argv[1] == "keep" else None
 def run():
     global faults
     for _ in range(4):
