@@ -7,7 +7,7 @@ in the folder `--out`. A problem is a kernel with its sizes, or a whole layer; i
 kernel and what one would write instead. The first contender is ours (what `backend="auto"` takes).
 
 All contenders of a problem run in one process, in rounds; in a round each runs once, in an order drawn anew, so that a
-noisy machine is noisy for all. Freed memory is kept (`kernels.malloc`), for all alike.
+noisy machine is noisy for all. Freed memory is kept, in one arena (`kernels.malloc`), for all alike.
 
 - wall: minimum / median milliseconds. Their ratio to ours is that of medians.
 - CPU: minimum milliseconds of the process, all threads.
@@ -624,7 +624,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.torch and not importlib.util.find_spec("torch"):
         sys.exit("error: --torch needs PyTorch (python -m pip install torch)")
 
-    kept = keep_freed_memory()
+    kept = keep_freed_memory(one_arena=True)  # the arrays of 1024 steps are larger than 64 MiB
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "kernels.md").open("w") as file:
 
