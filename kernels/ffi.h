@@ -93,6 +93,9 @@ inline Vector SumEach(const Vector rows[kLanes]) {
 }
 
 // 2^x to 1.2 units in the last place. Exactly 1 at 0, at most 2^-127 below that, infinite from 2^128 on; NaN stays NaN.
+#ifdef __AVX512F__
+__attribute__((always_inline))  // GCC 12: selective scans twice as fast with it, and half as fast where there is no AVX-512
+#endif
 inline Vector Exp2(Vector x) {
 #ifdef __AVX512F__
   // A third fewer instructions, which is what a selective scan spends its time on. Given a NaN, both return it.
