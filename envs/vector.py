@@ -44,7 +44,8 @@ class Vectorised(VectorEnvironment):
     A reset costs many steps in some environments, and out of step with each other a few of the episodes end at every
     step. So each environment keeps a spare opening. When one needs a spare that it has used, all used spares are made
     afresh in one batched reset: spare `b` made in `step(key, ...)` is `env.reset(reset_key(key, b), params)`. Where
-    episodes have one length, no reset is ever wasted. With `env.cheap_reset` on an accelerator, which would wait for
+    episodes have one length, no reset is ever wasted. (Where `params` change from step to step, a spare is from the
+    earlier ones.) With `env.cheap_reset` on an accelerator, which would wait for
     the condition of a loop, every step makes resets with those same keys, uses them at once, and keeps none.
     """
 
@@ -76,7 +77,8 @@ class Vectorised(VectorEnvironment):
         obs, state = jax.vmap(self.env.reset, (0, None))(jax.random.split(key, self.num_envs), params)
         if not self.keeps_spares:
             return obs, VectorisedState(state, None, None)
-        return obs, VectorisedState(state, (obs, state), jnp.ones(self.num_envs, bool))
+        # Copies: outside jit one array in two places could not be donated.
+        return obs, VectorisedState(state, jax.tree.map(jnp.copy, (obs, state)), jnp.ones(self.num_envs, bool))
 
     def step(self, key: jax.Array, state: VectorisedState, action: Any, params: Any):
         # Keys are derived where they are used: XLA drops the hashing of those that an environment ignores.

@@ -29,6 +29,17 @@ def pick_backend(backend: str, available: Sequence[str], default: str) -> str:
     return backend
 
 
+def check_shapes(kernel: str, **arrays: tuple[jax.Array | None, tuple[int, ...]]) -> None:
+    """Compiled kernels trust shapes, so they are checked first: `name=(array or None, the shape it must have)`.
+
+    Raises:
+        ValueError: an array has another shape.
+    """
+    for name, (array, shape) in arrays.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{kernel}: {name} has shape {array.shape}, not {shape}")
+
+
 def compiled_backend() -> str:
     """The backend whose kernels are compiled for the default device: "mosaic" on a GPU, "ffi" on anything else."""
     return "mosaic" if jax.default_backend() == "gpu" else "ffi"

@@ -26,7 +26,7 @@ def pick_chunk(chunk: int | None, steps: int) -> int:
         chunk = 16 if jax.default_backend() == "cpu" else 64
     if chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk must be a power of 2, got {chunk}")
-    return min(chunk, 1 << (steps - 1).bit_length())
+    return min(chunk, 1 << max(steps - 1, 0).bit_length())
 
 
 def over_time(scan: Callable, sequence: Any, h0: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels import chunks
-from kernels.backends import clear, pick_backend, state_dtype
+from kernels.backends import check_shapes, clear, pick_backend, state_dtype
 
 BACKENDS = ("reference", "xla")
 
@@ -38,8 +38,8 @@ def delta_scan(
 ) -> tuple[jax.Array, jax.Array]:
     """Scan over a sequence.
 
-    A NaN before a reset can reach the other steps of its chunk, by `0 * NaN` in a product; later chunks are safe, and
-    so is all that follows a reset at step 0.
+    A NaN before a reset can reach the other steps of its chunk, by `0 * NaN` in a product, and where it is in a key or
+    `beta` of the chunk of the reset, the state after it. What follows a reset at step 0 is safe.
 
     Args:
         q: queries `(T, B, H, K)`.
@@ -64,6 +64,14 @@ def delta_scan(
     chunk = chunks.pick_chunk(chunk, len(q) * n_householder)
     if k.ndim != (4 if n_householder == 1 else 5) or (k.ndim == 5 and k.shape[2] != n_householder):
         raise ValueError(f"delta_scan: keys of shape {k.shape} do not fit n_householder={n_householder}")
+    T, B, H, K = q.shape
+    V = v.shape[-1]
+    decays = (T, B, H) if log_decay is None or log_decay.ndim == 3 else (T, B, H, K)
+    several = (T, B, H) if n_householder == 1 else (T, B, n_householder, H)
+    check_shapes("delta_scan", k=(k, (*several, K)), v=(v, (*several, V)), beta=(beta, several))
+    check_shapes("delta_scan", log_decay=(log_decay, decays), reset=(reset, (T, B)), h0=(h0, (B, H, K, V)))
+    if not q.size or not V:
+        backend = "reference"
     dtype = state_dtype(q, k, v, beta)
     h0 = jnp.zeros((k.shape[1], *k.shape[-2:], v.shape[-1]), dtype) if h0 is None else h0.astype(dtype)
     log_decay = jnp.zeros((*q.shape[:3],), dtype) if log_decay is None else log_decay.astype(dtype)
@@ -132,17 +140,20 @@ def _chunked(q, k, v, beta, log_decay, reset, h0, chunk):
     q, k, v, beta = (chunks.split(x, chunk) for x in (q, k, v, beta[..., None]))
     solve = _inverse(jnp.tril(beta * chunks.decayed_products(k, k, c), -1))
     of_values = solve @ (beta * v)
+    writes = solve @ jnp.where(c.ends, beta * v, 0)  # of the episode that reaches the chunk's end alone
     of_state = solve @ jnp.where(c.begun, beta * k * c.from_start, 0)
     # Selects on both sides: `0 * NaN` would carry a NaN over the end of the chunk.
     keys = jnp.swapaxes(jnp.where(c.ends, k * c.to_end, 0), -1, -2)
 
     def advance(h, now):
-        of_values, of_state, keys, ends, whole, passes, begun = now
+        of_values, writes, of_state, keys, ends, whole, passes, begun = now
         seen = jnp.where(begun[..., :1, :], h, 0)
-        u = of_values - of_state @ seen
-        return jnp.where(passes, whole * seen, 0) + keys @ jnp.where(ends, u, 0), (seen, u)
+        from_state = jnp.where(begun, of_state @ seen, 0)
+        last = jnp.where(passes, whole * seen, 0) + keys @ jnp.where(ends, writes - from_state, 0)
+        return last, (seen, of_values - from_state)
 
-    last, (seen, u) = lax.scan(advance, h0, (of_values, of_state, keys, c.ends, c.whole, c.passes, c.begun))
+    sequence = of_values, writes, of_state, keys, c.ends, c.whole, c.passes, c.begun
+    last, (seen, u) = lax.scan(advance, h0, sequence)
     y = chunks.decayed_products(q, k, c) @ u + jnp.where(c.begun, (q * c.from_start) @ seen, 0)
     return chunks.merge(y, steps), last
 

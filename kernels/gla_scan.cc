@@ -4,10 +4,10 @@
 // in the first-level cache: K rows of 4 vectors. Columns do not meet in the forward pass, and in the backward pass only
 // in sums over them.
 //
-// The backward pass never stores a state. Going forwards again it makes the gradient of q, which needs the state; going
-// backwards it carries the gradient G of the state and makes those of k and v. The gradient of a decay, the product of
-// a[t] S[t-1] and G[t] summed over columns, follows from these (Yang et al. 2024): S[t] G[t] is q dq and the same of step
-// t + 1, and without k dk it is what came from before the step.
+// The backward pass goes forwards once more, for the gradient of q, and keeps the state every 16 steps. Then it goes
+// backwards with the gradient G of the state, which makes those of k and v, and makes the faded states a[t] S[t-1] of 16
+// steps again: their product with G is the gradient of the decay. (That gradient also follows from q dq and k dk alone, as a
+// running difference. Where decays are strong nothing is left of it in float32.)
 //
 // Arrays are (..., T, B, heads, features): leading axes come from vmap and are rows like any other.
 
@@ -21,6 +21,7 @@ namespace {
 
 constexpr int64_t kVectors = 4;
 constexpr int64_t kTile = kVectors * kLanes;
+constexpr int64_t kStretch = 16;
 constexpr float kLog2E = 1.44269504088896340736f;
 
 struct Sizes {
@@ -102,10 +103,10 @@ struct Tile {
     }
   }
 
-  // to[i] += the sum of the lanes of sums[i].
-  void AddSums(float* to) const {
+  // to[i] += the sum of the lanes of rows[i].
+  void AddSums(const Vector* rows, float* to) const {
     for (int64_t i = 0; i < K; i += kLanes)
-      engram::Store(to + i, engram::Load(to + i, K - i) + SumEach(&sums[i]), K - i);
+      engram::Store(to + i, engram::Load(to + i, K - i) + SumEach(rows + i), K - i);
   }
 };
 
@@ -145,12 +146,16 @@ void Backward(const Sizes& s, const Head& at, const float* h0, const float* g, c
     std::fill_n(dq + t * keys, s.K, 0.0f);
     std::fill_n(dk + t * keys, s.K, 0.0f);
   }
-  std::vector<float> through(s.Padded(), 0.0f);  // sum over columns of a[t+1] S[t] G[t+1], S G after the last step
+  float* d_log_decay = out.d_log_decay + at.own_decays;
+  for (int64_t t = 0; t < s.T; ++t) std::fill_n(d_log_decay + t * at.decays, s.decays, 0.0f);
+  const int64_t cells = s.K * kVectors;
+  std::vector<Vector> starts((s.T + kStretch - 1) / kStretch * cells), stretch(kStretch * cells), products(s.Padded());
   for (int64_t first = 0; first < s.V; first += kTile) {
     Tile tile(s, first);
     Vector *state = tile.state.data(), *sums = tile.sums.data();
     tile.Load(h0 + at.state + first, s.V);
     for (int64_t t = 0; t < s.T; ++t) {
+      if (t % kStretch == 0) std::copy_n(state, cells, &starts[t / kStretch * cells]);
       if (at.reset[t * at.rows]) tile.Clear();
       tile.Fade(s, at.log_decay + t * at.decays);
       const float *k = at.k + t * at.keys, *decay = tile.decay.data();
@@ -166,57 +171,57 @@ void Backward(const Sizes& s, const Head& at, const float* h0, const float* g, c
         }
         sums[i] = sum;
       }
-      tile.AddSums(dq + t * keys);
+      tile.AddSums(sums, dq + t * keys);
     }
-    for (int64_t i = 0; i < s.K; ++i) {
-      sums[i] = Vector{};
-      for (int64_t j = 0; j < kVectors; ++j)
-        sums[i] += state[i * kVectors + j] *
-                   Load(g_last + at.state + i * s.V + first + j * kLanes, tile.valid - j * kLanes);
-    }
-    tile.AddSums(through.data());
-
     tile.Load(g_last + at.state + first, s.V);  // from here on the gradient of the state
-    for (int64_t t = s.T - 1; t >= 0; --t) {
-      tile.Fade(s, at.log_decay + t * at.decays);
-      const float *q = at.q + t * at.keys, *k = at.k + t * at.keys, *decay = tile.decay.data();
-      Vector v[kVectors], g_t[kVectors], dv[kVectors] = {};
-      tile.LoadColumns(v, at.v + t * at.values + first);
-      tile.LoadColumns(g_t, g + at.own_values + t * at.values + first);
-      for (int64_t i = 0; i < s.K; ++i) {
-        Vector sum = {};
-        for (int64_t j = 0; j < kVectors; ++j) {
-          Vector& cell = state[i * kVectors + j];
-          const Vector total = cell + g_t[j] * q[i];
-          sum += total * v[j];
-          dv[j] += total * k[i];
-          cell = total * decay[i];
+    for (int64_t begin = (s.T - 1) / kStretch * kStretch; begin >= 0; begin -= kStretch) {
+      const int64_t end = std::min(s.T, begin + kStretch);
+      Vector* now = &starts[begin / kStretch * cells];
+      for (int64_t t = begin; t < end; ++t) {  // stretch[t - begin]: the state before step t, cleared by its reset, faded
+        if (at.reset[t * at.rows]) std::fill_n(now, cells, Vector{});
+        tile.Fade(s, at.log_decay + t * at.decays);
+        const float *k = at.k + t * at.keys, *decay = tile.decay.data();
+        Vector v[kVectors], *faded = &stretch[(t - begin) * cells];
+        tile.LoadColumns(v, at.v + t * at.values + first);
+        for (int64_t i = 0; i < s.K; ++i) {
+          for (int64_t j = 0; j < kVectors; ++j) {
+            const int64_t cell = i * kVectors + j;
+            faded[cell] = now[cell] * decay[i];
+            now[cell] = faded[cell] + v[j] * k[i];
+          }
         }
-        sums[i] = sum;
       }
-      tile.AddSums(dk + t * keys);
-      tile.StoreColumns(out.dv + at.own_values + t * at.values + first, dv);
-      if (at.reset[t * at.rows]) tile.Clear();
+      for (int64_t t = end - 1; t >= begin; --t) {
+        tile.Fade(s, at.log_decay + t * at.decays);
+        const float *q = at.q + t * at.keys, *k = at.k + t * at.keys, *decay = tile.decay.data();
+        const Vector* faded = &stretch[(t - begin) * cells];
+        Vector v[kVectors], g_t[kVectors], dv[kVectors] = {}, all = {};
+        tile.LoadColumns(v, at.v + t * at.values + first);
+        tile.LoadColumns(g_t, g + at.own_values + t * at.values + first);
+        for (int64_t i = 0; i < s.K; ++i) {
+          Vector sum = {}, product = {};
+          for (int64_t j = 0; j < kVectors; ++j) {
+            Vector& cell = state[i * kVectors + j];
+            const Vector total = cell + g_t[j] * q[i];
+            sum += total * v[j];
+            product += total * faded[i * kVectors + j];
+            dv[j] += total * k[i];
+            cell = total * decay[i];
+          }
+          sums[i] = sum, products[i] = product;
+          all += product;
+        }
+        tile.AddSums(sums, dk + t * keys);
+        if (s.decays == 1) {
+          for (int64_t lane = 0; lane < kLanes; ++lane) d_log_decay[t * at.decays] += all[lane];
+        } else {
+          tile.AddSums(products.data(), d_log_decay + t * at.decays);
+        }
+        tile.StoreColumns(out.dv + at.own_values + t * at.values + first, dv);
+        if (at.reset[t * at.rows]) tile.Clear();
+      }
     }
     tile.Store(out.dh0 + at.state + first, s.V);
-  }
-  float* d_log_decay = out.d_log_decay + at.own_decays;
-  for (int64_t t = s.T - 1; t >= 0; --t) {
-    const float *q = at.q + t * at.keys, *k = at.k + t * at.keys;
-    float *dq_t = dq + t * keys, *dk_t = dk + t * keys, *to = d_log_decay + t * at.decays;
-    if (at.reset[t * at.rows]) {
-      std::fill(through.begin(), through.end(), 0.0f);
-    } else {
-      for (int64_t i = 0; i < s.K; ++i) through[i] += q[i] * dq_t[i] - k[i] * dk_t[i];
-    }
-    if (s.decays == 1) {
-      Vector sum = {};
-      for (int64_t i = 0; i < s.K; i += kLanes) sum += Load(&through[i], kLanes);
-      *to = 0;
-      for (int64_t lane = 0; lane < kLanes; ++lane) *to += sum[lane];
-    } else {
-      std::copy_n(through.begin(), s.K, to);
-    }
   }
 }
 

@@ -6,7 +6,7 @@ With `S' = select(reset[t], 0, S[t-1])`, per head:
 One decay for a head: the state-space duality of Mamba-2 (Dao and Gu 2024). One for each row of the state: GLA (Yang et
 al. 2024). Step by step a state of K V numbers is read and written for every K + V of input; in chunks most of the
 work becomes matrix products, and only the states between chunks are ever made. On a CPU a C++ kernel (`gla_scan.cc`)
-goes step by step and keeps the state in the cache: that is faster still, and no state is ever stored.
+goes step by step and keeps the state in the cache: that is faster still, and few states are ever stored.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels import chunks, ffi
-from kernels.backends import clear, pick_backend, state_dtype
+from kernels.backends import check_shapes, clear, pick_backend, state_dtype
 
 BACKENDS = ("reference", "xla", "ffi")
 
@@ -51,9 +51,18 @@ def gla_scan(
         `y (T, B, H, V)` in the dtype of `v`, and the last state `(B, H, K, V)` in float32 or wider.
 
     Raises:
-        ValueError: unknown backend, or a chunk that is not a power of 2.
+        ValueError: unknown backend, shapes that do not fit, or a chunk that is not a power of 2.
     """
+    T, B, H, V = v.shape
+    heads, K = max(q.shape[2], k.shape[2]), k.shape[-1]  # one head of either, or both, may stand for all
+    q, k = (jnp.broadcast_to(x, (T, B, heads, K)) if x.shape[2] == 1 else x for x in (q, k))
+    heads = heads if heads == 1 else H
+    decays = (T, B, H) if log_decay.ndim == 3 else (T, B, H, K)
+    check_shapes("gla_scan", q=(q, (T, B, heads, K)), k=(k, (T, B, heads, K)), log_decay=(log_decay, decays))
+    check_shapes("gla_scan", reset=(reset, (T, B)), h0=(h0, (B, H, K, V)))
     backend = pick_backend(backend, BACKENDS, default="ffi")
+    if not v.size:
+        backend = "reference"
     chunk = chunks.pick_chunk(chunk, len(q))
     dtype = state_dtype(q, k, v, log_decay)
     if backend == "ffi":

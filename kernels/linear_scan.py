@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels import ffi, mosaic
-from kernels.backends import clear, compiled_backend, on_cpu_or_not, pick_backend, state_dtype
+from kernels.backends import check_shapes, clear, compiled_backend, on_cpu_or_not, pick_backend, state_dtype
 
 BACKENDS = ("reference", "xla", "ffi", "mosaic")
 
@@ -49,6 +49,8 @@ def linear_scan(
         ValueError: unknown backend, or complex `a` with real `x`.
     """
     dtype = _dtype(a, x)
+    decays = x.shape if a.ndim == 3 else x.shape[2:]
+    check_shapes("linear_scan", a=(a, decays), reset=(reset, x.shape[:2]), h0=(h0, x.shape[1:]))
     backend = _backend(backend, dtype, (jnp.float32, jnp.complex64), x)
     h0 = jnp.zeros(x.shape[1:], dtype) if h0 is None else h0.astype(dtype)
     kind = "complex" if jnp.issubdtype(dtype, jnp.complexfloating) else "real"
@@ -80,6 +82,8 @@ def linear_scan_planes(
         `h`, real `(T, B, 2 D)`: `Re | Im`, and the last state, complex `(B, D)`.
     """
     dtype = state_dtype(a, x)
+    _, B, D = x.shape
+    check_shapes("linear_scan_planes", a=(a, (D // 2,)), reset=(reset, x.shape[:2]), h0=(h0, (B, D // 2)))
     backend = _backend(backend, dtype, (jnp.complex64,), x)
     if backend in ("reference", "xla"):
         h, last = linear_scan(a, join(x), reset, h0, backend=backend)
@@ -110,6 +114,8 @@ def linear_scan_step(
 
 def _backend(backend, dtype, dtypes, x):
     backend = pick_backend(backend, BACKENDS, default=compiled_backend())
+    if backend == "xla" and not x.size:
+        return "reference"
     if backend == "ffi":
         return ffi.if_loaded("linear_scan", dtype, dtypes)
     if backend == "mosaic":

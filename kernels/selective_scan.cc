@@ -72,38 +72,53 @@ void StoreTile(float* to, const Vector* tile, int64_t N, int64_t stride, int64_t
       Store(to + n * stride + v * kLanes, tile[n * kVectors + v], valid - v * kLanes);
 }
 
+// Steps that all channels take before any goes on: a page of the inputs is looked up once for all of them.
+constexpr int64_t kStretch = 32;
+
 void Forward(const Sizes& s, const Place& at, const Inputs& in, const float* h0, float* y, float* last, float* starts,
              int64_t chunk) {
-  std::vector<Vector> buffer(2 * s.N * kVectors);
-  Vector *A = buffer.data(), *h = A + s.N * kVectors;
+  const int64_t tile = s.N * kVectors, tiles = (at.last - at.first + kTile - 1) / kTile;
+  std::vector<Vector> buffer(2 * tile * tiles);
   const int64_t row = (at.outer * s.B + at.row) * s.N * s.D, chunks = (s.T + chunk - 1) / chunk;
   y += at.outer * s.T * s.B * s.D + at.row * s.D;
-  for (int64_t d = at.first; d < at.last; d += kTile) {
-    const int64_t valid = s.D - d;
-    LoadTile(A, in.A + d, s.N, s.D, valid);
-    for (int64_t i = 0; i < s.N * kVectors; ++i) A[i] = A[i] * kLog2E;
-    LoadTile(h, h0 + row + d, s.N, s.D, valid);
-    for (int64_t t = 0; t < s.T; ++t) {
-      if (starts && t % chunk == 0)
-        StoreTile(starts + ((at.outer * chunks + t / chunk) * s.B + at.row) * s.N * s.D + d, h, s.N, s.D, valid);
-      if (in.reset[t * s.B]) std::fill(h, h + s.N * kVectors, Vector{});
-      const int64_t x = t * s.B * s.D + d;
-      const float *B = in.B + t * s.B * s.N, *C = in.C + t * s.B * s.N;
-      Vector dt[kVectors], drive[kVectors], out[kVectors] = {};
-      for (int64_t v = 0; v < kVectors; ++v) {
-        dt[v] = Load(in.dt + x + v * kLanes, valid - v * kLanes);
-        drive[v] = dt[v] * Load(in.u + x + v * kLanes, valid - v * kLanes);
-      }
-      for (int64_t n = 0; n < s.N; ++n) {
+  for (int64_t p = 0; p < tiles; ++p) {
+    const int64_t d = at.first + p * kTile;
+    Vector *A = &buffer[2 * p * tile], *h = A + tile;
+    LoadTile(A, in.A + d, s.N, s.D, s.D - d);
+    for (int64_t n = 0; n < tile; ++n) A[n] = A[n] * kLog2E;
+    LoadTile(h, h0 + row + d, s.N, s.D, s.D - d);
+  }
+  const int64_t stretch = starts ? chunk : kStretch;
+  for (int64_t begin = 0; begin < s.T; begin += stretch) {
+    const int64_t end = std::min(s.T, begin + stretch);
+    for (int64_t p = 0; p < tiles; ++p) {
+      const int64_t d = at.first + p * kTile, valid = s.D - d;
+      Vector *A = &buffer[2 * p * tile], *h = A + tile;
+      if (starts)
+        StoreTile(starts + ((at.outer * chunks + begin / chunk) * s.B + at.row) * s.N * s.D + d, h, s.N, s.D, valid);
+      for (int64_t t = begin; t < end; ++t) {
+        if (in.reset[t * s.B]) std::fill(h, h + tile, Vector{});
+        const int64_t x = t * s.B * s.D + d;
+        const float *B = in.B + t * s.B * s.N, *C = in.C + t * s.B * s.N;
+        Vector dt[kVectors], drive[kVectors], out[kVectors] = {};
         for (int64_t v = 0; v < kVectors; ++v) {
-          Vector& state = h[n * kVectors + v];
-          state = Exp2(dt[v] * A[n * kVectors + v]) * state + drive[v] * B[n];
-          out[v] += state * C[n];
+          dt[v] = Load(in.dt + x + v * kLanes, valid - v * kLanes);
+          drive[v] = dt[v] * Load(in.u + x + v * kLanes, valid - v * kLanes);
         }
+        for (int64_t n = 0; n < s.N; ++n) {
+          for (int64_t v = 0; v < kVectors; ++v) {
+            Vector& state = h[n * kVectors + v];
+            state = Exp2(dt[v] * A[n * kVectors + v]) * state + drive[v] * B[n];
+            out[v] += state * C[n];
+          }
+        }
+        for (int64_t v = 0; v < kVectors; ++v) Store(y + x + v * kLanes, out[v], valid - v * kLanes);
       }
-      for (int64_t v = 0; v < kVectors; ++v) Store(y + x + v * kLanes, out[v], valid - v * kLanes);
     }
-    StoreTile(last + row + d, h, s.N, s.D, valid);
+  }
+  for (int64_t p = 0; p < tiles; ++p) {
+    const int64_t d = at.first + p * kTile;
+    StoreTile(last + row + d, &buffer[(2 * p + 1) * tile], s.N, s.D, s.D - d);
   }
 }
 
@@ -113,10 +128,9 @@ struct Gradients {
 
 void Backward(const Sizes& s, const Place& at, const Inputs& in, const float* starts, const float* g,
               const float* g_last, const Gradients& out, int64_t chunk) {
-  const int64_t tile = s.N * kVectors;
-  std::vector<Vector> buffer(3 * tile + 2 * chunk * tile);
-  Vector *A = buffer.data(), *back = A + tile, *dA = back + tile;
-  Vector *states = dA + tile, *decays = states + chunk * tile;
+  const int64_t tile = s.N * kVectors, tiles = (at.last - at.first + kTile - 1) / kTile;
+  std::vector<Vector> buffer(3 * tile * tiles), stretch(2 * chunk * tile);
+  Vector *states = stretch.data(), *decays = states + chunk * tile;
   const int64_t padded = (s.N + kLanes - 1) / kLanes * kLanes;
   std::vector<Vector> products(2 * padded);  // gradients of B[n] and C[n], to be summed over channels
   Vector *dB_rows = products.data(), *dC_rows = dB_rows + padded;
@@ -130,13 +144,17 @@ void Backward(const Sizes& s, const Place& at, const Inputs& in, const float* st
     std::fill_n(dB + t * s.B * s.N, s.N, 0.0f);
     std::fill_n(dC + t * s.B * s.N, s.N, 0.0f);
   }
-  for (int64_t d = at.first; d < at.last; d += kTile) {
-    const int64_t valid = s.D - d;
-    LoadTile(A, in.A + d, s.N, s.D, valid);
-    LoadTile(back, g_last + row + d, s.N, s.D, valid);
-    std::fill_n(dA, tile, Vector{});
-    for (int64_t c = chunks - 1; c >= 0; --c) {
-      const int64_t begin = c * chunk, end = std::min(s.T, begin + chunk);
+  for (int64_t p = 0; p < tiles; ++p) {
+    const int64_t d = at.first + p * kTile;
+    Vector *A = &buffer[3 * p * tile], *back = A + tile;  // and dA, which starts at 0
+    LoadTile(A, in.A + d, s.N, s.D, s.D - d);
+    LoadTile(back, g_last + row + d, s.N, s.D, s.D - d);
+  }
+  for (int64_t c = chunks - 1; c >= 0; --c) {
+    const int64_t begin = c * chunk, end = std::min(s.T, begin + chunk);
+    for (int64_t p = 0; p < tiles; ++p) {
+      const int64_t d = at.first + p * kTile, valid = s.D - d;
+      Vector *A = &buffer[3 * p * tile], *back = A + tile, *dA = back + tile;
       LoadTile(states, starts + ((at.outer * chunks + c) * s.B + at.row) * s.N * s.D + d, s.N, s.D, valid);
       for (int64_t t = begin; t < end; ++t) {  // states[t - begin]: what step t starts from, cleared by its reset
         Vector *h = states + (t - begin) * tile, *decay = decays + (t - begin) * tile;
@@ -196,8 +214,11 @@ void Backward(const Sizes& s, const Place& at, const Inputs& in, const float* st
         }
       }
     }
-    StoreTile(out.dA + row + d, dA, s.N, s.D, valid);  // of this row: (..., B, N, D)
-    StoreTile(out.dh0 + row + d, back, s.N, s.D, valid);
+  }
+  for (int64_t p = 0; p < tiles; ++p) {
+    const int64_t d = at.first + p * kTile;
+    StoreTile(out.dA + row + d, &buffer[(3 * p + 2) * tile], s.N, s.D, s.D - d);  // of this row: (..., B, N, D)
+    StoreTile(out.dh0 + row + d, &buffer[(3 * p + 1) * tile], s.N, s.D, s.D - d);
   }
 }
 

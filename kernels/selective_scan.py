@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels import ffi, mosaic
-from kernels.backends import clear, compiled_backend, pick_backend, state_dtype
+from kernels.backends import check_shapes, clear, compiled_backend, pick_backend, state_dtype
 
 BACKENDS = ("reference", "xla", "ffi", "mosaic")
 CHANNEL_TASKS = 16
@@ -67,11 +67,16 @@ def selective_scan(
     if chunk < 1:
         raise ValueError(f"selective_scan: chunk must be at least 1, got {chunk}")
     dtype = state_dtype(u, dt, A)
+    (T, batch, channels), N = u.shape, len(A)
+    weights = (T, batch, N)
+    check_shapes("selective_scan", dt=(dt, u.shape), A=(A, (N, channels)), B=(B, weights), C=(C, weights))
+    check_shapes("selective_scan", D=(D, (channels,)), reset=(reset, (T, batch)), h0=(h0, (batch, N, channels)))
     backend = pick_backend(backend, BACKENDS, default=compiled_backend())
+    if not u.size:
+        backend = "reference"
     if backend == "ffi":
         backend = ffi.if_loaded("selective_scan", dtype, (jnp.float32,))
     if backend == "mosaic":
-        N = len(A)
         backend = mosaic.if_available("selective", dtype, (jnp.float32,), u, A) if N <= GPU_STATES else "xla"
         chunk = min(chunk, max(1, GPU_CHUNK_STATES // max(N, 1)))
     wide_u, dt, A, B, C = (array.astype(dtype) for array in (u, dt, A, B, C))

@@ -14,7 +14,7 @@ import pytest
 
 from kernels import ffi
 from kernels.gla_scan import gla_scan
-from kernels.linear_scan import linear_scan_planes
+from kernels.linear_scan import linear_scan, linear_scan_planes
 from kernels.selective_scan import selective_scan
 from tests.kernels.cases import CASES
 from tests.kernels.test_scans import relative
@@ -81,7 +81,10 @@ def test_all_sizes_of_gla_scan_match_float64(K, V, heads, key_heads, rows):
 
     @partial(jax.jit, static_argnums=1)
     def run(arrays, backend):
-        out, vjp = jax.vjp(lambda *xs: gla_scan(*xs[:4], reset, xs[4], backend=backend), *arrays)
+        def scan(q, k, v, log_decay, h0):
+            return gla_scan(q, k, v, log_decay, reset, h0, backend=backend)
+
+        out, vjp = jax.vjp(scan, *arrays)
         return out, vjp(jax.tree.map(jnp.cos, out))
 
     arrays = q, k, v, log_decay, h0
@@ -91,6 +94,35 @@ def test_all_sizes_of_gla_scan_match_float64(K, V, heads, key_heads, rows):
         assert relative(run(narrow, "ffi"), truth) < 2e-6
         # The same by chunks: keys shared by all heads are another shape of product there.
         assert relative(run(narrow, "xla"), truth) < 2e-6
+
+
+@needs_compiler
+def test_the_gradient_of_strong_decays_is_not_a_small_difference_of_large_numbers():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 300, 1, 2, 16))
+    log_decay = -np.abs(rng.normal(10, 3, (300, 1, 2)))
+    with jax.enable_x64(True):
+
+        def gradient(log_decay, backend, dtype):
+            arrays = [jnp.asarray(x, dtype) for x in (q, k, v)]
+            return jax.grad(lambda g: gla_scan(*arrays, g, backend=backend)[0].sum())(jnp.asarray(log_decay, dtype))
+
+        truth = gradient(log_decay, "reference", np.float64)
+        assert relative(gradient(log_decay, "ffi", np.float32), truth) < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["reference", "xla", "ffi"])
+def test_shapes_that_do_not_fit_are_one_clear_error(backend):
+    x = jnp.ones((5, 2, 4))
+    heads = jnp.ones((5, 2, 3, 4))
+    with pytest.raises(ValueError, match=r"linear_scan: a has shape \(5, 2, 1\), not \(5, 2, 4\)"):
+        linear_scan(x[..., :1], x, backend=backend)
+    with pytest.raises(ValueError, match=r"linear_scan: reset has shape \(5, 1\), not \(5, 2\)"):
+        linear_scan(x[0, 0], x, jnp.zeros((5, 1), bool), backend=backend)
+    with pytest.raises(ValueError, match=r"gla_scan: h0 has shape \(1, 3, 4, 4\), not \(2, 3, 4, 4\)"):
+        gla_scan(heads, heads, heads, heads, None, jnp.ones((1, 3, 4, 4)), backend=backend)
+    with pytest.raises(ValueError, match=r"selective_scan: B has shape \(5, 1, 3\), not \(5, 2, 3\)"):
+        selective_scan(x, x, jnp.ones((3, 4)), jnp.ones((5, 1, 3)), jnp.ones((5, 2, 3)), backend=backend)
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ffi.COMPILERS)), reason="no compiler here")
