@@ -77,7 +77,7 @@ def test_all_sizes_of_gla_scan_match_float64(K, V, heads, key_heads, rows):
     q, k = rng.normal(size=(2, T, B, key_heads, K)) / np.sqrt(K)
     v, h0 = rng.normal(size=(T, B, heads, V)), rng.normal(size=(B, heads, K, V))
     log_decay = -np.exp(rng.normal(size=(T, B, heads, K) if rows else (T, B, heads)))
-    reset = rng.random((T, B)) < 0.1
+    reset = jnp.asarray(rng.random((T, B)) < 0.1)
 
     @partial(jax.jit, static_argnums=1)
     def run(arrays, backend):
@@ -104,8 +104,8 @@ def test_the_gradient_of_strong_decays_is_not_a_small_difference_of_large_number
     with jax.enable_x64(True):
 
         def gradient(log_decay, backend, dtype):
-            arrays = [jnp.asarray(x, dtype) for x in (q, k, v)]
-            return jax.grad(lambda g: gla_scan(*arrays, g, backend=backend)[0].sum())(jnp.asarray(log_decay, dtype))
+            a, b, c, g = (jnp.asarray(x, dtype) for x in (q, k, v, log_decay))
+            return jax.grad(lambda g: gla_scan(a, b, c, g, backend=backend)[0].sum())(g)
 
         truth = gradient(log_decay, "reference", np.float64)
         assert relative(gradient(log_decay, "ffi", np.float32), truth) < 1e-5
