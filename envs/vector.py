@@ -44,9 +44,9 @@ class Vectorised(VectorEnvironment):
     A reset costs many steps in some environments, and out of step with each other a few of the episodes end at every
     step. So each environment keeps a spare opening. When one needs a spare that it has used, all used spares are made
     afresh in one batched reset: spare `b` made in `step(key, ...)` is `env.reset(reset_key(key, b), params)`. Where
-    episodes have one length, no reset is ever wasted. (Where `params` change from step to step, a spare is from the
-    earlier ones.) With `env.cheap_reset` on an accelerator, which would wait for
-    the condition of a loop, every step makes resets with those same keys, uses them at once, and keeps none.
+    episodes have one length, no reset is ever wasted. Where `params` change from step to step, a spare may be from
+    earlier ones. With `env.cheap_reset` on an accelerator, which would wait for the condition of a loop, every step
+    makes resets with those same keys, uses them at once, and keeps none.
     """
 
     env: Environment

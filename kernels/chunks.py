@@ -1,4 +1,4 @@
-"""What the chunked matrix-state scans (`gla_scan`, `delta_scan`) share: resets and decays within a chunk.
+"""Time in chunks, and what the matrix-state scans (`gla_scan`, `delta_scan`) share: resets and decays within one.
 
 Within a chunk of C steps both need the products `sum_k q[t, k] D(t, s)[k] k[s, k]` for all `s <= t` of one episode,
 where `D(t, s) = exp(log_decay[s+1] + ... + log_decay[t])`. The usual form multiplies `q` by `exp(G[t])` and `k` by
@@ -9,11 +9,14 @@ it stands for.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from kernels.backends import clear
 
 
 def pick_chunk(chunk: int | None, steps: int) -> int:
@@ -29,6 +32,19 @@ def pick_chunk(chunk: int | None, steps: int) -> int:
     return min(chunk, 1 << max(steps - 1, 0).bit_length())
 
 
+def divide(x: jax.Array, chunk: int) -> jax.Array:
+    """`(T, ...)` -> `(N, C, ...)`, the last chunk filled up with zeros."""
+    pad = -len(x) % chunk
+    x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
+    return x.reshape(-1, chunk, *x.shape[1:])
+
+
+def fade(h: jax.Array, log_decay: jax.Array, reset: jax.Array | None) -> jax.Array:
+    """A state `(B, H, K, V)` cleared where `reset (B,)`, then decayed by `log_decay (B, H)` or `(B, H, K)`."""
+    decay = jnp.exp(log_decay)
+    return decay.reshape(*decay.shape, *(1,) * (h.ndim - decay.ndim)) * clear(reset, h)
+
+
 def over_time(scan: Callable, sequence: Any, h0: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """`scan(*sequence, h0, chunk) -> y, last` over a sequence whose leaves are `(T, ...)`.
 
@@ -39,17 +55,13 @@ def over_time(scan: Callable, sequence: Any, h0: jax.Array, chunk: int) -> tuple
     steps = len(jax.tree.leaves(sequence)[0])
     if jax.default_backend() != "cpu" or steps <= chunk:
         return scan(*sequence, h0, chunk)
-    pad = -steps % chunk
-
-    def divide(x):
-        return jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
 
     @jax.checkpoint
     def one(h, now):
         y, h = scan(*now, h, chunk)
         return h, y
 
-    last, y = lax.scan(one, h0, jax.tree.map(divide, sequence))
+    last, y = lax.scan(one, h0, jax.tree.map(partial(divide, chunk=chunk), sequence))
     return y.reshape(-1, *y.shape[2:])[:steps], last
 
 
@@ -82,9 +94,7 @@ class Chunks(NamedTuple):
 
 def split(x: jax.Array, chunk: int) -> jax.Array:
     """`(T, B, H, ...)` -> `(N, B, H, C, ...)`, the last chunk filled up with zeros."""
-    pad = -len(x) % chunk
-    x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
-    return jnp.moveaxis(x.reshape(-1, chunk, *x.shape[1:]), 1, 3)
+    return jnp.moveaxis(divide(x, chunk), 1, 3)
 
 
 def merge(x: jax.Array, steps: int) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels import chunks
-from kernels.backends import check_shapes, clear, pick_backend, state_dtype
+from kernels.backends import check_shapes, pick_backend, state_dtype
 
 BACKENDS = ("reference", "xla")
 
@@ -58,23 +58,21 @@ def delta_scan(
         `y (T, B, H, V)` in the dtype of `v`, and the last state `(B, H, K, V)` in float32 or wider.
 
     Raises:
-        ValueError: unknown backend, `n_householder` that does not fit the keys, or a chunk that is not a power of 2.
+        ValueError: unknown backend, shapes that do not fit (each other or `n_householder`), or a chunk that is not a
+            power of 2.
     """
-    backend = pick_backend(backend, BACKENDS, default="xla")
-    chunk = chunks.pick_chunk(chunk, len(q) * n_householder)
-    if k.ndim != (4 if n_householder == 1 else 5) or (k.ndim == 5 and k.shape[2] != n_householder):
-        raise ValueError(f"delta_scan: keys of shape {k.shape} do not fit n_householder={n_householder}")
-    T, B, H, K = q.shape
-    V = v.shape[-1]
+    (T, B, H, K), V = q.shape, v.shape[-1]
     decays = (T, B, H) if log_decay is None or log_decay.ndim == 3 else (T, B, H, K)
     several = (T, B, H) if n_householder == 1 else (T, B, n_householder, H)
     check_shapes("delta_scan", k=(k, (*several, K)), v=(v, (*several, V)), beta=(beta, several))
     check_shapes("delta_scan", log_decay=(log_decay, decays), reset=(reset, (T, B)), h0=(h0, (B, H, K, V)))
+    backend = pick_backend(backend, BACKENDS, default="xla")
     if not q.size or not V:
         backend = "reference"
+    chunk = chunks.pick_chunk(chunk, T * n_householder)
     dtype = state_dtype(q, k, v, beta)
-    h0 = jnp.zeros((k.shape[1], *k.shape[-2:], v.shape[-1]), dtype) if h0 is None else h0.astype(dtype)
-    log_decay = jnp.zeros((*q.shape[:3],), dtype) if log_decay is None else log_decay.astype(dtype)
+    h0 = jnp.zeros((B, H, K, V), dtype) if h0 is None else h0.astype(dtype)
+    log_decay = jnp.zeros((T, B, H), dtype) if log_decay is None else log_decay.astype(dtype)
     wide = (q.astype(dtype), k.astype(dtype), v.astype(dtype), beta.astype(dtype), log_decay)
     if backend == "reference":
         y, last = _scan(*wide, reset, h0)
@@ -103,8 +101,7 @@ def delta_scan_step(
 
 
 def _tick(h, q, k, v, beta, log_decay, reset):
-    decay = jnp.exp(log_decay)[..., None] if log_decay.ndim == 3 else jnp.exp(log_decay)[..., None, None]
-    h = decay * clear(reset, h)
+    h = chunks.fade(h, log_decay, reset)
     if k.ndim == 3:
         k, v, beta = k[:, None], v[:, None], beta[:, None]
     for i in range(k.shape[1]):

@@ -27,7 +27,15 @@ namespace engram {
 
 namespace ffi = xla::ffi;
 
+using Floats = ffi::Buffer<ffi::F32>;
+using FloatsOut = ffi::ResultBuffer<ffi::F32>;
+using Bools = ffi::Buffer<ffi::PRED>;
+
 constexpr int64_t kLanes = 16;
+// Vectors, and floats, of what a kernel keeps in the first-level cache while it walks through time.
+constexpr int64_t kVectors = 4;
+constexpr int64_t kTile = kVectors * kLanes;
+constexpr float kLog2E = 1.44269504088896340736f;
 // GCC and clang split these into whatever registers the CPU has.
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVector __attribute__((vector_size(4 * kLanes)));
@@ -92,7 +100,7 @@ inline Vector SumEach(const Vector rows[kLanes]) {
          ENGRAM_SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
-// 2^x to 1.2 units in the last place. Exactly 1 at 0, at most 2^-127 below that, infinite from 2^128 on; NaN stays NaN.
+// 2^x to 1.2 units in the last place. Exactly 1 at 0, at most 2^-127 below -127, infinite from 2^128 on; NaN stays NaN.
 #ifdef __AVX512F__
 __attribute__((always_inline))  // GCC 12: selective scans twice as fast with it, and half as fast where there is no AVX-512
 #endif

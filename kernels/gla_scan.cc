@@ -11,7 +11,6 @@
 //
 // Arrays are (..., T, B, heads, features): leading axes come from vmap and are rows like any other.
 
-#include <cmath>
 #include <vector>
 
 #include "ffi.h"
@@ -19,10 +18,7 @@
 namespace engram {
 namespace {
 
-constexpr int64_t kVectors = 4;
-constexpr int64_t kTile = kVectors * kLanes;
 constexpr int64_t kStretch = 16;
-constexpr float kLog2E = 1.44269504088896340736f;
 
 struct Sizes {
   int64_t outer, T, B, H, K, V, keys, decays;  // keys: heads of q and k, 1 or H; decays: 1 or K
@@ -225,10 +221,6 @@ void Backward(const Sizes& s, const Head& at, const float* h0, const float* g, c
   }
 }
 
-using Floats = ffi::Buffer<ffi::F32>;
-using Bools = ffi::Buffer<ffi::PRED>;
-using FloatsOut = ffi::ResultBuffer<ffi::F32>;
-
 ffi::Error ForwardHandler(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats log_decay, Bools reset, Floats h0,
                           FloatsOut y, FloatsOut last) {
   const Sizes s(q.dimensions(), v.dimensions(), log_decay.dimensions());
@@ -253,17 +245,16 @@ ffi::Error BackwardHandler(ffi::ThreadPool pool, Floats q, Floats k, Floats v, F
 }  // namespace
 }  // namespace engram
 
-using engram::Bools;
-using engram::Floats;
 namespace ffi = xla::ffi;
+using namespace engram;
 
 #define ENGRAM_INPUTS                                                                                      \
   Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Bools>().Arg<Floats>()
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gla_scan_forward, engram::ForwardHandler,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gla_scan_forward, ForwardHandler,
                               ffi::Ffi::Bind().ENGRAM_INPUTS.Ret<Floats>().Ret<Floats>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gla_scan_backward, engram::BackwardHandler,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gla_scan_backward, BackwardHandler,
                               ffi::Ffi::Bind()
                                   .ENGRAM_INPUTS.Arg<Floats>()
                                   .Arg<Floats>()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels import chunks, ffi
-from kernels.backends import check_shapes, clear, pick_backend, state_dtype
+from kernels.backends import check_shapes, pick_backend, state_dtype
 
 BACKENDS = ("reference", "xla", "ffi")
 
@@ -63,11 +63,11 @@ def gla_scan(
     backend = pick_backend(backend, BACKENDS, default="ffi")
     if not v.size:
         backend = "reference"
-    chunk = chunks.pick_chunk(chunk, len(q))
+    chunk = chunks.pick_chunk(chunk, T)
     dtype = state_dtype(q, k, v, log_decay)
     if backend == "ffi":
         backend = ffi.if_loaded("gla_scan", dtype, (jnp.float32,))
-    h0 = jnp.zeros((*v.shape[1:3], k.shape[-1], v.shape[-1]), dtype) if h0 is None else h0.astype(dtype)
+    h0 = jnp.zeros((B, H, K, V), dtype) if h0 is None else h0.astype(dtype)
     scan = {"reference": _scan, "xla": partial(_scan_xla, chunk), "ffi": partial(_scan_ffi, chunk)}[backend]
     y, last = scan(*(x.astype(dtype) for x in (q, k, v, log_decay)), reset, h0)
     return y.astype(v.dtype), last
@@ -84,8 +84,7 @@ def gla_scan_step(
 
 
 def _tick(h, q, k, v, log_decay, reset):
-    decay = jnp.exp(log_decay)[..., None] if log_decay.ndim == 3 else jnp.exp(log_decay)[..., None, None]
-    h = decay * clear(reset, h) + k[..., None] * v[..., None, :]
+    h = chunks.fade(h, log_decay, reset) + k[..., None] * v[..., None, :]
     return h, (q[..., None] * h).sum(-2)
 
 

@@ -180,7 +180,6 @@ template <ffi::DataType dtype>
 using In = ffi::Buffer<dtype>;
 template <ffi::DataType dtype>
 using Out = ffi::ResultBuffer<dtype>;
-using Bools = ffi::Buffer<ffi::PRED>;
 
 template <typename Buffer>
 const float* Floats(const Buffer& buffer) {

@@ -46,7 +46,7 @@ def linear_scan(
         `h (T, B, D)` in the dtype of `x`, and the last state `(B, D)` in float32 / complex64 or wider.
 
     Raises:
-        ValueError: unknown backend, or complex `a` with real `x`.
+        ValueError: unknown backend, shapes that do not fit, or complex `a` with real `x`.
     """
     dtype = _dtype(a, x)
     decays = x.shape if a.ndim == 3 else x.shape[2:]

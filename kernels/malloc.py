@@ -23,7 +23,7 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
     Args:
         one_arena: the same for blocks above 64 MiB that other threads than the first one take; before the first
             computation, as threads that have an arena keep it. Threads then wait for each other on small blocks: PPO
-            with small networks loses a third of its speed; kernels over arrays that large run up to twice as fast.
+            with small networks loses 20-40 % of its speed; kernels over arrays that large run up to twice as fast.
 
     Returns:
         whether the allocator took the settings.

@@ -7,17 +7,12 @@
 //
 // Arrays are (..., T, B, features): leading axes come from vmap and are rows like any other.
 
-#include <cmath>
 #include <vector>
 
 #include "ffi.h"
 
 namespace engram {
 namespace {
-
-constexpr int64_t kVectors = 4;
-constexpr int64_t kTile = kVectors * kLanes;
-constexpr float kLog2E = 1.44269504088896340736f;
 
 struct Sizes {
   int64_t outer, T, B, D, N, tiles, groups;
@@ -222,10 +217,6 @@ void Backward(const Sizes& s, const Place& at, const Inputs& in, const float* st
   }
 }
 
-using Floats = ffi::Buffer<ffi::F32>;
-using Bools = ffi::Buffer<ffi::PRED>;
-using FloatsOut = ffi::ResultBuffer<ffi::F32>;
-
 ffi::Error RunForward(ffi::ThreadPool& pool, const Sizes& s, Floats u, Floats dt, Floats A, Floats B, Floats C, Bools reset,
                       Floats h0, FloatsOut y, FloatsOut last, float* starts, int64_t chunk) {
   return ParallelFor(pool, s.outer * s.B * s.groups, [&](int64_t index) {
@@ -266,18 +257,17 @@ ffi::Error BackwardHandler(ffi::ThreadPool pool, Floats u, Floats dt, Floats A, 
 }  // namespace
 }  // namespace engram
 
-using engram::Bools;
-using engram::Floats;
 namespace ffi = xla::ffi;
+using namespace engram;
 
 #define ENGRAM_INPUTS                                                                                     \
   Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Bools>()
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(selective_scan_forward, engram::ForwardHandler,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(selective_scan_forward, ForwardHandler,
                               ffi::Ffi::Bind().ENGRAM_INPUTS.Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<int64_t>(
                                   "groups"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(selective_scan_forward_for_training, engram::ForwardForTrainingHandler,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(selective_scan_forward_for_training, ForwardForTrainingHandler,
                               ffi::Ffi::Bind()
                                   .ENGRAM_INPUTS.Arg<Floats>()
                                   .Ret<Floats>()
@@ -286,7 +276,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(selective_scan_forward_for_training, engram::Forwa
                                   .Attr<int64_t>("groups")
                                   .Attr<int64_t>("chunk"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(selective_scan_backward, engram::BackwardHandler,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(selective_scan_backward, BackwardHandler,
                               ffi::Ffi::Bind()
                                   .ENGRAM_INPUTS.Arg<Floats>()
                                   .Arg<Floats>()

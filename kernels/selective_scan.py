@@ -17,6 +17,7 @@ from jax import lax
 
 from kernels import ffi, mosaic
 from kernels.backends import check_shapes, clear, compiled_backend, pick_backend, state_dtype
+from kernels.chunks import divide
 
 BACKENDS = ("reference", "xla", "ffi", "mosaic")
 CHANNEL_TASKS = 16
@@ -62,7 +63,7 @@ def selective_scan(
         `y (T, B, D)` in the dtype of `u`, and the last state `(B, N, D)` in float32 or wider.
 
     Raises:
-        ValueError: unknown backend, or `chunk` < 1.
+        ValueError: unknown backend, shapes that do not fit, or `chunk` < 1.
     """
     if chunk < 1:
         raise ValueError(f"selective_scan: chunk must be at least 1, got {chunk}")
@@ -129,14 +130,8 @@ _scan_xla = jax.custom_vjp(lambda chunk, *inputs: _scan(*inputs), nondiff_argnum
 
 
 def _chunks(chunk, inputs):
-    """Split time into chunks `(T / chunk, chunk, ...)`. Padded steps have dt = 0, which leaves the state as it is."""
-    pad = -len(inputs[0]) % chunk
-
-    def split(x):
-        x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
-        return x.reshape(-1, chunk, *x.shape[1:])
-
-    return jax.tree.map(split, inputs)
+    """Time in chunks `(T / chunk, chunk, ...)`. Steps filled in have dt = 0, which leaves the state as it is."""
+    return jax.tree.map(partial(divide, chunk=chunk), inputs)
 
 
 def _forward(chunk, u, dt, A, B, C, reset, h0):

@@ -8,6 +8,7 @@ import difflib
 import typing
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from memory.aaren import Aaren
@@ -91,9 +92,17 @@ def make_memory(
         raise UnknownMemory(f"memory {name!r}: layers ({layers}) and width ({width}) must be at least 1")
     try:
         stacked = tuple(cls(width=width, param_dtype=param_dtype, **values) for _ in range(layers))
+        if options:  # the kernels' own complaints (backend, chunk) come here too, from shapes alone
+            _try(stacked[0])
     except ValueError as error:
         raise UnknownMemory(str(error)) from error
     return Stack(width=width, layers=stacked, norm=norm, residual=residual, param_dtype=param_dtype)
+
+
+def _try(layer: Memory) -> None:
+    """Traces one step; raises ValueError where an option does not fit."""
+    x, opened = jnp.zeros((1, 1, layer.width), layer.param_dtype), jnp.ones((1, 1), bool)
+    jax.eval_shape(layer.init, jax.random.key(0), layer.initial_state(1), x, opened)
 
 
 def _find(name: str) -> type[Memory]:

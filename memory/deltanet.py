@@ -15,7 +15,7 @@ import numpy as np
 from kernels.causal_conv import causal_conv, causal_conv_step
 from kernels.delta_scan import delta_scan, delta_scan_step
 from memory.base import Memory
-from memory.layers import Dense, init_step_bias, uniform
+from memory.layers import Dense, head_sizes, init_A_log, init_step_bias, uniform
 
 
 class DeltaNet(Memory):
@@ -44,8 +44,7 @@ class DeltaNet(Memory):
     backend: str = "auto"
 
     def __post_init__(self):
-        if self.heads < 1 or any(size < 1 or size % self.heads for size in self.sizes):
-            raise ValueError(f"deltanet: heads={self.heads} must divide keys and values of sizes {self.sizes}")
+        _ = self.sizes  # raises where they do not fit
         if min(self.updates, self.conv) < 1:
             raise ValueError("deltanet: needs updates and conv >= 1")
         super().__post_init__()
@@ -53,7 +52,7 @@ class DeltaNet(Memory):
     @property
     def sizes(self) -> tuple[int, int]:
         """Of all keys and all values of one update."""
-        return int(self.expand_k * self.width), int(self.expand_v * self.width)
+        return head_sizes("deltanet", self.width, self.heads, self.expand_k, self.expand_v)
 
     @property
     def mixed(self) -> int:
@@ -63,9 +62,6 @@ class DeltaNet(Memory):
 
     def setup(self):
         (_, values), dtype = self.sizes, self.param_dtype
-
-        def init_A_log(key, shape, dtype):
-            return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
 
         self.qkv = Dense(self.mixed, use_bias=False, param_dtype=dtype)
         self.conv_weight = self.param("conv_weight", uniform(self.conv**-0.5), (self.conv, self.mixed), dtype)

@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels.gla_scan import gla_scan, gla_scan_step
 from memory.base import Memory
-from memory.layers import Dense
+from memory.layers import Dense, head_sizes
 
 GATE_RANK, GATE_ROOT = 16, 16
 """Rank of the gate's projection, and the root that is taken of it: decays start near 1 and move slowly."""
@@ -33,14 +33,13 @@ class GLA(Memory):
     backend: str = "auto"
 
     def __post_init__(self):
-        if self.heads < 1 or any(size < 1 or size % self.heads for size in self.sizes):
-            raise ValueError(f"gla: heads={self.heads} must divide keys and values of sizes {self.sizes}")
+        _ = self.sizes  # raises where they do not fit
         super().__post_init__()
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Of all keys and all values."""
-        return int(self.expand_k * self.width), int(self.expand_v * self.width)
+        return head_sizes("gla", self.width, self.heads, self.expand_k, self.expand_v)
 
     def setup(self):
         (keys, values), dtype = self.sizes, self.param_dtype

@@ -61,6 +61,25 @@ def init_step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.floa
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
+def init_A_log(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Initialiser of Mamba-2's decay rates per head: the logarithm of numbers uniform in `[1, 16]`."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
+
+
+def head_sizes(name: str, width: int, heads: int, expand_k: float, expand_v: float) -> tuple[int, int]:
+    """Size of all keys and of all values of heads.
+
+    Raises:
+        ValueError: `heads` does not divide them; the message begins with `name`, the memory's.
+    """
+    if not (math.isfinite(expand_k) and math.isfinite(expand_v)):
+        raise ValueError(f"{name}: expand_k={expand_k} and expand_v={expand_v} must be finite")
+    sizes = int(expand_k * width), int(expand_v * width)
+    if heads < 1 or any(size < 1 or size % heads for size in sizes):
+        raise ValueError(f"{name}: heads={heads} must divide keys and values of sizes {sizes}")
+    return sizes
+
+
 def log_uniform(low: float, high: float) -> Callable:
     """Initialiser: the logarithm of numbers uniform in log `[low, high]`."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from kernels.causal_conv import causal_conv, causal_conv_step
 from kernels.gla_scan import gla_scan, gla_scan_step
 from memory.base import Memory
-from memory.layers import Dense, init_step_bias, uniform
+from memory.layers import Dense, init_A_log, init_step_bias, uniform
 
 
 class Mamba2(Memory):
@@ -53,9 +53,6 @@ class Mamba2(Memory):
     def setup(self):
         channels, heads, dtype = self.channels, self.heads, self.param_dtype
         mixed = channels + 2 * self.state
-
-        def init_A_log(key, shape, dtype):
-            return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
 
         self.in_proj = Dense(channels + mixed + heads, use_bias=False, param_dtype=dtype)
         self.conv_weight = self.param("conv_weight", uniform(self.conv**-0.5), (self.conv, mixed), dtype)

@@ -204,6 +204,13 @@ def test_the_compiler_leaves_resets_in_their_loop():
     assert " sine(" not in outside
 
 
+def test_the_state_of_a_plain_reset_can_be_donated():
+    env = Vectorised(Countdown(), NUM_ENVS)
+    _, state = env.reset(jax.random.key(9), None)
+    step = jax.jit(partial(env.step, params=None), donate_argnums=1)
+    assert step(jax.random.key(10), state, jnp.ones((NUM_ENVS, 2)))[0].shape == (NUM_ENVS, 2)
+
+
 def test_box_actions_reach_the_environment_clipped():
     class Echo(Countdown):
         def step(self, key, state, action, params):

@@ -153,6 +153,21 @@ def test_nothing_bad_survives_a_reset(case, backend, bad):
 
 
 @each_backend()
+def test_nothing_bad_leaves_the_chunk_of_a_reset(case, backend):
+    """A NaN two chunks of four before, the reset inside a chunk: by the next one it is gone, whatever the kernel."""
+    weights, sequence, state = case.inputs(jax.random.key(6), T, B)
+    reset = resets("absent")
+    reset[10] = True
+    gradients = value_and_gradients(case, backend)
+    bad_input = jax.tree.map(lambda x: x.at[3].set(jnp.nan), sequence)
+    (y, last), (_, d_sequence, _) = gradients(weights, bad_input, state, reset)
+    (y_clean, last_clean), (_, d_clean, _) = gradients(weights, sequence, state, reset)
+    assert np.isnan(y[3]).all()
+    bad, clean = (jax.tree.map(lambda x: x[12:], pair) for pair in ((y, d_sequence), (y_clean, d_clean)))
+    assert relative((bad, last), (clean, last_clean)) == 0
+
+
+@each_backend()
 def test_no_gradient_crosses_a_reset(case, backend):
     weights, sequence, state = case.inputs(jax.random.key(7), T, B)
     reset = resets("absent")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from memory import MEMORIES, UnknownMemory, make_memory, memory_options
+from memory.gru import GRU
 from memory.mamba import Mamba
 from memory.s5 import S5
 
@@ -43,6 +44,9 @@ def test_strings_are_converted():
         ("gla", {"heads": 3}, "gla: heads=3 must divide keys and values of sizes (4, 8)"),
         ("deltanet", {"updates": 0}, "deltanet: needs"),
         ("aaren", {"heads": 3}, "aaren: needs heads that divide width 8"),
+        ("s5", {"backend": "nope"}, "unknown backend 'nope': choose from auto, reference, xla"),
+        ("gla", {"chunk": 3}, "chunk must be a power of 2, got 3"),
+        ("gla", {"expand_k": float("inf")}, "gla: expand_k=inf and expand_v=1.0 must be finite"),
         ("gru", {"layers": 0}, "memory 'gru': layers (0) and width (8) must be at least 1"),
     ],
 )
@@ -55,7 +59,8 @@ def test_bad_requests_are_one_clear_line(name, options, message):
 
 
 def test_unknown_backend_is_reported():
-    memory = make_memory("gru", 8, backend="cuda")
+    """A layer of one's own complains at its first use, `make_memory` at once (above)."""
+    memory = GRU(8, backend="cuda")
     x, reset = jnp.ones((2, 1, 8)), jnp.ones((2, 1), bool)
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):
         memory.init(jax.random.key(0), memory.initial_state(1), x, reset)
