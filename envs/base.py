@@ -35,6 +35,9 @@ class Environment:
     """True when a reset costs about as much as a step (a few random numbers): auto-reset then selects
     between a fresh and the old state at every step instead of branching."""
 
+    is_host_pool: bool = False
+    """See `VectorEnvironment`; never True here."""
+
     @property
     def name(self) -> str:
         return type(self).__name__
@@ -64,6 +67,27 @@ class Environment:
     def render(self, state: Any, params: Any) -> np.ndarray:
         """One state (host arrays, no batch axis) as an RGB picture `(height, width, 3)` uint8."""
         raise NotImplementedError(f"{self.name} cannot be drawn")
+
+
+class UniformEnvironment(Environment):
+    """An environment whose step is a function of a fixed number of uniforms, for agents that draw them beforehand.
+
+    `transition` is the step itself; `step` draws the uniforms from its key. A mirror in plain NumPy that is given the
+    same uniforms must do the same, which is how the bandits and tabular environments and their planners are tested.
+    """
+
+    num_uniforms: int = 1
+
+    def transition(
+        self, state: Any, action: Any, uniforms: jax.Array, params: Any
+    ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, Info]:
+        """As `step`, from `uniforms (num_uniforms,)` in [0, 1)."""
+        raise NotImplementedError
+
+    def step(
+        self, key: jax.Array, state: Any, action: Any, params: Any
+    ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, Info]:
+        return self.transition(state, action, jax.random.uniform(key, (self.num_uniforms,)), params)
 
 
 class VectorEnvironment:

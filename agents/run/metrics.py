@@ -24,11 +24,12 @@ def number(value: float) -> float | None:
 def aggregate(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One chunk's metrics `[updates, seeds]` as one number per seed.
 
-    Means over updates; but `train/episodes` is a sum, and `train/<x>_sum` becomes `train/<x>`, the mean over the
-    episodes that ended (NaN where none did). `replay/<x>` are records, not metrics, and left out.
+    Means over updates; but `train/episodes` is a sum, and `<x>_sum` becomes `<x>`, the mean over the episodes that
+    ended (NaN where none did); `<x>_last` becomes `<x>`, its value after the last update, for what counts up over the
+    whole run; `<x>_min` is the least. `replay/<x>` are records, not metrics, and left out.
     """
     out = {}
-    episodes = np.sum(metrics["train/episodes"], axis=0)
+    episodes = np.sum(metrics.get("train/episodes", np.zeros(1)), axis=0)
     for name, values in metrics.items():
         if name.startswith("replay/"):
             continue
@@ -39,6 +40,10 @@ def aggregate(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             out[name.removesuffix("_sum")] = np.divide(
                 total, episodes, out=np.full(episodes.shape, np.nan), where=episodes > 0
             )
+        elif name.endswith("_last"):
+            out[name.removesuffix("_last")] = values[-1]
+        elif name.endswith("_min"):
+            out[name] = np.min(values, axis=0)
         else:
             out[name] = np.mean(values, axis=0, dtype=np.float64)
     return out

@@ -14,6 +14,8 @@ def test_episode_means_weigh_episodes_not_updates():
         "train/episodes": np.array([[1, 0], [3, 0]]),
         "train/return_sum": np.array([[1.0, 0.0], [9.0, 0.0]]),
         "loss/total": np.array([[1.0, 2.0], [3.0, 4.0]]),
+        "train/regret_last": np.array([[1.0, 2.0], [5.0, 3.0]]),
+        "train/value_min": np.array([[1.0, 5.0], [3.0, 2.0]]),
     }
     out = aggregate(metrics)
     assert out["train/return"][0] == 2.5
@@ -21,6 +23,8 @@ def test_episode_means_weigh_episodes_not_updates():
     assert number(out["train/return"][1]) is None
     np.testing.assert_array_equal(out["train/episodes"], [4, 0])
     np.testing.assert_array_equal(out["loss/total"], [2.0, 3.0])
+    np.testing.assert_array_equal(out["train/regret"], [5.0, 3.0])
+    np.testing.assert_array_equal(out["train/value_min"], [1.0, 2.0])
 
 
 def test_a_resumed_log_drops_lines_of_the_killed_run(tmp_path):
