@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from agents.control import when
 from agents.networks import ActorCritic
 from agents.returns import generalised_advantages
 from envs.wrappers import Wrapper
@@ -120,19 +121,6 @@ class Batch(struct.PyTreeNode):
     value: jax.Array
     advantage: jax.Array
     valid: jax.Array
-
-
-def when(condition: jax.Array, compute, otherwise: Any) -> Any:
-    """`compute()` if the scalar `condition` holds, else `otherwise` (same shapes and dtypes).
-
-    A loop of at most one round instead of `lax.cond`: under `vmap` a `cond` turns into a select that always pays for
-    both branches, a loop still runs only if some batch entry needs it.
-    """
-
-    def body(carry):
-        return jnp.zeros((), bool), compute()
-
-    return jax.lax.while_loop(lambda carry: carry[0], body, (condition, otherwise))[1]
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
