@@ -6,12 +6,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.initializers import orthogonal
 
 from agents.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
 from envs.spaces import Box, MultiDiscrete, Space
 from memory.base import Memory, State
-from memory.layers import Dense
+from memory.layers import Dense, orthogonal
 
 ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": nn.tanh, "silu": nn.silu, "gelu": nn.gelu}
 

@@ -276,11 +276,16 @@ class PPO:
 
     def update(self, state: PPOState) -> tuple[PPOState, Metrics]:
         """Collect one batch and learn from it. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
-        s = self.settings
         key, collect_key, shuffle_key = jax.random.split(state.key, 3)
         memory_before = state.memory
         state, rollout = self._collect(state.replace(key=key), collect_key)
+        return self.learn(state, memory_before, rollout, shuffle_key)
 
+    def learn(
+        self, state: PPOState, memory_before: Any, rollout: Rollout, shuffle_key: jax.Array
+    ) -> tuple[PPOState, Metrics]:
+        """Learns from a rollout that ended in `state` and began in the memory states `memory_before`."""
+        s = self.settings
         value = self._apply(state.params, "value", rollout.features)
         _, last_features = self._apply(state.params, "features_step", state.memory, state.obs, state.reset)
         last_value = self._apply(state.params, "value", last_features)

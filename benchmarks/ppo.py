@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from agents.run.loop import compile_agent, seed_keys
-from configs.presets import PRESETS
+from configs.presets import PPO_PRESETS
 from kernels.malloc import keep_freed_memory
-from scripts.common import make_agent
+from scripts.common import make_ppo
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Contender:
 def prepare(name: str, config: Any, updates: int) -> Contender:
     """Compiles `updates` updates of `config` and runs them once."""
     wall, cpu = time.perf_counter(), time.process_time()
-    agent = make_agent(config)
+    agent = make_ppo(config)
     programs = compile_agent(agent, config.seeds, updates)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     state = programs.init(seed_keys(0, config.seeds))
@@ -70,7 +70,7 @@ def prepare(name: str, config: Any, updates: int) -> Contender:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", choices=list(PRESETS))
+    parser.add_argument("preset", choices=list(PPO_PRESETS))
     parser.add_argument("--memories", nargs="+", default=["s5", "gru", "none"])
     parser.add_argument("--env")
     parser.add_argument("--seeds", type=int, default=1)
@@ -81,14 +81,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int)
     arguments = parser.parse_args()
     keep_freed_memory()
-    preset = PRESETS[arguments.preset]
+    preset = PPO_PRESETS[arguments.preset]
     given = {k: getattr(arguments, k) for k in ("num_envs", "num_steps", "epochs", "minibatches")}
     ppo = replace(preset.ppo, **{k: v for k, v in given.items() if v is not None})
     widths = {name: int(width) for name, width in (pair.split("=") for pair in arguments.width)}
 
     contenders = []
     for name in arguments.memories:
-        own = PRESETS.get(f"paper/popgym-{name}", preset) if arguments.preset.startswith("paper/") else preset
+        own = PPO_PRESETS.get(f"paper/popgym-{name}", preset) if arguments.preset.startswith("paper/") else preset
         network = replace(own.network, width=widths.get(name, own.network.width))
         config = replace(
             own, ppo=ppo, env=arguments.env or own.env, memory=name, seeds=arguments.seeds, network=network

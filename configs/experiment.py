@@ -1,8 +1,10 @@
 """The configuration of an experiment: every key, its type and its meaning. `presets.py` gives the values."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
+from agents.conservative import ConservativeSettings
+from agents.lsd import LSDSettings
 from agents.ppo import PPOSettings
 
 
@@ -56,16 +58,17 @@ class NetworkSettings:
                 raise ValueError(f"network.{name} must be at least 1, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """PPO with a memory, on one environment."""
+    """What the experiments of all agents have in common."""
 
-    ppo: PPOSettings
-    """Hyperparameters of PPO."""
-    env: str = "popgym/RepeatPreviousEasy"
-    """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, brax/ant or envpool/Pong-v5."""
-    memory: str = "s5"
-    """Memory by its registered name, such as s5, gru, mamba or none (an unknown name lists them all)."""
+    agent: ClassVar[str]
+    """The agent's name, also that of the field with its settings."""
+    choice: ClassVar[str]
+    """The field that `compare` varies."""
+
+    env: str
+    """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, envpool/Pong-v5 or lsd/Random."""
     seeds: int = 1
     """Independent runs side by side in one program."""
     seed: int = 0
@@ -78,10 +81,6 @@ class Experiment:
     """Evaluations during the run, the last one at its end."""
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints (0: one at every log point)."""
-    network: NetworkSettings = field(default_factory=NetworkSettings)
-    """Sizes of the network."""
-    observation: ObservationSettings = field(default_factory=ObservationSettings)
-    """What the agent sees."""
 
     def __post_init__(self):
         for name in ("seeds", "total_steps", "log_points", "eval_points"):
@@ -89,5 +88,62 @@ class Experiment:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32 - self.seeds:
             raise ValueError(f"seed must lie in [0, 2^32 - seeds), got {self.seed}")
+
+    @property
+    def chosen(self) -> str:
+        """The memory or algorithm of this run."""
+        return getattr(self, self.choice)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOExperiment(Experiment):
+    """PPO with a memory, on one environment."""
+
+    agent: ClassVar[str] = "ppo"
+    choice: ClassVar[str] = "memory"
+
+    memory: str = "s5"
+    """Memory by its registered name, such as s5, gru, mamba or none (an unknown name lists them all)."""
+    ppo: PPOSettings
+    """Hyperparameters of PPO."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    """Sizes of the network."""
+    observation: ObservationSettings = field(default_factory=ObservationSettings)
+    """What the agent sees."""
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.observation.previous_reward and not self.observation.previous_action:
             raise ValueError("observation.previous_reward needs observation.previous_action")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConservativeExperiment(PPOExperiment):
+    """PPO that keeps above a share of a baseline's return while it learns."""
+
+    agent: ClassVar[str] = "conservative"
+    choice: ClassVar[str] = "algorithm"
+
+    algorithm: str
+    """conservative (the baseline first, then the learner), learner (PPO alone) or baseline (alone)."""
+    conservative: ConservativeSettings
+    """When the baseline hands over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSDExperiment(Experiment):
+    """Planning and learning in a bandit whose payoffs depend on the last switch."""
+
+    agent: ClassVar[str] = "lsd"
+    choice: ClassVar[str] = "algorithm"
+
+    algorithm: str
+    """planner, explore-then-commit, epoch-ucb, isi-combucb1, greedy or round-robin."""
+    lsd: LSDSettings
+    """Settings of the planner."""
+
+
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    kind.agent: kind for kind in (PPOExperiment, ConservativeExperiment, LSDExperiment)
+}
+"""Kinds of experiments by their agents' names."""

@@ -2,8 +2,17 @@
 
 from dataclasses import replace
 
+from agents.conservative import ConservativeSettings
+from agents.lsd import LSDSettings
 from agents.ppo import PPOSettings
-from configs.experiment import Experiment, NetworkSettings, ObservationSettings
+from configs.experiment import (
+    ConservativeExperiment,
+    Experiment,
+    LSDExperiment,
+    NetworkSettings,
+    ObservationSettings,
+    PPOExperiment,
+)
 
 FAST = PPOSettings(
     num_envs=64,
@@ -75,22 +84,31 @@ CONTROL = replace(
     value_clip=0.0,
 )
 
-PRESETS: dict[str, Experiment] = {
-    "popgym": Experiment(
+LSD_SETTINGS = LSDSettings(
+    steps_per_update=100,
+    select="actual",
+    explore=0.5,
+    first_epoch=100,
+    epoch_growth=1.5,
+    block_length=3,
+)
+
+PPO_PRESETS: dict[str, PPOExperiment] = {
+    "popgym": PPOExperiment(
         ppo=POPGYM,
         env="popgym/RepeatPreviousMedium",
         memory="s5",
         total_steps=5_000_000,
         network=NetworkSettings(width=128, memory_options=("s5.state=128",)),
     ),
-    "popgym-fast": Experiment(
+    "popgym-fast": PPOExperiment(
         ppo=FAST,
         env="popgym/RepeatPreviousEasy",
         memory="s5",
         total_steps=400_000,
         network=NetworkSettings(width=64),
     ),
-    "gymnax": Experiment(
+    "gymnax": PPOExperiment(
         ppo=FAST,
         env="gymnax/CartPole-v1",
         memory="gru",
@@ -98,7 +116,7 @@ PRESETS: dict[str, Experiment] = {
         network=NetworkSettings(width=64),
         observation=ObservationSettings(normalise=True, normalise_reward=True),
     ),
-    "brax": Experiment(
+    "brax": PPOExperiment(
         ppo=CONTROL,
         env="brax/inverted_pendulum",
         memory="none",
@@ -106,21 +124,21 @@ PRESETS: dict[str, Experiment] = {
         network=NetworkSettings(width=64, encoder=(64,), heads=(64,), activation="tanh"),
         observation=ObservationSettings(normalise=True, normalise_reward=True),
     ),
-    "paper/popgym-s5": Experiment(
+    "paper/popgym-s5": PPOExperiment(
         ppo=PAPER,
         env="popgym/RepeatPreviousEasy",
         memory="s5",
         total_steps=15_000_000,
         network=replace(PAPER_NETWORK, layers=4, memory_options=("s5.state=256", "s5.dt_max=0.1")),
     ),
-    "paper/popgym-gru": Experiment(
+    "paper/popgym-gru": PPOExperiment(
         ppo=PAPER,
         env="popgym/RepeatPreviousEasy",
         memory="gru",
         total_steps=15_000_000,
         network=replace(PAPER_NETWORK, layers=1, residual=False),
     ),
-    "debug": Experiment(
+    "debug": PPOExperiment(
         ppo=replace(FAST, num_envs=8, num_steps=32, epochs=2, minibatches=2, eval_envs=4),
         env="popgym/RepeatPreviousEasy",
         memory="gru",
@@ -130,6 +148,44 @@ PRESETS: dict[str, Experiment] = {
         network=NetworkSettings(width=8),
     ),
 }
+"""Presets of PPO with a memory."""
+
+PLANNER_PRESETS: dict[str, Experiment] = {
+    "conservative": ConservativeExperiment(
+        ppo=replace(FAST, discount=0.995, learning_rate=1e-3, learning_rate_end=1e-3),
+        conservative=ConservativeSettings(
+            baseline="cartpole",
+            baseline_value=163.0,
+            alpha=0.2,
+            horizon=200,
+            reward_low=0.0,
+            reward_high=1.0,
+            members=8,
+            width=64,
+            deviations=2.0,
+            prior_scale=0.1,
+            learning_rate=1e-3,
+            epochs=16,
+        ),
+        env="gymnax/CartPole-v1",
+        algorithm="conservative",
+        memory="none",
+        seeds=5,
+        total_steps=1_000_000,
+        network=NetworkSettings(width=64, encoder=(64,), heads=(64,), activation="tanh"),
+        observation=ObservationSettings(previous_action=False, time_limit=200),
+    ),
+    "lsd": LSDExperiment(
+        lsd=LSD_SETTINGS,
+        env="lsd/Random?arms=3&played=2&idle=3",
+        algorithm="epoch-ucb",
+        seeds=64,
+        total_steps=50_000,
+    ),
+}
+"""Presets of bandit and tabular algorithms."""
+
+PRESETS: dict[str, Experiment] = {**PPO_PRESETS, **PLANNER_PRESETS}
 """Presets by name; `popgym` is the one that scripts take when none is named."""
 
 DEFAULT = "popgym"

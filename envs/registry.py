@@ -2,6 +2,7 @@
 
 - `popgym/RepeatPreviousEasy`: POPGym in JAX, spelled as the popgym package spells it;
 - `gymnax/CartPole-v1`, `brax/ant` (or with a physics backend, `brax/ant?backend=positional`);
+- `lsd/Random?arms=5&played=2&idle=6`: bandits whose payoffs depend on the last switch;
 - `envpool/Pong-v5`, `gymnasium/CartPole-v1`: emulators on the host, with their options likewise
   (`envpool/Breakout-v5?episodic_life=true&repeat_action_probability=0.25`).
 
@@ -10,9 +11,10 @@ The packages behind a family are imported when the family is first used.
 
 import difflib
 import functools
+import inspect
 import json
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from envs.base import Environment, VectorEnvironment
 from envs.vector import Vectorised
@@ -40,6 +42,29 @@ def _brax():
     return brax_adapter.NAMES, brax_adapter.make
 
 
+def _ours(names: Mapping[str, Callable[..., Environment]]):
+    """A family of this suite whose constructors take options."""
+
+    def construct(name: str, **options):
+        known = inspect.signature(names[name]).parameters
+        for option in options:
+            if option not in known:
+                has = f"options are {', '.join(known)}" if known else "it takes none"
+                raise UnknownEnvironment(f"{name} has no option {option!r}: {has}")
+        try:
+            return names[name](**options)
+        except TypeError as error:  # "many" where a number belongs
+            raise ValueError(f"{name}: bad value among {options}: {error}") from None
+
+    return names, construct
+
+
+def _lsd():
+    from envs import lsd
+
+    return _ours(lsd.NAMES)
+
+
 def _envpool():
     from envs import envpool_adapter
 
@@ -52,12 +77,12 @@ def _gymnasium():
     return gymnasium_adapter.names(), gymnasium_adapter.make
 
 
-FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax}
+FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax, "lsd": _lsd}
 """Families of single environments in JAX: each gives its names and a constructor by name."""
 HOST_POOLS = {"envpool": _envpool, "gymnasium": _gymnasium}
 """Families of emulators: names, and a constructor by name, number of environments, copies and seed."""
 FAMILIES = {**FUNCTIONAL, **HOST_POOLS}
-OPTIONS = {"brax", "envpool", "gymnasium"}
+OPTIONS = {"brax", "lsd", "envpool", "gymnasium"}
 """Families whose ids may end in `?option=value&...`, handed to the package's constructor (values as in JSON)."""
 
 

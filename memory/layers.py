@@ -37,14 +37,27 @@ class GatedOutput(nn.Module):
         return value * sigmoid(gate)
 
 
+def orthogonal(scale: float = 1.0) -> Callable:
+    """Orthogonal matrices times `scale`: flax's initialiser, one matrix at a time under `vmap`.
+
+    XLA's QR of a batch waits in a thread of its pool for others of the same pool. Two initialisers of many seeds that run
+    at once can take all threads of a small CPU and then wait for ever.
+    """
+
+    def initialise(key, shape, dtype=jnp.float32):
+        return jax.custom_batching.sequential_vmap(lambda key: nn.initializers.orthogonal(scale)(key, shape, dtype))(
+            key
+        )
+
+    return initialise
+
+
 def gate_orthogonal(gates: int) -> Callable:
     """Initialiser of recurrent weights `(H, gates * H)`: the square block of each gate is orthogonal."""
 
     def init(key, shape, dtype=jnp.float32):
         hidden = shape[0]
-        blocks = jax.vmap(lambda k: nn.initializers.orthogonal()(k, (hidden, hidden), dtype))(
-            jax.random.split(key, gates)
-        )
+        blocks = jax.vmap(lambda k: orthogonal()(k, (hidden, hidden), dtype))(jax.random.split(key, gates))
         return blocks.transpose(1, 0, 2).reshape(shape)
 
     return init

@@ -12,14 +12,17 @@ from typing import Any, NoReturn
 
 import tyro
 
+from agents import conservative, lsd
+from agents.conservative import Conservative
 from agents.distributions import head_size
 from agents.networks import ActorCritic
 from agents.ppo import PPO
 from agents.run.errors import BadRequest, Diverged, Interrupted
-from agents.run.loop import Plan, plan
-from configs.experiment import Experiment
+from agents.run.loop import Agent, Plan, plan
+from configs.experiment import EXPERIMENTS, ConservativeExperiment, Experiment, PPOExperiment
 from configs.presets import DEFAULT, PRESETS
 from envs import registry
+from envs.lsd import LSDBandit
 from envs.vector import Vectorised
 from envs.wrappers import (
     EpisodeStatistics,
@@ -38,6 +41,8 @@ from memory import make_memory, memory_options
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 EVALUATION_LANES = 1_000_003
+PLANNERS = {"lsd": (lsd.LSD, LSDBandit, lsd.ALGORITHMS)}
+"""Planners by the names of their experiments: the agent, the kind of environment that it is for, its algorithms."""
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -96,7 +101,7 @@ def parse(options: type, default: Any, arguments: Sequence[str], prog: str, desc
         raise BadRequest(str(error)) from None
 
 
-def make_environment(config: Experiment, num_envs: int, copies: int, seed: int) -> Wrapper:
+def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: int) -> Wrapper:
     """The environment of `config` as its agent sees it: `num_envs` in a batch, wrapped.
 
     Raises:
@@ -147,17 +152,44 @@ def options_of(memory: str, options: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-def divide(config: Experiment) -> Plan:
+def divide(config: Experiment, agent: Agent) -> Plan:
     """How the updates of `config` are divided into chunks."""
-    return plan(config.total_steps, config.ppo.num_envs * config.ppo.num_steps, config.log_points)
+    return plan(config.total_steps, agent.steps_per_update, config.log_points)
 
 
-def make_agent(config: Experiment, emulator_seed: int | None = None) -> PPO:
+def make_agent(config: Experiment, emulator_seed: int | None = None) -> Agent:
     """The agent of `config`; its emulators, if any, start from `emulator_seed` (default: the configured seed).
 
     Raises:
         BadRequest: unknown names or impossible combinations.
     """
+    if isinstance(config, ConservativeExperiment):
+        return make_conservative(config, emulator_seed)
+    return make_ppo(config, emulator_seed) if isinstance(config, PPOExperiment) else make_planner(config)
+
+
+def make_planner(config: Experiment) -> Agent:
+    """The planner of `config`. Raises BadRequest as `make_agent`."""
+    planner, kind, _ = PLANNERS[config.agent]
+    try:
+        env = registry.make(config.env)
+        if not isinstance(env, kind):
+            family = config.env.partition("/")[0]
+            raise ValueError(f"{config.agent} is for a {kind.__name__}, and {family}/... is none: choose another --env")
+        agent = planner(env, getattr(config, config.agent), config.chosen, config.total_steps)
+        # Runs are rounded up to whole log points; the horizon that planners know is the true one.
+        return dataclasses.replace(agent, total_steps=divide(config, agent).updates * agent.steps_per_update)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def algorithms_of(config: Experiment) -> tuple[str, ...]:
+    """The algorithms of a planner."""
+    return conservative.ALGORITHMS if isinstance(config, ConservativeExperiment) else PLANNERS[config.agent][2]
+
+
+def make_ppo(config: PPOExperiment, emulator_seed: int | None = None) -> PPO:
+    """The PPO agent of `config`. Raises BadRequest as `make_agent`."""
     network = config.network
     seed = config.seed if emulator_seed is None else emulator_seed
     env = make_environment(config, config.ppo.num_envs, config.seeds, seed)
@@ -182,7 +214,22 @@ def make_agent(config: Experiment, emulator_seed: int | None = None) -> PPO:
             activation=network.activation,
             head_scale=network.head_scale,
         )
-        return PPO(env, eval_env, actor_critic, config.ppo, divide(config).updates)
+        agent = PPO(env, eval_env, actor_critic, config.ppo, total_updates=1)
+        return dataclasses.replace(agent, total_updates=divide(config, agent).updates)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def make_conservative(config: ConservativeExperiment, emulator_seed: int | None = None) -> Conservative:
+    """PPO under the rule of `config`. Raises BadRequest as `make_agent`."""
+    ppo = make_ppo(config, emulator_seed)
+    limit = ppo.env.max_steps(ppo.env.default_params)
+    if limit != config.conservative.horizon:
+        raise BadRequest(
+            f"conservative.horizon is {config.conservative.horizon}, but episodes last {limit} steps at most"
+        )
+    try:
+        return Conservative(ppo, config.conservative, config.algorithm)
     except ValueError as error:
         raise BadRequest(str(error)) from None
 
@@ -200,11 +247,11 @@ def to_dict(config: Experiment) -> dict[str, Any]:
 
 def describe(preset: str, config: Experiment) -> dict[str, Any]:
     """What `config.yaml` of a run holds."""
-    return {"preset": preset, **to_dict(config)}
+    return {"preset": preset, "agent": config.agent, **to_dict(config)}
 
 
 def from_dict(values: dict[str, Any]) -> Experiment:
-    """The inverse of `to_dict`.
+    """The experiment of a `config.yaml` (see `describe`).
 
     Raises:
         BadRequest: missing or unknown keys, or values of the wrong kind.
@@ -226,13 +273,21 @@ def from_dict(values: dict[str, Any]) -> Experiment:
             arguments[name] = value
         return kind(**arguments)
 
+    values = {key: value for key, value in values.items() if key != "preset"}
+    agent = values.pop("agent", PPOExperiment.agent)
     try:
-        return build(Experiment, values)
+        if agent not in EXPERIMENTS:
+            raise ValueError(f"unknown agent {agent!r}")
+        return build(EXPERIMENTS[agent], values)
     except (TypeError, ValueError) as error:
         raise BadRequest(f"config.yaml does not describe an experiment: {error}") from None
 
 
 def default_folder(preset: str, config: Experiment) -> Path:
-    """`runs/<preset>/<env>-<memory>-<time>`."""
-    env = config.env.replace("/", "-").replace("?", "-")
-    return Path("runs") / preset / f"{env}-{config.memory}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`runs/<preset>/<env>-<memory or algorithm>-<time>`."""
+    return Path("runs") / preset / f"{folder_name(config.env, config.chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def folder_name(env: str, chosen: str) -> str:
+    """`<env>-<memory or algorithm>` without the characters that a shell would take for its own."""
+    return f"{env.translate(str.maketrans('/?&', '---'))}-{chosen}"

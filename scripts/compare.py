@@ -1,10 +1,11 @@
-"""Compare memories: every memory on every environment, several seeds, one command.
+"""Compare memories, or a planner's algorithms: each on every environment, several seeds, one command.
 
     python scripts/compare.py PRESET --memories s5 gru none --envs ID ... --seeds N [--out DIR] [any option of train.py]
+    python scripts/compare.py PRESET --algorithms epoch-ucb greedy --envs ID ... --seeds N [--out DIR] [...]
 
-Each cell is a run folder `<out>/<env>-<memory>`, trained in a process of its own. Repeating the command skips finished
-cells and resumes broken ones. Writes `table.md`, `table.csv`, `curves.png` and `bars.png` after every cell; a
-cell that failed is named with its reason. Exit code 0 if every cell is there, 1 if some failed.
+Each cell is a run folder `<out>/<env>-<memory or algorithm>`, trained in a process of its own. Repeating the command
+skips finished cells and resumes broken ones. Writes `table.md`, `table.csv`, `curves.png` and `bars.png` after every
+cell; a cell that failed is named with its reason. Exit code 0 if every cell is there, 1 if some failed.
 """
 
 import csv
@@ -26,16 +27,21 @@ from agents.run.metrics import read_metrics
 from agents.run.statistics import interquartile_mean, stratified_bootstrap
 from configs.presets import PRESETS
 from scripts import train
-from scripts.common import describe, make_agent, parse, run_script, split_preset
-from scripts.plot import band
+from scripts.common import algorithms_of, describe, folder_name, make_agent, run_script, split_preset
+from scripts.plot import PANELS, agent_of, draw_panel
+
+MEMORIES = ("s5", "gru", "none")
+"""What is compared when no memory is named."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What to compare. Any option of train.py can follow."""
 
-    memories: tuple[str, ...] = ("s5", "gru", "none")
-    """Memories, the columns of the table."""
+    memories: tuple[str, ...] = ()
+    """Memories, the columns of the table, for presets of agents with a memory (default: s5 gru none)."""
+    algorithms: tuple[str, ...] = ()
+    """Algorithms, the columns of the table, for presets of planners (default: all)."""
     envs: tuple[str, ...] = ()
     """Environment ids, the rows (default: the preset's)."""
     seeds: int = 3
@@ -46,10 +52,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Cell:
-    """One memory on one environment."""
+    """One memory or algorithm on one environment."""
 
     env: str
-    memory: str
+    chosen: str
     folder: Path
 
     @property
@@ -75,18 +81,20 @@ def main(arguments: Sequence[str]) -> int:
     )
     out = options.out or Path("runs") / "compare" / preset
     envs = options.envs or (PRESETS[preset].env,)
-    for fixed in ("--env", "--memory", "--resume"):
+    columns = columns_of(preset, options)
+    choice = PRESETS[preset].choice
+    for fixed in ("--env", f"--{choice}", "--resume"):
         if fixed in training:
-            raise BadRequest(f"compare sets {fixed} itself; use --envs and --memories")
+            raise BadRequest(f"compare sets {fixed} itself")
     training = ["--seeds", str(options.seeds), *training]
-    defaults = parse(train.Options, train.Options(PRESETS[preset]), training, "compare.py PRESET", __doc__ or "")
+    defaults = train.options_for(preset, training, "compare.py PRESET", __doc__ or "")
     cells = []
     for env in envs:
-        for memory in options.memories:
+        for chosen in columns:
             # Refuses unknown names before hours of training, not after.
-            config = replace(defaults.experiment, env=env, memory=memory)
+            config = replace(defaults.experiment, env=env, **{choice: chosen})
             make_agent(config).close()
-            cell = Cell(env, memory, out / f"{env.replace('/', '-').replace('?', '-')}-{memory}")
+            cell = Cell(env, chosen, out / folder_name(env, chosen))
             if cell.summary is not None and read_config(cell.folder) != describe(preset, config):
                 raise BadRequest(f"{cell.folder} was trained with other options: choose another --out")
             cells.append(cell)
@@ -98,8 +106,8 @@ def main(arguments: Sequence[str]) -> int:
     failures: dict[Cell, str] = {}
     for number, cell in enumerate(cells, 1):
         if cell.summary is None:
-            say(f"[{number}/{len(cells)}] {cell.env} with {cell.memory}")
-            failure = train_cell(preset, cell, training)
+            say(f"[{number}/{len(cells)}] {cell.env} with {cell.chosen}")
+            failure = train_cell(preset, choice, cell, training)
             if failure is not None:
                 failures[cell] = failure
                 say(f"failed: {failure}")
@@ -110,9 +118,20 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
-def train_cell(preset: str, cell: Cell, training: Sequence[str]) -> str | None:
+def columns_of(preset: str, options: Options) -> tuple[str, ...]:
+    """The memories or algorithms to compare."""
+    wanted = {"memory": options.memories, "algorithm": options.algorithms}
+    flags = {"memory": "--memories", "algorithm": "--algorithms"}
+    choice = PRESETS[preset].choice
+    for other, given in wanted.items():
+        if given and other != choice:
+            raise BadRequest(f"{preset} has no {flags[other]} to compare; use {flags[choice]}")
+    return wanted[choice] or (MEMORIES if choice == "memory" else algorithms_of(PRESETS[preset]))
+
+
+def train_cell(preset: str, choice: str, cell: Cell, training: Sequence[str]) -> str | None:
     """Trains one cell in its own process; returns why it failed, or None."""
-    command = [sys.executable, train.__file__, preset, "--env", cell.env, "--memory", cell.memory]
+    command = [sys.executable, train.__file__, preset, "--env", cell.env, f"--{choice}", cell.chosen]
     process = subprocess.Popen(
         [*command, "--out", str(cell.folder), "--resume", *training], stderr=subprocess.PIPE, text=True
     )
@@ -144,8 +163,8 @@ def report(out: Path, cells: list[Cell], failures: dict[Cell, str]) -> None:
 
 
 def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
-    envs, memories = list(dict.fromkeys(c.env for c in cells)), list(dict.fromkeys(c.memory for c in cells))
-    return envs, memories, {(cell.env, cell.memory): cell for cell in cells}
+    envs, columns = list(dict.fromkeys(c.env for c in cells)), list(dict.fromkeys(c.chosen for c in cells))
+    return envs, columns, {(cell.env, cell.chosen): cell for cell in cells}
 
 
 def interval(scores: list[float]) -> tuple[float, float, float]:
@@ -154,26 +173,26 @@ def interval(scores: list[float]) -> tuple[float, float, float]:
 
 
 def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
-    """Rows are environments, columns memories; a star where the interval lies above that of `none`."""
-    envs, memories, at = rows_and_columns(cells)
-    lines = ["| environment | " + " | ".join(memories) + " |", "|---|" + "---|" * len(memories)]
+    """Rows are environments, columns memories or algorithms; a star where the interval lies above that of `none`."""
+    envs, columns, at = rows_and_columns(cells)
+    lines = ["| environment | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for env in envs:
-        base = at[env, "none"].scores() if "none" in memories else []
+        base = at[env, "none"].scores() if "none" in columns else []
         row = []
-        for memory in memories:
-            cell = at[env, memory]
+        for chosen in columns:
+            cell = at[env, chosen]
             scores = cell.scores()
             if not scores:
                 row.append("**failed**" if cell in failures else "not run")
                 continue
             iqm, low, high = interval(scores)
-            better = bool(base) and memory != "none" and low > interval(base)[2]
+            better = bool(base) and chosen != "none" and low > interval(base)[2]
             row.append(f"{iqm:.3f} [{low:.3f}, {high:.3f}]{' *' if better else ''}")
         lines.append(f"| {env} | " + " | ".join(row) + " |")
     if len(envs) > 1:
         row = []
-        for memory in memories:
-            tasks = [np.array(at[env, memory].scores()) for env in envs]
+        for chosen in columns:
+            tasks = [np.array(at[env, chosen].scores()) for env in envs]
             if all(len(task) for task in tasks):
                 low, high = stratified_bootstrap(tasks)
                 row.append(f"{interquartile_mean(np.concatenate(tasks)):.3f} [{low:.3f}, {high:.3f}]")
@@ -193,7 +212,7 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
             f"Seeds: {', '.join(map(str, seeds))}. Environment steps per seed: {', '.join(f'{s:,}' for s in steps)}."
         ]
         lines += [f"Training time of all cells: {sum(s['wall_s'] + s['compile_s'] for s in done) / 60:.1f} minutes."]
-    lines += [f"- **failed**: {cell.env} with {cell.memory}: {reason}" for cell, reason in failures.items()]
+    lines += [f"- **failed**: {cell.env} with {cell.chosen}: {reason}" for cell, reason in failures.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -201,20 +220,20 @@ def csv_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
     """One line a cell and seed-level scores in one column, for further analysis."""
     text = io.StringIO()
     writer = csv.writer(text)
-    head = ("env", "memory", "state", "iqm", "ci95_low", "ci95_high", "per_seed", "train_mean", "env_steps")
+    head = ("env", "variant", "state", "iqm", "ci95_low", "ci95_high", "per_seed", "train_mean", "env_steps")
     writer.writerow((*head, "steps_per_s", "wall_s", "compile_s"))
     for cell in cells:
         summary = cell.summary
         if summary is None:
             state = f"failed: {failures[cell]}" if cell in failures else "not run"
-            writer.writerow([cell.env, cell.memory, state])
+            writer.writerow([cell.env, cell.chosen, state])
             continue
         scores = cell.scores()
         numbers = interval(scores) if scores else ("", "", "")
         per_seed = " ".join(f"{s:.6g}" for s in scores)
         rest = [summary["train_return"]["mean"], summary["env_steps"], summary["steps_per_s"]]
         writer.writerow(
-            [cell.env, cell.memory, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
+            [cell.env, cell.chosen, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
         )
     return text.getvalue()
 
@@ -234,39 +253,40 @@ def _figure(panels: int, width: float, height: float):
 
 
 def draw_curves(cells: list[Cell], out: Path) -> None:
-    """One panel an environment: training return of each memory, mean and range over seeds."""
-    envs, memories, at = rows_and_columns(cells)
+    """One panel an environment: the agent's first metric (see `scripts.plot`) of each memory or algorithm."""
+    envs, columns, at = rows_and_columns(cells)
     plt, figure, axes = _figure(len(envs), 3.6 if len(envs) > 1 else 6.5, 2.7 if len(envs) > 1 else 4)
+    label = ""
     for axis, env in zip(axes, envs, strict=False):
-        for color, memory in enumerate(memories):
-            path = at[env, memory].folder / "metrics.jsonl"
-            steps, values = band(read_metrics(path), "train/return") if path.exists() else ([], np.empty(0))
-            if len(steps):
-                axis.plot(steps, values.mean(1), color=f"C{color}", label=memory)
-                axis.fill_between(steps, values.min(1), values.max(1), color=f"C{color}", alpha=0.2, linewidth=0)
+        for color, chosen in enumerate(columns):
+            path = at[env, chosen].folder / "metrics.jsonl"
+            if path.exists():
+                panel = replace(PANELS[agent_of(read_config(path.parent))][0], dots=None)
+                draw_panel(axis, panel, read_metrics(path), f"C{color}", chosen)
+                label = panel.label
         axis.set_title(env.removeprefix("popgym/"), fontsize=9)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=8)
     figure.supxlabel("environment steps per seed", fontsize=9)
-    figure.supylabel("episode return (training)", fontsize=9)
+    figure.supylabel(label, fontsize=9)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
 
 def draw_bars(cells: list[Cell], out: Path) -> None:
     """One group an environment: final evaluation return with 95 % intervals and the seeds as dots."""
-    envs, memories, at = rows_and_columns(cells)
+    envs, columns, at = rows_and_columns(cells)
     plt, figure, axes = _figure(1, max(6.0, 1.1 * len(envs) + 2), 4)
-    width = 0.8 / len(memories)
-    for color, memory in enumerate(memories):
+    width = 0.8 / len(columns)
+    for color, chosen in enumerate(columns):
         for place, env in enumerate(envs):
-            scores = at[env, memory].scores()
+            scores = at[env, chosen].scores()
             if not scores:
                 continue
-            x = place + (color - (len(memories) - 1) / 2) * width
+            x = place + (color - (len(columns) - 1) / 2) * width
             iqm, low, high = interval(scores)
-            label = memory if env == next(e for e in envs if at[e, memory].scores()) else None
+            label = chosen if env == next(e for e in envs if at[e, chosen].scores()) else None
             axes[0].bar(x, iqm, width * 0.9, color=f"C{color}", alpha=0.8, label=label)
             axes[0].vlines(x, low, high, color="black", linewidth=1.2)
             axes[0].plot([x] * len(scores), scores, ".", color="black", markersize=3)

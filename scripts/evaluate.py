@@ -22,7 +22,8 @@ from agents.run.folder import read_config, say, write_atomically
 from agents.run.loop import over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
-from scripts.common import from_dict, make_agent, parse, run_script
+from configs.experiment import PPOExperiment
+from scripts.common import from_dict, make_ppo, parse, run_script
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture
@@ -49,11 +50,16 @@ def main(arguments: Sequence[str]) -> int:
     if options.episodes < 1 or options.gif_steps < 0:
         raise BadRequest("--episodes must be at least 1 and --gif-steps at least 0")
     stored = read_config(options.run)
-    preset = stored.pop("preset", None)
+    preset = stored.get("preset")
     config = from_dict(stored)
+    if not isinstance(config, PPOExperiment):
+        raise BadRequest(
+            f"{config.agent} learns while it acts and has no episodes to play afterwards: "
+            f"what it earned is in {options.run / 'summary.json'}"
+        )
     greedy = config.ppo.eval_greedy if options.greedy is None else options.greedy
     config = replace(config, ppo=replace(config.ppo, eval_envs=options.episodes, eval_greedy=greedy))
-    agent = make_agent(config, options.seed)
+    agent = make_ppo(config, options.seed)
     keys = seed_keys(config.seed, config.seeds)
     found = checkpoint.restore(options.run / "checkpoints", jax.eval_shape(jax.vmap(agent.init), keys))
     if found is None:

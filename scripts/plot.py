@@ -6,6 +6,7 @@ python scripts/plot.py RUN_DIR [RUN_DIR ...] [--out FILE]
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -13,6 +14,7 @@ import tyro
 from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say
 from agents.run.metrics import Row, read_metrics
+from configs.experiment import EXPERIMENTS
 from scripts.common import parse, run_script
 
 
@@ -22,38 +24,116 @@ def band(rows: list[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([row["env_steps"] for row in have]), np.array([row[key] for row in have])
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: a metric over time, and what is drawn with it."""
+
+    key: str
+    """The metric: a line for its mean over seeds, a band for their spread."""
+    label: str
+    """What the vertical axis says."""
+    dots: str | None = None
+    """A metric at few points, drawn as dots."""
+    floor: str | None = None
+    """A metric that `key` must not fall below, drawn dashed."""
+    lowest: str | None = None
+    """The least of `key` in each interval, of the worst seed, drawn thin."""
+
+
+PANELS: dict[str, tuple[Panel, ...]] = {
+    "ppo": (Panel("train/return", "episode return", dots="eval/return"),),
+    "conservative": (
+        Panel("train/return", "return while learning", floor="train/threshold"),
+        Panel("train/learner_steps", "share of steps that the learner makes"),
+        Panel("eval/return", "return of the learner alone"),
+    ),
+    "lsd": (
+        Panel("train/regret", "cumulative regret against (1 - 1/e) LP"),
+        Panel("train/return", "reward a round"),
+    ),
+}
+"""What is drawn of a run, by the agent's name. `compare` draws the first panel."""
+MANY_SEEDS = 8
+"""From so many seeds on, a band spans 80 % of them instead of all: a range only grows with their number."""
+
+
+def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of a band over the last axis, the seeds."""
+    low, high = (10, 90) if values.shape[-1] >= MANY_SEEDS else (0, 100)
+    return np.percentile(values, low, axis=-1), np.percentile(values, high, axis=-1)
+
+
+def band_words(seeds: int) -> str:
+    """What a band spans, for a title."""
+    return "80 % of the seeds" if seeds >= MANY_SEEDS else "range over seeds"
+
+
+def agent_of(config: dict[str, Any]) -> str:
+    """The agent of a `config.yaml`."""
+    return config.get("agent", "ppo")
+
+
+def chosen_of(config: dict[str, Any]) -> str:
+    """The memory or the algorithm of a `config.yaml`."""
+    return config[EXPERIMENTS[agent_of(config)].choice]
+
+
+def draw_panel(axes: Any, panel: Panel, rows: list[Row], color: str, label: str) -> int:
+    """Draws `panel` of one run. Returns the number of its seeds, 0 if the metric is missing."""
+    steps, values = band(rows, panel.key)
+    if len(steps):
+        axes.plot(steps, values.mean(1), color=color, label=label)
+        axes.fill_between(steps, *spread(values), color=color, alpha=0.2, linewidth=0)
+    if panel.lowest:
+        at, least = band(rows, panel.lowest)
+        if len(at):
+            axes.plot(at, least.min(1), color=color, linewidth=0.7)
+    if panel.floor:
+        at, floor = band(rows, panel.floor)
+        if len(at):
+            axes.plot(at, floor.mean(1), "--", color="black", linewidth=1)
+    if panel.dots:
+        at, dots = band(rows, panel.dots)
+        if len(at):
+            axes.plot(at, dots.mean(1), "o", color=color, markersize=4)
+    return values.shape[-1] if len(steps) else 0
+
+
 def draw_curves(folders: Sequence[Path], out: Path) -> None:
-    """Draws training return (line: mean over seeds, band: their range) and evaluations (dots) of runs into `out`.
+    """Draws the panels of one or more runs of the same agent into `out`.
 
     Raises:
-        BadRequest: a folder has no metrics to draw.
+        BadRequest: a folder has no metrics to draw, or the runs are of different agents.
     """
     import matplotlib.pyplot as plt  # slow to import: only once there is something to draw
 
-    plt.switch_backend("Agg")
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for color, folder in enumerate(folders):
+    runs = []
+    for folder in folders:
         try:
             rows = read_metrics(folder / "metrics.jsonl")
         except OSError as error:
             raise BadRequest(f"cannot read {folder / 'metrics.jsonl'}: {error.strerror}") from None
         if not rows:
             raise BadRequest(f"{folder / 'metrics.jsonl'} holds no log point yet")
-        config = read_config(folder)
-        label = f"{config['env']}, {config['memory']}"
-        steps, values = band(rows, "train/return")
-        if len(steps):
-            axes.plot(steps, values.mean(1), color=f"C{color}", label=label)
-            axes.fill_between(steps, values.min(1), values.max(1), color=f"C{color}", alpha=0.2, linewidth=0)
-        steps, values = band(rows, "eval/return")
-        if len(steps):
-            axes.plot(steps, values.mean(1), "o", color=f"C{color}", markersize=4)
-    axes.set_xlabel("environment steps per seed")
-    axes.set_ylabel("episode return")
-    axes.set_title("line: training (band: range over seeds), dots: evaluation", fontsize=9)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
+        runs.append((read_config(folder), rows))
+    agents = sorted({agent_of(config) for config, _ in runs})
+    if len(agents) > 1:
+        raise BadRequest(f"these are runs of different agents ({', '.join(agents)}): draw each agent's on their own")
+    panels = PANELS[agents[0]]
+    plt.switch_backend("Agg")
+    size = (7, 4.2) if len(panels) == 1 else (5.5 * len(panels), 4)
+    figure, all_axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for panel, axes in zip(panels, all_axes.flat, strict=True):
+        seeds = 0
+        for color, (config, rows) in enumerate(runs):
+            seeds = max(seeds, draw_panel(axes, panel, rows, f"C{color}", f"{config['env']}, {chosen_of(config)}"))
+        axes.set_xlabel("environment steps per seed")
+        axes.set_ylabel(panel.label)
+        words = f"line: mean (band: {band_words(seeds)})" + (", dots: evaluation" if panel.dots else "")
+        axes.set_title(words + (", thin: worst episode" if panel.lowest else ""), fontsize=9)
+        axes.grid(alpha=0.3)
+    if all_axes.flat[0].get_legend_handles_labels()[0]:
+        all_axes.flat[0].legend(fontsize=8)
     figure.savefig(out, dpi=120)
     plt.close(figure)
 

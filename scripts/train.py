@@ -1,4 +1,4 @@
-"""Train PPO with a memory.
+"""Train an agent: PPO with a memory, or a planner.
 
     python scripts/train.py PRESET [--env ID] [--memory NAME] [--seeds N] [--total-steps N] [--out DIR] [--resume] ...
 
@@ -8,7 +8,7 @@ Exit codes: 0 done, 2 bad request, 3 training diverged, 130 interrupted (checkpo
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 
@@ -20,12 +20,14 @@ from configs.presets import PRESETS
 from scripts.common import default_folder, describe, divide, make_agent, parse, run_script, split_preset
 from scripts.plot import draw_curves
 
+Kind = TypeVar("Kind", bound=Experiment)
+
 
 @dataclass(frozen=True)
-class Options:
+class Options(Generic[Kind]):
     """Where a run goes and what it tells."""
 
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    experiment: Annotated[Kind, tyro.conf.arg(name="")]
     out: Path | None = None
     """Run folder (default: runs/<preset>/<env>-<memory>-<time>)."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -38,15 +40,22 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     preset, rest = split_preset(arguments)
-    description = (
-        f"Train PPO with a memory. Presets (the first argument): {', '.join(PRESETS)}. Defaults shown: {preset}."
-    )
-    options = parse(Options, Options(PRESETS[preset]), rest, "train.py PRESET", description)
+    options = options_for(preset, rest, "train.py PRESET", "Train an agent.")
     run(preset, options)
     return 0
 
 
-def run(preset: str, options: Options) -> Path:
+def options_for(preset: str, arguments: Sequence[str], prog: str, title: str) -> "Options[Experiment]":
+    """`arguments` over the values of `preset`."""
+    experiment = PRESETS[preset]
+    description = (
+        f"{title} Presets (the first argument): {', '.join(PRESETS)}. Shown is {preset}, with its defaults: "
+        f"{experiment.__doc__}"
+    )
+    return parse(Options[type(experiment)], Options(experiment), arguments, prog, description)
+
+
+def run(preset: str, options: "Options[Experiment]") -> Path:
     """Trains as `options` say and returns the run folder."""
     config = options.experiment
     if options.resume and options.out is None:
@@ -58,10 +67,10 @@ def run(preset: str, options: Options) -> Path:
         say(f"{folder.path} is already complete")
         return folder.path
     settings = LoopSettings(
-        label=f"{config.env} {config.memory}",
+        label=f"{config.env} {config.chosen}",
         seeds=config.seeds,
         seed=config.seed,
-        plan=divide(config),
+        plan=divide(config, agent),
         eval_points=config.eval_points,
         checkpoint_seconds=config.checkpoint_seconds,
         wandb=options.wandb,
@@ -69,7 +78,7 @@ def run(preset: str, options: Options) -> Path:
     )
     numbers = train(agent, lambda seed: make_agent(config, seed), settings, folder, described)
     draw_curves([folder.path], folder.path / "curves.png")
-    folder.write_summary({"preset": preset, "env": config.env, "memory": config.memory, **numbers})
+    folder.write_summary({"preset": preset, "env": config.env, config.choice: config.chosen, **numbers})
     final = numbers["eval_return"]["mean"]
     say(
         f"done: eval return {'n/a' if final is None else f'{final:.3f}'} (mean of {config.seeds}), "

@@ -17,8 +17,8 @@ import pytest
 
 from agents.ppo import PPOSettings
 from agents.run.metrics import aggregate
-from configs.experiment import Experiment, NetworkSettings, ObservationSettings
-from configs.presets import PRESETS
+from configs.experiment import NetworkSettings, ObservationSettings, PPOExperiment
+from configs.presets import PPO_PRESETS, PRESETS
 from envs.vector import Vectorised
 from memory import MEMORIES, make_memory, memory_options
 from scripts import compare, evaluate, plot, train
@@ -47,7 +47,7 @@ def defined(text: str) -> list[str]:
 
 
 def test_every_configuration_key_is_documented():
-    names = [f.name for f in dataclasses.fields(Experiment) if not dataclasses.is_dataclass(f.type)]
+    names = [f.name for f in dataclasses.fields(PPOExperiment) if not dataclasses.is_dataclass(f.type)]
     for group, kind in (("ppo", PPOSettings), ("network", NetworkSettings), ("observation", ObservationSettings)):
         names += [f"{group}.{f.name}" for f in dataclasses.fields(kind)]
     page = read("configuration.md")
@@ -62,7 +62,11 @@ def test_every_configuration_key_is_documented():
 def test_defaults_of_configuration_keys():
     """Numbers in the default column are those of the dataclasses."""
     page = read("configuration.md")
-    for group, kind in (("Experiment", Experiment), ("network", NetworkSettings), ("observation", ObservationSettings)):
+    for group, kind in (
+        ("Experiment", PPOExperiment),
+        ("network", NetworkSettings),
+        ("observation", ObservationSettings),
+    ):
         defaults = {f.name: f.default for f in dataclasses.fields(kind)}
         rows = re.findall(r"^\| `([\w.]+)` \| [^|]* \| ([^|]*) \|", section(page, f"## {group}"), re.MULTILINE)
         for key, text in rows:
@@ -94,7 +98,7 @@ def test_every_preset_is_documented():
     )
     assert {
         name: (env, memory, int(width), int(steps.replace(",", ""))) for name, env, memory, width, steps in rows
-    } == {name: (p.env, p.memory, p.network.width, p.total_steps) for name, p in PRESETS.items()}
+    } == {name: (p.env, p.memory, p.network.width, p.total_steps) for name, p in PPO_PRESETS.items()}
 
 
 PPO_COLUMNS = {
@@ -119,7 +123,7 @@ def test_values_of_presets():
 
     for column, presets in enumerate(PPO_COLUMNS.values()):
         for preset in presets:
-            ppo = PRESETS[preset].ppo
+            ppo = PPO_PRESETS[preset].ppo
             assert numbers("`ppo.num_envs` x `ppo.num_steps`", column) == [ppo.num_envs, ppo.num_steps]
             assert numbers("`ppo.epochs` x `ppo.minibatches`", column) == [ppo.epochs, ppo.minibatches]
             assert numbers("`ppo.learning_rate`, `_end`", column) == [ppo.learning_rate, ppo.learning_rate_end]
@@ -129,7 +133,7 @@ def test_values_of_presets():
             assert numbers("`ppo.value_coefficient`", column) == [ppo.value_coefficient]
             assert numbers("`ppo.entropy`", column) == [ppo.entropy] == [ppo.entropy_end]
             assert numbers("`ppo.eval_envs`", column) == [ppo.eval_envs]
-            assert body["`network.activation`"][column] == PRESETS[preset].network.activation
+            assert body["`network.activation`"][column] == PPO_PRESETS[preset].network.activation
 
 
 # ----------------------------------------------------------------------------------------------------------- memories
@@ -240,7 +244,7 @@ def test_files_and_modules_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_commands_use_exist(page):
     """Every `--option` in a command of train.py and compare.py is one of theirs."""
-    groups = {"": Experiment, "ppo.": PPOSettings, "network.": NetworkSettings, "observation.": ObservationSettings}
+    groups = {"": PPOExperiment, "ppo.": PPOSettings, "network.": NetworkSettings, "observation.": ObservationSettings}
     known = {"help", "network.memory-options.state"}  # the latter: a key of a preset's options
     for prefix, kind in groups.items():
         for f in dataclasses.fields(kind):

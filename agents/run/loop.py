@@ -22,7 +22,6 @@ from agents.run.errors import BadRequest, Diverged, Interrupted
 from agents.run.folder import RunFolder, say
 from agents.run.metrics import Display, MetricsLog, Row, WandbLog, aggregate, number
 from agents.run.statistics import summarise
-from envs.wrappers import Wrapper
 
 EVALUATION = 0x5EED  # separates the keys of evaluation from those of training
 
@@ -35,7 +34,9 @@ class Agent(Protocol):
     """
 
     @property
-    def env(self) -> Wrapper: ...
+    def env(self) -> Any:
+        """Its environment: a batch in wrappers, or a single one."""
+        ...
 
     @property
     def steps_per_update(self) -> int:
@@ -46,7 +47,11 @@ class Agent(Protocol):
 
     def update(self, state: Any) -> tuple[Any, dict[str, jax.Array]]: ...
 
-    def evaluate(self, state: Any, key: jax.Array, axis_name: str | None) -> dict[str, jax.Array]: ...
+    def evaluate(self, state: Any, key: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]: ...
+
+    def close(self) -> None:
+        """Frees what it holds on the host."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Each layer against an independent float64 computation: numpy, one row and one step at a time, or flax's cells."""
 
+import re
 from typing import Any, cast
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from memory.attention import Attention
 from memory.deltanet import DeltaNet
 from memory.gla import GLA
 from memory.gru import GRU
-from memory.layers import Dense
+from memory.layers import Dense, orthogonal
 from memory.lru import LRU
 from memory.lstm import LSTM
 from memory.mamba import Mamba
@@ -354,3 +355,16 @@ def test_dense_is_flaxs_with_the_same_parameters(rows):
                 for f in (ours, theirs)
             ]
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *gradients)
+
+
+def test_orthogonal_of_many_seeds_is_one_matrix_at_a_time():
+    """Batched QRs that run at once can deadlock XLA's thread pool; the matrices are flax's."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    ours, flax = (jax.vmap(lambda k, f=f: f(k, (6, 4))) for f in (orthogonal(0.5), nn.initializers.orthogonal(0.5)))
+    np.testing.assert_array_equal(ours(keys), flax(keys))
+
+    def qr_shapes(f):
+        return set(re.findall(r"f32\[([\d,]+)\] \w+:f32\[[\d,]+\] = geqrf", str(jax.make_jaxpr(f)(keys))))
+
+    assert qr_shapes(flax) == {"3,6,4"}
+    assert qr_shapes(ours) == {"6,4"}

@@ -14,7 +14,7 @@ import yaml
 from agents.run import checkpoint
 from agents.run.errors import BadRequest, Diverged
 from scripts import compare, evaluate, plot, train
-from scripts.common import from_dict, run_script, to_dict
+from scripts.common import from_dict, run_script, describe
 from tests.scripts import kill_resume
 
 TINY = ["debug", "--quiet", "--memory", "none", "--total-steps", "1024", "--log-points", "2", "--eval-points", "1"]
@@ -199,8 +199,8 @@ def test_compare_reports_failures_and_skips_what_is_done(tmp_path, capsys):
 def test_configurations_survive_yaml():
     from configs.presets import PRESETS
 
-    for preset in PRESETS.values():
-        assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(preset)))) == preset
+    for name, preset in PRESETS.items():
+        assert from_dict(yaml.safe_load(yaml.safe_dump(describe(name, preset)))) == preset
 
 
 def test_scripts_run_as_a_user_starts_them(tmp_path):
