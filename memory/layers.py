@@ -40,14 +40,13 @@ class GatedOutput(nn.Module):
 def orthogonal(scale: float = 1.0) -> Callable:
     """Orthogonal matrices times `scale`: flax's initialiser, one matrix at a time under `vmap`.
 
-    XLA's QR of a batch waits in a thread of its pool for others of the same pool. Two initialisers of many seeds that run
-    at once can take all threads of a small CPU and then wait for ever.
+    XLA's QR of a batch waits in a thread of its pool for others of the same pool. Two initialisers of many seeds that
+    run at once can take all threads of a small CPU and then wait for ever.
     """
 
     def initialise(key, shape, dtype=jnp.float32):
-        return jax.custom_batching.sequential_vmap(lambda key: nn.initializers.orthogonal(scale)(key, shape, dtype))(
-            key
-        )
+        one = jax.custom_batching.sequential_vmap(lambda key: nn.initializers.orthogonal(scale)(key, shape, dtype))
+        return one(key)
 
     return initialise
 

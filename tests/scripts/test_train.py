@@ -14,7 +14,7 @@ import yaml
 from agents.run import checkpoint
 from agents.run.errors import BadRequest, Diverged
 from scripts import compare, evaluate, plot, train
-from scripts.common import from_dict, run_script, describe
+from scripts.common import describe, from_dict, run_script
 from tests.scripts import kill_resume
 
 TINY = ["debug", "--quiet", "--memory", "none", "--total-steps", "1024", "--log-points", "2", "--eval-points", "1"]
