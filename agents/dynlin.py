@@ -1,8 +1,8 @@
 """DynLin-UCB and its static rivals on dynamical linear bandits (Mussi et al., ICML 2023, arXiv 2211.08997).
 
 DynLin-UCB holds its m-th action for H_m + 1 rounds, H_m = floor(log m / log(1 / rho)), and learns from the last of them
-alone: by then the hidden state has all but settled. LinUCB (Abbasi-Yadkori et al. 2011) and D-LinUCB (Russac et al. 2019,
-arXiv 1909.09146) change their action every round and learn from each.
+alone: by then the hidden state has all but settled. LinUCB (Abbasi-Yadkori et al. 2011) and D-LinUCB (Russac et al.
+2019, arXiv 1909.09146) may change their action every round and learn from each.
 """
 
 import math

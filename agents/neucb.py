@@ -1,13 +1,14 @@
 """NeuSquareCB and NeuFastCB, contextual bandits by online neural regression (Deb et al., ICLR 2024, arXiv 2312.07145).
 
 A network predicts the loss of every arm; inverse gap weighting turns predictions into a distribution over arms
-(SquareCB, Foster and Rakhlin 2020; FastCB, Foster and Krishnamurthy 2021); one gradient step a round fits the loss that
-was seen. Predictions are perturbed by random signs times the parameters' distance from where they began, which gives the
-regression's objective quadratic growth and a single minimum. The names that end in `-plain` leave the perturbation out.
+(SquareCB, Foster and Rakhlin 2020; FastCB, Foster and Krishnamurthy 2021); one gradient step a round fits the loss
+that was seen. Predictions are perturbed by random signs times the parameters' distance from where they began, which
+gives the regression's objective quadratic growth and a single minimum. The names that end in `-plain` leave the
+perturbation out.
 
-NeuralUCB (Zhou et al. 2020, arXiv 1911.04462) and epsilon-greedy explore over the very same regression (squared loss, no
-perturbation). NeuralUCB keeps the diagonal of its matrix Z alone, as its authors' code does, and does not train again on
-the whole past.
+NeuralUCB (Zhou et al. 2020, arXiv 1911.04462) and epsilon-greedy explore over the very same regression (squared loss,
+no perturbation). NeuralUCB keeps the diagonal of its matrix Z alone, as its authors' code does, and does not train
+again on the whole past.
 """
 
 import math
@@ -271,7 +272,7 @@ class NeuCB:
         return loss, shift * jnp.where(norm > s.ball, s.ball / norm, 1)
 
     def play(self, state: NeuCBState, uniforms: jax.Array) -> tuple[NeuCBState, NeuCBStep]:
-        """Plays rounds from `uniforms (rounds, 1 + env.num_uniforms)`, the arm's first; new state, the rounds' trace."""
+        """Plays rounds from `uniforms (rounds, 1 + env.num_uniforms)`, the arm's first; new state, trace."""
 
         def one_round(state: NeuCBState, u: jax.Array):
             prediction = self.predict(state)
@@ -280,9 +281,7 @@ class NeuCB:
             x = state.contexts[action]
             contexts, env, reward, _, _, info = self.env.transition(state.env, action, u[1:], self.env.default_params)
             loss, shift = self.learn(state.shift, state.start, state.signs, x, 1 - reward, state.t)
-            step = NeuCBStep(
-                action, reward, info["mean"], info["optimal"], prediction, p, loss, jnp.linalg.norm(shift)
-            )
+            step = NeuCBStep(action, reward, info["mean"], info["optimal"], prediction, p, loss, jnp.linalg.norm(shift))
             design = state.design
             if self.algorithm == "neuralucb":
                 design += jax.grad(self.output)(state.start + state.shift, x) ** 2

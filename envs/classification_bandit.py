@@ -1,8 +1,9 @@
 """Contextual bandits: classification data played one label at a time, and two linear instances with a known answer.
 
-A round shows one context per arm, `(K, d)`, and pays 1 - loss of the arm that is played. Data sets are those bundled with
-scikit-learn; an example x of D features becomes K contexts of K D numbers, x in block a of arm a's and zeros elsewhere
-(Zhou et al. 2020, arXiv 1911.04462; Deb et al. 2024, arXiv 2312.07145), with loss 1 for every arm but its class.
+A round shows one context per arm, `(K, d)`, and pays 1 - loss of the arm that is played. Data sets are those bundled
+with scikit-learn; an example x of D features becomes K contexts of K D numbers, x in block a of arm a's and zeros
+elsewhere (Zhou et al. 2020, arXiv 1911.04462; Deb et al. 2024, arXiv 2312.07145), with loss 1 for every arm but its
+class.
 """
 
 from collections.abc import Callable
@@ -109,8 +110,8 @@ class LinearLoss(UniformEnvironment):
     """Bernoulli losses whose mean is linear in the context, so that a linear predictor can be right.
 
     Observation: contexts `(K, d)`. Action: an arm, Discrete(K). Reward: 1 - loss. Never ends. With uniforms v, an arm's
-    context is v / sqrt(d), of norm at most 1, and its mean loss <p, v>; p is drawn at reset, uniformly from the simplex.
-    A step uses the uniforms `[loss, contexts of the next round]`.
+    context is v / sqrt(d), of norm at most 1, and its mean loss <p, v>; p is drawn at reset, uniformly from the
+    simplex. A step uses the uniforms `[loss, contexts of the next round]`.
     """
 
     arms: int
@@ -167,8 +168,8 @@ class LinearLoss(UniformEnvironment):
 class ZeroLoss(LinearLoss):
     """In every round one arm loses nothing and every other loses 1: the best policy's loss is 0.
 
-    As `LinearLoss`, but the last number of v is 0 for the good arm and 1 for the others, and is the loss. The good arm is
-    drawn from one more uniform, the last.
+    As `LinearLoss`, but the last number of v is 0 for the good arm and 1 for the others, and is the loss. The good arm
+    is drawn from one more uniform, the last.
     """
 
     @property

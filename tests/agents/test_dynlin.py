@@ -7,7 +7,7 @@ import pytest
 
 from agents.dynlin import ALGORITHMS, DynLin, DynLinSettings, hold_lengths, inverse
 from envs import dynamical_bandit
-from envs.dynamical_bandit import budgets, from_arrays
+from envs.dynamical_bandit import from_arrays
 from tests.mirrors import dynlin as mirror
 
 BOUNDS = ("radius", "omega", "theta", "gain", "action", "growth", "sigma")
@@ -111,14 +111,15 @@ def quiet_system(radius):
 def test_long_holds_remove_the_transients_bias(algorithm, biased):
     """beta = 0, no noise, lambda -> 0: every sample but the first, which is never held, is J itself.
 
-    The action set makes greed try both actions, for nothing estimates h in a direction that is never played. H_m is long
-    because the radius is overstated. Without holding, the second action is sampled once, in the middle of a transient.
+    Both actions cost, which makes greed try them both (nothing estimates h in a direction that is never played). H_m is
+    long because the radius is overstated. Without holding, the second action is sampled once, amid a transient.
     """
     env = quiet_system(0.5)
     agent = DynLin(env, settings(confidence_scale=0.0, radius=0.99, regularisation=1e-9), algorithm, 30_000)
     _, _, end, steps = play(agent, 30_000)
     n = end.counts
-    assert n[0] > 50 and n[1] == 1
+    assert n[0] > 50
+    assert n[1] == 1
     first = (env.theta[0] - env.h[0]) / n[0]  # the first sample of the first action pays theta_1 alone
     error = steps.h[-1] - env.h
     if biased:
@@ -130,9 +131,8 @@ def test_long_holds_remove_the_transients_bias(algorithm, biased):
 def test_without_memory_it_is_linucb():
     """A = 0: H_m = 0 for every m, and with c2 kept out (omega = 0) the trace is LinUCB's, bit for bit."""
     rng = np.random.default_rng(0)
-    env = from_arrays(
-        np.zeros((2, 2)), rng.normal(size=(2, 3)), rng.normal(size=2), rng.normal(size=3), rng.normal(size=(8, 3)), .1, .1
-    )  # fmt: skip
+    B, omega, theta, actions = (rng.normal(size=shape) for shape in ((2, 3), 2, 3, (8, 3)))
+    env = from_arrays(np.zeros((2, 2)), B, omega, theta, actions, 0.1, 0.1)
     traces = [play(DynLin(env, settings(omega=0.0), name, 1000), 1000)[3] for name in ("dynlin-ucb", "linucb")]
     jax.tree.map(np.testing.assert_array_equal, *traces)
     with_c2 = play(DynLin(env, settings(), "dynlin-ucb", 1000), 1000)[3]
@@ -151,7 +151,7 @@ def test_regret_grows_like_the_root_of_the_horizon():
     horizons = [2**k * 25_000 for k in range(4)]
     regret = np.array([final_regret(ENVS["diagonal"], T, 8).mean() for T in horizons])
     ratios = regret[1:] / regret[:-1]
-    assert np.all((1.2 <= ratios) & (ratios <= 1.7)), ratios
+    assert np.all((ratios >= 1.2) & (ratios <= 1.7)), ratios
 
 
 def test_linucb_fails_where_the_transient_deceives():
@@ -160,9 +160,7 @@ def test_linucb_fails_where_the_transient_deceives():
     Null: both learn alike. The static learner changes its mind every round and never sees a steady state; the margin of
     a factor 2 in 8 seeds is far beyond the spread of a few per cent.
     """
-    env = from_arrays(
-        [[0.9]], [[-0.1, 0.1]], [1.0], [0.9, 0.0], [[1.0, 0.0], [0.0, 1.0]], 0.01, 0.01
-    )  # J = (-0.1, 1.0)  # fmt: skip
+    env = from_arrays([[0.9]], [[-0.1, 0.1]], [1.0], [0.9, 0.0], np.eye(2), 0.01, 0.01)
     np.testing.assert_allclose(env.h, [-0.1, 1.0])
     common = {"confidence_scale": 0.05}
     ours = final_regret(env, 20_000, 8, **common)
@@ -195,7 +193,7 @@ def test_rounds_may_be_cut_anywhere(algorithm):
 def test_update_and_evaluate():
     agent = DynLin(ENVS["random"], settings(), "dynlin-ucb", 1000)
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    states = jax.vmap(agent.init)(keys)
+    states = jax.jit(jax.vmap(agent.init))(keys)
     states, metrics = jax.jit(lambda s: jax.lax.scan(lambda s, _: jax.vmap(agent.update)(s), s, None, 4))(states)
     result = jax.vmap(lambda s, k: agent.evaluate(s, k))(states, keys)
     np.testing.assert_allclose(result["eval/return"], metrics["train/return"].mean(0), rtol=1e-5)

@@ -75,7 +75,7 @@ def test_step_by_step_against_the_mirror(algorithm, width):
 # -------------------------------------------------------------------------------------------------- the distributions
 
 PREDICTIONS = [
-    jnp.clip(jax.random.uniform(jax.random.key(i), (2 + i % 6,)) ** (1 + i), LEAST, 1 - LEAST) for i in range(30)
+    jnp.clip(jax.random.uniform(jax.random.key(i), (2 + i % 6,)) ** (1 + i % 4), LEAST, 1 - LEAST) for i in range(24)
 ]
 
 
@@ -102,7 +102,7 @@ def test_fast_weights_turn_greedy_as_the_least_loss_vanishes():
     y = jnp.array([0.5, LEAST, 0.9])
     np.testing.assert_allclose(fast_weights(y, 30.0), [0, 1, 0], atol=1e-6)
     square = np.asarray(square_weights(y, 30.0))
-    assert square[1] < 0.91  # it goes on exploring: 1 - 1 / (3 + 15) - 1 / (3 + 27)
+    # It goes on exploring:
     np.testing.assert_allclose(square, [1 / 18, 1 - 1 / 18 - 1 / 30, 1 / 30], atol=1e-5)
 
 
@@ -227,17 +227,101 @@ def test_linear_and_unperturbed_is_plain_square_cb(algorithm):
     np.testing.assert_allclose(end.shift.reshape(3, 4), w, atol=1e-12)
 
 
-def final_regret(env, horizon, seeds, algorithm, **changes):
-    agent = NeuCB(env, settings(steps_per_update=horizon, width=0, ball=100.0, **changes), algorithm, horizon)
-    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    return np.asarray(jax.jit(jax.vmap(lambda key: agent.update(agent.init(key))[1]["train/regret_last"]))(keys))
+HORIZONS = np.array([1000, 2000, 4000, 8000])
 
 
-def test_placeholder():
-    for T in (1000, 2000, 4000, 8000, 16000):
-        for lr, decay in ((1.0, 0.0), (1.0, 0.01), (1.0, 0.1)):
-            r = final_regret(classification_bandit.linear_loss(), T, 16, "neusquarecb-plain", learning_rate=lr, learning_rate_decay=decay)
-            print("lin", T, lr, decay, r.mean(), r.std() / 4)
-    for alg in ("neufastcb-plain", "neusquarecb-plain", "neufastcb", "neusquarecb"):
-        for lr in (0.5, 1.0, 2.0):
-            print("L0", alg, lr, [final_regret(classification_bandit.zero_loss(), T, 16, alg, learning_rate=lr, learning_rate_decay=0.0).mean() for T in (1000, 2000, 4000, 8000, 16000)])
+def mean_regrets(env, algorithm, horizon, **changes):
+    """Mean over 12 seeds of the regret after the first 1, ..., `horizon` rounds of a linear predictor."""
+    agent = NeuCB(env, settings(width=0, ball=100.0, learning_rate=1.0, **changes), algorithm, int(horizon))
+
+    def one(key):
+        uniforms = jax.random.uniform(key, (horizon, 1 + env.num_uniforms))
+        steps = agent.play(agent.init(key), uniforms)[1]
+        return jnp.cumsum(steps.optimal - steps.mean)
+
+    return np.mean(jax.jit(jax.vmap(one))(jax.vmap(jax.random.key)(jnp.arange(12))), axis=0)
+
+
+def slope(regret):
+    """Least squares in logarithms over doubled horizons."""
+    return np.polyfit(np.log(2) * np.arange(len(regret)), np.log(regret), 1)[0]
+
+
+def test_regret_of_a_realisable_linear_loss():
+    """Null: linear regret, slope 1. 12 seeds, whose means spread by about 5 %: over three doublings the slope's is .03.
+
+    gamma = 4 sqrt(T). With the theory's sqrt(K T / log T) the slope at these horizons is still .69: the bound is
+    sqrt(T log T), and K is not yet small beside gamma times a gap.
+    """
+    env = classification_bandit.linear_loss()
+    regret = [
+        mean_regrets(env, "neusquarecb-plain", T, exploration=4 * T**0.5, learning_rate_decay=0.01)[-1]
+        for T in HORIZONS
+    ]
+    assert slope(regret) <= 0.6, regret
+
+
+def test_regret_where_the_best_policy_loses_nothing():
+    """L* = 0: NeuFastCB's loss is of order K log T, equal steps a doubling; NeuSquareCB's grows like a root of T.
+
+    Null: both grow alike. 12 seeds; means of single steps spread by about 1 around 10. NeuFastCB's gamma does not depend
+    on the horizon, so one run shows all of them.
+    """
+    env = classification_bandit.zero_loss()
+    fast = mean_regrets(env, "neufastcb-plain", HORIZONS[-1], learning_rate_decay=0.0)[HORIZONS - 1]
+    square = [mean_regrets(env, "neusquarecb-plain", T, learning_rate_decay=0.0)[-1] for T in HORIZONS]
+    assert np.all(fast <= 2 * 5 * np.log(HORIZONS)), fast
+    assert np.diff(fast).max() <= 1.5 * np.diff(fast).min(), fast  # steps of a root of T would double in two doublings
+    assert 0.45 <= slope(square) <= 0.7, square
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_rounds_may_be_cut_anywhere(algorithm):
+    agent = NeuCB(ENV, settings(), algorithm, 100)
+    with jax.enable_x64(True):
+        start = agent.init(jax.random.key(0))
+        u = jax.random.uniform(jax.random.key(1), (100, 1 + agent.env.num_uniforms))
+        run = jax.jit(agent.play)
+        whole, steps = run(start, u)
+        half, first = run(start, u[:30])
+        rest, second = run(half, u[30:])
+        np.testing.assert_array_equal(steps.action, jnp.concatenate([first.action, second.action]))
+        np.testing.assert_allclose(whole.shift, rest.shift, atol=1e-14)
+        np.testing.assert_allclose(whole.design, rest.design, rtol=1e-14)
+        assert rest.t == 100
+
+
+def test_update_and_evaluate():
+    agent = NeuCB(ENV, settings(), "neufastcb", 200)
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    states = jax.jit(jax.vmap(agent.init))(keys)
+    states, metrics = jax.jit(lambda s: jax.lax.scan(lambda s, _: jax.vmap(agent.update)(s), s, None, 4))(states)
+    result = jax.vmap(lambda s, k: agent.evaluate(s, k))(states, keys)
+    np.testing.assert_allclose(result["eval/return"], metrics["train/return"].mean(0), rtol=1e-5)
+    mistakes = (1 - metrics["train/return"]).sum(0) * 50
+    np.testing.assert_allclose(metrics["train/regret_last"][-1], mistakes, rtol=1e-5)
+    assert all(value.shape == (4, 3) for value in metrics.values())
+
+
+def test_default_exploration():
+    T, k = 1000, 3
+    assert NeuCB(ENV, settings(), "neufastcb", T).gamma == 10 * k
+    np.testing.assert_allclose(NeuCB(ENV, settings(), "neusquarecb", T).gamma, (k * T / np.log(T)) ** 0.5)
+    assert NeuCB(ENV, settings(exploration=7.0), "neusquarecb", T).gamma == 7.0
+
+
+def test_requests_that_are_refused():
+    for build, message in (
+        (lambda: NeuCB(ENV, settings(), "neuralts", 10), "unknown algorithm 'neuralts': choose from neufastcb, "),
+        (lambda: settings(width=7), "neucb.width must be an even number from 0, got 7"),
+        (lambda: settings(learning_rate=0.0), "neucb.learning_rate must be positive, got 0.0"),
+        (lambda: settings(ball=-1.0), "neucb.ball must be positive"),
+        (lambda: settings(perturbations=0), "neucb.perturbations must be at least 1"),
+        (lambda: settings(perturbation=-0.1), "neucb.perturbation must be at least 0"),
+        (lambda: settings(exploration=-1.0), "neucb.exploration must be at least 0"),
+        (lambda: settings(epsilon=1.5), r"neucb.epsilon must lie in \[0, 1\]"),
+        (lambda: settings(steps_per_update=0), "neucb.steps_per_update must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            build()
+        assert "\n" not in str(error.value)
