@@ -152,6 +152,8 @@ class DynLin:
     def __post_init__(self):
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}: choose from {', '.join(ALGORITHMS)}")
+        if not isinstance(self.env, DynamicalBandit):
+            raise ValueError(f"dynlin needs a dynamical bandit (dynamical/...), got {self.env.name}")
         if not math.isfinite(self.bounds.growth):
             raise ValueError(
                 f"dynlin.radius must be at least the system's spectral radius {self.env.bounds().radius:.6g} "

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from envs.base import UniformEnvironment
+from envs.spaces import Box
 
 Metrics = dict[str, jax.Array]
 ALGORITHMS = ("neufastcb", "neusquarecb", "neuralucb", "epsilon-greedy", "neusquarecb-plain", "neufastcb-plain")
@@ -149,16 +150,18 @@ class NeuCB:
     def __post_init__(self):
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}: choose from {', '.join(ALGORITHMS)}")
+        if len(self._shape) != 2:
+            raise ValueError(f"neucb needs an environment that shows a context per arm, got {self.env.name}")
 
     @property
     def steps_per_update(self) -> int:
         return self.settings.steps_per_update
 
     @property
-    def _shape(self) -> tuple[int, int]:
-        """K and d."""
-        k, d = self.env.observation_space(self.env.default_params).shape
-        return k, d
+    def _shape(self) -> tuple[int, ...]:
+        """`(K, d)`."""
+        space = self.env.observation_space(self.env.default_params)
+        return space.shape if isinstance(space, Box) else ()
 
     @property
     def is_fast(self) -> bool:

@@ -67,7 +67,7 @@ class ClassificationBandit(UniformEnvironment):
         return self._contexts(example), ClassificationState(example)
 
     def transition(
-        self, state: ClassificationState, action: jax.Array, uniforms: jax.Array, params: NoParams
+        self, state: ClassificationState, action: jax.Array | int, uniforms: jax.Array, params: NoParams
     ) -> tuple[jax.Array, ClassificationState, jax.Array, jax.Array, jax.Array, Info]:
         reward = (jnp.asarray(self.labels)[state.example] == action).astype(uniforms.dtype)
         example = self._draw(uniforms[0])
@@ -145,7 +145,7 @@ class LinearLoss(UniformEnvironment):
         return contexts, LinearState(self._weights(weights_key), contexts)
 
     def transition(
-        self, state: LinearState, action: jax.Array, uniforms: jax.Array, params: NoParams
+        self, state: LinearState, action: jax.Array | int, uniforms: jax.Array, params: NoParams
     ) -> tuple[jax.Array, LinearState, jax.Array, jax.Array, jax.Array, Info]:
         mean_loss = state.contexts @ state.weights
         reward = 1.0 - (uniforms[0] < mean_loss[action]).astype(uniforms.dtype)

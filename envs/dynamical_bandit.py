@@ -109,7 +109,7 @@ class DynamicalBandit(UniformEnvironment):
         return jnp.int32(0), DynamicalState(system, jnp.zeros_like(system.omega))
 
     def transition(
-        self, state: DynamicalState, action: jax.Array, uniforms: jax.Array, params: NoParams
+        self, state: DynamicalState, action: jax.Array | int, uniforms: jax.Array, params: NoParams
     ) -> tuple[jax.Array, DynamicalState, jax.Array, jax.Array, jax.Array, Info]:
         system, noise = state.system, normal(uniforms)
         u = system.actions[action]

@@ -1,12 +1,14 @@
 """DynLin-UCB: step by step against NumPy in float64, and what theory says of it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from agents.dynlin import ALGORITHMS, DynLin, DynLinSettings, hold_lengths, inverse
-from envs import dynamical_bandit
+from envs import classification_bandit, dynamical_bandit
 from envs.dynamical_bandit import from_arrays
 from tests.mirrors import dynlin as mirror
 
@@ -14,7 +16,7 @@ BOUNDS = ("radius", "omega", "theta", "gain", "action", "growth", "sigma")
 
 
 def settings(**changes) -> DynLinSettings:
-    values = dict.fromkeys(("delta", "regularisation", *BOUNDS)) | {
+    values: dict[str, Any] = dict.fromkeys(("delta", "regularisation", *BOUNDS)) | {
         "steps_per_update": 100,
         "confidence_scale": 1.0,
         "discount": 0.98,
@@ -162,9 +164,8 @@ def test_linucb_fails_where_the_transient_deceives():
     """
     env = from_arrays([[0.9]], [[-0.1, 0.1]], [1.0], [0.9, 0.0], np.eye(2), 0.01, 0.01)
     np.testing.assert_allclose(env.h, [-0.1, 1.0])
-    common = {"confidence_scale": 0.05}
-    ours = final_regret(env, 20_000, 8, **common)
-    static = final_regret(env, 20_000, 8, "linucb", **common)
+    ours = final_regret(env, 20_000, 8, confidence_scale=0.05)
+    static = final_regret(env, 20_000, 8, "linucb", confidence_scale=0.05)
     assert static.min() > 2 * ours.max(), (ours, static)
 
 
@@ -204,7 +205,9 @@ def test_update_and_evaluate():
 
 def test_requests_that_are_refused():
     env = ENVS["diagonal"]
+    seen: Any = classification_bandit.linear_loss()
     for build, message in (
+        (lambda: DynLin(seen, settings(), "linucb", 10), "dynlin needs a dynamical bandit .*, got LinearLoss"),
         (
             lambda: DynLin(env, settings(), "ucb", 10),
             "unknown algorithm 'ucb': choose from dynlin-ucb, linucb, d-linucb",

@@ -1,6 +1,7 @@
 """NeuSquareCB and NeuFastCB: step by step against NumPy in float64, and what theory says of them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from agents.neucb import ALGORITHMS, LEAST, NeuCB, NeuCBSettings, draw, fast_weights, square_weights
-from envs import classification_bandit
+from envs import classification_bandit, dynamical_bandit
 from envs.classification_bandit import ClassificationBandit
 from tests.mirrors import neucb as mirror
 
@@ -264,8 +265,8 @@ def test_regret_of_a_realisable_linear_loss():
 def test_regret_where_the_best_policy_loses_nothing():
     """L* = 0: NeuFastCB's loss is of order K log T, equal steps a doubling; NeuSquareCB's grows like a root of T.
 
-    Null: both grow alike. 12 seeds; means of single steps spread by about 1 around 10. NeuFastCB's gamma does not depend
-    on the horizon, so one run shows all of them.
+    Null: both grow alike. 12 seeds; means of single steps spread by about 1 around 10. NeuFastCB's gamma does not
+    depend on the horizon, so one run shows all of them.
     """
     env = classification_bandit.zero_loss()
     fast = mean_regrets(env, "neufastcb-plain", HORIZONS[-1], learning_rate_decay=0.0)[HORIZONS - 1]
@@ -311,7 +312,9 @@ def test_default_exploration():
 
 
 def test_requests_that_are_refused():
+    hidden: Any = dynamical_bandit.diagonal()
     for build, message in (
+        (lambda: NeuCB(hidden, settings(), "neufastcb", 10), "shows a context per arm, got FixedSystem"),
         (lambda: NeuCB(ENV, settings(), "neuralts", 10), "unknown algorithm 'neuralts': choose from neufastcb, "),
         (lambda: settings(width=7), "neucb.width must be an even number from 0, got 7"),
         (lambda: settings(learning_rate=0.0), "neucb.learning_rate must be positive, got 0.0"),

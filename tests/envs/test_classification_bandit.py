@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from envs import classification_bandit
-from envs.classification_bandit import DATA_SETS, NAMES, ClassificationBandit
+from envs.classification_bandit import DATA_SETS, NAMES, ClassificationBandit, ClassificationState
 
 KEY = jax.random.key(0)
 SMALL = ClassificationBandit(np.array([[0.6, 0.8], [1.0, 0.0], [0.0, -1.0]]), np.array([2, 0, 1]))
 
 
 def test_contexts_and_losses_by_hand():
-    _, state = SMALL.reset(KEY, SMALL.default_params)
-    state = state.replace(example=jnp.int32(2))
+    state = ClassificationState(jnp.int32(2))
     obs, state, reward, *_ = SMALL.transition(state, 1, jnp.array([0.1]), SMALL.default_params)
     assert reward == 1  # example 2 is of class 1
     assert state.example == 0

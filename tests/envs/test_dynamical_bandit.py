@@ -112,18 +112,21 @@ def test_growth_of_a_jordan_block():
 
 
 def test_systems_that_are_refused():
-    good = (np.eye(2) * 0.5, np.eye(2), np.ones(2), np.ones(2), budgets((1.0, 0.0)))
+    good = {
+        "A": np.eye(2) * 0.5, "B": np.eye(2), "omega": np.ones(2), "theta": np.ones(2),
+        "actions": budgets((1.0, 0.0)), "state_sigma": 0.1, "output_sigma": 0.1,
+    }  # fmt: skip
 
-    def make(index, value):
-        return lambda: from_arrays(*good[:index], value, *good[index + 1 :], 0.1, 0.1)
+    def make(name, value):
+        return lambda: from_arrays(**(good | {name: value}))
 
     for build, message in (
-        (make(0, np.eye(2)), "spectral radius below 1, got 1"),
-        (make(0, np.array([[0.0, 4.0], [1.0, 0.0]])), "spectral radius below 1, got 2"),
-        (make(1, np.eye(3)), r"B must have shape \(2, 2\)"),
-        (make(2, np.array([1.0, np.nan])), "omega must hold finite numbers"),
-        (make(4, np.zeros((0, 2))), "actions must have shape"),
-        (lambda: from_arrays(*good, -1.0, 0.1), "state_sigma must be a number from 0"),
+        (make("A", np.eye(2)), "spectral radius below 1, got 1"),
+        (make("A", np.array([[0.0, 4.0], [1.0, 0.0]])), "spectral radius below 1, got 2"),
+        (make("B", np.eye(3)), r"B must have shape \(2, 2\)"),
+        (make("omega", np.array([1.0, np.nan])), "omega must hold finite numbers"),
+        (make("actions", np.zeros((0, 2))), "actions must have shape"),
+        (make("state_sigma", -1.0), "state_sigma must be a number from 0"),
         (lambda: dynamical_bandit.random(radius=1.0), r"radius must lie in \[0, 1\)"),
         (lambda: dynamical_bandit.random(actions=0), "num_actions must be at least 1"),
         (lambda: dynamical_bandit.diagonal(sigma=-0.1), "state_sigma"),
