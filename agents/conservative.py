@@ -91,6 +91,11 @@ class ConservativeSettings:
         return (1 - self.alpha) * self.baseline_value
 
 
+def may_hand_over(learner: jax.Array, baseline: jax.Array, kappa: float) -> jax.Array:
+    """Whether the learner's return to go (at least) makes up for the baseline's (at most), up to `kappa`."""
+    return learner >= baseline - kappa
+
+
 class Critic(nn.Module):
     """Returns to go of baseline and learner, `[..., 2]`, in units of the largest return; part trained, part fixed."""
 
@@ -199,7 +204,7 @@ class Conservative:
         mean, deviation = jnp.mean(values, 0), jnp.std(values, 0)
         upper = jnp.minimum(mean[..., 0] + s.deviations * deviation[..., 0], s.reward_high * left)
         lower = jnp.maximum(mean[..., 1] - s.deviations * deviation[..., 1], s.reward_low * left)
-        return lower >= upper - s.alpha * s.baseline_value
+        return may_hand_over(lower, upper, s.alpha * s.baseline_value)
 
     def _collect(self, state: ConservativeState, key: jax.Array) -> tuple[ConservativeState, Rollout, Control]:
         """As PPO's, with the baseline's actions until the handover; the learner's memory watches from the start."""

@@ -4,8 +4,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from agents.conservative import ConservativeSettings
+from agents.dynlin import DynLinSettings
 from agents.lsd import LSDSettings
+from agents.neucb import NeuCBSettings
 from agents.ppo import PPOSettings
+from agents.stepmix import StepMixSettings
+from agents.ucrl import UCRLSettings
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,68 @@ class LSDExperiment(Experiment):
     """Settings of the planner."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class UCRLExperiment(Experiment):
+    """Optimism in an MDP that changes now and then."""
+
+    agent: ClassVar[str] = "ucrl"
+    choice: ClassVar[str] = "algorithm"
+
+    algorithm: str
+    """rbocpd-ucrl2, ucrl2, restarted-ucrl2, sw-ucrl2, sw-ucrl2-cw or oracle (which is told the changes)."""
+    ucrl: UCRLSettings
+    """Settings of UCRL2 and its variants."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMixExperiment(Experiment):
+    """Exploration in an episodic MDP that never falls below a share of a baseline."""
+
+    agent: ClassVar[str] = "stepmix"
+    choice: ClassVar[str] = "algorithm"
+
+    algorithm: str
+    """stepmix, epsmix, bpi-ucbvi (no safety) or baseline (no learning)."""
+    stepmix: StepMixSettings
+    """Settings of StepMix and EpsMix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynLinExperiment(Experiment):
+    """Optimism in a linear bandit with a hidden state."""
+
+    agent: ClassVar[str] = "dynlin"
+    choice: ClassVar[str] = "algorithm"
+
+    algorithm: str
+    """dynlin-ucb, linucb or d-linucb."""
+    dynlin: DynLinSettings
+    """Settings of DynLin-UCB and its rivals."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuCBExperiment(Experiment):
+    """A contextual bandit with a network."""
+
+    agent: ClassVar[str] = "neucb"
+    choice: ClassVar[str] = "algorithm"
+
+    algorithm: str
+    """neufastcb, neusquarecb, their -plain forms without perturbation, neuralucb or epsilon-greedy."""
+    neucb: NeuCBSettings
+    """Settings of NeuFastCB, NeuSquareCB and their rivals."""
+
+
 EXPERIMENTS: dict[str, type[Experiment]] = {
-    kind.agent: kind for kind in (PPOExperiment, ConservativeExperiment, LSDExperiment)
+    kind.agent: kind
+    for kind in (
+        PPOExperiment,
+        ConservativeExperiment,
+        LSDExperiment,
+        UCRLExperiment,
+        StepMixExperiment,
+        DynLinExperiment,
+        NeuCBExperiment,
+    )
 }
 """Kinds of experiments by their agents' names."""

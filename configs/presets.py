@@ -3,16 +3,13 @@
 from dataclasses import replace
 
 from agents.conservative import ConservativeSettings
+from agents.dynlin import DynLinSettings
 from agents.lsd import LSDSettings
+from agents.neucb import NeuCBSettings
 from agents.ppo import PPOSettings
-from configs.experiment import (
-    ConservativeExperiment,
-    Experiment,
-    LSDExperiment,
-    NetworkSettings,
-    ObservationSettings,
-    PPOExperiment,
-)
+from agents.stepmix import StepMixSettings
+from agents.ucrl import UCRLSettings
+from configs.experiment import ConservativeExperiment, DynLinExperiment, Experiment, LSDExperiment, NetworkSettings, NeuCBExperiment, ObservationSettings, PPOExperiment, StepMixExperiment, UCRLExperiment
 
 FAST = PPOSettings(
     num_envs=64,
@@ -91,6 +88,35 @@ LSD_SETTINGS = LSDSettings(
     first_epoch=100,
     epoch_growth=1.5,
     block_length=3,
+)
+
+DYNLIN = DynLinSettings(
+    steps_per_update=1000,
+    confidence_scale=1.0,
+    delta=None,
+    regularisation=None,
+    radius=None,
+    omega=None,
+    theta=None,
+    gain=None,
+    action=None,
+    growth=None,
+    sigma=None,
+    discount=0.999999,
+)
+
+NEUCB = NeuCBSettings(
+    steps_per_update=500,
+    width=100,
+    learning_rate=1.0,
+    learning_rate_decay=0.0,
+    ball=100.0,
+    perturbation=0.02,
+    perturbations=5,
+    exploration=None,
+    ucb_scale=0.05,
+    ucb_regularisation=1.0,
+    epsilon=0.05,
 )
 
 PPO_PRESETS: dict[str, PPOExperiment] = {
@@ -181,6 +207,34 @@ PLANNER_PRESETS: dict[str, Experiment] = {
         algorithm="epoch-ucb",
         seeds=64,
         total_steps=50_000,
+    ),
+    "dynlin": DynLinExperiment(
+        dynlin=DYNLIN,
+        env="dynamical/Diagonal",
+        algorithm="dynlin-ucb",
+        seeds=10,
+        total_steps=200_000,
+    ),
+    "paper/dynlin": DynLinExperiment(
+        dynlin=replace(DYNLIN, sigma=0.01),
+        env="dynamical/Diagonal?sigma=0.01",
+        algorithm="dynlin-ucb",
+        seeds=10,
+        total_steps=1_000_000,
+    ),
+    "neucb": NeuCBExperiment(
+        neucb=NEUCB,
+        env="classification/wine",
+        algorithm="neufastcb",
+        seeds=10,
+        total_steps=4_000,
+    ),
+    "paper/neucb": NeuCBExperiment(
+        neucb=replace(NEUCB, exploration=500.0),
+        env="classification/digits",
+        algorithm="neufastcb",
+        seeds=20,
+        total_steps=10_000,
     ),
 }
 """Presets of bandit and tabular algorithms."""

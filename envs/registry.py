@@ -2,7 +2,9 @@
 
 - `popgym/RepeatPreviousEasy`: POPGym in JAX, spelled as the popgym package spells it;
 - `gymnax/CartPole-v1`, `brax/ant` (or with a physics backend, `brax/ant?backend=positional`);
-- `lsd/Random?arms=5&played=2&idle=6`: bandits whose payoffs depend on the last switch;
+- `lsd/Random?arms=5&played=2&idle=6`: bandits whose payoffs depend on the last switch; `switching/Random`: tabular MDPs
+  that change; `episodic/Random`: tabular episodes with exact values; `dynamical/Diagonal`: linear bandits with a hidden
+  state; `classification/wine`: contextual bandits; all with the options of their constructors;
 - `envpool/Pong-v5`, `gymnasium/CartPole-v1`: emulators on the host, with their options likewise
   (`envpool/Breakout-v5?episodic_life=true&repeat_action_probability=0.25`).
 
@@ -65,6 +67,30 @@ def _lsd():
     return _ours(lsd.NAMES)
 
 
+def _switching():
+    from envs import switching_mdp
+
+    return _ours(switching_mdp.NAMES)
+
+
+def _episodic():
+    from envs import episodic_mdp
+
+    return _ours(episodic_mdp.NAMES)
+
+
+def _dynamical():
+    from envs import dynamical_bandit
+
+    return _ours(dynamical_bandit.NAMES)
+
+
+def _classification():
+    from envs import classification_bandit
+
+    return _ours(classification_bandit.NAMES)
+
+
 def _envpool():
     from envs import envpool_adapter
 
@@ -77,12 +103,20 @@ def _gymnasium():
     return gymnasium_adapter.names(), gymnasium_adapter.make
 
 
-FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax, "lsd": _lsd}
+OURS = {
+    "lsd": _lsd,
+    "switching": _switching,
+    "episodic": _episodic,
+    "dynamical": _dynamical,
+    "classification": _classification,
+}
+"""Families of bandits and tabular environments; each gives its names and a constructor by name with options."""
+FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax, **OURS}
 """Families of single environments in JAX: each gives its names and a constructor by name."""
 HOST_POOLS = {"envpool": _envpool, "gymnasium": _gymnasium}
 """Families of emulators: names, and a constructor by name, number of environments, copies and seed."""
 FAMILIES = {**FUNCTIONAL, **HOST_POOLS}
-OPTIONS = {"brax", "lsd", "envpool", "gymnasium"}
+OPTIONS = {"brax", "envpool", "gymnasium", *OURS}
 """Families whose ids may end in `?option=value&...`, handed to the package's constructor (values as in JSON)."""
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import tyro
 
-from agents import conservative, lsd
+from agents import conservative, dynlin, lsd, neucb, stepmix, ucrl
 from agents.conservative import Conservative
 from agents.distributions import head_size
 from agents.networks import ActorCritic
@@ -22,7 +22,11 @@ from agents.run.loop import Agent, Plan, plan
 from configs.experiment import EXPERIMENTS, ConservativeExperiment, Experiment, PPOExperiment
 from configs.presets import DEFAULT, PRESETS
 from envs import registry
+from envs.classification_bandit import ClassificationBandit, LinearLoss
+from envs.dynamical_bandit import DynamicalBandit
+from envs.episodic_mdp import EpisodicMDP
 from envs.lsd import LSDBandit
+from envs.switching_mdp import SwitchingMDP
 from envs.vector import Vectorised
 from envs.wrappers import (
     EpisodeStatistics,
@@ -41,7 +45,13 @@ from memory import make_memory, memory_options
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 EVALUATION_LANES = 1_000_003
-PLANNERS = {"lsd": (lsd.LSD, LSDBandit, lsd.ALGORITHMS)}
+PLANNERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
+    "lsd": (lsd.LSD, LSDBandit, lsd.ALGORITHMS),
+    "ucrl": (ucrl.UCRL, SwitchingMDP, ucrl.ALGORITHMS),
+    "stepmix": (stepmix.StepMix, EpisodicMDP, stepmix.ALGORITHMS),
+    "dynlin": (dynlin.DynLin, DynamicalBandit, dynlin.ALGORITHMS),
+    "neucb": (neucb.NeuCB, (ClassificationBandit, LinearLoss), neucb.ALGORITHMS),
+}
 """Planners by the names of their experiments: the agent, the kind of environment that it is for, its algorithms."""
 
 
@@ -175,7 +185,7 @@ def make_planner(config: Experiment) -> Agent:
         env = registry.make(config.env)
         if not isinstance(env, kind):
             family = config.env.partition("/")[0]
-            raise ValueError(f"{config.agent} is for a {kind.__name__}, and {family}/... is none: choose another --env")
+            raise ValueError(f"{config.agent} does not plan {family}/... environments: see the planners' page in docs")
         agent = planner(env, getattr(config, config.agent), config.chosen, config.total_steps)
         # Runs are rounded up to whole log points; the horizon that planners know is the true one.
         return dataclasses.replace(agent, total_steps=divide(config, agent).updates * agent.steps_per_update)

@@ -38,6 +38,8 @@ class Panel:
     """A metric that `key` must not fall below, drawn dashed."""
     lowest: str | None = None
     """The least of `key` in each interval, of the worst seed, drawn thin."""
+    events: str | None = None
+    """Instead of a curve: `key` and this metric hold the steps of the latest events of two kinds, drawn as dots and bars."""
 
 
 PANELS: dict[str, tuple[Panel, ...]] = {
@@ -51,8 +53,22 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("train/regret", "cumulative regret against (1 - 1/e) LP"),
         Panel("train/return", "reward a round"),
     ),
+    "ucrl": (
+        Panel("train/regret", "cumulative regret"),
+        Panel("train/return", "reward a step"),
+        Panel("train/last_alarm", "seed (bars: true changes, dots: alarms)", events="train/last_change"),
+    ),
+    "stepmix": (
+        Panel("train/regret", "cumulative regret"),
+        Panel("train/return", "exact value an episode", floor="train/threshold", lowest="train/value_min"),
+        Panel("train/baseline_fraction", "share of the baseline"),
+    ),
+    "dynlin": (Panel("train/regret", "cumulative regret"), Panel("train/best_action", "share of best actions")),
+    "neucb": (Panel("train/regret", "cumulative mistakes"), Panel("train/return", "reward a round")),
 }
 """What is drawn of a run, by the agent's name. `compare` draws the first panel."""
+EVENT_SEEDS = 20
+"""Seeds whose events are drawn."""
 MANY_SEEDS = 8
 """From so many seeds on, a band spans 80 % of them instead of all: a range only grows with their number."""
 
@@ -81,6 +97,12 @@ def chosen_of(config: dict[str, Any]) -> str:
 def draw_panel(axes: Any, panel: Panel, rows: list[Row], color: str, label: str) -> int:
     """Draws `panel` of one run. Returns the number of its seeds, 0 if the metric is missing."""
     steps, values = band(rows, panel.key)
+    if panel.events:
+        for key, style, shade in ((panel.events, "|", "0.6"), (panel.key, ".", color)):
+            latest = band(rows, key)[1][:, :EVENT_SEEDS]
+            points = [(step, seed) for seed, column in enumerate(latest.T) for step in np.unique(column[column > 0])]
+            axes.plot(*np.array(points).reshape(-1, 2).T, style, color=shade, markersize=9 if style == "|" else 5)
+        return values.shape[-1]
     if len(steps):
         axes.plot(steps, values.mean(1), color=color, label=label)
         axes.fill_between(steps, *spread(values), color=color, alpha=0.2, linewidth=0)
@@ -129,6 +151,9 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
             seeds = max(seeds, draw_panel(axes, panel, rows, f"C{color}", f"{config['env']}, {chosen_of(config)}"))
         axes.set_xlabel("environment steps per seed")
         axes.set_ylabel(panel.label)
+        if panel.events:
+            axes.set_title("at the resolution of the log", fontsize=9)
+            continue
         words = f"line: mean (band: {band_words(seeds)})" + (", dots: evaluation" if panel.dots else "")
         axes.set_title(words + (", thin: worst episode" if panel.lowest else ""), fontsize=9)
         axes.grid(alpha=0.3)

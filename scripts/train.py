@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
+import jax
 import tyro
 
 from agents.run.errors import BadRequest
 from agents.run.folder import RunFolder, say
-from agents.run.loop import LoopSettings, train
+from agents.run.loop import Agent, LoopSettings, seed_keys, train
+from agents.stepmix import StepMix
 from configs.experiment import Experiment
 from configs.presets import PRESETS
 from scripts.common import default_folder, describe, divide, make_agent, parse, run_script, split_preset
@@ -61,6 +63,7 @@ def run(preset: str, options: "Options[Experiment]") -> Path:
     if options.resume and options.out is None:
         raise BadRequest("--resume needs --out, the folder to continue")
     agent = make_agent(config)  # refuses what cannot be built before anything is written
+    refuse_unsafe(agent, config)
     described = describe(preset, config)
     folder = RunFolder(options.out or default_folder(preset, config), described, options.resume)
     if folder.is_finished:
@@ -86,6 +89,16 @@ def run(preset: str, options: "Options[Experiment]") -> Path:
         f"in {folder.path}"
     )
     return folder.path
+
+
+def refuse_unsafe(agent: Agent, config: Experiment) -> None:
+    """Raises BadRequest where a planner's baseline is not as good as it must be; only the drawn instances show that."""
+    if isinstance(agent, StepMix):
+        states = jax.jit(jax.vmap(agent.init))(seed_keys(config.seed, config.seeds))
+        try:
+            agent.check(states)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
 
 
 if __name__ == "__main__":
