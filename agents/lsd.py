@@ -200,20 +200,24 @@ def optimistic(means: jax.Array, counts: jax.Array, t: jax.Array) -> jax.Array:
 def blocks(arms: int, length: int, played_limit: int, idle_limit: int) -> tuple[np.ndarray, np.ndarray]:
     """All sequences of `length` plays `(arms ** length, length)`, and the states they meet.
 
-    A state is a flat index into `(k, M + N)`, or -1 for an arm's first play, whose state depends on what came before.
+    A state is a flat index into `(k, M + N)`, or -1 where it depends on what came before the block: at an arm's first
+    play, and until M plays in the run of plays that a block begins with, which may have begun before it.
     """
     actions = np.array(list(itertools.product(range(arms), repeat=length)), np.int32)
     states = np.full_like(actions, -1)
     rows = np.arange(len(actions))
     tau = np.full((len(actions), arms), idle_limit)
-    seen = np.zeros((len(actions), arms), bool)
+    plays = np.zeros((len(actions), arms), int)
+    rested = np.zeros((len(actions), arms), bool)
     for i in range(length):
         arm = actions[:, i]
         now = tau[rows, arm]
         at = arm * (played_limit + idle_limit) + np.where(now < 0, now + played_limit, now + played_limit - 1)
-        states[:, i] = np.where(seen[rows, arm], at, -1)
-        seen[rows, arm] = True
+        known = (plays > 0) & (rested | (plays >= played_limit))
+        states[:, i] = np.where(known[rows, arm], at, -1)
         played = np.arange(arms) == arm[:, None]
+        plays += played
+        rested |= ~played
         tau = after(tau, played, played_limit, idle_limit)
     return actions, states
 
