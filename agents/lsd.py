@@ -289,6 +289,8 @@ class LSD:
     - epoch-ucb: plans anew on optimistic payoffs in epochs of growing length.
     - isi-combucb1: the original algorithm (Laforgue et al. 2022), optimistic over blocks whose first plays do not count.
     - greedy (payoffs): the arm that pays most now. round-robin: one arm after another.
+
+    `train/regret_last` is regret against the guarantee: (1 - 1/e) LP a round. What plans well has a negative one.
     """
 
     env: LSDBandit
@@ -416,7 +418,8 @@ class LSD:
         return lax.scan(self._round, state, uniforms)
 
     def update(self, state: LSDAgentState) -> tuple[LSDAgentState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, 0x5D), state.t)
+        # Plans fold their number, 0 and up, into the same key; no run makes that many.
+        key = jax.random.fold_in(jax.random.fold_in(state.key, np.iinfo(np.int32).max), state.t)
         state, trace = self.play(state, jax.random.uniform(key, (self.steps_per_update, 1)))
         earned = jnp.sum(trace["reward"]).astype(state.reward.dtype)
         state = state.replace(reward=state.reward + earned)
@@ -430,6 +433,7 @@ class LSD:
         return state, metrics
 
     def evaluate(self, state: LSDAgentState, key: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]:
-        """`eval/return`: reward a round so far; `eval/ratio`: the same as a share of LP, which no policy exceeds."""
+        """`eval/return`: reward a round so far; `eval/ratio`: the same as a share of LP, which no policy exceeds
+        by more than its first rounds and luck (1 where nothing pays)."""
         mean = state.reward / jnp.maximum(state.t, 1)
-        return {"eval/return": mean, "eval/ratio": mean / state.lp}
+        return {"eval/return": mean, "eval/ratio": jnp.where(state.lp > 0, mean / state.lp, 1)}
