@@ -151,7 +151,7 @@ class Cycle(struct.PyTreeNode):
 
 
 def draw_cycles(fractions: jax.Array, uniforms: jax.Array, played_limit: int) -> Cycle:
-    """A cycle and an offset for each arm, independently: `uniforms (2, k)`. Sharing an offset would lose the guarantee."""
+    """A cycle and an offset for each arm, all independent, else the guarantee is lost: `uniforms (2, k)`."""
     idle, played = cycles(played_limit, (fractions.shape[1] - 2) // played_limit)
     below = jnp.cumsum(fractions, axis=1) <= uniforms[0][:, None]
     # A uniform above a sum that rounding left below 1 must not choose a cycle of share 0.
@@ -287,7 +287,7 @@ class LSD:
     - planner (payoffs): relaxation and rounding. 1 - 1/e of LP.
     - explore-then-commit (T): samples every state, then as the planner on what it saw. Regret T^(2/3) against it.
     - epoch-ucb: plans anew on optimistic payoffs in epochs of growing length.
-    - isi-combucb1: the original algorithm (Laforgue et al. 2022), optimistic over blocks whose first plays do not count.
+    - isi-combucb1: the original algorithm (Laforgue et al. 2022), optimistic over blocks, first plays left out.
     - greedy (payoffs): the arm that pays most now. round-robin: one arm after another.
 
     `train/regret_last` is regret against the guarantee: (1 - 1/e) LP a round. What plans well has a negative one.

@@ -1,4 +1,4 @@
-"""Exact values of small last-switch-dependent bandits, in NumPy float64: the truth that `agents.lsd` is held against."""
+"""Exact values of small last-switch-dependent bandits, NumPy float64: the truth that `agents.lsd` is held against."""
 
 from dataclasses import dataclass
 
