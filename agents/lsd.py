@@ -343,9 +343,9 @@ class LSD:
             block=jnp.zeros(self.settings.block_length, jnp.int32),
             reward=jnp.zeros((), env.payoffs.dtype),
         )
-        return self._plan(state) if self.algorithm == "planner" else state
+        return self.plan(state) if self.algorithm == "planner" else state
 
-    def _plan(self, state: LSDAgentState) -> LSDAgentState:
+    def plan(self, state: LSDAgentState) -> LSDAgentState:
         """A new plan at the beginning of round `state.t`."""
         means = state.sums / jnp.maximum(state.counts, 1)
         epoch = state.epoch + 1
@@ -388,7 +388,7 @@ class LSD:
 
     def _round(self, state: LSDAgentState, uniform: jax.Array) -> tuple[LSDAgentState, dict[str, jax.Array]]:
         if self.algorithm == "isi-combucb1":
-            state = when(state.t == state.replan, lambda: self._plan(state), state)
+            state = when(state.t == state.replan, lambda: self.plan(state), state)
         action = self._act(state)
         before, M, N = state.env, self.env.played_limit, self.env.idle_limit
         _, env, reward, _, _, info = self.env.transition(before, action, uniform, self.env.default_params)
@@ -414,7 +414,7 @@ class LSD:
         `uniforms (rounds, 1)` -> state and what happened in each round: action, reward, mean, tau, virtual.
         """
         if self.algorithm in ("explore-then-commit", "epoch-ucb"):
-            state = when(state.t >= state.replan, lambda: self._plan(state), state)
+            state = when(state.t >= state.replan, lambda: self.plan(state), state)
         return lax.scan(self._round, state, uniforms)
 
     def update(self, state: LSDAgentState) -> tuple[LSDAgentState, dict[str, jax.Array]]:

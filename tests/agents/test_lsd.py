@@ -206,7 +206,7 @@ def test_guarantee(select):
         lp = relax(state.env.payoffs, 2)
 
         def rounding(key):
-            again = agent._plan(state.replace(key=key, epoch=jnp.int32(0)))
+            again = agent.plan(state.replace(key=key, epoch=jnp.int32(0)))
             _, trace = agent.play(again, jnp.zeros((warm + rounds, 1)))
             return trace["mean"][warm:].mean()
 
