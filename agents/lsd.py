@@ -26,6 +26,7 @@ from agents.control import when
 from envs.lsd import LSDBandit, after, column
 
 ALGORITHMS = ("planner", "explore-then-commit", "epoch-ucb", "isi-combucb1", "greedy", "round-robin")
+LEARNERS = ("explore-then-commit", "epoch-ucb", "isi-combucb1")
 NEED_MONOTONE = ("planner", "explore-then-commit", "epoch-ucb")
 ALPHA = 1 - np.exp(-1)
 """Fraction of LP that rounding guarantees."""
@@ -86,50 +87,56 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
     """
     dtype = payoffs.dtype
     idle, played = cycles(played_limit, payoffs.shape[1] - played_limit)
-    g = cycle_rewards(payoffs, played_limit)
-    f = jnp.asarray(played / (idle + played), dtype)
+    # (Q, k) and (Q, 1): compilers turn maxima over the first axis into vector instructions.
+    g = cycle_rewards(payoffs, played_limit).T
+    f = jnp.asarray(played / (idle + played), dtype)[:, None]
     steps, precision = (64, 1e-14) if dtype == jnp.float64 else (40, 1e-7)
+    tiny = jnp.finfo(dtype).tiny
+
+    def bound(m):
+        score = g - m * f
+        best = jnp.max(score, axis=0)
+        return m + jnp.sum(best), score >= best
 
     def touch(m):
-        """The line that touches D at `m`: each arm's choice, sum of g, sum of f."""
-        choice = jnp.argmax(g - m * f, axis=1)
-        taken = choice[:, None] == jnp.arange(len(idle))
-        return choice, jnp.sum(jnp.where(taken, g, 0)), jnp.sum(jnp.where(taken, f, 0))
+        """A line that touches D: where, D there, each arm's plays a round (the least among equal choices)."""
+        value, best = bound(m)
+        return m, value, jnp.min(jnp.where(best, f, 2), axis=0)
+
+    def slope(line):
+        return 1 - jnp.sum(line[2])
 
     def crossing(low, high):
-        (_, g_low, f_low), (_, g_high, f_high) = low, high
-        m = (g_low - g_high) / jnp.maximum(f_low - f_high, jnp.finfo(dtype).tiny)
-        return m, g_high + m * (1 - f_high)
+        (m_low, d_low, _), (m_high, d_high, _) = low, high
+        falls, rises = slope(low), slope(high)
+        m = (d_low - d_high + m_high * rises - m_low * falls) / jnp.maximum(rises - falls, tiny)
+        return m, d_high + (m - m_high) * rises
 
     def unfinished(carry):
         i, done, *_ = carry
         return (i < steps) & ~done
 
     def narrow(carry):
-        i, _, left, right, low, high = carry
+        i, _, low, high = carry
         m, value = crossing(low, high)
-        m = jnp.where(i % 2 == 0, m, (left + right) / 2)
-        new = touch(m)
-        bound = new[1] + m * (1 - new[2])
-        done = (i % 2 == 0) & (bound <= value + precision * jnp.maximum(value, 1))
-        falls = new[2] > 1
-        pick = functools.partial(jax.tree.map, lambda a, b: jnp.where(falls, a, b))
-        low, high = pick(new, low), pick(high, new)
-        return i + 1, done, jnp.where(falls, m, left), jnp.where(falls, right, m), low, high
+        new = touch(jnp.where(i % 2 == 0, m, (low[0] + high[0]) / 2))
+        done = (i % 2 == 0) & (new[1] <= value + precision * jnp.maximum(value, 1))
+        pick = functools.partial(jax.tree.map, lambda a, b: jnp.where(slope(new) < 0, a, b))
+        return i + 1, done, pick(new, low), pick(high, new)
 
-    top = jnp.max(payoffs) + 1  # no play is worth that: every arm rests
     zero = jnp.zeros((), dtype)
-    low, high = touch(zero), touch(top)
-    free = low[2] <= 1  # everybody plays as it likes
-    start = (jnp.int32(0), free, zero, top, low, high)
-    _, _, _, _, low, high = lax.while_loop(unfinished, narrow, start)
-    m, _ = crossing(low, high)
-    m = jnp.where(free, 0, m)
-    share = jnp.where(free, 1, (1 - high[2]) / jnp.maximum(low[2] - high[2], jnp.finfo(dtype).tiny))
-    one_hot = lambda choice: (choice[:, None] == jnp.arange(len(idle))).astype(dtype)  # noqa: E731
-    fractions = share * one_hot(low[0]) + (1 - share) * one_hot(high[0])
-    bound = m + jnp.sum(jnp.max(g - m * f, axis=1))
-    return Relaxation(jnp.sum(g * fractions), bound, fractions)
+    low, high = touch(zero), touch(jnp.max(payoffs) + 1)  # no play is worth that: every arm rests
+    free = slope(low) >= 0  # everybody plays as it likes
+    _, _, low, high = lax.while_loop(unfinished, narrow, (jnp.int32(0), free, low, high))
+    m = jnp.where(free, 0, crossing(low, high)[0])
+    share = jnp.where(free, 1, slope(high) / jnp.maximum(slope(high) - slope(low), tiny))
+
+    def choice(line):
+        """One-hot `(Q, k)`: of the cycles that play as often, the one that pays most."""
+        return jnp.arange(len(idle))[:, None] == jnp.argmax(jnp.where(f == line[2], g, -1), axis=0)
+
+    fractions = share * choice(low) + (1 - share) * choice(high)
+    return Relaxation(jnp.sum(g * fractions), bound(m)[0], fractions.T)
 
 
 # ------------------------------------------------------------------------------------------------------------- rounding
@@ -273,7 +280,7 @@ class LSDAgentState(struct.PyTreeNode):
     """Round from which the next plan is due, int32."""
     counts: jax.Array
     sums: jax.Array
-    """`(k, M + N)`: plays in each state and what they paid."""
+    """`(k, M + N)`: plays in each state and what they paid (learners only)."""
     block: jax.Array
     """`(block_length,)` int32: the block being played."""
     reward: jax.Array
@@ -386,25 +393,28 @@ class LSD:
             return jnp.where(state.epoch == 0, jnp.asarray(schedule)[state.t % len(schedule)], planned)
         return planned
 
+    def _learn(self, state: LSDAgentState, action: jax.Array, tau: jax.Array, reward: jax.Array) -> LSDAgentState:
+        M, N = self.env.played_limit, self.env.idle_limit
+        met = (jnp.arange(self.env.arms) == action)[:, None] & (jnp.arange(M + N) == column(tau, M)[:, None])
+        if self.algorithm == "isi-combucb1":  # an arm's first play in a block does not count
+            i = state.t - (state.replan - len(state.block))
+            met &= jnp.any((state.block == action) & (jnp.arange(len(state.block)) < i))
+        return state.replace(counts=state.counts + met, sums=state.sums + jnp.where(met, reward, 0))
+
     def _round(self, state: LSDAgentState, uniform: jax.Array) -> tuple[LSDAgentState, dict[str, jax.Array]]:
         if self.algorithm == "isi-combucb1":
             state = when(state.t == state.replan, lambda: self.plan(state), state)
         action = self._act(state)
         before, M, N = state.env, self.env.played_limit, self.env.idle_limit
         _, env, reward, _, _, info = self.env.transition(before, action, uniform, self.env.default_params)
-        played = jnp.arange(self.env.arms)[:, None] == action
-        met = played & (jnp.arange(M + N) == column(before.tau, M)[:, None])
-        if self.algorithm == "isi-combucb1":  # an arm's first play in a block does not count
-            i = state.t - (state.replan - len(state.block))
-            met &= jnp.any((state.block == action) & (jnp.arange(len(state.block)) < i))
+        if self.algorithm in LEARNERS:
+            state = self._learn(state, action, before.tau, reward)
         trace = {"action": action, "reward": reward, "mean": info["mean"], "tau": before.tau, "virtual": state.virtual}
         state = state.replace(
             env=env,
             t=state.t + 1,
             cycle=state.cycle.next(),
             virtual=after(state.virtual, state.cycle.wanting(), M, N),
-            counts=state.counts + met,
-            sums=state.sums + jnp.where(met, reward, 0),
         )
         return state, trace
 
