@@ -77,7 +77,7 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
 
     Here g are the rewards a round of cycles and f their plays a round. One constraint joins the arms, so the dual has
     one multiplier: D(m) = m + sum_i max_q (g[i, q] - m f[q]), convex and piecewise linear. Two lines that touch it, one
-    falling and one not, are moved to where they cross until D passes through the crossing; bisection in every other
+    falling and one not, are moved to where they cross until D passes through the crossing; bisection in every fourth
     round bounds their number. The two arms' choices that give the lines are then both optimal, and the mixture of them
     that plays once a round is the primal optimum, ties or not.
 
@@ -90,7 +90,7 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
     # (Q, k) and (Q, 1): compilers turn maxima over the first axis into vector instructions.
     g = cycle_rewards(payoffs, played_limit).T
     f = jnp.asarray(played / (idle + played), dtype)[:, None]
-    steps, precision = (64, 1e-14) if dtype == jnp.float64 else (40, 1e-7)
+    steps, precision = (128, 1e-14) if dtype == jnp.float64 else (80, 1e-7)
     tiny = jnp.finfo(dtype).tiny
 
     def bound(m):
@@ -119,8 +119,8 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
     def narrow(carry):
         i, _, low, high = carry
         m, value = crossing(low, high)
-        new = touch(jnp.where(i % 2 == 0, m, (low[0] + high[0]) / 2))
-        done = (i % 2 == 0) & (new[1] <= value + precision * jnp.maximum(value, 1))
+        new = touch(jnp.where(i % 4 < 3, m, (low[0] + high[0]) / 2))
+        done = (i % 4 < 3) & (new[1] <= value + precision * jnp.maximum(value, 1))
         pick = functools.partial(jax.tree.map, lambda a, b: jnp.where(slope(new) < 0, a, b))
         return i + 1, done, pick(new, low), pick(high, new)
 
@@ -132,8 +132,10 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
     share = jnp.where(free, 1, slope(high) / jnp.maximum(slope(high) - slope(low), tiny))
 
     def choice(line):
-        """One-hot `(Q, k)`: of the cycles that play as often, the one that pays most."""
-        return jnp.arange(len(idle))[:, None] == jnp.argmax(jnp.where(f == line[2], g, -1), axis=0)
+        """One-hot `(Q, k)`: of the cycles that play as often, the one that pays most, the first of equals."""
+        pays = jnp.where(f == line[2], g, -1)
+        index = jnp.arange(len(idle), dtype=jnp.int32)[:, None]  # argmax is slow where maxima are fast
+        return index == jnp.min(jnp.where(pays == jnp.max(pays, axis=0), index, len(idle)), axis=0)
 
     fractions = share * choice(low) + (1 - share) * choice(high)
     return Relaxation(jnp.sum(g * fractions), bound(m)[0], fractions.T)
