@@ -178,8 +178,7 @@ def best_wanting(wanting: jax.Array, worth: jax.Array) -> jax.Array:
 
 def at_states(table: jax.Array, tau: jax.Array, played_limit: int) -> jax.Array:
     """`table (k, M + N)` at the arms' states, `(k,)`."""
-    at = jnp.arange(table.shape[1]) == column(tau, played_limit)[:, None]
-    return jnp.sum(jnp.where(at, table, 0), axis=1)
+    return jnp.take_along_axis(table, column(tau, played_limit)[:, None], axis=1, mode="clip")[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------- learning

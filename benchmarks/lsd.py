@@ -60,7 +60,7 @@ def rounding(size: tuple[int, int, int], seeds: int) -> dict[str, Callable[[], i
     """Rounds under a plan made beforehand."""
     agent = LSD(lsd.random(*size), SETTINGS, "planner", 10**9)
     state = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), seeds))
-    updates = 8
+    updates = 16
 
     @jax.jit
     @jax.vmap
@@ -77,16 +77,16 @@ def rounding(size: tuple[int, int, int], seeds: int) -> dict[str, Callable[[], i
         return seeds * updates * agent.steps_per_update
 
     def numpy() -> int:
-        coins, uniforms = draw(4000), draw((2, size[0]))
+        coins, uniforms = draw(16_000), draw((2, size[0]))
         mirror.rounding(mirror.Bandit(payoffs), coins, lambda plan: uniforms, "actual", lambda worth: shares)
-        return 4000
+        return 16_000
 
     ours()
     return {"ours": ours, "NumPy mirror": numpy}
 
 
 def relaxation(size: tuple[int, int, int], batch: int, programs: int) -> dict[str, Callable[[], int]]:
-    """`batch` instances in one call against `programs` of them one after the other."""
+    """`batch` instances a call, eight calls, against `programs` of them one after the other."""
     k, M, N = size
     payoffs = np.sort(np.random.default_rng(0).random((batch, k, M + N)), axis=2)
     solve = jax.jit(jax.vmap(functools.partial(relax, played_limit=M)))
@@ -94,8 +94,9 @@ def relaxation(size: tuple[int, int, int], batch: int, programs: int) -> dict[st
     matrices = [mirror.cycle_lp(mirror.dicts(p, M)) for p in payoffs[:programs]]
 
     def ours() -> int:
-        jax.block_until_ready(solve(on_device))
-        return batch
+        for _ in range(8):
+            jax.block_until_ready(solve(on_device))
+        return 8 * batch
 
     def highs() -> int:
         for reward, A, b in matrices:
@@ -115,7 +116,7 @@ def speed(arguments: argparse.Namespace) -> None:
                 runs = rounding(size, arguments.seeds)
             else:
                 small = size == SIZES[0]
-                runs = relaxation(size, arguments.batch, 40 if small else 10)
+                runs = relaxation(size, arguments.batch, 100 if small else 40)
             timings = in_turn(runs, arguments.rounds)
             ours = timings["ours"]
             for label, t in timings.items():

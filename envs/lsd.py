@@ -65,8 +65,9 @@ class LSDBandit(UniformEnvironment):
         self, state: LSDState, action: jax.Array, uniforms: jax.Array, params: NoParams
     ) -> tuple[jax.Array, LSDState, jax.Array, jax.Array, jax.Array, Info]:
         played = jnp.arange(self.arms) == action
-        at = jnp.arange(self.played_limit + self.idle_limit) == column(state.tau, self.played_limit)[:, None]
-        mean = jnp.sum(jnp.where(at & played[:, None], state.payoffs, 0))
+        at = column(jnp.sum(jnp.where(played, state.tau, 0)), self.played_limit)
+        payoff = state.payoffs.at[jnp.minimum(action, self.arms - 1), at].get(mode="clip")
+        mean = jnp.where(jnp.any(played), payoff, 0)
         reward = (uniforms[0] < mean).astype(jnp.float32)
         state = state.replace(tau=after(state.tau, played, self.played_limit, self.idle_limit))
         return self._observe(state), state, reward, jnp.bool_(False), jnp.bool_(False), {"mean": mean}
