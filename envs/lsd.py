@@ -43,7 +43,7 @@ class LSDBandit(UniformEnvironment):
     """k arms and an endless horizon. Action: an arm, or k to play none. Observation: tau / max(M, N) of every arm.
 
     Arms begin fully rested. The step's uniform draws the Bernoulli payoff. `info`: `mean`, the payoff's expectation.
-    `draw` makes an instance `(k, M + N)` from a key, payoffs in [0, 1]; `monotone` says whether they never fall with tau.
+    `draw` makes an instance `(k, M + N)` from a key, payoffs in [0, 1]; `monotone`: they never fall with tau.
     """
 
     arms: int
@@ -128,7 +128,7 @@ def recharging(arms: int = 4, idle: int = 6, instance_seed: int | None = None) -
 
 
 def greedy_trap() -> LSDBandit:
-    """An arm that pays 0.95 when it rests every other round; an arm that always pays as little keeps greed from resting.
+    """An arm that pays 0.95 if it rested and 0.06 if not, and one that always pays 0.05, for which greed never rests.
 
     The best average reward is 0.5 and the greedy policy's 0.06.
     """
@@ -136,7 +136,7 @@ def greedy_trap() -> LSDBandit:
 
 
 def tight(arms: int = 4) -> LSDBandit:
-    """k equal arms that pay 1 after k - 1 idle rounds or more and else nothing: rounding earns 1 - (1 - 1/k)^k of LP = 1."""
+    """k equal arms that pay 1 after k - 1 idle rounds or more, else nothing: rounding earns 1 - (1 - 1/k)^k, LP is 1."""
     if arms < 2:
         raise ValueError(f"lsd: arms must be at least 2, got {arms}")
     return from_payoffs([[0.0] * (arms - 1) + [1.0]] * arms, played_limit=1)
@@ -152,7 +152,7 @@ def _by_delay(delays: int, *arms: dict[int, float]) -> np.ndarray:
 
 
 def delay_three() -> LSDBandit:
-    """Five arms of Laforgue et al. (2022): one pays 0.95 at a delay of three rounds only, so payoffs are not monotone."""
+    """Five arms of Laforgue et al. (2022): one pays 0.95 at a delay of three rounds only, which is not monotone."""
     peak, late = {1: 0.15, 3: 0.95, 4: 0.15}, {1: 0.14, 6: 0.16, 9: 0.96}
     return from_payoffs(_by_delay(9, {1: 0.15}, peak, late, {1: 0.15}, {1: 0.15}), played_limit=1, monotone=False)
 

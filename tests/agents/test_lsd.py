@@ -364,31 +364,29 @@ def test_step_by_step(algorithm, shape):
             assert (last.epoch == 1).all()
 
 
-@pytest.mark.parametrize(("algorithm", "tolerance"), [("explore-then-commit", 0.02), ("epoch-ucb", 0.02)])
-def test_learners_come_to_earn_what_the_planner_does(algorithm, tolerance):
-    """Mean of the last quarter of 32,000 rounds against the planner's, on the same 512 instances of three arms.
+@functools.cache
+def last_quarter(algorithm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean reward in the last quarter of 32,000 rounds, and LP, of 512 seeds with an instance of three arms each."""
+    agent = LSD(lsd.random(3, 2, 3), settings(steps_per_update=250), algorithm, 32_000)
 
-    Null: the learner earns `tolerance` less or more. The standard error of the difference is 0.006 at the most.
-    """
-    late = {}
-    for name in ("planner", algorithm):
-        agent = LSD(lsd.random(3, 2, 3), settings(steps_per_update=250), name, 32_000)
+    @jax.jit
+    @jax.vmap
+    def go(key):
+        state, metrics = jax.lax.scan(lambda state, _: agent.update(state), agent.init(key), None, 128)
+        return metrics["train/return"][-32:].mean(), state.lp
 
-        @jax.jit
-        @jax.vmap
-        def go(key, agent=agent):
-            def quarter(state, _):
-                state, metrics = jax.lax.scan(lambda state, _: agent.update(state), state, None, 32)
-                return state, metrics["train/return"].mean()
+    return jax.tree.map(np.asarray, go(jax.random.split(jax.random.key(0), 512)))
 
-            return jax.lax.scan(quarter, agent.init(key), None, 4)[1][-1]
 
-        late[name] = np.asarray(go(jax.random.split(jax.random.key(0), 512)))
-    difference = late[algorithm] - late["planner"]
-    error = difference.std() / np.sqrt(512)
-    print(algorithm, late["planner"].mean(), late[algorithm].mean(), difference.mean(), error)
-    assert error < 0.006
-    assert abs(difference.mean()) < tolerance
+@pytest.mark.parametrize("algorithm", ["explore-then-commit", "epoch-ucb"])
+def test_learners_come_to_earn_what_the_planner_does(algorithm):
+    """Null: late in a run a learner earns 0.03 a round less than the planner, or more than it by so much, on the same
+    instances. The standard error is at most 0.006. What the guarantee promises is 0.07 below the planner and more."""
+    planner, lp = last_quarter("planner")
+    difference = last_quarter(algorithm)[0] - planner
+    assert difference.std() / np.sqrt(512) < 0.006
+    assert abs(difference.mean()) < 0.03
+    assert ALPHA * lp.mean() < planner.mean() - 0.07
 
 
 def test_blocks_beyond_greed():
