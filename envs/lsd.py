@@ -136,7 +136,7 @@ def greedy_trap() -> LSDBandit:
 
 
 def tight(arms: int = 4) -> LSDBandit:
-    """k equal arms that pay 1 after k - 1 idle rounds or more, else nothing: rounding earns 1 - (1 - 1/k)^k, LP is 1."""
+    """k equal arms that pay 1 after k - 1 idle rounds, else nothing: rounding earns 1 - (1 - 1/k)^k of LP = 1."""
     if arms < 2:
         raise ValueError(f"lsd: arms must be at least 2, got {arms}")
     return from_payoffs([[0.0] * (arms - 1) + [1.0]] * arms, played_limit=1)

@@ -380,12 +380,12 @@ def last_quarter(algorithm: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("algorithm", ["explore-then-commit", "epoch-ucb"])
 def test_learners_come_to_earn_what_the_planner_does(algorithm):
-    """Null: late in a run a learner earns 0.03 a round less than the planner, or more than it by so much, on the same
+    """Null: late in a run a learner earns 0.04 a round less than the planner, or more than it by so much, on the same
     instances. The standard error is at most 0.006. What the guarantee promises is 0.07 below the planner and more."""
     planner, lp = last_quarter("planner")
     difference = last_quarter(algorithm)[0] - planner
     assert difference.std() / np.sqrt(512) < 0.006
-    assert abs(difference.mean()) < 0.03
+    assert abs(difference.mean()) < 0.04
     assert ALPHA * lp.mean() < planner.mean() - 0.07
 
 
