@@ -26,6 +26,7 @@ from agents.control import when
 from envs.lsd import LSDBandit, after, column
 
 ALGORITHMS = ("planner", "explore-then-commit", "epoch-ucb", "isi-combucb1", "greedy", "round-robin")
+LEARNERS = ("explore-then-commit", "epoch-ucb", "isi-combucb1")
 NEED_MONOTONE = ("planner", "explore-then-commit", "epoch-ucb")
 ALPHA = 1 - np.exp(-1)
 """Fraction of LP that rounding guarantees."""
@@ -76,7 +77,7 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
 
     Here g are the rewards a round of cycles and f their plays a round. One constraint joins the arms, so the dual has
     one multiplier: D(m) = m + sum_i max_q (g[i, q] - m f[q]), convex and piecewise linear. Two lines that touch it, one
-    falling and one not, are moved to where they cross until D passes through the crossing; bisection in every other
+    falling and one not, are moved to where they cross until D passes through the crossing; bisection in every fourth
     round bounds their number. The two arms' choices that give the lines are then both optimal, and the mixture of them
     that plays once a round is the primal optimum, ties or not.
 
@@ -86,50 +87,58 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
     """
     dtype = payoffs.dtype
     idle, played = cycles(played_limit, payoffs.shape[1] - played_limit)
-    g = cycle_rewards(payoffs, played_limit)
-    f = jnp.asarray(played / (idle + played), dtype)
-    steps, precision = (64, 1e-14) if dtype == jnp.float64 else (40, 1e-7)
+    # (Q, k) and (Q, 1): compilers turn maxima over the first axis into vector instructions.
+    g = cycle_rewards(payoffs, played_limit).T
+    f = jnp.asarray(played / (idle + played), dtype)[:, None]
+    steps, precision = (128, 1e-14) if dtype == jnp.float64 else (80, 1e-7)
+    tiny = jnp.finfo(dtype).tiny
+
+    def bound(m):
+        score = g - m * f
+        best = jnp.max(score, axis=0)
+        return m + jnp.sum(best), score >= best
 
     def touch(m):
-        """The line that touches D at `m`: each arm's choice, sum of g, sum of f."""
-        choice = jnp.argmax(g - m * f, axis=1)
-        taken = choice[:, None] == jnp.arange(len(idle))
-        return choice, jnp.sum(jnp.where(taken, g, 0)), jnp.sum(jnp.where(taken, f, 0))
+        """A line that touches D: where, D there, each arm's plays a round (the least among equal choices)."""
+        value, best = bound(m)
+        return m, value, jnp.min(jnp.where(best, f, 2), axis=0)
+
+    def slope(line):
+        return 1 - jnp.sum(line[2])
 
     def crossing(low, high):
-        (_, g_low, f_low), (_, g_high, f_high) = low, high
-        m = (g_low - g_high) / jnp.maximum(f_low - f_high, jnp.finfo(dtype).tiny)
-        return m, g_high + m * (1 - f_high)
+        (m_low, d_low, _), (m_high, d_high, _) = low, high
+        falls, rises = slope(low), slope(high)
+        m = (d_low - d_high + m_high * rises - m_low * falls) / jnp.maximum(rises - falls, tiny)
+        return m, d_high + (m - m_high) * rises
 
     def unfinished(carry):
         i, done, *_ = carry
         return (i < steps) & ~done
 
     def narrow(carry):
-        i, _, left, right, low, high = carry
+        i, _, low, high = carry
         m, value = crossing(low, high)
-        m = jnp.where(i % 2 == 0, m, (left + right) / 2)
-        new = touch(m)
-        bound = new[1] + m * (1 - new[2])
-        done = (i % 2 == 0) & (bound <= value + precision * jnp.maximum(value, 1))
-        falls = new[2] > 1
-        pick = functools.partial(jax.tree.map, lambda a, b: jnp.where(falls, a, b))
-        low, high = pick(new, low), pick(high, new)
-        return i + 1, done, jnp.where(falls, m, left), jnp.where(falls, right, m), low, high
+        new = touch(jnp.where(i % 4 < 3, m, (low[0] + high[0]) / 2))
+        done = (i % 4 < 3) & (new[1] <= value + precision * jnp.maximum(value, 1))
+        pick = functools.partial(jax.tree.map, lambda a, b: jnp.where(slope(new) < 0, a, b))
+        return i + 1, done, pick(new, low), pick(high, new)
 
-    top = jnp.max(payoffs) + 1  # no play is worth that: every arm rests
     zero = jnp.zeros((), dtype)
-    low, high = touch(zero), touch(top)
-    free = low[2] <= 1  # everybody plays as it likes
-    start = (jnp.int32(0), free, zero, top, low, high)
-    _, _, _, _, low, high = lax.while_loop(unfinished, narrow, start)
-    m, _ = crossing(low, high)
-    m = jnp.where(free, 0, m)
-    share = jnp.where(free, 1, (1 - high[2]) / jnp.maximum(low[2] - high[2], jnp.finfo(dtype).tiny))
-    one_hot = lambda choice: (choice[:, None] == jnp.arange(len(idle))).astype(dtype)  # noqa: E731
-    fractions = share * one_hot(low[0]) + (1 - share) * one_hot(high[0])
-    bound = m + jnp.sum(jnp.max(g - m * f, axis=1))
-    return Relaxation(jnp.sum(g * fractions), bound, fractions)
+    low, high = touch(zero), touch(jnp.max(payoffs) + 1)  # no play is worth that: every arm rests
+    free = slope(low) >= 0  # everybody plays as it likes
+    _, _, low, high = lax.while_loop(unfinished, narrow, (jnp.int32(0), free, low, high))
+    m = jnp.where(free, 0, crossing(low, high)[0])
+    share = jnp.where(free, 1, slope(high) / jnp.maximum(slope(high) - slope(low), tiny))
+
+    def choice(line):
+        """One-hot `(Q, k)`: of the cycles that play as often, the one that pays most, the first of equals."""
+        pays = jnp.where(f == line[2], g, -1)
+        index = jnp.arange(len(idle), dtype=jnp.int32)[:, None]  # argmax is slow where maxima are fast
+        return index == jnp.min(jnp.where(pays == jnp.max(pays, axis=0), index, len(idle)), axis=0)
+
+    fractions = share * choice(low) + (1 - share) * choice(high)
+    return Relaxation(jnp.sum(g * fractions), bound(m)[0], fractions.T)
 
 
 # ------------------------------------------------------------------------------------------------------------- rounding
@@ -151,7 +160,7 @@ class Cycle(struct.PyTreeNode):
 
 
 def draw_cycles(fractions: jax.Array, uniforms: jax.Array, played_limit: int) -> Cycle:
-    """A cycle and an offset for each arm, independently: `uniforms (2, k)`. Sharing an offset would lose the guarantee."""
+    """A cycle and an offset for each arm, all independent, else the guarantee is lost: `uniforms (2, k)`."""
     idle, played = cycles(played_limit, (fractions.shape[1] - 2) // played_limit)
     below = jnp.cumsum(fractions, axis=1) <= uniforms[0][:, None]
     # A uniform above a sum that rounding left below 1 must not choose a cycle of share 0.
@@ -169,8 +178,7 @@ def best_wanting(wanting: jax.Array, worth: jax.Array) -> jax.Array:
 
 def at_states(table: jax.Array, tau: jax.Array, played_limit: int) -> jax.Array:
     """`table (k, M + N)` at the arms' states, `(k,)`."""
-    at = jnp.arange(table.shape[1]) == column(tau, played_limit)[:, None]
-    return jnp.sum(jnp.where(at, table, 0), axis=1)
+    return jnp.take_along_axis(table, column(tau, played_limit)[:, None], axis=1, mode="clip")[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------- learning
@@ -200,20 +208,24 @@ def optimistic(means: jax.Array, counts: jax.Array, t: jax.Array) -> jax.Array:
 def blocks(arms: int, length: int, played_limit: int, idle_limit: int) -> tuple[np.ndarray, np.ndarray]:
     """All sequences of `length` plays `(arms ** length, length)`, and the states they meet.
 
-    A state is a flat index into `(k, M + N)`, or -1 for an arm's first play, whose state depends on what came before.
+    A state is a flat index into `(k, M + N)`, or -1 where it depends on what came before the block: at an arm's first
+    play, and until M plays in the run of plays that a block begins with, which may have begun before it.
     """
     actions = np.array(list(itertools.product(range(arms), repeat=length)), np.int32)
     states = np.full_like(actions, -1)
     rows = np.arange(len(actions))
     tau = np.full((len(actions), arms), idle_limit)
-    seen = np.zeros((len(actions), arms), bool)
+    plays = np.zeros((len(actions), arms), int)
+    rested = np.zeros((len(actions), arms), bool)
     for i in range(length):
         arm = actions[:, i]
         now = tau[rows, arm]
         at = arm * (played_limit + idle_limit) + np.where(now < 0, now + played_limit, now + played_limit - 1)
-        states[:, i] = np.where(seen[rows, arm], at, -1)
-        seen[rows, arm] = True
+        known = (plays > 0) & (rested | (plays >= played_limit))
+        states[:, i] = np.where(known[rows, arm], at, -1)
         played = np.arange(arms) == arm[:, None]
+        plays += played
+        rested |= ~played
         tau = after(tau, played, played_limit, idle_limit)
     return actions, states
 
@@ -269,7 +281,7 @@ class LSDAgentState(struct.PyTreeNode):
     """Round from which the next plan is due, int32."""
     counts: jax.Array
     sums: jax.Array
-    """`(k, M + N)`: plays in each state and what they paid."""
+    """`(k, M + N)`: plays in each state and what they paid (learners only)."""
     block: jax.Array
     """`(block_length,)` int32: the block being played."""
     reward: jax.Array
@@ -283,8 +295,10 @@ class LSD:
     - planner (payoffs): relaxation and rounding. 1 - 1/e of LP.
     - explore-then-commit (T): samples every state, then as the planner on what it saw. Regret T^(2/3) against it.
     - epoch-ucb: plans anew on optimistic payoffs in epochs of growing length.
-    - isi-combucb1: the original algorithm (Laforgue et al. 2022), optimistic over blocks whose first plays do not count.
+    - isi-combucb1: the original algorithm (Laforgue et al. 2022), optimistic over blocks, first plays left out.
     - greedy (payoffs): the arm that pays most now. round-robin: one arm after another.
+
+    `train/regret_last` is regret against the guarantee: (1 - 1/e) LP a round. What plans well has a negative one.
     """
 
     env: LSDBandit
@@ -337,9 +351,9 @@ class LSD:
             block=jnp.zeros(self.settings.block_length, jnp.int32),
             reward=jnp.zeros((), env.payoffs.dtype),
         )
-        return self._plan(state) if self.algorithm == "planner" else state
+        return self.plan(state) if self.algorithm == "planner" else state
 
-    def _plan(self, state: LSDAgentState) -> LSDAgentState:
+    def plan(self, state: LSDAgentState) -> LSDAgentState:
         """A new plan at the beginning of round `state.t`."""
         means = state.sums / jnp.maximum(state.counts, 1)
         epoch = state.epoch + 1
@@ -380,25 +394,28 @@ class LSD:
             return jnp.where(state.epoch == 0, jnp.asarray(schedule)[state.t % len(schedule)], planned)
         return planned
 
-    def _round(self, state: LSDAgentState, uniform: jax.Array) -> tuple[LSDAgentState, dict[str, jax.Array]]:
-        if self.algorithm == "isi-combucb1":
-            state = when(state.t == state.replan, lambda: self._plan(state), state)
-        action = self._act(state)
-        before, M, N = state.env, self.env.played_limit, self.env.idle_limit
-        _, env, reward, _, _, info = self.env.transition(before, action, uniform, self.env.default_params)
-        played = jnp.arange(self.env.arms)[:, None] == action
-        met = played & (jnp.arange(M + N) == column(before.tau, M)[:, None])
+    def _learn(self, state: LSDAgentState, action: jax.Array, tau: jax.Array, reward: jax.Array) -> LSDAgentState:
+        M, N = self.env.played_limit, self.env.idle_limit
+        met = (jnp.arange(self.env.arms) == action)[:, None] & (jnp.arange(M + N) == column(tau, M)[:, None])
         if self.algorithm == "isi-combucb1":  # an arm's first play in a block does not count
             i = state.t - (state.replan - len(state.block))
             met &= jnp.any((state.block == action) & (jnp.arange(len(state.block)) < i))
+        return state.replace(counts=state.counts + met, sums=state.sums + jnp.where(met, reward, 0))
+
+    def _round(self, state: LSDAgentState, uniform: jax.Array) -> tuple[LSDAgentState, dict[str, jax.Array]]:
+        if self.algorithm == "isi-combucb1":
+            state = when(state.t == state.replan, lambda: self.plan(state), state)
+        action = self._act(state)
+        before, M, N = state.env, self.env.played_limit, self.env.idle_limit
+        _, env, reward, _, _, info = self.env.transition(before, action, uniform, self.env.default_params)
+        if self.algorithm in LEARNERS:
+            state = self._learn(state, action, before.tau, reward)
         trace = {"action": action, "reward": reward, "mean": info["mean"], "tau": before.tau, "virtual": state.virtual}
         state = state.replace(
             env=env,
             t=state.t + 1,
             cycle=state.cycle.next(),
             virtual=after(state.virtual, state.cycle.wanting(), M, N),
-            counts=state.counts + met,
-            sums=state.sums + jnp.where(met, reward, 0),
         )
         return state, trace
 
@@ -408,11 +425,12 @@ class LSD:
         `uniforms (rounds, 1)` -> state and what happened in each round: action, reward, mean, tau, virtual.
         """
         if self.algorithm in ("explore-then-commit", "epoch-ucb"):
-            state = when(state.t >= state.replan, lambda: self._plan(state), state)
+            state = when(state.t >= state.replan, lambda: self.plan(state), state)
         return lax.scan(self._round, state, uniforms)
 
     def update(self, state: LSDAgentState) -> tuple[LSDAgentState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, 0x5D), state.t)
+        # Plans fold their number, 0 and up, into the same key; no run makes that many.
+        key = jax.random.fold_in(jax.random.fold_in(state.key, np.iinfo(np.int32).max), state.t)
         state, trace = self.play(state, jax.random.uniform(key, (self.steps_per_update, 1)))
         earned = jnp.sum(trace["reward"]).astype(state.reward.dtype)
         state = state.replace(reward=state.reward + earned)
@@ -426,6 +444,7 @@ class LSD:
         return state, metrics
 
     def evaluate(self, state: LSDAgentState, key: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]:
-        """`eval/return`: reward a round so far; `eval/ratio`: the same as a share of LP, which no policy exceeds."""
+        """`eval/return`: reward a round so far; `eval/ratio`: the same as a share of LP, which no policy exceeds
+        by more than its first rounds and luck (1 where nothing pays)."""
         mean = state.reward / jnp.maximum(state.t, 1)
-        return {"eval/return": mean, "eval/ratio": mean / state.lp}
+        return {"eval/return": mean, "eval/ratio": jnp.where(state.lp > 0, mean / state.lp, 1)}

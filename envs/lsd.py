@@ -42,7 +42,7 @@ class LSDBandit(UniformEnvironment):
     """k arms and an endless horizon. Action: an arm, or k to play none. Observation: tau / max(M, N) of every arm.
 
     Arms begin fully rested. The step's uniform draws the Bernoulli payoff. `info`: `mean`, the payoff's expectation.
-    `draw` makes an instance `(k, M + N)` from a key, payoffs in [0, 1]; `monotone` says whether they never fall with tau.
+    `draw` makes an instance `(k, M + N)` from a key, payoffs in [0, 1]; `monotone`: they never fall with tau.
     """
 
     arms: int
@@ -64,8 +64,9 @@ class LSDBandit(UniformEnvironment):
         self, state: LSDState, action: jax.Array, uniforms: jax.Array, params: NoParams
     ) -> tuple[jax.Array, LSDState, jax.Array, jax.Array, jax.Array, Info]:
         played = jnp.arange(self.arms) == action
-        at = jnp.arange(self.played_limit + self.idle_limit) == column(state.tau, self.played_limit)[:, None]
-        mean = jnp.sum(jnp.where(at & played[:, None], state.payoffs, 0))
+        at = column(jnp.sum(jnp.where(played, state.tau, 0)), self.played_limit)
+        payoff = state.payoffs.at[jnp.minimum(action, self.arms - 1), at].get(mode="clip")
+        mean = jnp.where(jnp.any(played), payoff, 0)
         reward = (uniforms[0] < mean).astype(jnp.float32)
         state = state.replace(tau=after(state.tau, played, self.played_limit, self.idle_limit))
         return self._observe(state), state, reward, jnp.bool_(False), jnp.bool_(False), {"mean": mean}
@@ -126,7 +127,7 @@ def recharging(arms: int = 4, idle: int = 6, instance_seed: int | None = None) -
 
 
 def greedy_trap() -> LSDBandit:
-    """An arm that pays 0.95 when it rests every other round; an arm that always pays as little keeps greed from resting.
+    """An arm that pays 0.95 if it rested and 0.06 if not, and one that always pays 0.05, for which greed never rests.
 
     The best average reward is 0.5 and the greedy policy's 0.06.
     """
@@ -134,7 +135,7 @@ def greedy_trap() -> LSDBandit:
 
 
 def tight(arms: int = 4) -> LSDBandit:
-    """k equal arms that pay 1 after k - 1 idle rounds or more and else nothing: rounding earns 1 - (1 - 1/k)^k of LP = 1."""
+    """k equal arms that pay 1 after k - 1 idle rounds, else nothing: rounding earns 1 - (1 - 1/k)^k of LP = 1."""
     if arms < 2:
         raise ValueError(f"lsd: arms must be at least 2, got {arms}")
     return from_payoffs([[0.0] * (arms - 1) + [1.0]] * arms, played_limit=1)
@@ -150,7 +151,7 @@ def _by_delay(delays: int, *arms: dict[int, float]) -> np.ndarray:
 
 
 def delay_three() -> LSDBandit:
-    """Five arms of Laforgue et al. (2022): one pays 0.95 at a delay of three rounds only, so payoffs are not monotone."""
+    """Five arms of Laforgue et al. (2022): one pays 0.95 at a delay of three rounds only, which is not monotone."""
     peak, late = {1: 0.15, 3: 0.95, 4: 0.15}, {1: 0.14, 6: 0.16, 9: 0.96}
     return from_payoffs(_by_delay(9, {1: 0.15}, peak, late, {1: 0.15}, {1: 0.15}), played_limit=1, monotone=False)
 
