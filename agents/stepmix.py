@@ -27,6 +27,7 @@ from envs.episodic_mdp import (
     optimal_values,
     policy_values,
     second_best,
+    total,
 )
 
 ALGORITHMS = ("stepmix", "epsmix", "bpi-ucbvi", "baseline")
@@ -231,11 +232,13 @@ class StepMix:
 
     def count_episodes(self, env_state: EpisodicState, policy: jax.Array, uniforms: jax.Array) -> jax.Array:
         """Transitions `[H, S, A, S]` in episodes of `policy [H, S, A]`, from `uniforms [episodes, num_uniforms]`."""
+        opening, policy = jax.tree.map(lambda x: x[None], env_state), policy[..., None]
 
         def one(counts, row):
-            return self._roll_out(env_state, policy, counts, row)[0], None
+            return self._roll_out(opening, policy, counts, row[:, None])[0], None
 
-        return jax.lax.scan(one, jnp.zeros_like(env_state.instance.transition), uniforms)[0]
+        counts = jnp.zeros_like(env_state.instance.transition)[..., None]
+        return jax.lax.scan(one, counts, uniforms)[0][..., 0]
 
     def imitate(self, instance: Instance, counts: jax.Array) -> jax.Array:
         """A policy `[H, S, A]` from transitions of a safe one: how often it took which action, uniform where it never
@@ -253,6 +256,7 @@ class StepMix:
         return jnp.stack(policy[::-1])
 
     # -------------------------------------------------------------------------------------------------------- bounds
+    # Arrays may have seeds as further, trailing axes.
 
     def _backup(
         self, h: int, reward: jax.Array, counts: jax.Array, up: jax.Array, lo: jax.Array
@@ -262,19 +266,19 @@ class StepMix:
         `reward [S, A]`, `counts [S, A, S]`. Bonuses after Menard et al. 2021, on both sides.
         """
         mdp, horizon = self._mdp, self._mdp.horizon
-        visits = jnp.sum(counts, axis=2)
-        kernel = counts / jnp.maximum(visits, 1.0)[..., None]
+        visits = total(counts, 2)
+        n = jnp.maximum(visits, 1.0)
+        kernel = counts / n[:, :, None]
         # A share of delta for each of the H + 1 policies that the bounds compare with, and for either side.
         share = self.settings.delta / (2.0 * (horizon + 1))
         log_union = math.log(3.0 * mdp.num_states * mdp.num_actions * horizon / share)
         log_visits = jnp.log(8.0 * math.e * (visits + 1.0))
         b_star = log_union + log_visits
         b = log_union + mdp.num_states * log_visits
-        n = jnp.maximum(visits, 1.0)
 
-        mean_up = jnp.einsum("sax,mx->msa", kernel, up)
-        mean_lo = jnp.einsum("sax,mx->msa", kernel, lo)
-        variance = jnp.maximum(jnp.einsum("sax,mx->msa", kernel, up * up) - mean_up * mean_up, 0.0)
+        up, lo = up[:, None, None], lo[:, None, None]
+        mean_up, mean_lo = total(kernel * up, 3), total(kernel * lo, 3)
+        variance = total(kernel * (up - mean_up[:, :, :, None]) ** 2, 3)
         bonus = self.settings.bonus_scale * (
             3.0 * jnp.sqrt(variance * b_star / n) + 14.0 * horizon**2 * b / n + (mean_up - mean_lo) / horizon
         )
@@ -305,10 +309,8 @@ class StepMix:
             q_up, q_lo = self._backup(h, instance.reward[h], counts[h], up, lo)
             tied = q_up[0] == jnp.max(q_up[0], axis=1, keepdims=True)
             greedy.append(jnp.argmax(jnp.where(tied, priorities[h], -1.0), axis=1))
-            take = jax.nn.one_hot(greedy[-1], q_up.shape[2], dtype=q_up.dtype)
-            up, lo = (
-                jnp.concatenate([jnp.sum(take * q[:1], axis=2), jnp.sum(baseline[h] * q, axis=2)]) for q in (q_up, q_lo)
-            )
+            take = jax.nn.one_hot(greedy[-1], q_up.shape[2], dtype=q_up.dtype, axis=1)
+            up, lo = (jnp.concatenate([total(take * q[:1], 2), total(baseline[h] * q, 2)]) for q in (q_up, q_lo))
         return lo[:, START], up[:, START], jnp.stack(greedy[::-1])
 
     # ------------------------------------------------------------------------------------------------------- playing
@@ -342,29 +344,60 @@ class StepMix:
         return weight, switch, zero
 
     def _roll_out(self, env_state: EpisodicState, policy: jax.Array, counts: jax.Array, uniforms: jax.Array):
-        """One episode of `policy [H, S, A]`: `counts` with its transitions; states, actions, rewards `[H]`."""
-        horizon, params = self._mdp.horizon, self.env.default_params
-        action_uniforms, env_uniforms = jnp.split(uniforms[-horizon * (1 + self._mdp.num_uniforms) :], [horizon])
-        env_uniforms = env_uniforms.reshape(horizon, self._mdp.num_uniforms)
+        """One episode of each of N seeds: `counts` with its transitions; states, actions, rewards `[H, N]`.
+
+        `env_state` has seeds first; `policy [H, S, A, N]`, `counts [H, S, A, S, N]`, `uniforms [num_uniforms, N]`.
+        """
+        mdp, seeds = self._mdp, jnp.arange(uniforms.shape[1])
+        step = jax.vmap(mdp.transition, in_axes=(0, 0, -1, None))
+        action_uniforms, env_uniforms = jnp.split(
+            uniforms[-mdp.horizon * (1 + mdp.num_uniforms) :], [mdp.horizon]
+        )
+        env_uniforms = env_uniforms.reshape(mdp.horizon, mdp.num_uniforms, -1)
         rows = []
-        for h in range(horizon):
+        for h in range(mdp.horizon):
             state = env_state.state
-            action = inverse_cdf(policy[h, state], action_uniforms[h])
-            _, env_state, reward, _, _, _ = self._mdp.transition(env_state, action, env_uniforms[h], params)
+            action = inverse_cdf(policy[h, state, :, seeds].T, action_uniforms[h])
+            _, env_state, reward, _, _, _ = step(env_state, action, env_uniforms[h], self.env.default_params)
             rows.append((state, action, reward, env_state.state))
         states, actions, rewards, following = (jnp.stack(column) for column in zip(*rows, strict=True))
-        return counts.at[jnp.arange(horizon), states, actions, following].add(1.0), (states, actions, rewards)
+        counts = counts.at[jnp.arange(mdp.horizon)[:, None], states, actions, following, seeds].add(1.0)
+        return counts, (states, actions, rewards)
 
     def play(self, state: StepMixState, uniforms: jax.Array) -> tuple[StepMixState, Trace]:
         """Plays `uniforms [episodes, num_uniforms]`; only the counts of the state change."""
-        mdp, instance, baseline = self._mdp, state.env.instance, state.baseline
+
+        @jax.custom_batching.custom_vmap
+        def play(state, uniforms):
+            return jax.tree.map(lambda x: x[0], self._play_seeds(*jax.tree.map(lambda x: x[None], (state, uniforms))))
+
+        @play.def_vmap
+        def _(seeds, batched, state, uniforms):
+            arguments = jax.tree.map(
+                lambda x, along: x if along else jnp.broadcast_to(x, (seeds, *x.shape)), (state, uniforms), tuple(batched)
+            )
+            out = self._play_seeds(*arguments)
+            return out, jax.tree.map(lambda _: True, out)
+
+        return play(state, uniforms)
+
+    def _play_seeds(self, state: StepMixState, uniforms: jax.Array) -> tuple[StepMixState, Trace]:
+        """`play` for states and uniforms with a leading axis of seeds.
+
+        States and actions are few, so seeds go last, where the processor works on many at once.
+        """
+        mdp = self._mdp
         ties = 1 + mdp.horizon * mdp.num_actions
+        instance, counts, baseline = jax.tree.map(
+            lambda x: jnp.moveaxis(x, 0, -1), (state.env.instance, state.counts, state.baseline)
+        )
+        mix = jax.vmap(self.mix, in_axes=-1, out_axes=-1)
 
         def one(counts, row):
-            coin, priorities = row[0], row[1:ties].reshape(mdp.horizon, mdp.num_actions)
+            coin, priorities = row[0], row[1:ties].reshape(mdp.horizon, mdp.num_actions, -1)
             lower, upper, greedy = self.bounds(instance, counts, baseline, priorities)
-            weight, switch, rho = self.mix(lower, state.threshold, coin)
-            optimistic = jax.nn.one_hot(greedy, mdp.num_actions, dtype=baseline.dtype)
+            weight, switch, rho = mix(lower, state.threshold, coin)
+            optimistic = jax.nn.one_hot(greedy, mdp.num_actions, dtype=baseline.dtype, axis=2)
             policy = baseline + weight[:, None, None] * (optimistic - baseline)
             if self.algorithm == "epsmix":
                 value = policy_values(instance, optimistic)[0, START]
@@ -374,7 +407,8 @@ class StepMix:
             counts, (states, actions, rewards) = self._roll_out(state.env, policy, counts, row)
             return counts, Trace(lower, upper, greedy, switch, weight, states, actions, rewards, value)
 
-        counts, trace = jax.lax.scan(one, state.counts, uniforms)
+        counts, trace = jax.lax.scan(one, counts, jnp.moveaxis(uniforms, 0, -1))
+        counts, trace = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (counts, trace))
         return state.replace(counts=counts), trace
 
     def update(self, state: StepMixState) -> tuple[StepMixState, dict[str, jax.Array]]:

@@ -44,8 +44,8 @@ class EpisodicState:
 
 def inverse_cdf(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
     """The index drawn by one uniform in [0, 1): how many cumulated `probabilities (n,)` are at most `uniform`, int32."""
-    below = jnp.sum(jnp.cumsum(probabilities) <= uniform, dtype=jnp.int32)
-    return jnp.minimum(below, probabilities.shape[-1] - 1)
+    below = jnp.sum(jnp.cumsum(probabilities, axis=0) <= uniform, axis=0, dtype=jnp.int32)
+    return jnp.minimum(below, probabilities.shape[0] - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +211,15 @@ NAMES: dict[str, Callable[..., EpisodicMDP]] = {"Random": random, "BadAction": b
 # --------------------------------------------------------------------------------------------------- exact answers
 
 
+def total(x: jax.Array, axis: int) -> jax.Array:
+    """The sum over a short axis, as so many additions: XLA's reductions on the CPU do not use its vector units."""
+    terms = jnp.moveaxis(x, axis, 0)
+    out = terms[0]
+    for i in range(1, x.shape[axis]):
+        out = out + terms[i]
+    return out
+
+
 def optimal_values(instance: Instance) -> tuple[jax.Array, jax.Array]:
     """Bellman's optimality equation backwards: `Q [H, S, A]`, `V [H + 1, S]` (zero after the last step)."""
     value = jnp.zeros_like(instance.reward[0, :, 0])
@@ -227,7 +236,7 @@ def policy_values(instance: Instance, policy: jax.Array) -> jax.Array:
     value = jnp.zeros_like(instance.reward[0, :, 0])
     v = [value]
     for transition, reward, pi in zip(instance.transition[::-1], instance.reward[::-1], policy[::-1], strict=True):
-        value = jnp.sum(pi * (reward + jnp.sum(transition * value, axis=2)), axis=1)
+        value = total(pi * (reward + total(transition * value, 2)), 1)
         v.append(value)
     return jnp.stack(v[::-1])
 
