@@ -223,7 +223,9 @@ class StepMix:
         unsafe = np.flatnonzero(certificate < threshold - TOLERANCE)
         if unsafe.size:
             i = unsafe[0]
-            known = "the data's lower bound of the baseline's value" if self._learns_baseline else "the baseline's value"
+            known = (
+                "the data's lower bound of the baseline's value" if self._learns_baseline else "the baseline's value"
+            )
             others = f" and {unsafe.size - 1} more of {certificate.size} seeds" if unsafe.size > 1 else ""
             raise ValueError(
                 f"{self.algorithm} needs a safe baseline: {known} is below the threshold gamma in seed {i}"
@@ -350,9 +352,7 @@ class StepMix:
         """
         mdp, seeds = self._mdp, jnp.arange(uniforms.shape[1])
         step = jax.vmap(mdp.transition, in_axes=(0, 0, -1, None))
-        action_uniforms, env_uniforms = jnp.split(
-            uniforms[-mdp.horizon * (1 + mdp.num_uniforms) :], [mdp.horizon]
-        )
+        action_uniforms, env_uniforms = jnp.split(uniforms[-mdp.horizon * (1 + mdp.num_uniforms) :], [mdp.horizon])
         env_uniforms = env_uniforms.reshape(mdp.horizon, mdp.num_uniforms, -1)
         rows = []
         for h in range(mdp.horizon):
@@ -374,7 +374,9 @@ class StepMix:
         @play.def_vmap
         def _(seeds, batched, state, uniforms):
             arguments = jax.tree.map(
-                lambda x, along: x if along else jnp.broadcast_to(x, (seeds, *x.shape)), (state, uniforms), tuple(batched)
+                lambda x, along: x if along else jnp.broadcast_to(x, (seeds, *x.shape)),
+                (state, uniforms),
+                tuple(batched),
             )
             out = self._play_seeds(*arguments)
             return out, jax.tree.map(lambda _: True, out)

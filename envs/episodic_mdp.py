@@ -43,7 +43,10 @@ class EpisodicState:
 
 
 def inverse_cdf(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The index drawn by one uniform in [0, 1): how many cumulated `probabilities (n,)` are at most `uniform`, int32."""
+    """The index, int32, that a uniform in [0, 1) draws: how many cumulated `probabilities (n, ...)` are at most that.
+
+    Further axes are separate draws with a `uniform (...)` each.
+    """
     below = jnp.sum(jnp.cumsum(probabilities, axis=0) <= uniform, axis=0, dtype=jnp.int32)
     return jnp.minimum(below, probabilities.shape[0] - 1)
 
@@ -81,9 +84,9 @@ class EpisodicMDP(UniformEnvironment):
             raise ValueError(
                 f"transition must be [H, S, A, S] and reward [H, S, A], got {transition.shape} and {reward.shape}"
             )
-        error = np.abs(transition.sum(-1) - 1.0)
-        if not np.all(transition >= 0.0) or not np.all(error <= 1e-5):
-            h, s, a = (int(i) for i in np.unravel_index(np.argmax(error), error.shape))
+        fits = (np.abs(transition.sum(-1) - 1.0) <= 1e-5) & np.all(transition >= 0.0, axis=-1)
+        if not np.all(fits):
+            h, s, a = (int(i) for i in np.argwhere(~fits)[0])
             row = np.array2string(transition[h, s, a], threshold=8, max_line_width=1000)
             raise ValueError(f"transition must hold distributions, got rows like [{h}, {s}, {a}] = {row}")
         if not np.all((reward >= 0.0) & (reward <= 1.0)):
@@ -225,7 +228,7 @@ def optimal_values(instance: Instance) -> tuple[jax.Array, jax.Array]:
     value = jnp.zeros_like(instance.reward[0, :, 0])
     q, v = [], [value]
     for transition, reward in zip(instance.transition[::-1], instance.reward[::-1], strict=True):
-        q.append(reward + jnp.sum(transition * value, axis=2))
+        q.append(reward + total(transition * value, 2))
         value = jnp.max(q[-1], axis=1)
         v.append(value)
     return jnp.stack(q[::-1]), jnp.stack(v[::-1])

@@ -72,7 +72,9 @@ class Mirror:
             policy = cand[switch].copy()
             policy[switch - 1] = (1 - rho) * self.pib[switch - 1] + rho * pibar[switch - 1]
         else:
-            rho = 1 if low[0] >= self.gamma else (low[H] - self.gamma) / (low[H] - low[0]) if low[H] >= self.gamma else 0
+            rho = (
+                1 if low[0] >= self.gamma else (low[H] - self.gamma) / (low[H] - low[0]) if low[H] >= self.gamma else 0
+            )
             switch, policy = (0, pibar) if u[0] < rho else (H, self.pib)
         value = exact(self.P, self.r, policy)
         if self.algorithm == "epsmix" and rho is not None:
