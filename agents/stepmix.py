@@ -433,7 +433,7 @@ class StepMix:
             "train/threshold": state.threshold,
             "train/regret_last": state.regret,
             "train/switch_step": jnp.mean(trace.switch.astype(trace.value.dtype)),
-            "train/baseline_fraction": 1.0 - jnp.mean(trace.weight),
+            "train/baseline_fraction": jnp.mean(1.0 - trace.weight),
         }
         return state, metrics
 
