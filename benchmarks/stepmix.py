@@ -3,6 +3,7 @@
     python -m benchmarks.stepmix
     python -m benchmarks.stepmix --safety theory --seeds 128
     python -m benchmarks.stepmix --safety practice --seeds 128
+    python -m benchmarks.stepmix --safety corridor --seeds 128
 
 Without `--safety`: one compiled update of many seeds against the float64 NumPy version that the tests compare with (one
 seed), taken in turn in the same run so that a noisy machine is noisy for both; compilation is not counted.
@@ -10,7 +11,8 @@ seed), taken in turn in the same run so that a noisy machine is noisy for both; 
 With it: exact regret and the number of episodes whose policy is worth less than the threshold, for every algorithm on
 the same instances. "theory": bonuses as proven, 2 states, 2 actions, 2 steps, 120,000 episodes, by the middle of which
 the bounds are tight enough to leave the baseline. "practice": bonuses scaled by 0.002, 5 states, 5 actions, 3 steps,
-12,000 episodes, as in the paper's experiments.
+12,000 episodes, the size of the paper's experiments. "corridor": a deterministic baseline, which does not explore by
+itself, in a chain of 3 states, 2 actions, 4 steps; bonuses scaled by 0.0005, 12,000 episodes.
 """
 
 import argparse
@@ -25,17 +27,22 @@ from envs import episodic_mdp
 from kernels.malloc import keep_freed_memory
 from tests.mirrors.stepmix import Mirror
 
-SETTINGS = partial(StepMixSettings, baseline="boltzmann", data_episodes=0, gamma=None, delta=0.1)
+SETTINGS = partial(StepMixSettings, data_episodes=0, gamma=None, delta=0.1)
 
 
 def paper(algorithm: str, episodes: int, update: int) -> StepMix:
-    settings = SETTINGS(episodes_per_update=update, eta=5.0, alpha=0.2, bonus_scale=0.002)
+    settings = SETTINGS(episodes_per_update=update, baseline="boltzmann", eta=5.0, alpha=0.2, bonus_scale=0.002)
     return StepMix(episodic_mdp.random(), settings, algorithm, 3 * episodes)
 
 
 def small(algorithm: str, episodes: int, update: int) -> StepMix:
-    settings = SETTINGS(episodes_per_update=update, eta=2.0, alpha=0.3, bonus_scale=1.0)
+    settings = SETTINGS(episodes_per_update=update, baseline="boltzmann", eta=2.0, alpha=0.3, bonus_scale=1.0)
     return StepMix(episodic_mdp.random(horizon=2, states=2, actions=2), settings, algorithm, 2 * episodes)
+
+
+def corridor(algorithm: str, episodes: int, update: int) -> StepMix:
+    settings = SETTINGS(episodes_per_update=update, baseline="deterministic", eta=0.0, alpha=0.3, bonus_scale=0.0005)
+    return StepMix(episodic_mdp.chain(), settings, algorithm, 4 * episodes)
 
 
 def speed(seeds: int, rounds: int) -> None:
@@ -113,17 +120,20 @@ def safety(make, episodes: int, seeds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--safety", choices=["theory", "practice"], help="regret and violations instead of speed")
+    parser.add_argument(
+        "--safety", choices=["theory", "practice", "corridor"], help="regret and violations instead of speed"
+    )
     parser.add_argument("--seeds", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7, help="of the comparison of speeds; medians are printed")
     arguments = parser.parse_args()
     keep_freed_memory()
-    if arguments.safety == "theory":
-        safety(small, 120_000, arguments.seeds)
-    elif arguments.safety == "practice":
-        safety(paper, 12_000, arguments.seeds)
-    else:
+    if arguments.safety is None:
         speed(arguments.seeds, arguments.rounds)
+    else:
+        make, episodes = {"theory": (small, 120_000), "practice": (paper, 12_000), "corridor": (corridor, 12_000)}[
+            arguments.safety
+        ]
+        safety(make, episodes, arguments.seeds)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class EpisodicMDP(UniformEnvironment):
         at = (state.t, state.state, action)
         reward = state.instance.reward[at]
         following = inverse_cdf(state.instance.transition[at], uniforms[0])
-        state = state.replace(state=following, t=state.t + 1)
+        state = EpisodicState(state.instance, following, state.t + 1)
         return self._observe(state), state, reward, state.t >= self.horizon, jnp.bool_(False), {}
 
     def _observe(self, state: EpisodicState) -> jax.Array:

@@ -1,6 +1,7 @@
 """StepMix: the same as NumPy step by step, exact values of what it plays, the promise kept at the theory's bonuses."""
 
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +37,17 @@ class Run:
     """One seed in float64: the agent, its state before, what it played, and NumPy given the same."""
 
     def __init__(self, env, algorithm, episodes, seed=0, **settings):
+        self.agent = agent_on(env, algorithm, **settings)
+        self.uniforms = np.random.default_rng(seed).random((episodes, self.agent.num_uniforms))
+
+        @jax.jit
+        def run(key, uniforms):
+            before = self.agent.init(key)
+            after, trace = self.agent.play(before, uniforms)
+            return before.replace(key=None), after.replace(key=None), trace
+
         with jax.enable_x64(True):
-            self.agent = agent_on(env, algorithm, **settings)
-            before = jax.jit(self.agent.init)(jax.random.key(seed))
-            uniforms = jax.random.uniform(jax.random.key(seed + 100), (episodes, self.agent.num_uniforms))
-            after, trace = jax.jit(self.agent.play)(before, uniforms)
-            self.before, self.after = (numpy_of(state.replace(key=None)) for state in (before, after))
-            self.trace, self.uniforms = numpy_of(trace), np.asarray(uniforms)
+            self.before, self.after, self.trace = numpy_of(run(jax.random.key(seed), self.uniforms))
         instance = self.before.env.instance
         self.P, self.r, self.pib = instance.transition, instance.reward, self.before.baseline
         self.gamma = float(self.before.threshold)
@@ -384,7 +389,7 @@ def test_seeds_side_by_side_are_seeds_alone():
 @pytest.mark.parametrize("algorithm", ["stepmix", "bpi-ucbvi"])
 def test_metrics_are_what_was_played(algorithm):
     agent = agent_on(episodic_mdp.bad_action(horizon=2), algorithm, bonus_scale=0.001)
-    programs = compile_agent(agent, seeds=2, updates_per_chunk=3)
+    programs = compile_agent(cast(Any, agent), seeds=2, updates_per_chunk=3)
     states = programs.init(seed_keys(0, 2))
     played, values = jax.jit(jax.vmap(agent.play)), []
     state = states

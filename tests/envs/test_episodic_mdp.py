@@ -173,7 +173,7 @@ def test_arrays_become_an_environment():
     P, r = np.full((2, 3, 2, 3), 1 / 3), np.full((2, 3, 2), 0.5)
     env = EpisodicMDP.from_arrays(P, r, show_step=True)
     obs, state = env.reset(jax.random.key(0), env.default_params)
-    assert (env.horizon, env.num_states, env.num_actions, env.max_steps(None)) == (2, 3, 2, 2)
+    assert (env.horizon, env.num_states, env.num_actions, env.max_steps(env.default_params)) == (2, 3, 2, 2)
     np.testing.assert_array_equal(obs, [0, 0])
     np.testing.assert_allclose(state.instance.transition, P, rtol=1e-6)
 
