@@ -138,7 +138,12 @@ def judge(
 ) -> Verdict:
     """Compares the candidates among forecasters with the base, after `total` samples."""
     best = jnp.max(jnp.where(candidate, excess + eta.log(total, j, symbols), -jnp.inf))
-    return Verdict(best > 0, best)
+    return Verdict(is_alarm(best), best)
+
+
+def is_alarm(excess: jax.Array) -> jax.Array:
+    """Whether the evidence for a change exceeds that for none. The ratio is rational and does tie; a tie is none."""
+    return excess > 1e3 * jnp.finfo(excess.dtype).eps
 
 
 def change_point(det: "Exact | Grid", eta: Eta) -> jax.Array:
@@ -194,7 +199,7 @@ def update_exact_bank(
     start = (jnp.int32(0), bank.excess, jnp.full(lanes, -jnp.inf, n.dtype))
     _, excess, best = jax.lax.while_loop(lambda carry: carry[0] < blocks, block, start)
     overflow = bank.overflow | (active & (n >= cap))
-    return Exact(bank.counts, excess, before, overflow), active & (best > 0)
+    return Exact(bank.counts, excess, before, overflow), active & is_alarm(best)
 
 
 BLOCK = 256
