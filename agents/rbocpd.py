@@ -69,7 +69,9 @@ class Verdict(NamedTuple):
     """max_s log w_s - log w_r; -inf while there is no candidate."""
 
 
-def advance(excess: jax.Array, age: jax.Array, seen: jax.Array, n: jax.Array, ever: jax.Array, symbols: int) -> jax.Array:
+def advance(
+    excess: jax.Array, age: jax.Array, seen: jax.Array, n: jax.Array, ever: jax.Array, symbols: int
+) -> jax.Array:
     """log w_s - log w_r without eta after one more sample x, for forecasters of these ages.
 
     Args:
@@ -133,9 +135,7 @@ def exact_rows(
     return jnp.where(j <= n, advance(jnp.where(j < n, excess, 0), age, seen, n, ever, symbols), 0)
 
 
-def judge(
-    excess: jax.Array, j: jax.Array, total: jax.Array, candidate: jax.Array, eta: Eta, symbols: int
-) -> Verdict:
+def judge(excess: jax.Array, j: jax.Array, total: jax.Array, candidate: jax.Array, eta: Eta, symbols: int) -> Verdict:
     """Compares the candidates among forecasters with the base, after `total` samples."""
     best = jnp.max(jnp.where(candidate, excess + eta.log(total, j, symbols), -jnp.inf))
     return Verdict(is_alarm(best), best)
@@ -230,7 +230,9 @@ def init_grid(symbols: int, cap: int) -> Grid:
     """A forecaster older than about `cap` is dropped. Raises ValueError as `init`."""
     init(symbols, cap)
     size, dtype = int(np.searchsorted(AGES, cap, side="right")), jnp.result_type(float)
-    return Grid(jnp.zeros(symbols, dtype), jnp.zeros(size, dtype), jnp.zeros((symbols, size), dtype), jnp.zeros(size, dtype))
+    return Grid(
+        jnp.zeros(symbols, dtype), jnp.zeros(size, dtype), jnp.zeros((symbols, size), dtype), jnp.zeros(size, dtype)
+    )
 
 
 def update_grid(det: Grid, x: jax.Array, eta: Eta) -> tuple[Grid, Verdict]:
@@ -271,5 +273,8 @@ def update_grid_bank(
     def write(part, new, old):
         return part.at[lane, pair].set(jnp.where(jnp.expand_dims(active, range(1, new.ndim)), new, old))
 
-    new = [write(*parts) for parts in zip((bank.excess, bank.before, bank.age), (det.excess, det.before, det.age), old, strict=True)]
+    new = [
+        write(*parts)
+        for parts in zip((bank.excess, bank.before, bank.age), (det.excess, det.before, det.age), old, strict=True)
+    ]
     return Grid(bank.counts, *new), active & verdict.alarm

@@ -50,7 +50,7 @@ class UCRLSettings:
     evi_iterations: int
     """Most sweeps of one extended value iteration; `train/unconverged` counts the plans that needed more."""
     eta: str
-    """Prior of a change in the detectors: `squared` (1/N^2), `certified` or `paper` (1/N, which raises false alarms)."""
+    """Prior of a change in the detectors: `squared` (1/N^2), `certified`, or `paper` (1/N: false alarms)."""
     eta_delta: float
     """Probability of any false alarm, for the certified eta; the detectors share it."""
     memory: str
@@ -310,7 +310,9 @@ class UCRL:
             "policy": put(state.policy, jnp.where(here, jax.vmap(greedy)(q), take(state.policy))),
             "sweeps": put(state.sweeps, jnp.where(done, 0, sweeps)),
             "planning": put(state.planning, ~done),
-            "before_episode": put(state.before_episode, jnp.where(here, jnp.sum(counts, -1), take(state.before_episode))),
+            "before_episode": put(
+                state.before_episode, jnp.where(here, jnp.sum(counts, -1), take(state.before_episode))
+            ),
             "in_episode": put(state.in_episode, jnp.where(here, 0, take(state.in_episode))),
             "plans": put(state.plans, take(state.plans) + done),
             "unconverged": put(state.unconverged, take(state.unconverged) + (done & ~converged)),
@@ -320,7 +322,7 @@ class UCRL:
 
     def _step(self, state: UCRLState, acting: jax.Array, uniforms: jax.Array) -> tuple[UCRLState, dict[str, jax.Array]]:
         """One step of the lanes that act, from `uniforms [L, n]`; arrays `[L, ...]`, big ones touched at one pair."""
-        env, O, A = self.env, self.env.states, self.env.actions
+        env, A = self.env, self.env.actions
         lane = jnp.arange(acting.shape[0])
         action = state.policy[lane, state.env.position]
         pair = state.env.position * A + action

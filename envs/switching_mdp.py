@@ -89,7 +89,9 @@ class SwitchingMDP(UniformEnvironment):
     def __post_init__(self):
         if self.rewards not in REWARDS:
             raise ValueError(f"rewards must be one of {', '.join(REWARDS)}, got {self.rewards!r}")
-        if isinstance(self.changes, tuple) and (sorted(set(self.changes)) != [*self.changes] or min(self.changes, default=1) < 1):
+        if isinstance(self.changes, tuple) and (
+            sorted(set(self.changes)) != [*self.changes] or min(self.changes, default=1) < 1
+        ):
             raise ValueError(f"changes must be increasing positive steps, got {self.changes}")
 
     @property
@@ -178,13 +180,17 @@ def from_arrays(
     """
     kernels, means = np.asarray(kernels), np.asarray(means)
     if kernels.ndim != 4 or kernels.shape[1] != kernels.shape[3] or means.shape != kernels.shape[:3]:
-        raise ValueError(f"kernels [segments, S, A, S] and means [segments, S, A] must fit, got {kernels.shape}, {means.shape}")
+        raise ValueError(
+            f"kernels [segments, S, A, S] and means [segments, S, A] must fit, got {kernels.shape}, {means.shape}"
+        )
     if len(changes) != len(kernels) - 1:
         raise ValueError(f"changes must be one fewer than the {len(kernels)} segments, got {len(changes)}")
     off = np.abs(kernels.sum(-1) - 1.0)
     if kernels.min() < 0 or not off.max() <= 1e-5:
         worst = tuple(int(i) for i in np.unravel_index(np.argmax(off), off.shape))
-        raise ValueError(f"every row of kernels must be a distribution, but row {worst} sums to {kernels[worst].sum():.6g}")
+        raise ValueError(
+            f"every row of kernels must be a distribution, but row {worst} sums to {kernels[worst].sum():.6g}"
+        )
     if not (means.min() >= 0 and means.max() <= 1):
         raise ValueError(f"mean rewards must lie in [0, 1], got {means.min():.6g} .. {means.max():.6g}")
 
@@ -292,8 +298,9 @@ def grid(
     """A room of size x size cells, actions up, right, down, left; at each change the goal and the walls move.
 
     The goal pays 1 whatever is done there and leads back to the start, the upper left corner. A move goes in a random
-    direction with probability `slip`; one into a wall or out of the room stays put. Walls stand with probability
-    `walls` on each cell of odd row and odd column, so that every free cell can be reached.
+    direction with probability `slip`; one through a wall or out of the room stays put. Walls stand, with probability
+    `walls` each, between neighbours in a row, but not in the first and the last row: whatever cell the goal is in,
+    every cell can be reached.
     """
     if size < 2:
         raise ValueError(f"size must be at least 2, got {size}")
@@ -306,14 +313,15 @@ def grid(
     to_row, to_column = rows[:, None] + moves[:, 0], columns[:, None] + moves[:, 1]
     inside = (to_row >= 0) & (to_row < size) & (to_column >= 0) & (to_column < size)
     neighbour = np.where(inside, to_row * size + to_column, np.arange(cells)[:, None])
-    may_be_wall = (rows % 2 == 1) & (columns % 2 == 1)
+    inner = (rows > 0) & (rows < size - 1)
 
     def room(key):
         wall_key, goal_key = jax.random.split(key)
-        wall = (jax.random.uniform(wall_key, (cells,)) < walls) & may_be_wall
-        free = jnp.where(wall | (jnp.arange(cells) == 0), -1.0, jax.random.uniform(goal_key, (cells,)))
-        at_goal = jnp.arange(cells) == jnp.argmax(free)
-        target = jnp.where(wall[neighbour], jnp.arange(cells)[:, None], neighbour)
+        wall = (jax.random.uniform(wall_key, (cells,)) < walls) & inner  # to the right of a cell
+        at_goal = jnp.arange(cells) == 1 + jax.random.randint(goal_key, (), 0, cells - 1)
+        no_wall = jnp.zeros(cells, bool)
+        blocked = jnp.stack([no_wall, wall, no_wall, jnp.roll(wall, 1) & (columns > 0)], axis=1)
+        target = jnp.where(blocked, jnp.arange(cells)[:, None], neighbour)
         move = jax.nn.one_hot(target, cells, dtype=jnp.result_type(float))
         kernel = (1 - slip) * move + slip * jnp.mean(move, axis=1, keepdims=True)
         kernel = jnp.where(at_goal[:, None, None], jax.nn.one_hot(0, cells, dtype=kernel.dtype), kernel)

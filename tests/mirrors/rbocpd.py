@@ -1,6 +1,7 @@
 """R-BOCPD for multinomial streams in NumPy, float64: the forecasters' losses as the paper defines them."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from scipy.special import gammaln
@@ -76,7 +77,7 @@ class Grid:
     def __init__(self, symbols, cap, kind, delta):
         self.symbols, self.kind, self.delta = symbols, kind, delta
         bounds = sorted({math.floor(1.25**i) for i in range(80)})
-        self.upper = [b for a, b in zip(bounds, bounds[1:], strict=False) if a <= cap]
+        self.upper = [b for a, b in pairwise(bounds) if a <= cap]
         self.clear()
 
     def clear(self):
@@ -122,7 +123,12 @@ def delay_bound(theta, after, before, eta, delta, longest=100_000):
     i = np.arange(1, symbols)
     for d in range(1, longest):
         total = n + d
-        f = np.log(n + i).sum() + np.log((d + i) / (total + i)).sum() - (symbols - 1) / 2 * np.log(d / n) - gammaln(symbols)
+        f = (
+            np.log(n + i).sum()
+            + np.log((d + i) / (total + i)).sum()
+            - (symbols - 1) / 2 * np.log(d / n)
+            - gammaln(symbols)
+        )
         first = np.sqrt((1 + 1 / n) / n * np.log(2 * np.sqrt(n + 1) / delta))
         tail = 2 * total * np.sqrt(d + 1) * np.log(total) ** 2 / (np.log(2) * delta)
         width = np.sqrt(2) / 2 * (first + np.sqrt((1 + 1 / d) / d * np.log(tail)))

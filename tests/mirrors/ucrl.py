@@ -20,15 +20,16 @@ def inner_maximum(u, row, width):
 
 def plan(mean, row, mean_width, row_width, eps, states, actions, iterations):
     """Extended value iteration -> the lowest optimistic action of every state, and sweeps."""
-    u = np.zeros(states)
-    for sweep in range(1, iterations + 1):
+    u, sweeps = np.zeros(states), 0
+    while sweeps < iterations:
+        sweeps += 1
         q = (np.minimum(1, mean + mean_width) + inner_maximum(u, row, row_width)).reshape(states, actions)
         change = q.max(1) - u
         if change.max() - change.min() < eps:
             break
         u = q.max(1) - q.max(1).min()
     tie = 1e3 * np.finfo(float).eps
-    return np.argmax(q >= q.max(1, keepdims=True) - tie, axis=1), sweep
+    return np.argmax(q >= q.max(1, keepdims=True) - tie, axis=1), sweeps
 
 
 def run(kernels, means, starts, uniforms, algorithm, s, bernoulli=True, window=None, widening=0.0):
