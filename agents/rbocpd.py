@@ -89,7 +89,7 @@ def advance(
 class Exact(struct.PyTreeNode):
     """A forecaster for each of the first `cap` samples since the restart."""
 
-    counts: jax.Array
+    counts: jax.Array | None
     """`(O,)` how often each symbol came since the restart, a float."""
     excess: jax.Array
     """`(cap,)` by j; only entries j < N mean anything."""
@@ -137,7 +137,9 @@ def exact_rows(
 
 def judge(excess: jax.Array, j: jax.Array, total: jax.Array, candidate: jax.Array, eta: Eta, symbols: int) -> Verdict:
     """Compares the candidates among forecasters with the base, after `total` samples."""
-    best = jnp.max(jnp.where(candidate, excess + eta.log(total, j, symbols), -jnp.inf))
+    # The barrier keeps logarithms out of the loop of the maximum, which XLA does not vectorise on a CPU.
+    weight = jax.lax.optimization_barrier(jnp.where(candidate, excess + eta.log(total, j, symbols), -jnp.inf))
+    best = jnp.max(weight)
     return Verdict(is_alarm(best), best)
 
 
@@ -158,56 +160,59 @@ def change_point(det: "Exact | Grid", eta: Eta) -> jax.Array:
     return j[jnp.argmax(weight)].astype(jnp.int32)
 
 
+BLOCK = 128
+
+
+def exact_bank(pairs: int, symbols: int, cap: int) -> Exact:
+    """`pairs` detectors whose counts are kept elsewhere, their memory in blocks: `excess [P, blocks, size]`, `before
+    [P, O, blocks, size]`, one `overflow` for all. A `cap` above 128 is rounded up to a multiple of it."""
+    one = init(symbols, cap)
+    blocks, size = -(-cap // BLOCK), min(cap, BLOCK)
+    excess = jnp.zeros((pairs, blocks, size), one.excess.dtype)
+    return Exact(None, excess, jnp.zeros((pairs, symbols, blocks, size), excess.dtype), one.overflow)
+
+
 def update_exact_bank(
     bank: Exact, counts: jax.Array, pair: jax.Array, x: jax.Array, active: jax.Array, eta: Eta
 ) -> tuple[Exact, jax.Array]:
-    """One sample for one detector of each of `L` banks of `P` detectors; nothing else is read or written.
+    """One sample for one detector in the bank of each of `L` lanes; no other is read or written.
 
     Args:
-        bank: arrays `[L, P, ...]` with a `cap` as `room` gives it; its `counts` are left alone, its `overflow` is `[L]`.
+        bank: arrays `[L, P, ...]` as `exact_bank` makes them.
         counts: `[L, O]` of the detectors `pair [L]` before the samples `x [L]`.
         active: `[L]` lanes that have a sample at all.
 
     Returns:
         bank, alarm `[L]`.
     """
-    lanes, _, symbols, cap = bank.before.shape
-    lane = jnp.arange(lanes)
+    lanes, _, symbols, blocks, size = bank.before.shape
+    cap, lane = blocks * size, jnp.arange(lanes)
     n, ever = jnp.sum(counts, axis=-1), counts[lane, x]
-    column = jnp.minimum(n, cap - 1).astype(jnp.int32)
-    fits = (active & (n < cap))[:, None]
-    kept = bank.before[lane, pair, :, column]
-    before = bank.before.at[lane, pair, :, column].set(jnp.where(fits, counts, kept))
+    column = jnp.where(active & (n < cap), n, cap).astype(jnp.int32)  # a block out of range is dropped
+    before = bank.before.at[lane, pair, :, column // size, column % size].set(counts, mode="drop")
 
-    # Only as much of the memory as the longest stream fills, in blocks: the loop's length is common to all lanes.
-    size = min(BLOCK, cap)
-    blocks = jnp.max(jnp.where(active, jnp.minimum(n + size, cap), 0)).astype(jnp.int32) // size
+    # The blocks that hold forecasters, those of all lanes in a row, are done `lanes` at a time: a long stream in one
+    # lane does not make the others read memory that they do not use.
+    used = jnp.where(active, jnp.minimum(n + size, cap), 0).astype(jnp.int32) // size
+    end = jnp.cumsum(used)
 
-    def block(carry):
-        b, excess, best = carry
-        start = b * size
-        j = (start + jnp.arange(size)).astype(n.dtype)
-        old = jax.vmap(lambda row, p: jax.lax.dynamic_slice(row, (p, start), (1, size))[0])(excess, pair)
-        seen = jax.vmap(lambda row, p, x: jax.lax.dynamic_slice(row, (p, x, start), (1, 1, size))[0, 0])
-        new = jax.vmap(exact_rows, (0, 0, None, 0, 0, None))(old, seen(before, pair, x), j, n, ever, symbols)
-        candidate = (j >= 1) & (j <= n[:, None])
-        verdict = jax.vmap(lambda e, t, c: judge(e, j, t, c, eta, symbols))(new, n + 1, candidate)
-        new = jnp.where(active[:, None], new, old)
-        excess = jax.vmap(lambda row, p, e: jax.lax.dynamic_update_slice(row, e[None], (p, start)))(excess, pair, new)
-        return b + 1, excess, jnp.maximum(best, verdict.excess)
+    def some_blocks(carry):
+        done, excess, best = carry
+        item = done + jnp.arange(lanes)
+        of = jnp.sum(end <= item[:, None], axis=-1)  # `lanes`, out of range, past the last
+        at = jnp.minimum(of, lanes - 1)
+        block = item - end[at] + used[at]
+        j = (block[:, None] * size + jnp.arange(size)).astype(n.dtype)
+        old, seen = excess[at, pair[at], block], before[at, pair[at], x[at], block]
+        new = jax.vmap(exact_rows, (0, 0, 0, 0, 0, None))(old, seen, j, n[at], ever[at], symbols)
+        verdict = jax.vmap(lambda e, j, n: judge(e, j, n + 1, (j >= 1) & (j <= n), eta, symbols))(new, j, n[at])
+        excess = excess.at[of, pair[at], block].set(new, mode="drop")
+        return done + lanes, excess, best.at[of].max(verdict.excess, mode="drop")
 
     start = (jnp.int32(0), bank.excess, jnp.full(lanes, -jnp.inf, n.dtype))
-    _, excess, best = jax.lax.while_loop(lambda carry: carry[0] < blocks, block, start)
+    _, excess, best = jax.lax.while_loop(lambda carry: carry[0] < end[-1], some_blocks, start)
     overflow = bank.overflow | (active & (n >= cap))
     return Exact(bank.counts, excess, before, overflow), active & is_alarm(best)
-
-
-BLOCK = 256
-
-
-def room(cap: int) -> int:
-    """The least memory of at least `cap` that is made of whole blocks."""
-    return cap if cap <= BLOCK else -(-cap // BLOCK) * BLOCK
 
 
 # -------------------------------------------------------------------------------------------------- grid memory
@@ -216,7 +221,7 @@ def room(cap: int) -> int:
 class Grid(struct.PyTreeNode):
     """A forecaster in each class of ages a_i <= age < a_{i+1}, a_i = floor(1.25^i): O(log) memory, no overflow."""
 
-    counts: jax.Array
+    counts: jax.Array | None
     """`(O,)` how often each symbol came since the restart, a float."""
     excess: jax.Array
     """`(M,)`"""
@@ -258,6 +263,11 @@ def update_grid(det: Grid, x: jax.Array, eta: Eta) -> tuple[Grid, Verdict]:
     excess, before = onward(first, excess), onward(det.counts, det.before)
     verdict = judge(excess, n + 1 - age, n + 1, age > 0, eta, symbols)
     return Grid(det.counts.at[x].add(1), excess, before, age), verdict
+
+
+def grid_bank(pairs: int, symbols: int, cap: int) -> Grid:
+    """`pairs` detectors `[P, ...]` whose counts are kept elsewhere."""
+    return jax.tree.map(lambda x: jnp.zeros((pairs, *x.shape), x.dtype), init_grid(symbols, cap).replace(counts=None))
 
 
 def update_grid_bank(

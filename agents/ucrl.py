@@ -58,7 +58,7 @@ class UCRLSettings:
     O(log cap) ages."""
     cap: int
     """Samples that a detector remembers since the last restart (exact; `train/overflow` tells if they were too few;
-    above 256 rounded up to a multiple of 256), or the age of its oldest forecaster (grid)."""
+    above 128 rounded up to a multiple of 128), or the age of its oldest forecaster (grid)."""
     known_changes: int
     """Number of changes K, for `restarted-ucrl2` and the window of `sw-ucrl2`."""
     window: int
@@ -237,10 +237,8 @@ class UCRL:
         dtype = jnp.result_type(float)
         detectors = window = None
         if self.algorithm == "rbocpd-ucrl2":
-            det = rbocpd.init(O, rbocpd.room(s.cap)) if s.memory == "exact" else rbocpd.init_grid(O, s.cap)
-            detectors = jax.tree.map(lambda x: jnp.zeros((pairs, *x.shape), x.dtype), det.replace(counts=None))
-            if s.memory == "exact":
-                detectors = detectors.replace(overflow=jnp.bool_(False))
+            bank = rbocpd.exact_bank if s.memory == "exact" else rbocpd.grid_bank
+            detectors = bank(pairs, O, s.cap)
         if self.algorithm.startswith("sw-"):
             w = self.window_length
             window = Window(jnp.zeros(w, jnp.int32), jnp.zeros(w, dtype), jnp.zeros(w, jnp.int32))
@@ -456,7 +454,7 @@ class UCRL:
         }
 
     def evaluate(self, state: UCRLState, key: jax.Array, axis_name: str | None = None) -> Metrics:
-        """What was earned so far: `eval/return` and `eval/regret`, per step; `eval/gain`, the best gain now in force."""
+        """So far, per step: `eval/return` earned, `eval/regret`; and `eval/gain`, the best gain now in force."""
         steps = jnp.maximum(state.t, 1)
         return {
             "eval/return": state.reward_total / steps,

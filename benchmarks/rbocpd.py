@@ -3,11 +3,12 @@
     python -m benchmarks.rbocpd                    # environment steps per second of vmapped seeds
     python -m benchmarks.rbocpd --false-alarms     # false-alarm rates and delays of the detector
 
-Speed: all seeds in one compiled program against the same algorithm in NumPy (float64, one seed), same MDPs and settings,
-taken in turn so that a noisy machine is noisy for both. Every round plays whole runs; compilation is not counted.
+Speed: all seeds in one compiled program against the same algorithm in NumPy (float64, one seed), same MDPs and
+settings, taken in turn so that a noisy machine is noisy for both. Every round plays whole runs; compilation is not
+counted.
 
-False alarms: the fraction of stationary streams in which an alarm is ever raised, and the median delay after a change of
-the law to its reverse. All etas see the same streams, and the exact memory holds every sample.
+False alarms: the fraction of stationary streams in which an alarm is ever raised, and the median delay after the law
+turns into its reverse. All etas see the same streams, and the exact memory holds every sample.
 """
 
 import argparse
@@ -125,7 +126,9 @@ def first_alarms(length: int, law: tuple[float, ...], streams: int, change: int,
 
 def false_alarms(arguments: argparse.Namespace) -> None:
     streams, length, batch = arguments.streams, arguments.length, 250
-    print(f"{streams} stationary streams of {length} samples; delay: 500 streams, 200 samples before the change; delta .05\n")
+    print(
+        f"{streams} stationary streams of {length} samples; delay: 500 streams, 200 samples before the change; delta .05\n"
+    )
     print("| law | eta | false alarms | rate | median delay |")
     print("|---|---|---|---|---|")
     for index, (name, law) in enumerate(LAWS.items()):

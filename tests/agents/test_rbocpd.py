@@ -66,7 +66,7 @@ def test_recursion_is_the_closed_form(symbols):
 
 
 def test_grid_is_the_closed_form_at_its_ages():
-    """The best candidate of the grid is one of the exact candidates with its exact weight; ages leave no gap above 1.25^3."""
+    """The best candidate of the grid is one of the exact candidates with its exact weight; no gap above 1.25^3."""
     rng = np.random.default_rng(0)
     xs = draw(rng, [0.5, 0.3, 0.2], 400)
     evidence, det = segment_evidence(xs, 3), mirror.Grid(3, 400, "squared", 0.05)

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.switching_mdp import NAMES, RandomChanges, from_arrays, grid, optimal_gain, random_mdp, river_swim
+from envs.spaces import Discrete
+from envs.switching_mdp import (
+    NAMES,
+    RandomChanges,
+    SwitchingMDP,
+    from_arrays,
+    grid,
+    optimal_gain,
+    random_mdp,
+    river_swim,
+)
 
 
 def rollout(env, actions, uniforms, key=0):
@@ -48,6 +58,7 @@ def test_a_uniform_of_almost_one_stays_in_range():
 @pytest.mark.parametrize("name", NAMES)
 def test_named_environments(name):
     env = NAMES[name](changes="50,90")
+    assert isinstance(env, SwitchingMDP)
     for key in range(3):
         _, state = env.reset(jax.random.key(key), env.default_params)
         S, A = env.states, env.actions
@@ -58,8 +69,8 @@ def test_named_environments(name):
         assert ((state.means >= 0) & (state.means <= 1)).all()
         np.testing.assert_array_equal(state.starts, [0, 50, 90])
         assert not np.array_equal(state.kernels[0], state.kernels[1])
-        assert env.observation_space(env.default_params).n == S
-        assert env.action_space(env.default_params).n == A
+        assert env.observation_space(env.default_params) == Discrete(S)
+        assert env.action_space(env.default_params) == Discrete(A)
         assert env.max_steps(env.default_params) is None
         gains = jax.vmap(optimal_gain)(state.kernels, state.means)
         assert ((gains > 0.004) & (gains <= 1)).all()

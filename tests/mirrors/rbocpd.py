@@ -47,7 +47,7 @@ class Exact:
 
     def update(self, x):
         t, used = self.t, self.used
-        if used < self.cap:  # the forecaster born with this sample: the base's evidence so far, nothing seen
+        if used < self.cap:  # the forecaster born with this sample: the base's evidence, nothing seen
             self.lw[used] = self.lw[0] if t else 0.0
             self.counts[:, used] = 0
             self.used = used = used + 1
