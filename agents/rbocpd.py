@@ -13,7 +13,7 @@ Positions are counted from the restart: j = s - r samples lie before s. After an
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +89,8 @@ def advance(
 class Exact(struct.PyTreeNode):
     """A forecaster for each of the first `cap` samples since the restart."""
 
-    counts: jax.Array | None
-    """`(O,)` how often each symbol came since the restart, a float."""
+    counts: Any
+    """`(O,)` how often each symbol came since the restart, a float; None in a bank."""
     excess: jax.Array
     """`(cap,)` by j; only entries j < N mean anything."""
     before: jax.Array
@@ -221,8 +221,8 @@ def update_exact_bank(
 class Grid(struct.PyTreeNode):
     """A forecaster in each class of ages a_i <= age < a_{i+1}, a_i = floor(1.25^i): O(log) memory, no overflow."""
 
-    counts: jax.Array | None
-    """`(O,)` how often each symbol came since the restart, a float."""
+    counts: Any
+    """`(O,)` how often each symbol came since the restart, a float; None in a bank."""
     excess: jax.Array
     """`(M,)`"""
     before: jax.Array

@@ -127,7 +127,8 @@ def first_alarms(length: int, law: tuple[float, ...], streams: int, change: int,
 def false_alarms(arguments: argparse.Namespace) -> None:
     streams, length, batch = arguments.streams, arguments.length, 250
     print(
-        f"{streams} stationary streams of {length} samples; delay: 500 streams, 200 samples before the change; delta .05\n"
+        f"{streams} stationary streams of {length} samples; delta 0.05\n"
+        "delay: 500 streams with 200 samples before the change, those without a false alarm\n"
     )
     print("| law | eta | false alarms | rate | median delay |")
     print("|---|---|---|---|---|")

@@ -70,7 +70,7 @@ class Exact:
 
 
 class Grid:
-    """One forecaster for each class of ages floor(1.25^i) <= age < the next; who outgrows a class moves on if it can."""
+    """One forecaster for each class of ages floor(1.25^i) <= age < next; who outgrows a class moves on if it can."""
 
     overflow = False
 
