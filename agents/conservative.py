@@ -97,18 +97,20 @@ def may_hand_over(learner: jax.Array, baseline: jax.Array, kappa: float) -> jax.
 
 
 class Critic(nn.Module):
-    """Returns to go of baseline and learner, `[..., 2]`, in units of the largest return; part trained, part fixed."""
+    """Corrections to the returns to go that are assumed of baseline and learner, `[..., 2]`, in units of the largest
+    return: a trained network, which begins at 0, and a fixed one."""
 
     width: int
     prior_scale: float
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def network(name):
-            layers = [nn.Dense(self.width), nn.silu, nn.Dense(self.width), nn.silu, nn.Dense(2)]
+        def network(name, last):
+            layers = [nn.Dense(self.width), nn.silu, nn.Dense(self.width), nn.silu, nn.Dense(2, kernel_init=last)]
             return nn.Sequential(layers, name=name)
 
-        return network("trained")(x) + self.prior_scale * jax.lax.stop_gradient(network("prior")(x))
+        prior = network("prior", nn.initializers.lecun_normal())(x)
+        return network("trained", nn.initializers.zeros)(x) + self.prior_scale * jax.lax.stop_gradient(prior)
 
 
 class ConservativeState(struct.PyTreeNode):
@@ -186,7 +188,11 @@ class Conservative:
         )
 
     def _raw(self, critics: Any, inputs: jax.Array) -> jax.Array:
-        return jax.vmap(lambda critic: jnp.asarray(self._critic.apply(critic, inputs)))(critics)
+        """`[members, ..., 2]` in units of the largest return, unclipped. Until data say otherwise the baseline is assumed
+        to earn the most that the remaining steps can pay and the learner the least."""
+        left = jnp.maximum(1 - inputs[..., -1:], 0)
+        assumed = left * jnp.array([1.0, self.settings.reward_low / self.settings.reward_high])
+        return assumed + jax.vmap(lambda critic: jnp.asarray(self._critic.apply(critic, inputs)))(critics)
 
     def returns_to_go(self, critics: Any, inputs: jax.Array, time: jax.Array) -> jax.Array:
         """Of each member: `[members, ..., 2]`, baseline and learner, within what the remaining steps can pay."""

@@ -7,9 +7,16 @@ from agents.dynlin import DynLinSettings
 from agents.lsd import LSDSettings
 from agents.neucb import NeuCBSettings
 from agents.ppo import PPOSettings
-from agents.stepmix import StepMixSettings
-from agents.ucrl import UCRLSettings
-from configs.experiment import ConservativeExperiment, DynLinExperiment, Experiment, LSDExperiment, NetworkSettings, NeuCBExperiment, ObservationSettings, PPOExperiment, StepMixExperiment, UCRLExperiment
+from configs.experiment import (
+    ConservativeExperiment,
+    DynLinExperiment,
+    Experiment,
+    LSDExperiment,
+    NetworkSettings,
+    NeuCBExperiment,
+    ObservationSettings,
+    PPOExperiment,
+)
 
 FAST = PPOSettings(
     num_envs=64,

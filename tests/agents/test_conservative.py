@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from agents.conservative import Conservative, ConservativeSettings, may_hand_over
+from configs.experiment import ConservativeExperiment
 from configs.presets import PRESETS
 from scripts.common import make_agent
 
 PRESET = PRESETS["conservative"]
+assert isinstance(PRESET, ConservativeExperiment)
 SMALL = replace(
     PRESET, seeds=1, ppo=replace(PRESET.ppo, num_envs=16, num_steps=256, minibatches=2, epochs=1, eval_envs=4)
 )
@@ -62,16 +64,14 @@ def test_the_rule_compares_bounds_of_what_remaining_steps_can_pay():
     made = agent(alpha=0.2, baseline_value=100.0, deviations=1.0, prior_scale=0.0)
     state = made.init(jax.random.key(0))
 
-    def constant(baseline, learner):
-        """Critics that say these returns everywhere, each member 5 apart from the next."""
-        zero = jax.tree.map(jnp.zeros_like, state.critics)
-        bias = jnp.array([[baseline + d, learner + d] for d in (-5.0, 0.0, 5.0)]) / 200
-        zero["params"]["trained"]["layers_4"]["bias"] = bias
-        return zero
-
     def safe(baseline, learner, time):
-        obs, time = jnp.zeros((1, 4)), jnp.array([time])
-        return bool(made.safe_to_hand_over(constant(baseline, learner), made._inputs(obs, time), time)[0])
+        """With critics that say these returns at `time`, each member 5 apart from the next."""
+        critics = jax.tree.map(jnp.zeros_like, state.critics)
+        assumed = 200 - time  # of the baseline; of the learner 0
+        bias = jnp.array([[baseline - assumed + d, learner + d] for d in (-5.0, 0.0, 5.0)]) / 200
+        critics["params"]["trained"]["layers_4"]["bias"] = bias
+        obs, now = jnp.zeros((1, 4)), jnp.array([time])
+        return bool(made.safe_to_hand_over(critics, made._inputs(obs, now), now)[0])
 
     spread = np.std([-5, 0, 5])  # bounds are one deviation away on either side; kappa is 20
     assert safe(80, 60 + 2 * spread + 0.1, 0)
