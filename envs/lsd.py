@@ -17,8 +17,7 @@ from envs.base import Info, NoParams, UniformEnvironment
 from envs.spaces import Box, Discrete
 
 
-@struct.dataclass
-class LSDState:
+class LSDState(struct.PyTreeNode):
     payoffs: jax.Array
     """`(k, M + N)` mean payoffs, columns in the order of tau: -M .. -1, 1 .. N."""
     tau: jax.Array
