@@ -249,7 +249,8 @@ class LSDSettings:
     epoch_growth: float
     """epoch-ucb: each epoch is this much longer than the one before."""
     block_length: int
-    """isi-combucb1: rounds planned at a time (it looks through arms ** block_length plans)."""
+    """isi-combucb1: rounds planned at a time (it looks through arms ** block_length plans). First plays do not count:
+    what an arm pays at a delay of d rounds takes blocks of d + 1."""
 
     def __post_init__(self):
         for name in ("steps_per_update", "first_epoch", "block_length"):

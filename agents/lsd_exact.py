@@ -47,7 +47,7 @@ def optimum(payoffs: np.ndarray, played_limit: int, tolerance: float = 1e-10, sw
         rewards.append(payoffs[action, at[:, action]] if action < k else np.zeros(len(at)))
     successors, rewards = np.stack(successors), np.stack(rewards)  # (k + 1, joint states)
 
-    value = np.zeros(columns**k)
+    value, low, high = np.zeros(columns**k), 0.0, np.inf
     for _ in range(sweeps):
         new = (np.max(rewards + value[successors], axis=0) + value) / 2
         change = new - value  # its least and largest entry hold half the optimum between them

@@ -96,7 +96,7 @@ def test_relaxation_is_both_linear_programs(shape):
             types = mirror.cycle_types(*shape[1:])
             reward = [[[mirror.cycle_reward(arm, *q) / sum(q) for q in types] for arm in mirror.dicts(p, shape[1])]
                       for p in instances(*shape)[:20]]  # fmt: skip
-            np.testing.assert_allclose((shares[:20] * reward).sum((1, 2)), truth[:20], atol=1e-9)
+            np.testing.assert_allclose(np.sum(shares[:20] * np.array(reward), axis=(1, 2)), truth[:20], atol=1e-9)
 
 
 def test_one_thousand_instances():

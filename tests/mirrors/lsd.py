@@ -127,7 +127,11 @@ class Plan:
         """The arm to play, k for nobody. Moves the virtual states on."""
         wants = [(t - self.start + o) % (a + b) >= b for a, b, o in self.cycles]
         states = tau if select == "actual" else self.virtual
-        best = max((self.worth[i][states[i]], -i) for i in np.flatnonzero(wants)) if any(wants) else (0, -len(wants))
+        best = (
+            max((self.worth[i][states[i]], -i) for i in np.flatnonzero(wants).tolist())
+            if any(wants)
+            else (0, -len(wants))
+        )
         self.virtual = [step(x, w, self.M, self.N) for x, w in zip(self.virtual, wants, strict=True)]
         return -best[1]
 
