@@ -188,8 +188,11 @@ class Conservative:
         )
 
     def _raw(self, critics: Any, inputs: jax.Array) -> jax.Array:
-        """`[members, ..., 2]` in units of the largest return, unclipped. Until data say otherwise the baseline is assumed
-        to earn the most that the remaining steps can pay and the learner the least."""
+        """`[members, ..., 2]` in units of the largest return, unclipped.
+
+        Until data say otherwise the baseline is assumed to earn the most that the remaining steps can pay, and the
+        learner the least.
+        """
         left = jnp.maximum(1 - inputs[..., -1:], 0)
         assumed = left * jnp.array([1.0, self.settings.reward_low / self.settings.reward_high])
         return assumed + jax.vmap(lambda critic: jnp.asarray(self._critic.apply(critic, inputs)))(critics)

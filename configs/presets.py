@@ -7,6 +7,8 @@ from agents.dynlin import DynLinSettings
 from agents.lsd import LSDSettings
 from agents.neucb import NeuCBSettings
 from agents.ppo import PPOSettings
+from agents.stepmix import StepMixSettings
+from agents.ucrl import UCRLSettings
 from configs.experiment import (
     ConservativeExperiment,
     DynLinExperiment,
@@ -16,6 +18,8 @@ from configs.experiment import (
     NeuCBExperiment,
     ObservationSettings,
     PPOExperiment,
+    StepMixExperiment,
+    UCRLExperiment,
 )
 
 FAST = PPOSettings(
@@ -126,6 +130,34 @@ NEUCB = NeuCBSettings(
     epsilon=0.05,
 )
 
+STEPMIX = StepMixSettings(
+    episodes_per_update=100,
+    baseline="boltzmann",
+    eta=5.0,
+    data_episodes=0,
+    alpha=0.2,
+    gamma=None,
+    delta=0.1,
+    bonus_scale=0.002,
+)
+
+UCRL = UCRLSettings(
+    steps_per_update=500,
+    delta=0.05,
+    conf_scale=0.1,
+    episode_test="post",
+    evi_iterations=2000,
+    eta="squared",
+    eta_delta=0.05,
+    memory="grid",
+    cap=50_000,
+    known_changes=3,
+    window=0,
+    diameter=4.0,
+    reward_variation=1.0,
+    transition_variation=1.0,
+)
+
 PPO_PRESETS: dict[str, PPOExperiment] = {
     "popgym": PPOExperiment(
         ppo=POPGYM,
@@ -215,12 +247,61 @@ PLANNER_PRESETS: dict[str, Experiment] = {
         seeds=64,
         total_steps=50_000,
     ),
+    "rbocpd-ucrl2": UCRLExperiment(
+        ucrl=UCRL,
+        env="switching/Random?states=4&actions=3&changes=4000,8000,12000",
+        algorithm="rbocpd-ucrl2",
+        seeds=8,
+        total_steps=16_000,
+    ),
+    "stepmix": StepMixExperiment(
+        stepmix=STEPMIX,
+        env="episodic/Random",
+        algorithm="stepmix",
+        seeds=128,
+        total_steps=36_000,
+    ),
+    "stepmix-corridor": StepMixExperiment(
+        stepmix=replace(STEPMIX, baseline="deterministic", eta=0.0, alpha=0.3, bonus_scale=0.0005),
+        env="episodic/Chain",
+        algorithm="stepmix",
+        seeds=128,
+        total_steps=48_000,
+    ),
+    "paper/stepmix": StepMixExperiment(
+        stepmix=STEPMIX,
+        env="episodic/Random?horizon=3&states=5&actions=5",
+        algorithm="stepmix",
+        seeds=10,
+        total_steps=36_000,
+    ),
+    "paper/stepmix-theory": StepMixExperiment(
+        stepmix=replace(STEPMIX, episodes_per_update=1000, eta=2.0, alpha=0.3, bonus_scale=1.0),
+        env="episodic/Random?horizon=2&states=2&actions=2",
+        algorithm="stepmix",
+        seeds=128,
+        total_steps=240_000,
+    ),
     "dynlin": DynLinExperiment(
         dynlin=DYNLIN,
         env="dynamical/Diagonal",
         algorithm="dynlin-ucb",
         seeds=10,
         total_steps=200_000,
+    ),
+    "paper/lsd-delay-three": LSDExperiment(
+        lsd=LSD_SETTINGS,
+        env="lsd/DelayThree",
+        algorithm="isi-combucb1",
+        seeds=10,
+        total_steps=3_600,
+    ),
+    "paper/lsd-delay-two": LSDExperiment(
+        lsd=replace(LSD_SETTINGS, block_length=10),
+        env="lsd/DelayTwo",
+        algorithm="isi-combucb1",
+        seeds=10,
+        total_steps=3_300,
     ),
     "paper/dynlin": DynLinExperiment(
         dynlin=replace(DYNLIN, sigma=0.01),
@@ -243,6 +324,16 @@ PLANNER_PRESETS: dict[str, Experiment] = {
         seeds=20,
         total_steps=10_000,
     ),
+    **{
+        f"paper/rbocpd-{states}x{actions}": UCRLExperiment(
+            ucrl=replace(UCRL, known_changes=14),
+            env=f"switching/Random?states={states}&actions={actions}&random_changes=14&horizon=50000",
+            algorithm="rbocpd-ucrl2",
+            seeds=20,
+            total_steps=50_000,
+        )
+        for states, actions in ((4, 7), (8, 10), (12, 15), (16, 20))
+    },
 }
 """Presets of bandit and tabular algorithms."""
 

@@ -39,7 +39,7 @@ class Panel:
     lowest: str | None = None
     """The least of `key` in each interval, of the worst seed, drawn thin."""
     events: str | None = None
-    """Instead of a curve: `key` and this metric hold the steps of two kinds of latest events, drawn as dots and bars."""
+    """Instead of a curve: `key` and this metric hold the steps of two kinds of events, drawn as dots and bars."""
 
 
 PANELS: dict[str, tuple[Panel, ...]] = {
