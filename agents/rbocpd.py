@@ -251,7 +251,8 @@ def update_grid(det: Grid, x: jax.Array, eta: Eta) -> tuple[Grid, Verdict]:
     moves = alive & (age == jnp.asarray(AGES[1 : size + 1], age.dtype))
     # The newborn starts with this sample. The first sample after a restart bears the base alone.
     newborn = n > 0
-    first = advance(jnp.zeros((), n.dtype), 0, 0, n, ever, symbols)
+    zero = jnp.zeros((), n.dtype)
+    first = advance(zero, zero, zero, n, ever, symbols)
 
     def onward(new, old):
         """Class i takes what leaves class i - 1, or keeps its own."""

@@ -146,10 +146,10 @@ def false_alarms(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--false-alarms", action="store_true", help="the table of false alarms instead of speed")
-    parser.add_argument("--seeds", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=256)
     parser.add_argument("--steps", type=int, default=16_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cap", type=int, default=8192, help="cap of the detectors")
+    parser.add_argument("--cap", type=int, default=4096, help="cap of the detectors")
     size = lambda text: tuple(int(n) for n in text.split(","))  # noqa: E731
     parser.add_argument("--sizes", nargs="+", type=size, default=[(4, 3), (4, 7)], help="states,actions")
     parser.add_argument("--streams", type=int, default=10_000)

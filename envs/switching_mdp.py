@@ -21,8 +21,7 @@ Draw = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
 REWARDS = ("bernoulli", "mean")
 
 
-@struct.dataclass
-class SwitchingState:
+class SwitchingState(struct.PyTreeNode):
     kernels: jax.Array
     """`(segments, S, A, S)`: probability of the next state."""
     cumulative: jax.Array
