@@ -93,12 +93,12 @@ CONTROL = replace(
 )
 
 LSD_SETTINGS = LSDSettings(
-    steps_per_update=100,
+    steps_per_update=50,
     select="actual",
     explore=0.5,
-    first_epoch=100,
+    first_epoch=16,
     epoch_growth=1.5,
-    block_length=3,
+    block_length=4,
 )
 
 DYNLIN = DynLinSettings(
@@ -243,9 +243,9 @@ PLANNER_PRESETS: dict[str, Experiment] = {
     "lsd": LSDExperiment(
         lsd=LSD_SETTINGS,
         env="lsd/Random?arms=3&played=2&idle=3",
-        algorithm="epoch-ucb",
-        seeds=64,
-        total_steps=50_000,
+        algorithm="explore-then-commit",
+        seeds=256,
+        total_steps=64_000,
     ),
     "rbocpd-ucrl2": UCRLExperiment(
         ucrl=UCRL,
@@ -290,14 +290,14 @@ PLANNER_PRESETS: dict[str, Experiment] = {
         total_steps=200_000,
     ),
     "paper/lsd-delay-three": LSDExperiment(
-        lsd=LSD_SETTINGS,
+        lsd=replace(LSD_SETTINGS, steps_per_update=30),
         env="lsd/DelayThree",
         algorithm="isi-combucb1",
         seeds=10,
         total_steps=3_600,
     ),
     "paper/lsd-delay-two": LSDExperiment(
-        lsd=replace(LSD_SETTINGS, block_length=10),
+        lsd=replace(LSD_SETTINGS, steps_per_update=30, first_epoch=30, block_length=11),
         env="lsd/DelayTwo",
         algorithm="isi-combucb1",
         seeds=10,
