@@ -428,7 +428,7 @@ class StepMix:
         )
         metrics = {
             "train/return": jnp.mean(trace.value),
-            "train/value_min": jnp.min(trace.value),
+            "train/margin_min": jnp.min(trace.value) - state.threshold,
             "train/violations_last": state.violations,
             "train/threshold": state.threshold,
             "train/regret_last": state.regret,

@@ -102,7 +102,7 @@ def safety(make, episodes: int, seeds: int) -> None:
             regret = np.asarray(states.regret)
             quarters.append(np.mean(regret - before))
             before = regret
-            least = np.minimum(least, np.min(metrics["train/value_min"] - metrics["train/threshold"], axis=0))
+            least = np.minimum(least, np.min(metrics["train/margin_min"], axis=0))
         seconds = time.perf_counter() - start
         violations = np.asarray(states.violations)
         error = np.std(before, ddof=1) / np.sqrt(seeds)

@@ -36,8 +36,8 @@ class Panel:
     """A metric at few points, drawn as dots."""
     floor: str | None = None
     """A metric that `key` must not fall below, drawn dashed."""
-    lowest: str | None = None
-    """The least of `key` in each interval, of the worst seed, drawn thin."""
+    zero: bool = False
+    """Also draw the line at 0."""
     events: str | None = None
     """Instead of a curve: `key` and this metric hold the steps of two kinds of events, drawn as dots and bars."""
 
@@ -60,8 +60,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     ),
     "stepmix": (
         Panel("train/regret", "cumulative regret"),
-        Panel("train/return", "exact value an episode", floor="train/threshold", lowest="train/value_min"),
-        Panel("train/baseline_fraction", "share of the baseline"),
+        Panel("train/return", "exact value an episode", floor="train/threshold"),
+        Panel("train/margin_min", "least value of an episode above the safety line", zero=True),
     ),
     "dynlin": (Panel("train/regret", "cumulative regret"), Panel("train/best_action", "share of best actions")),
     "neucb": (Panel("train/regret", "cumulative mistakes"), Panel("train/return", "reward a round")),
@@ -106,10 +106,8 @@ def draw_panel(axes: Any, panel: Panel, rows: list[Row], color: str, label: str)
     if len(steps):
         axes.plot(steps, values.mean(1), color=color, label=label)
         axes.fill_between(steps, *spread(values), color=color, alpha=0.2, linewidth=0)
-    if panel.lowest:
-        at, least = band(rows, panel.lowest)
-        if len(at):
-            axes.plot(at, least.min(1), color=color, linewidth=0.7)
+    if panel.zero:
+        axes.axhline(0, linestyle="--", color="black", linewidth=1)
     if panel.floor:
         at, floor = band(rows, panel.floor)
         if len(at):
@@ -144,21 +142,27 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
     panels = PANELS[agents[0]]
     plt.switch_backend("Agg")
     size = (7, 4.2) if len(panels) == 1 else (5.5 * len(panels), 4)
+    envs = {config["env"] for config, _ in runs}
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
     for panel, axes in zip(panels, all_axes.flat, strict=True):
         seeds = 0
         for color, (config, rows) in enumerate(runs):
-            seeds = max(seeds, draw_panel(axes, panel, rows, f"C{color}", f"{config['env']}, {chosen_of(config)}"))
+            label = chosen_of(config) if len(envs) == 1 else f"{config['env']}, {chosen_of(config)}"
+            seeds = max(seeds, draw_panel(axes, panel, rows, f"C{color}", label))
         axes.set_xlabel("environment steps per seed")
         axes.set_ylabel(panel.label)
         if panel.events:
-            axes.set_title("at the resolution of the log", fontsize=9)
+            axes.set_title("of each log point the latest", fontsize=9)
+            axes.set_xlim(0, max(rows[-1]["env_steps"] for _, rows in runs))
+            axes.yaxis.get_major_locator().set_params(integer=True)
             continue
         words = f"line: mean (band: {band_words(seeds)})" + (", dots: evaluation" if panel.dots else "")
-        axes.set_title(words + (", thin: worst episode" if panel.lowest else ""), fontsize=9)
+        axes.set_title(words, fontsize=9)
         axes.grid(alpha=0.3)
     if all_axes.flat[0].get_legend_handles_labels()[0]:
         all_axes.flat[0].legend(fontsize=8)
+    if len(envs) == 1:
+        figure.suptitle(envs.pop(), fontsize=10)
     figure.savefig(out, dpi=120)
     plt.close(figure)
 

@@ -17,8 +17,9 @@ import pytest
 
 from agents.ppo import PPOSettings
 from agents.run.metrics import aggregate
-from configs.experiment import NetworkSettings, ObservationSettings, PPOExperiment
-from configs.presets import PPO_PRESETS, PRESETS
+from configs.experiment import EXPERIMENTS, Experiment, NetworkSettings, ObservationSettings, PPOExperiment
+from configs.presets import PLANNER_PRESETS, PPO_PRESETS, PRESETS
+from envs import registry
 from envs.vector import Vectorised
 from memory import MEMORIES, make_memory, memory_options
 from scripts import compare, evaluate, plot, train
@@ -59,6 +60,29 @@ def test_every_configuration_key_is_documented():
     assert sorted(documented) == sorted(names)
 
 
+def test_planners_are_documented():
+    """Presets, settings with the values of a preset, and metrics, by agent."""
+    page = read("planners.md")
+    rows = re.findall(r"^\| `([\w/-]+)` \| [^|]* \| ([^| ]+) \| ([\w-]+) \| (\d+) \| ([\d,]+) \|", page, re.MULTILINE)
+    assert {name: (env, algorithm, seeds, steps) for name, env, algorithm, seeds, steps in rows} == {
+        name: (p.env, p.chosen, str(p.seeds), f"{p.total_steps:,}") for name, p in PLANNER_PRESETS.items()
+    }
+    ids = {name for name in defined(section(page, "## Environments")) if "/" in name}
+    assert ids == {name for family in registry.OURS for name in registry.env_ids(f"{family}/")}
+    seen = set()
+    for preset in PLANNER_PRESETS.values():
+        if preset.agent in seen:
+            continue
+        seen.add(preset.agent)
+        settings = section(page, f"## Settings of {preset.agent}")
+        values = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]*) \|", settings, re.MULTILINE))
+        expected = {f"{preset.agent}.{k}": v for k, v in vars(getattr(preset, preset.agent)).items()}
+        assert values == {k: "none" if v is None else str(v) for k, v in expected.items()}
+        metrics = set(defined(section(page, f"### Metrics of {preset.agent}")))
+        others = metric_names("debug") if preset.agent == "conservative" else set()
+        assert metrics == metric_names(preset) - others, preset.agent
+
+
 def test_defaults_of_configuration_keys():
     """Numbers in the default column are those of the dataclasses."""
     page = read("configuration.md")
@@ -77,6 +101,8 @@ def test_defaults_of_configuration_keys():
                 assert float(text.replace(",", "")) == default, key
             elif isinstance(default, str):
                 assert text == default, key
+            elif default is dataclasses.MISSING and key == "env":
+                assert text == "the preset's"
             else:
                 assert text in ("none", "all"), key
 
@@ -175,9 +201,9 @@ def test_state_sizes_of_memories():
 
 
 @cache
-def metric_names() -> set[str]:
+def metric_names(preset: str | Experiment) -> set[str]:
     """Names of all metrics of an agent, as they reach metrics.jsonl."""
-    agent = make_agent(PRESETS["debug"])
+    agent = make_agent(PRESETS[preset] if isinstance(preset, str) else preset)
     state = jax.eval_shape(agent.init, jax.random.key(0))
     _, update = jax.eval_shape(agent.update, state)
     evaluation = jax.eval_shape(agent.evaluate, state, jax.random.key(0))
@@ -188,7 +214,7 @@ def metric_names() -> set[str]:
 def test_every_metric_is_documented():
     page = section(read("metrics.md"), "## metrics.jsonl")
     clock = {"env_steps", "updates", "wall_s", "steps_per_s"}
-    assert set(defined(page)) == metric_names() | clock
+    assert set(defined(page)) == metric_names("debug") | clock
 
 
 def test_files_of_a_run_are_documented(tmp_path):
@@ -244,9 +270,11 @@ def test_files_and_modules_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_commands_use_exist(page):
     """Every `--option` in a command of train.py and compare.py is one of theirs."""
-    groups = {"": PPOExperiment, "ppo.": PPOSettings, "network.": NetworkSettings, "observation.": ObservationSettings}
+    groups = [("", kind) for kind in EXPERIMENTS.values()]
+    for kind in EXPERIMENTS.values():
+        groups += [(f"{f.name}.", f.type) for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.type)]
     known = {"help", "network.memory-options.state"}  # the latter: a key of a preset's options
-    for prefix, kind in groups.items():
+    for prefix, kind in groups:
         for f in dataclasses.fields(kind):
             name = f.name.replace("_", "-")
             known |= {prefix + name, f"{prefix}no-{name}"}

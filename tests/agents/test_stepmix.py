@@ -403,7 +403,7 @@ def test_metrics_are_what_was_played(algorithm):
     threshold, optimal = np.asarray(states.threshold), np.asarray(states.optimal_value)
     states, metrics = programs.chunk(states)
     np.testing.assert_allclose(metrics["train/return"].mean(0), values.mean(1), rtol=1e-5)
-    np.testing.assert_allclose(metrics["train/value_min"].min(0), values.min(1), rtol=1e-5)
+    np.testing.assert_allclose(metrics["train/margin_min"].min(0), values.min(1) - threshold, rtol=1e-4)
     np.testing.assert_allclose(metrics["train/threshold"][-1], threshold)
     np.testing.assert_allclose(metrics["train/regret_last"][-1], (optimal[:, None] - values).sum(1), rtol=1e-4)
     np.testing.assert_array_equal(metrics["train/violations_last"][-1], (values < threshold[:, None] - 1e-5).sum(1))
