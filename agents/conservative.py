@@ -105,12 +105,13 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def network(name, last):
-            layers = [nn.Dense(self.width), nn.silu, nn.Dense(self.width), nn.silu, nn.Dense(2, kernel_init=last)]
-            return nn.Sequential(layers, name=name)
+        def network(name: str, last: Any) -> jax.Array:
+            h = nn.silu(nn.Dense(self.width, name=f"{name}_0")(x))
+            h = nn.silu(nn.Dense(self.width, name=f"{name}_1")(h))
+            return nn.Dense(2, kernel_init=last, name=f"{name}_2")(h)
 
-        prior = network("prior", nn.initializers.lecun_normal())(x)
-        return network("trained", nn.initializers.zeros)(x) + self.prior_scale * jax.lax.stop_gradient(prior)
+        fixed = jax.lax.stop_gradient(network("fixed", nn.initializers.lecun_normal()))
+        return network("trained", nn.initializers.zeros) + self.prior_scale * fixed
 
 
 class ConservativeState(struct.PyTreeNode):
@@ -208,8 +209,9 @@ class Conservative:
     def safe_to_hand_over(self, critics: Any, inputs: jax.Array, time: jax.Array) -> jax.Array:
         """`[B]` bool: the learner's lower bound is at most kappa below the baseline's upper bound."""
         s = self.settings
-        values = self.returns_to_go(critics, inputs, time)
+        values = self._raw(critics, inputs) * s.horizon * s.reward_high
         left = jnp.maximum(s.horizon - time, 0)
+        # Deviations of what members say before it is cut to what is possible: those that agree on a bound may differ.
         mean, deviation = jnp.mean(values, 0), jnp.std(values, 0)
         upper = jnp.minimum(mean[..., 0] + s.deviations * deviation[..., 0], s.reward_high * left)
         lower = jnp.maximum(mean[..., 1] - s.deviations * deviation[..., 1], s.reward_low * left)

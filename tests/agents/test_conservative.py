@@ -56,7 +56,7 @@ def test_with_exact_values_the_mixture_gives_up_kappa_at_most():
         assert mixture[0, 0] >= v_base[0, 0] - kappa - 1e-12
         given_up.append(v_base[0, 0] - mixture[0, 0])
         tempting += v_learner[0, 0] < v_base[0, 0] - kappa
-    assert tempting > 50  # the learner alone would have broken the promise
+    assert tempting > 30  # the learner alone would have broken the promise
     assert max(given_up) > 0  # and the mixture does take risks
 
 
@@ -69,7 +69,7 @@ def test_the_rule_compares_bounds_of_what_remaining_steps_can_pay():
         critics = jax.tree.map(jnp.zeros_like, state.critics)
         assumed = 200 - time  # of the baseline; of the learner 0
         bias = jnp.array([[baseline - assumed + d, learner + d] for d in (-5.0, 0.0, 5.0)]) / 200
-        critics["params"]["trained"]["layers_4"]["bias"] = bias
+        critics["params"]["trained_2"]["bias"] = bias
         obs, now = jnp.zeros((1, 4)), jnp.array([time])
         return bool(made.safe_to_hand_over(critics, made._inputs(obs, now), now)[0])
 
@@ -106,8 +106,8 @@ def test_the_fixed_part_of_a_critic_stays_fixed():
     made = agent()
     before = made.init(jax.random.key(0))
     after, _ = jax.jit(made.update)(before)
-    prior = lambda state: state.critics["params"]["prior"]  # noqa: E731
-    jax.tree.map(np.testing.assert_array_equal, prior(before), prior(after))
+    for layer in ("fixed_0", "fixed_1", "fixed_2"):
+        jax.tree.map(np.testing.assert_array_equal, before.critics["params"][layer], after.critics["params"][layer])
 
 
 def test_the_start_of_learning_is_safe_and_that_of_the_learner_alone_is_not():
