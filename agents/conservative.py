@@ -15,9 +15,10 @@ Rewards are bounded, so near the end of an episode a handover is safe whatever t
 begins, and from there it works its way towards the start.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -38,8 +39,16 @@ def cartpole(obs: jax.Array, uniforms: jax.Array) -> jax.Array:
     return jnp.where(anywhere < 2, anywhere, towards)
 
 
-BASELINES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"cartpole": cartpole}
-"""Policies to be safe with: observations `[B, ...]` as the agent sees them and uniforms `[B]` -> actions `[B]`."""
+class Baseline(NamedTuple):
+    """A policy to be safe with, and the environment that it is for."""
+
+    env: str
+    act: Callable[[jax.Array, jax.Array], jax.Array]
+    """Observations `[B, ...]` and uniforms `[B]` -> actions `[B]`."""
+
+
+BASELINES = {"cartpole": Baseline("gymnax/CartPole-v1", cartpole)}
+"""By the names that `conservative.baseline` takes."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,13 @@ class ConservativeSettings:
         for name in ("horizon", "members", "width", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"conservative.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.reward_low < self.reward_high:
-            raise ValueError("conservative.reward_low must be below conservative.reward_high")
+        if not (self.reward_low < self.reward_high and self.reward_high > 0):
+            raise ValueError("conservative.reward_high must be positive and above conservative.reward_low")
+        for name in ("deviations", "prior_scale", "baseline_value"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"conservative.{name} must be finite and at least 0, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"conservative.learning_rate must be positive, got {self.learning_rate}")
         if not self.reward_low * self.horizon <= self.baseline_value <= self.reward_high * self.horizon:
             raise ValueError(f"conservative.baseline_value {self.baseline_value} is no return of {self.horizon} steps")
 
@@ -221,7 +235,7 @@ class Conservative:
         """As PPO's, with the baseline's actions until the handover; the learner's memory watches from the start."""
         ppo, env_params = self.ppo, self.ppo.env.default_params
         params = state.ppo.params
-        baseline = BASELINES[self.settings.baseline]
+        baseline = BASELINES[self.settings.baseline].act
 
         def one_step(carry, key):
             env_state, obs, reset, memory, learning, time = carry
@@ -239,6 +253,7 @@ class Conservative:
             next_obs, env_state, reward, terminated, truncated, info = ppo.env.step(
                 env_key, env_state, action, env_params
             )
+            terminated, cut, final_value = ppo.ends(params, memory, terminated, truncated, info)
             row = Rollout(
                 obs=obs,
                 reset=reset,
@@ -246,10 +261,9 @@ class Conservative:
                 log_prob=policy.log_prob(action),
                 features=features,
                 reward=reward,
-                # The horizon is part of the task here: critics know the time, and a limit ends the episode.
-                terminated=terminated | truncated,
-                truncated=jnp.zeros_like(truncated),
-                final_value=jnp.zeros_like(reward),
+                terminated=terminated,
+                truncated=cut,
+                final_value=final_value,
                 valid=info["valid"],
                 episode_done=info["episode_done"],
                 episode_return=info["episode_return"],
@@ -277,9 +291,11 @@ class Conservative:
         last_inputs = self._inputs(state.ppo.obs, state.time)
         values = self.returns_to_go(state.critics, control.inputs, time)
         last = self.returns_to_go(state.critics, last_inputs, state.time)
+        # Unlike PPO's values the critics know the time: to them a limit ends the episode.
+        ended = rollout.terminated | rollout.truncated
         # What follows the baseline's last step before a handover is worth what the baseline would have made of it.
         next_handed = jnp.concatenate([control.handed[1:], jnp.zeros_like(control.handed[:1])])
-        cut = next_handed & ~rollout.terminated & ~control.learning
+        cut = next_handed & ~ended & ~control.learning
 
         def targets(value, last):
             following = jnp.concatenate([value[1:], last[None]])
@@ -290,7 +306,7 @@ class Conservative:
                     value[..., side],
                     following[..., side],
                     last[..., side],
-                    rollout.terminated,
+                    ended,
                     truncated,
                     1.0,
                     self.ppo.settings.gae_lambda,

@@ -256,10 +256,10 @@ class LSDSettings:
         for name in ("steps_per_update", "first_epoch", "block_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"lsd.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.explore > 0:
-            raise ValueError(f"lsd.explore must be positive, got {self.explore}")
-        if not self.epoch_growth > 1:
-            raise ValueError(f"lsd.epoch_growth must be above 1, got {self.epoch_growth}")
+        if not 0 < self.explore < np.inf:
+            raise ValueError(f"lsd.explore must be positive and finite, got {self.explore}")
+        if not 1 < self.epoch_growth < np.inf:
+            raise ValueError(f"lsd.epoch_growth must be above 1 and finite, got {self.epoch_growth}")
 
 
 class LSDAgentState(struct.PyTreeNode):

@@ -195,16 +195,7 @@ class PPO:
             next_obs, env_state, reward, terminated, truncated, info = self.env.step(
                 env_key, env_state, action, env_params
             )
-            if not self.settings.bootstrap_truncated:
-                terminated = terminated | truncated
-            cut = truncated & ~terminated & info["valid"]
-
-            def value_of_final_observation():
-                not_reset = jnp.zeros_like(reset)
-                _, final = self._apply(params, "features_step", memory, info["final_observation"], not_reset)
-                return self._apply(params, "value", final)
-
-            final_value = when(jnp.any(cut), value_of_final_observation, jnp.zeros_like(reward))
+            terminated, cut, final_value = self.ends(params, memory, terminated, truncated, info)
             row = Rollout(
                 obs=obs,
                 reset=reset,
@@ -227,6 +218,25 @@ class PPO:
         (env_state, obs, reset, memory), rollout = jax.lax.scan(one_step, carry, keys)
         steps = state.env_steps + jnp.sum(rollout.valid, dtype=jnp.int32)
         return state.replace(env=env_state, obs=obs, reset=reset, memory=memory, env_steps=steps), rollout
+
+    def ends(
+        self, params: Any, memory: Any, terminated: jax.Array, truncated: jax.Array, info: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """How a step `[B]` ended its episode: terminated, cut by a limit, and there the value of what would follow.
+
+        Args:
+            memory: after the step's observation.
+        """
+        if not self.settings.bootstrap_truncated:
+            terminated = terminated | truncated
+        cut = truncated & ~terminated & info["valid"]
+
+        def value_of_final_observation():
+            not_reset = jnp.zeros_like(cut)
+            _, final = self._apply(params, "features_step", memory, info["final_observation"], not_reset)
+            return self._apply(params, "value", final)
+
+        return terminated, cut, when(jnp.any(cut), value_of_final_observation, jnp.zeros(cut.shape))
 
     # ------------------------------------------------------------------------------------------------ learning
 
@@ -366,8 +376,8 @@ class PPO:
                 masking of those that are done, and which emulators need.
 
         Returns:
-            `eval/return` and `eval/length`, means over the episodes that ended, and `eval/finished`, their fraction
-            (below 1 only where the environment sets no limit and the loop's own, 10,000 steps, cut in).
+            `eval/return` and `eval/length`, means over the episodes that ended (NaN if none did), and `eval/finished`,
+            their fraction (below 1 only where the environment sets no limit and the loop's own, 10,000 steps, cut in).
         """
         limit = self.eval_env.max_steps(self.eval_env.default_params) or 10_000
         start_key, key = jax.random.split(key)
@@ -392,8 +402,8 @@ class PPO:
         loop = (0, carry, jnp.zeros(n), jnp.zeros(n, jnp.int32), jnp.zeros(n, bool))
         _, _, returns, lengths, finished = jax.lax.while_loop(unfinished, play_on, loop)
         return {
-            "eval/return": masked_mean(returns, finished),
-            "eval/length": masked_mean(lengths.astype(jnp.float32), finished),
+            "eval/return": jnp.where(jnp.any(finished), masked_mean(returns, finished), jnp.nan),
+            "eval/length": jnp.where(jnp.any(finished), masked_mean(lengths.astype(jnp.float32), finished), jnp.nan),
             "eval/finished": jnp.mean(finished.astype(jnp.float32)),
         }
 

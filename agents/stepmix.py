@@ -65,8 +65,8 @@ class StepMixSettings:
             raise ValueError(f"stepmix.episodes_per_update must be at least 1, got {self.episodes_per_update}")
         if self.baseline not in BASELINES:
             raise ValueError(f"stepmix.baseline must be one of {', '.join(BASELINES)}, got {self.baseline!r}")
-        if not 0.0 <= self.eta < math.inf:
-            raise ValueError(f"stepmix.eta must be finite and at least 0, got {self.eta}")
+        if not 0.0 <= self.eta <= 1e6:  # beyond, the Boltzmann policy is greedy, and float32 not far from its end
+            raise ValueError(f"stepmix.eta must lie in [0, 1e6], got {self.eta}")
         if self.baseline.startswith("data-") and self.data_episodes < 2:
             raise ValueError(f"stepmix.data_episodes must be at least 2 for {self.baseline}, got {self.data_episodes}")
         if not 0.0 <= self.alpha <= 1.0:
@@ -220,7 +220,7 @@ class StepMix:
         if self.algorithm not in ("stepmix", "epsmix"):
             return
         certificate, threshold = (np.atleast_1d(np.asarray(x)) for x in (state.certificate, state.threshold))
-        unsafe = np.flatnonzero(certificate < threshold - TOLERANCE)
+        unsafe = np.flatnonzero(~(certificate >= threshold - TOLERANCE))  # NaN is unsafe
         if unsafe.size:
             i = unsafe[0]
             known = (
@@ -418,7 +418,7 @@ class StepMix:
         episodes = self.settings.episodes_per_update
         key, play_key = jax.random.split(state.key)
         state, trace = self.play(state, jax.random.uniform(play_key, (episodes, self.num_uniforms)))
-        violated = trace.value < state.threshold - TOLERANCE
+        violated = ~(trace.value >= state.threshold - TOLERANCE)
         state = state.replace(
             key=key,
             episodes=state.episodes + episodes,

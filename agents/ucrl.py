@@ -77,10 +77,10 @@ class UCRLSettings:
         if not 0 < self.delta < 1:
             raise ValueError(f"ucrl.delta must lie in (0, 1), got {self.delta}")
         for name in ("conf_scale", "window", "reward_variation", "transition_variation"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"ucrl.{name} must not be negative, got {getattr(self, name)}")
-        if not self.diameter > 0:
-            raise ValueError(f"ucrl.diameter must be positive, got {self.diameter}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"ucrl.{name} must be finite and not negative, got {getattr(self, name)}")
+        if not 0 < self.diameter < math.inf:
+            raise ValueError(f"ucrl.diameter must be positive and finite, got {self.diameter}")
         choices = {"episode_test": ("pre", "post"), "memory": rbocpd.MEMORIES, "eta": rbocpd.ETAS}
         for name, known in choices.items():
             if getattr(self, name) not in known:

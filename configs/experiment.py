@@ -135,66 +135,61 @@ class ConservativeExperiment(PPOExperiment):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSDExperiment(Experiment):
-    """Planning and learning in a bandit whose payoffs depend on the last switch."""
+class PlannerExperiment(Experiment):
+    """A bandit or tabular algorithm."""
 
-    agent: ClassVar[str] = "lsd"
     choice: ClassVar[str] = "algorithm"
 
     algorithm: str
-    """planner, explore-then-commit, epoch-ucb, isi-combucb1, greedy or round-robin."""
+    """One of the agent's algorithms (an unknown name lists them all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSDExperiment(PlannerExperiment):
+    """Planning and learning in a bandit whose payoffs depend on the last switch."""
+
+    agent: ClassVar[str] = "lsd"
+
     lsd: LSDSettings
     """Settings of the planner."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class UCRLExperiment(Experiment):
+class UCRLExperiment(PlannerExperiment):
     """Optimism in an MDP that changes now and then."""
 
     agent: ClassVar[str] = "ucrl"
-    choice: ClassVar[str] = "algorithm"
 
-    algorithm: str
-    """rbocpd-ucrl2, ucrl2, restarted-ucrl2, sw-ucrl2, sw-ucrl2-cw or oracle (which is told the changes)."""
     ucrl: UCRLSettings
     """Settings of UCRL2 and its variants."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepMixExperiment(Experiment):
+class StepMixExperiment(PlannerExperiment):
     """Exploration in an episodic MDP that never falls below a share of a baseline."""
 
     agent: ClassVar[str] = "stepmix"
-    choice: ClassVar[str] = "algorithm"
 
-    algorithm: str
-    """stepmix, epsmix, bpi-ucbvi (no safety) or baseline (no learning)."""
     stepmix: StepMixSettings
     """Settings of StepMix and EpsMix."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynLinExperiment(Experiment):
+class DynLinExperiment(PlannerExperiment):
     """Optimism in a linear bandit with a hidden state."""
 
     agent: ClassVar[str] = "dynlin"
-    choice: ClassVar[str] = "algorithm"
 
-    algorithm: str
-    """dynlin-ucb, linucb or d-linucb."""
     dynlin: DynLinSettings
     """Settings of DynLin-UCB and its rivals."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuCBExperiment(Experiment):
+class NeuCBExperiment(PlannerExperiment):
     """A contextual bandit with a network."""
 
     agent: ClassVar[str] = "neucb"
-    choice: ClassVar[str] = "algorithm"
 
-    algorithm: str
-    """neufastcb, neusquarecb, their -plain forms without perturbation, neuralucb or epsilon-greedy."""
     neucb: NeuCBSettings
     """Settings of NeuFastCB, NeuSquareCB and their rivals."""
 

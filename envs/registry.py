@@ -15,8 +15,11 @@ import difflib
 import functools
 import inspect
 import json
+import math
+import typing
 import urllib.parse
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from envs.base import Environment, VectorEnvironment
 from envs.vector import Vectorised
@@ -47,18 +50,30 @@ def _brax():
 def _ours(names: Mapping[str, Callable[..., Environment]]):
     """A family of this suite whose constructors take options."""
 
-    def construct(name: str, **options):
+    def construct(name: str, /, **options):
         known = inspect.signature(names[name]).parameters
-        for option in options:
+        for option, value in options.items():
             if option not in known:
                 has = f"options are {', '.join(known)}" if known else "it takes none"
                 raise UnknownEnvironment(f"{name} has no option {option!r}: {has}")
-        try:
-            return names[name](**options)
-        except TypeError as error:  # "many" where a number belongs
-            raise ValueError(f"{name}: bad value among {options}: {error}") from None
+            _check_option(f"{name}?{option}", value, known[option].annotation)
+            if option == "instance_seed" and not 0 <= value < 2**32:
+                raise ValueError(f"{name}?{option} must lie in 0 .. 2^32 - 1, got {value}")
+        return names[name](**options)
 
     return names, construct
+
+
+def _check_option(option: str, value: bool | int | float | str, annotation: Any) -> None:
+    """Raises ValueError unless `value` is of one of the annotated kinds; a tuple, which no id can spell, is none."""
+    kinds = set(typing.get_args(annotation) or (annotation,)) & {bool, int, float, str}
+    kind = type(value)
+    fits = kind in kinds or (kind is int and float in kinds)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        fits &= math.isfinite(value) and abs(value) < 2**32
+    if not fits:
+        words = " or ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(f"{option} must be {words} (numbers finite and below 2^32), got {value!r}")
 
 
 def _lsd():

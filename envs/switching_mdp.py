@@ -89,9 +89,11 @@ class SwitchingMDP(UniformEnvironment):
         if self.rewards not in REWARDS:
             raise ValueError(f"rewards must be one of {', '.join(REWARDS)}, got {self.rewards!r}")
         if isinstance(self.changes, tuple) and (
-            sorted(set(self.changes)) != [*self.changes] or min(self.changes, default=1) < 1
+            sorted(set(self.changes)) != [*self.changes]
+            or min(self.changes, default=1) < 1
+            or max(self.changes, default=1) >= 2**31
         ):
-            raise ValueError(f"changes must be increasing positive steps, got {self.changes}")
+            raise ValueError(f"changes must be increasing positive steps below 2^31, got {self.changes}")
 
     @property
     def name(self) -> str:

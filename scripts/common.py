@@ -45,6 +45,7 @@ from memory import make_memory, memory_options
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 EVALUATION_LANES = 1_000_003
+PLANNER_STEPS = 2**24
 PLANNERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "lsd": (lsd.LSD, LSDBandit, lsd.ALGORITHMS),
     "ucrl": (ucrl.UCRL, SwitchingMDP, ucrl.ALGORITHMS),
@@ -123,6 +124,10 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
             raise BadRequest(
                 "observation.time_limit is not for emulators: write the limit into the id, ?max_episode_steps=N"
             )
+        if config.env.partition("/")[0] in registry.OURS and not view.time_limit:
+            single = registry.make(config.env)
+            if single.max_steps(single.default_params) is None:
+                raise BadRequest(f"{config.env} never ends: give its episodes a length with --observation.time-limit N")
         if view.time_limit:
             env = Vectorised(TimeLimit(registry.make(config.env), view.time_limit), num_envs)
         else:
@@ -181,11 +186,17 @@ def make_agent(config: Experiment, emulator_seed: int | None = None) -> Agent:
 def make_planner(config: Experiment) -> Agent:
     """The planner of `config`. Raises BadRequest as `make_agent`."""
     planner, kind, _ = PLANNERS[config.agent]
+    family = config.env.partition("/")[0]
     try:
-        env = registry.make(config.env)
+        # An emulator cannot be made here at all.
+        env = None if family in registry.HOST_POOLS else registry.make(config.env)
         if not isinstance(env, kind):
-            family = config.env.partition("/")[0]
             raise ValueError(f"{config.agent} does not plan {family}/... environments: see the planners' page in docs")
+        if config.total_steps > PLANNER_STEPS:
+            raise ValueError(
+                f"total_steps must be at most {PLANNER_STEPS:,} for planners, which count in float32, "
+                f"got {config.total_steps:,}"
+            )
         agent = planner(env, getattr(config, config.agent), config.chosen, config.total_steps)
         # Runs are rounded up to whole log points; the horizon that planners know is the true one.
         return dataclasses.replace(agent, total_steps=divide(config, agent).updates * agent.steps_per_update)
@@ -232,6 +243,15 @@ def make_ppo(config: PPOExperiment, emulator_seed: int | None = None) -> PPO:
 
 def make_conservative(config: ConservativeExperiment, emulator_seed: int | None = None) -> Conservative:
     """PPO under the rule of `config`. Raises BadRequest as `make_agent`."""
+    suited = conservative.BASELINES[config.conservative.baseline].env
+    if config.env != suited:
+        raise BadRequest(
+            f"the baseline {config.conservative.baseline!r} is a policy for {suited}, not for {config.env}"
+        )
+    view = config.observation
+    for name in ("keep", "noise", "normalise", "normalise_reward"):
+        if getattr(view, name):
+            raise BadRequest(f"observation.{name}: baseline and critics need observations and rewards as they are")
     ppo = make_ppo(config, emulator_seed)
     limit = ppo.env.max_steps(ppo.env.default_params)
     if limit != config.conservative.horizon:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import tyro
 
+from agents.conservative import Conservative
 from agents.ppo import PPO
 from agents.run import checkpoint
 from agents.run.errors import BadRequest
@@ -23,7 +24,7 @@ from agents.run.loop import over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
 from configs.experiment import PPOExperiment
-from scripts.common import from_dict, make_ppo, parse, run_script
+from scripts.common import from_dict, make_agent, parse, run_script
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture
@@ -59,18 +60,21 @@ def main(arguments: Sequence[str]) -> int:
         )
     greedy = config.ppo.eval_greedy if options.greedy is None else options.greedy
     config = replace(config, ppo=replace(config.ppo, eval_envs=options.episodes, eval_greedy=greedy))
-    agent = make_ppo(config, options.seed)
+    learner = make_agent(config, options.seed)
+    agent = learner.ppo if isinstance(learner, Conservative) else learner
+    assert isinstance(agent, PPO)
     keys = seed_keys(config.seed, config.seeds)
-    found = checkpoint.restore(options.run / "checkpoints", jax.eval_shape(jax.vmap(agent.init), keys))
+    found = checkpoint.restore(options.run / "checkpoints", jax.eval_shape(jax.vmap(learner.init), keys))
     if found is None:
         raise BadRequest(f"{options.run} has no intact checkpoint")
     states, manifest = found
+    states = states.ppo if isinstance(learner, Conservative) else states  # evaluated is the learner alone
 
     metrics = jax.device_get(jax.jit(over_seeds(agent.evaluate))(states, seed_keys(options.seed, config.seeds)))
     result: dict[str, Any] = {
         "preset": preset,
         "env": config.env,
-        "memory": config.memory,
+        config.choice: config.chosen,
         "chunk": manifest["chunk"],
         "episodes_per_seed": options.episodes,
         "greedy": greedy,

@@ -133,7 +133,10 @@ def test_the_start_of_learning_is_safe_and_that_of_the_learner_alone_is_not():
         ({"alpha": 1.5}, "alpha must lie in"),
         ({"members": 0}, "members must be at least 1"),
         ({"baseline_value": 500.0}, "no return of 200 steps"),
-        ({"reward_low": 1.0}, "reward_low must be below"),
+        ({"deviations": -1.0}, "deviations must be finite and at least 0"),
+        ({"prior_scale": float("nan")}, "prior_scale must be finite"),
+        ({"reward_low": -1.0, "reward_high": 0.0}, "reward_high must be positive"),
+        ({"reward_low": 1.0}, "reward_high must be positive and above"),
     ],
 )
 def test_impossible_settings_are_refused(wrong, message):
