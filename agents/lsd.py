@@ -374,7 +374,7 @@ class LSD:
         else:
             worth = optimistic(means, state.counts, state.t + 1)
             length = self.settings.first_epoch * self.settings.epoch_growth ** state.epoch.astype(means.dtype)
-            replan = state.t + jnp.floor(length).astype(jnp.int32)
+            replan = state.t + jnp.floor(jnp.minimum(length, self.total_steps)).astype(jnp.int32)
         fractions = relax(worth, self.env.played_limit).fractions
         uniforms = jax.random.uniform(jax.random.fold_in(state.key, state.epoch), (2, self.env.arms), means.dtype)
         cycle = draw_cycles(fractions, uniforms, self.env.played_limit)
