@@ -100,14 +100,21 @@ def test_first_ratio_is_one(memory):
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_recalls_a_cue_after_three_steps(memory):
+    """The middle one of five seeds: `gla` misses the cue in 3 of 24, which of them the last bits of sums decide."""
     agent = make_ppo(vectorised(Recall(4)), memory, 150)
-    state, metrics = train(agent, 150)
-    score = float(jax.jit(agent.evaluate)(state, jax.random.key(1))["eval/return"])
+
+    @jax.jit
+    @jax.vmap
+    def run(key):
+        state, metrics = jax.lax.scan(lambda s, _: agent.update(s), agent.init(key), None, length=150)
+        return agent.evaluate(state, jax.random.key(1))["eval/return"], metrics
+
+    scores, metrics = run(jax.vmap(jax.random.key)(jnp.arange(5)))
     if memory == "none":
-        last = metrics["train/return_sum"][-20:].sum() / metrics["train/episodes"][-20:].sum()
+        last = metrics["train/return_sum"][:, -20:].sum() / metrics["train/episodes"][:, -20:].sum()
         assert abs(float(last) - 0.5) < 0.1, "without memory only chance is possible"
     else:
-        assert score > 0.95
+        assert float(jnp.median(scores)) > 0.95
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
