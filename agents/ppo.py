@@ -15,6 +15,7 @@ import optax
 from flax import struct
 
 from agents.control import when
+from agents.evaluation import play_episodes
 from agents.networks import ActorCritic
 from agents.returns import generalised_advantages
 from envs.wrappers import Wrapper
@@ -369,43 +370,19 @@ class PPO:
         return env_params, (env_state, obs, jnp.ones(n, bool), self.network.initial_state(n))
 
     def evaluate(self, state: PPOState, key: jax.Array, axis_name: str | None = None) -> Metrics:
-        """One whole episode in each of `eval_envs` fresh environments, with the policy of `state`.
-
-        Args:
-            axis_name: of the `vmap` over seeds, where there is one. All seeds then stop together, which spares the
-                masking of those that are done, and which emulators need.
-
-        Returns:
-            `eval/return` and `eval/length`, means over the episodes that ended (NaN if none did), and `eval/finished`,
-            their fraction (below 1 only where the environment sets no limit and the loop's own, 10,000 steps, cut in).
-        """
-        limit = self.eval_env.max_steps(self.eval_env.default_params) or 10_000
+        """One whole episode in each of `eval_envs` fresh environments with the policy of `state`: see
+        `agents.evaluation.play_episodes`."""
         start_key, key = jax.random.split(key)
         env_params, carry = self._start_play(state, start_key)
-
-        def unfinished(loop):
-            time, _, _, _, finished = loop
-            everyone = jnp.all(finished)
-            if axis_name is not None:
-                everyone = jax.lax.pmin(everyone.astype(jnp.int32), axis_name) == 1
-            return (time < limit) & ~everyone
-
-        def play_on(loop):
-            time, carry, returns, lengths, finished = loop
-            carry, info, _ = self._play_step(state.params, env_params, carry, jax.random.fold_in(key, time))
-            first = info["episode_done"] & ~finished
-            returns = jnp.where(first, info["episode_return"], returns)
-            lengths = jnp.where(first, info["episode_length"], lengths)
-            return time + 1, carry, returns, lengths, finished | first
-
-        n = self.eval_env.num_envs
-        loop = (0, carry, jnp.zeros(n), jnp.zeros(n, jnp.int32), jnp.zeros(n, bool))
-        _, _, returns, lengths, finished = jax.lax.while_loop(unfinished, play_on, loop)
-        return {
-            "eval/return": jnp.where(jnp.any(finished), masked_mean(returns, finished), jnp.nan),
-            "eval/length": jnp.where(jnp.any(finished), masked_mean(lengths.astype(jnp.float32), finished), jnp.nan),
-            "eval/finished": jnp.mean(finished.astype(jnp.float32)),
-        }
+        return play_episodes(
+            lambda carry, key: self._play_step(state.params, env_params, carry, key)[:2],
+            carry,
+            key,
+            self.eval_env.num_envs,
+            self.eval_env.num_envs,
+            self.eval_env.max_steps(self.eval_env.default_params) or 10_000,
+            axis_name,
+        )
 
     def record(self, state: PPOState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
         """`num_steps` steps to draw, each `[num_steps, B, ...]`: the environment state before the step, the action, and

@@ -1,5 +1,7 @@
 """Returns and advantages over time-major arrays."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -41,3 +43,32 @@ def generalised_advantages(
         return advantage, advantage
 
     return jax.lax.scan(backward, jnp.zeros_like(last_value), (delta, carry_on), reverse=True)[1]
+
+
+def lambda_returns(
+    reward: jax.Array,
+    value: jax.Array,
+    goes_on: jax.Array,
+    discount: float,
+    lambda_: float,
+    bootstrap: Literal["next", "same"] = "next",
+) -> jax.Array:
+    """Lambda-returns of imagined trajectories (Sutton and Barto 2018, eq. 12.18, by recursion).
+
+    Args:
+        reward, goes_on: `[T, B]`, of the step from `x[t]`; `goes_on` is 0 where it ended the episode.
+        value: `[T + 1, B]`, of `x[t]`.
+        bootstrap: "next" mixes in the value of `x[t + 1]`; "same" that of `x[t]`, which is biased and there only to
+            repeat published runs.
+
+    Returns:
+        returns `[T, B]`.
+    """
+    mixed = value[1:] if bootstrap == "next" else value[:-1]
+
+    def backward(later, row):
+        reward, mixed, goes_on = row
+        later = reward + discount * goes_on * ((1.0 - lambda_) * mixed + lambda_ * later)
+        return later, later
+
+    return jax.lax.scan(backward, value[-1], (reward, mixed, goes_on), reverse=True)[1]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from agents.conservative import ConservativeSettings
+from agents.drama import DramaSettings
 from agents.dynlin import DynLinSettings
 from agents.lsd import LSDSettings
 from agents.neucb import NeuCBSettings
@@ -11,6 +12,7 @@ from agents.stepmix import StepMixSettings
 from agents.ucrl import UCRLSettings
 from configs.experiment import (
     ConservativeExperiment,
+    DramaExperiment,
     DynLinExperiment,
     Experiment,
     LSDExperiment,
@@ -20,6 +22,7 @@ from configs.experiment import (
     PPOExperiment,
     StepMixExperiment,
     UCRLExperiment,
+    WorldSettings,
 )
 
 FAST = PPOSettings(
@@ -90,6 +93,110 @@ CONTROL = replace(
     entropy=0.0,
     entropy_end=0.0,
     value_clip=0.0,
+)
+
+DRAMA = DramaSettings(
+    num_envs=1,
+    train_every=1,
+    prefill=1032,
+    replay=100_000,
+    sampling="frequency",
+    temperature=10.0,
+    imagine_temperature=10.0,
+    batch_size=16,
+    batch_length=128,
+    world_learning_rate=4e-5,
+    world_max_norm=1000.0,
+    free_nats=1.0,
+    representation=0.1,
+    imagine_batch=1024,
+    context=8,
+    horizon=16,
+    actor=(256, 256, 256),
+    critic=(512, 512, 512),
+    behaviour_learning_rate=4e-5,
+    behaviour_max_norm=100.0,
+    discount=0.985,
+    lambda_=0.95,
+    entropy=3e-4,
+    slow_critic=0.98,
+    return_scale=0.99,
+    optimiser="laprop",
+    warmup=1000,
+    weight_decay=0.0,
+    act_on="posterior",
+    first_action="policy",
+    seq_reset=True,
+    acting_state="carried",
+    acting_window=16,
+    lambda_boot="next",
+    reward_index="after",
+    mask_after_term=True,
+    actor_norm="update",
+    life_loss_term=True,
+    eval_envs=10,
+    eval_episodes=100,
+    eval_greedy=True,
+    eval_quota="fixed",
+)
+"""The published sizes, with what is wrong in the published code mended."""
+
+PARITY = replace(
+    DRAMA,
+    act_on="prior",
+    first_action="random",
+    seq_reset=False,
+    acting_state="window",
+    lambda_boot="same",
+    reward_index="before",
+    mask_after_term=False,
+    actor_norm="forward",
+    eval_quota="first",
+)
+"""What the published code does."""
+
+DRAMA_WORLD = WorldSettings(
+    encoder="conv",
+    reconstruction="pixels",
+    categoricals=32,
+    classes=32,
+    width=512,
+    layers=2,
+    head=256,
+    memory_options=("mamba2.state=16", "mamba2.expand=2", "mamba2.head=64"),
+)
+
+DRAMA_SMALL = replace(
+    DRAMA,
+    num_envs=8,
+    prefill=512,
+    replay=20_000,
+    batch_size=8,
+    batch_length=16,
+    world_learning_rate=1e-3,
+    imagine_batch=64,
+    context=4,
+    horizon=9,
+    actor=(64, 64),
+    critic=(64, 64),
+    behaviour_learning_rate=3e-4,
+    warmup=100,
+    eval_envs=64,
+    eval_episodes=64,
+    eval_greedy=False,
+)
+"""Sizes that two cores train in minutes."""
+
+SMALL_WORLD = WorldSettings(
+    encoder="mlp",
+    reconstruction="binary",
+    categoricals=8,
+    classes=8,
+    width=64,
+    layers=2,
+    head=64,
+    dense=(128,),
+    memory_options=("mamba2.head=32",),
 )
 
 LSD_SETTINGS = LSDSettings(
@@ -215,6 +322,18 @@ PPO_PRESETS: dict[str, PPOExperiment] = {
 }
 """Presets of PPO with a memory."""
 
+DRAMA_PRESETS: dict[str, DramaExperiment] = {
+    "drama-catch": DramaExperiment(
+        drama=DRAMA_SMALL,
+        world=SMALL_WORLD,
+        env="gymnax/Catch-bsuite",
+        total_steps=20_000,
+        log_points=25,
+        eval_points=5,
+    ),
+}
+"""Presets of the world-model agent."""
+
 PLANNER_PRESETS: dict[str, Experiment] = {
     "conservative": ConservativeExperiment(
         ppo=replace(FAST, discount=0.995, learning_rate=1e-3, learning_rate_end=1e-3),
@@ -337,7 +456,7 @@ PLANNER_PRESETS: dict[str, Experiment] = {
 }
 """Presets of bandit and tabular algorithms."""
 
-PRESETS: dict[str, Experiment] = {**PPO_PRESETS, **PLANNER_PRESETS}
+PRESETS: dict[str, Experiment] = {**PPO_PRESETS, **DRAMA_PRESETS, **PLANNER_PRESETS}
 """Presets by name; `popgym` is the one that scripts take when none is named."""
 
 DEFAULT = "popgym"

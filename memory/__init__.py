@@ -66,6 +66,8 @@ def make_memory(
     layers: int = 1,
     norm: bool = True,
     residual: bool = True,
+    rms: bool = False,
+    dropout: float = 0.0,
     param_dtype: Any = jnp.float32,
     **options: Any,
 ) -> Memory:
@@ -74,7 +76,7 @@ def make_memory(
     Args:
         name: a key of `MEMORIES`.
         width: features of input and output.
-        layers, norm, residual: see `Stack`.
+        layers, norm, residual, rms, dropout: see `Stack`.
         param_dtype: of parameters and states; computation follows the parameters and the input.
         options: fields of the layer, see `memory_options`; strings, as from a command line, are converted.
 
@@ -96,7 +98,15 @@ def make_memory(
             _try(stacked[0])
     except ValueError as error:
         raise UnknownMemory(str(error)) from error
-    return Stack(width=width, layers=stacked, norm=norm, residual=residual, param_dtype=param_dtype)
+    return Stack(
+        width=width,
+        layers=stacked,
+        norm=norm,
+        residual=residual,
+        rms=rms,
+        dropout=dropout,
+        param_dtype=param_dtype,
+    )
 
 
 def _try(layer: Memory) -> None:

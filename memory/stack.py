@@ -1,5 +1,7 @@
 """A stack of memory layers is itself a memory."""
 
+from functools import partial
+
 import flax.linen as nn
 
 from memory.base import Memory
@@ -12,15 +14,22 @@ class Stack(Memory):
         layers: the memories, all of this `width`.
         norm: normalise the input of each layer.
         residual: add the input of each layer to its output.
+        rms: normalise by the root mean square alone (RMSNorm).
+        dropout: of each layer's output, only where the module is applied with a random key named "dropout".
     """
 
     layers: tuple[Memory, ...] = ()
     norm: bool = True
     residual: bool = True
+    rms: bool = False
+    dropout: float = 0.0
 
     def setup(self):
         if self.norm:
-            self.norms = [nn.LayerNorm(param_dtype=self.param_dtype) for _ in self.layers]
+            kind = partial(nn.RMSNorm, 1e-5) if self.rms else nn.LayerNorm
+            self.norms = [kind(param_dtype=self.param_dtype) for _ in self.layers]
+        if self.dropout:
+            self.drop = nn.Dropout(self.dropout)
 
     @nn.nowrap
     def initial_state(self, batch):
@@ -37,6 +46,8 @@ class Stack(Memory):
         after = []
         for i, layer in enumerate(layers):
             layer_state, y = layer(state[i], self.norms[i](x) if self.norm else x, reset)
+            if self.dropout:
+                y = self.drop(y, deterministic=not self.has_rng("dropout"))
             x = x + y if self.residual else y
             after.append(layer_state)
         return tuple(after), x

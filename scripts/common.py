@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import errno
+import math
 import os
 import sys
 import time
@@ -10,16 +11,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import flax.linen as nn
+import jax.numpy as jnp
 import tyro
 
 from agents import conservative, dynlin, lsd, neucb, stepmix, ucrl
 from agents.conservative import Conservative
 from agents.distributions import head_size
+from agents.drama import Drama
 from agents.networks import ActorCritic
 from agents.ppo import PPO
 from agents.run.errors import BadRequest, Diverged, Interrupted
 from agents.run.loop import Agent, Plan, plan
-from configs.experiment import EXPERIMENTS, ConservativeExperiment, Experiment, PPOExperiment
+from configs.experiment import (
+    EXPERIMENTS,
+    ConservativeExperiment,
+    DramaExperiment,
+    Experiment,
+    PPOExperiment,
+    WorldSettings,
+)
 from configs.presets import DEFAULT, PRESETS
 from envs import registry
 from envs.classification_bandit import ClassificationBandit, LinearLoss
@@ -41,6 +52,8 @@ from envs.wrappers import (
 )
 from kernels.malloc import keep_freed_memory
 from memory import make_memory, memory_options
+from worldmodels.networks import PictureDecoder, PictureEncoder, VectorDecoder, VectorEncoder
+from worldmodels.world_model import WorldModel
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -148,7 +161,7 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
     return env
 
 
-def options_of(memory: str, options: Sequence[str]) -> dict[str, str]:
+def options_of(memory: str, options: Sequence[str]) -> dict[str, Any]:
     """The entries of `options` (`memory.option=value`) that concern `memory`, by bare names.
 
     Raises:
@@ -180,6 +193,8 @@ def make_agent(config: Experiment, emulator_seed: int | None = None) -> Agent:
     """
     if isinstance(config, ConservativeExperiment):
         return make_conservative(config, emulator_seed)
+    if isinstance(config, DramaExperiment):
+        return make_drama(config, emulator_seed)
     return make_ppo(config, emulator_seed) if isinstance(config, PPOExperiment) else make_planner(config)
 
 
@@ -262,6 +277,63 @@ def make_conservative(config: ConservativeExperiment, emulator_seed: int | None 
         return Conservative(ppo, config.conservative, config.algorithm)
     except ValueError as error:
         raise BadRequest(str(error)) from None
+
+
+def make_drama(config: DramaExperiment, emulator_seed: int | None = None) -> Drama:
+    """The world-model agent of `config`. Raises BadRequest as `make_agent`."""
+    sizes = config.world
+    seed = config.seed if emulator_seed is None else emulator_seed
+    try:
+        env, eval_env = (
+            EpisodeStatistics(registry.make_vector(config.env, n, copies=config.seeds, seed=first))
+            for n, first in ((config.drama.num_envs, seed), (config.drama.eval_envs, seed + EVALUATION_LANES))
+        )
+        if sizes.encoder == "mlp":
+            env, eval_env = FlattenObservation(env), FlattenObservation(eval_env)
+        memory = make_memory(
+            config.memory,
+            sizes.width,
+            layers=sizes.layers,
+            rms=True,
+            dropout=sizes.dropout,
+            **options_of(config.memory, sizes.memory_options),
+        )
+        head_size(env.action_space(env.default_params))  # refuses action spaces that no policy covers
+        encoder, decoder = coders(sizes, env.observation_space(env.default_params))
+        world = WorldModel(
+            memory=memory,
+            encoder=encoder,
+            decoder=decoder,
+            reconstruction=sizes.reconstruction,
+            categoricals=sizes.categoricals,
+            classes=sizes.classes,
+            head=sizes.head,
+            unimix=sizes.unimix,
+            unimix_denominator=sizes.categoricals if sizes.unimix_denominator == "categoricals" else None,
+        )
+        return Drama(env, eval_env, world, config.drama)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def coders(sizes: WorldSettings, space: Any) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder of observations of `space`.
+
+    Raises:
+        ValueError: they do not fit it.
+    """
+    if sizes.encoder == "mlp":
+        if len(space.shape) != 1:
+            raise ValueError(f"world.encoder=mlp needs vectors, observations have shape {space.shape}")
+        return VectorEncoder(sizes.dense), VectorDecoder(sizes.dense[::-1], space.shape[0])
+    shrink = math.prod(sizes.strides)
+    if len(space.shape) != 3 or space.shape[0] % shrink or space.shape[1] % shrink:
+        raise ValueError(
+            f"world.encoder=conv needs pictures whose sides are multiples of {shrink}, observations have shape "
+            f"{space.shape}: take world.encoder=mlp or other world.strides"
+        )
+    common = (sizes.channels, sizes.strides, sizes.kernel, sizes.norm, jnp.dtype(sizes.precision))
+    return PictureEncoder(*common), PictureDecoder(space.shape, *common)
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Panel:
 
 PANELS: dict[str, tuple[Panel, ...]] = {
     "ppo": (Panel("train/return", "episode return", dots="eval/return"),),
+    "drama": (
+        Panel("train/return", "episode return", dots="eval/return"),
+        Panel("loss/reconstruction", "reconstruction loss"),
+        Panel("loss/dynamics", "KL of the dynamics"),
+    ),
     "conservative": (
         Panel("train/return", "return while learning", floor="train/threshold"),
         Panel("train/learner_steps", "share of steps that the learner makes"),

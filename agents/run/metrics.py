@@ -29,6 +29,7 @@ def aggregate(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     whole run; `<x>_min` is the least. `replay/<x>` are records, not metrics, and left out.
     """
     out = {}
+    learned = metrics.get("train/learned")
     episodes = np.sum(metrics.get("train/episodes", np.zeros(1)), axis=0)
     for name, values in metrics.items():
         if name.startswith("replay/"):
@@ -44,6 +45,9 @@ def aggregate(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             out[name.removesuffix("_last")] = values[-1]
         elif name.endswith("_min"):
             out[name] = np.min(values, axis=0)
+        elif name.startswith("loss/") and learned is not None:
+            if np.all(np.any(learned, axis=0)):
+                out[name] = np.average(values, axis=0, weights=learned)
         else:
             out[name] = np.mean(values, axis=0, dtype=np.float64)
     return out

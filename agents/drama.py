@@ -1,0 +1,625 @@
+"""Drama: a world model with a memory, and behaviour learned in its imagination (arXiv 2410.08893).
+
+One `update` takes `train_every` steps in each environment and then, once there is enough experience, improves the
+world model on replayed windows, imagines trajectories from replayed contexts, and improves policy and value on them.
+`DramaSettings` names each point in which the published code differs from what is done here by default.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from agents.control import when
+from agents.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
+from agents.evaluation import play_episodes
+from agents.laprop import laprop
+from agents.returns import lambda_returns
+from envs.spaces import Box, MultiDiscrete, Space
+from envs.vector import clip_action
+from envs.wrappers import RunningStatistics, Wrapper, flat_size, flatten
+from memory.base import where_reset
+from worldmodels import latents
+from worldmodels.networks import MLP, behaviour_mlp
+from worldmodels.replay import Replay, ReplayState
+from worldmodels.twohot import TwoHot
+from worldmodels.world_model import LossSettings, Rows, WorldModel
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class DramaSettings:
+    """Hyperparameters of Drama."""
+
+    num_envs: int
+    """Environments stepped in parallel, per seed."""
+    train_every: int
+    """Steps of each environment between two gradient steps."""
+    prefill: int
+    """Random steps, over all environments, before anything is learned."""
+    replay: int
+    """Steps that are kept, over all environments."""
+    sampling: Literal["frequency", "uniform"]
+    """What is replayed: what was replayed less often before, or anything."""
+    temperature: float
+    """Of the frequency-based draws of training windows."""
+    imagine_temperature: float
+    """Of the frequency-based draws of the contexts of imagination."""
+
+    batch_size: int
+    """Windows in a batch of the world model."""
+    batch_length: int
+    """Steps of a window."""
+    world_learning_rate: float
+    """Step size of the world model."""
+    world_max_norm: float
+    """Gradients of the world model are scaled down to this global norm."""
+    free_nats: float
+    """Least cost of each KL term, which is averaged over the batch."""
+    representation: float
+    """Weight of the KL term that pulls the posterior to the prior."""
+
+    imagine_batch: int
+    """Imagined trajectories of an update."""
+    context: int
+    """Replayed steps before imagination begins."""
+    horizon: int
+    """Imagined steps."""
+    actor: tuple[int, ...]
+    """Sizes of the policy's hidden layers."""
+    critic: tuple[int, ...]
+    """Sizes of the value's hidden layers."""
+    behaviour_learning_rate: float
+    """Step size of policy and value."""
+    behaviour_max_norm: float
+    """Gradients of policy and value are scaled down to this global norm."""
+    discount: float
+    """Discount factor of the return."""
+    lambda_: float
+    """Lambda of the return: 1 trusts only imagined rewards, 0 only the next value."""
+    entropy: float
+    """Weight of the policy's entropy."""
+    slow_critic: float
+    """Share of the slow critic that an update keeps."""
+    return_scale: float
+    """Share of the running range of returns that an update keeps."""
+
+    optimiser: Literal["laprop", "adam"]
+    """Optimiser of all parts."""
+    warmup: int
+    """Updates over which the step sizes rise."""
+    weight_decay: float
+    """Parameters shrink by this share at every update, whatever the step size is."""
+
+    act_on: Literal["posterior", "prior"]
+    """The policy sees the encoded observation, or what the memory predicts for it (one frame blind)."""
+    first_action: Literal["policy", "random"]
+    """What opens an episode."""
+    seq_reset: bool
+    """Clear the memory where an episode opens within a replayed window."""
+    acting_state: Literal["carried", "window"]
+    """The actor carries the memory's state, or computes it afresh from the last acting_window steps."""
+    acting_window: int
+    """Steps that acting_state=window looks back."""
+    lambda_boot: Literal["next", "same"]
+    """Value in the return: of the state that follows, or (biased) of the state itself."""
+    reward_index: Literal["after", "before"]
+    """Rewards and ends are read from the memory after the action that they follow, or before it."""
+    mask_after_term: bool
+    """Weigh imagined steps by the chance that the episode still goes on."""
+    actor_norm: Literal["update", "forward"]
+    """When the statistics that normalise the policy's input move: once an update, or whenever the policy is asked."""
+    life_loss_term: bool
+    """A lost life counts as an end, for what the world model predicts; the episode goes on."""
+
+    eval_envs: int
+    """Environments of an evaluation."""
+    eval_episodes: int
+    """Episodes of an evaluation, a multiple of eval_envs."""
+    eval_greedy: bool
+    """Evaluate the most likely action instead of a sampled one."""
+    eval_quota: Literal["fixed", "first"]
+    """Count the same number of episodes of every environment, or (biased to short ones) those that end first."""
+
+    def __post_init__(self):
+        positive = (
+            "num_envs train_every batch_size imagine_batch context horizon eval_envs eval_episodes acting_window "
+            "temperature imagine_temperature world_learning_rate world_max_norm behaviour_learning_rate "
+            "behaviour_max_norm"
+        )
+        for name in positive.split():
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"drama.{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("discount", "lambda_", "slow_critic", "return_scale"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"drama.{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "entropy", "free_nats", "representation"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"drama.{name} must not be negative, got {getattr(self, name)}")
+        if self.batch_length < 2:
+            raise ValueError(f"drama.batch_length must be at least 2, got {self.batch_length}")
+        # Every window that lies within a lane is a start; an update draws without replacement.
+        needed = max(
+            self.batch_size + self.num_envs * (self.batch_length - 1),
+            self.imagine_batch + self.num_envs * (self.context - 1),
+        )
+        if self.prefill < needed:
+            raise ValueError(
+                f"drama.prefill must be at least {needed} for {self.imagine_batch} contexts of {self.context} steps "
+                f"and {self.batch_size} windows of {self.batch_length} from {self.num_envs} environments, "
+                f"got {self.prefill}"
+            )
+        if self.replay < self.prefill:
+            raise ValueError(f"drama.replay must hold the prefill of {self.prefill} steps, got {self.replay}")
+        if self.eval_episodes % self.eval_envs:
+            raise ValueError(
+                f"drama.eval_episodes ({self.eval_episodes}) must be a multiple of drama.eval_envs ({self.eval_envs})"
+            )
+
+
+class Step(struct.PyTreeNode):
+    """One step of one environment, as it is kept."""
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    terminal: jax.Array
+    reset: jax.Array
+
+
+class Acting(struct.PyTreeNode):
+    """What the actor carries, leaves `(B, ...)`: `memory` and its output `d`, or the last steps `past [B, window, ...]`
+    (observations, actions as numbers, resets)."""
+
+    memory: Any
+    d: jax.Array
+    past: Any
+
+
+class DramaState(struct.PyTreeNode):
+    """Everything that training carries, as one pytree."""
+
+    world: Any
+    world_stats: Any
+    """Running statistics of batch normalisation."""
+    behaviour: Any
+    """Parameters of actor and critic."""
+    slow_critic: Any
+    world_optimiser: Any
+    behaviour_optimiser: Any
+    actor_norm: RunningStatistics
+    return_scale: jax.Array
+    replay: ReplayState
+    key: jax.Array
+    env: Any
+    obs: jax.Array
+    reset: jax.Array
+    acting: Acting
+    updates: jax.Array
+    env_steps: jax.Array
+
+
+class Imagined(struct.PyTreeNode):
+    """Trajectories `[horizon, n, ...]`, but `x` and `value` of `horizon + 1` states."""
+
+    x: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    goes_on: jax.Array
+    weight: jax.Array
+
+
+def policy_size(space: Space) -> int:
+    """Outputs of the policy network: a Gaussian has a mean and a deviation for each entry."""
+    return 2 * head_size(space) if isinstance(space, Box) else head_size(space)
+
+
+def normalise(statistics: RunningStatistics, x: jax.Array) -> jax.Array:
+    """The policy's first layer: `x[..., n]` by its running mean and deviation, within +-10."""
+    variance = jnp.where(statistics.count > 0, statistics.var, 1.0)
+    return jnp.clip((x - statistics.mean) * jax.lax.rsqrt(variance + 1e-8), -10.0, 10.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Drama:
+    """The agent: pure `init`, `update` and `evaluate` over a `DramaState`."""
+
+    env: Wrapper
+    eval_env: Wrapper
+    world: WorldModel
+    settings: DramaSettings
+
+    @property
+    def actor(self) -> MLP:
+        return behaviour_mlp(self.settings.actor, policy_size(self.action_space))
+
+    @property
+    def critic(self) -> MLP:
+        return behaviour_mlp(self.settings.critic, TwoHot().bins)
+
+    @property
+    def action_space(self) -> Space:
+        return self.env.action_space(self.env.default_params)
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.settings.num_envs * self.settings.train_every
+
+    @property
+    def replay(self) -> Replay:
+        s = self.settings
+        capacity = -(-s.replay // s.num_envs)
+        ratio = s.imagine_batch / s.batch_size
+        return Replay(capacity, s.num_envs, s.sampling, s.temperature, s.imagine_temperature, ratio)
+
+    def close(self) -> None:
+        """Frees the emulators, if any; the agent cannot be used afterwards."""
+        self.env.close()
+        self.eval_env.close()
+
+    # ------------------------------------------------------------------------------------------------------ parts
+
+    def _world(self, state: DramaState, method: str, *args: Any) -> Any:
+        """A method of the world model, in inference mode."""
+        return self.world.apply({"params": state.world, **state.world_stats}, *args, method=method)
+
+    def _value(self, params: Any, x: jax.Array) -> Any:
+        """Logits of the value's bins."""
+        return self.critic.apply({"params": params}, x)
+
+    def _policy(self, params: Any, statistics: RunningStatistics, x: jax.Array) -> Distribution:
+        out: Any = self.actor.apply({"params": params}, normalise(statistics, x))
+        space = self.action_space
+        if isinstance(space, Box):
+            mean, log_std = jnp.split(out, 2, axis=-1)
+            return DiagonalGaussian(mean, log_std)
+        return MultiCategorical(out, space.nvec) if isinstance(space, MultiDiscrete) else Categorical(out)
+
+    def _numbers(self, action: Any) -> jax.Array:
+        """Actions as the world model takes them: one-hot, or clipped to their bounds."""
+        return flatten(self.action_space, clip_action(self.action_space, action))
+
+    def init(self, key: jax.Array) -> DramaState:
+        n = self.settings.num_envs
+        key, env_key, world_key, actor_key, critic_key = jax.random.split(key, 5)
+        obs, env_state = self.env.reset(env_key, self.env.default_params)
+        action = jax.vmap(self.action_space.sample)(jax.random.split(key, n))
+        reset = jnp.ones(n, bool)
+        rows = Rows(obs[None], self._numbers(action)[None], jnp.zeros((1, n)), jnp.zeros((1, n)), reset[None])
+        variables = self.world.init(world_key, rows, key, self._loss_settings, method="loss")
+        x = jnp.zeros((1, self.world.categoricals * self.world.classes + self.world.memory.width))
+        behaviour = {
+            "actor": self.actor.init(actor_key, x)["params"],
+            "critic": self.critic.init(critic_key, x)["params"],
+        }
+        step = Step(obs[0], action[0], jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), bool))
+        return DramaState(
+            world=variables["params"],
+            world_stats={name: value for name, value in variables.items() if name != "params"},
+            behaviour=behaviour,
+            slow_critic=jax.tree.map(jnp.copy, behaviour["critic"]),
+            world_optimiser=self._world_optimiser.init(variables["params"]),
+            behaviour_optimiser=self._behaviour_optimiser.init(behaviour),
+            actor_norm=RunningStatistics.empty(x.shape[1:]),
+            return_scale=jnp.zeros(()),
+            replay=self.replay.init(step),
+            key=key,
+            env=env_state,
+            obs=obs,
+            reset=reset,
+            acting=self.start_acting(obs),
+            updates=jnp.zeros((), jnp.int32),
+            env_steps=jnp.zeros((), jnp.int32),
+        )
+
+    @property
+    def _loss_settings(self) -> LossSettings:
+        s = self.settings
+        return LossSettings(s.free_nats, s.representation, s.seq_reset, s.reward_index)
+
+    def _optimiser(self, learning_rate: float, max_norm: float, adam_eps: float) -> optax.GradientTransformation:
+        s = self.settings
+        clip = optax.clip_by_global_norm(max_norm)
+        if s.optimiser == "laprop":
+            return optax.chain(clip, laprop(learning_rate, warmup=s.warmup))
+        rate = optax.linear_schedule(0.0, learning_rate, s.warmup) if s.warmup else learning_rate
+        return optax.chain(clip, optax.adam(rate, eps=adam_eps))
+
+    @property
+    def _world_optimiser(self) -> optax.GradientTransformation:
+        return self._optimiser(self.settings.world_learning_rate, self.settings.world_max_norm, 1e-8)
+
+    @property
+    def _behaviour_optimiser(self) -> optax.GradientTransformation:
+        return self._optimiser(self.settings.behaviour_learning_rate, self.settings.behaviour_max_norm, 1e-5)
+
+    def _move(self, params: Any, step: Any) -> Any:
+        return jax.tree.map(lambda p, d: (1.0 - self.settings.weight_decay) * p + d, params, step)
+
+    # ----------------------------------------------------------------------------------------------------- acting
+
+    def start_acting(self, obs: jax.Array) -> Acting:
+        """The actor before its first observation. `obs[B, ...]`: any, for its shape."""
+        n, window = obs.shape[0], self.settings.acting_window
+        d = jnp.zeros((n, self.world.memory.width))
+        if self.settings.acting_state == "carried":
+            return Acting(self.world.memory.initial_state(n), d, ())
+        actions = jnp.zeros((n, window, flat_size(self.action_space)))
+        past = (jnp.zeros((n, window, *obs.shape[1:]), obs.dtype), actions, jnp.ones((n, window), bool))
+        return Acting((), d, past)
+
+    def act(
+        self,
+        state: DramaState,
+        acting: Acting,
+        obs: jax.Array,
+        reset: jax.Array,
+        key: jax.Array,
+        greedy: bool = False,
+        random: jax.Array | bool = False,
+    ) -> tuple[Acting, jax.Array, jax.Array]:
+        """One action from `obs[B, ...]` (at random where `random`).
+
+        Returns:
+            what the actor carries on, the action `[B, ...]`, the policy's input `x[B, n]`.
+        """
+        s = self.settings
+        latent_key, prior_key, action_key, random_key, past_key = jax.random.split(key, 5)
+        d = where_reset(reset, jnp.zeros_like(acting.d), acting.d)
+        z = latents.sample(latent_key, self._world(state, "posterior", obs))
+        seen = z if s.act_on == "posterior" else latents.sample(prior_key, self._world(state, "prior", d))
+        x = jnp.concatenate([seen, d], axis=-1)
+        policy = self._policy(state.behaviour["actor"], state.actor_norm, x)
+        action = policy.mode() if greedy else policy.sample(action_key)
+        random |= reset if s.first_action == "random" else jnp.zeros_like(reset)
+        anything = jax.vmap(self.action_space.sample)(jax.random.split(random_key, obs.shape[0]))
+        action = where_reset(random, anything, action)
+
+        if s.acting_state == "carried":
+            memory, d = self._world(state, "step", acting.memory, z, self._numbers(action), reset)
+            return Acting(memory, d, ()), action, x
+        newest = (obs, self._numbers(action), reset)
+        past = jax.tree.map(lambda old, new: jnp.concatenate([old[:, 1:], new[:, None]], 1), acting.past, newest)
+        frames, actions, resets = jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), past)
+        z = latents.sample(past_key, self._world(state, "posterior", frames))
+        memory = self.world.memory.initial_state(obs.shape[0])
+        _, ds = self._world(state, "sequence", memory, z, actions, resets)
+        return Acting((), ds[-1], past), action, x
+
+    def _collect(self, state: DramaState, key: jax.Array) -> tuple[DramaState, tuple[jax.Array, Metrics]]:
+        """One step in every environment."""
+        s = self.settings
+        act_key, env_key = jax.random.split(key)
+        blind = jnp.sum(state.replay.filled) < s.prefill
+        acting, action, x = self.act(state, state.acting, state.obs, state.reset, act_key, random=blind)
+        obs, env_state, reward, terminated, _, info = self.env.step(env_key, state.env, action, self.env.default_params)
+        terminal = terminated | info["life_lost"] if s.life_loss_term and "life_lost" in info else terminated
+        step = Step(state.obs, action, reward, terminal, state.reset)
+        done = info["episode_done"]
+        metrics = {
+            "train/episodes": jnp.sum(done),
+            "train/return_sum": jnp.sum(jnp.where(done, info["episode_return"], 0.0)),
+            "train/length_sum": jnp.sum(jnp.where(done, info["episode_length"], 0)),
+        }
+        statistics = state.actor_norm
+        if s.actor_norm == "forward":
+            statistics = statistics.update(x, info["valid"])
+        state = state.replace(
+            actor_norm=statistics,
+            replay=self.replay.add(state.replay, step, info["valid"]),
+            env=env_state,
+            obs=obs,
+            reset=info["reset"],
+            acting=acting,
+            env_steps=state.env_steps + jnp.sum(info["valid"], dtype=jnp.int32),
+        )
+        return state, (action, metrics)
+
+    # --------------------------------------------------------------------------------------------------- learning
+
+    def _rows(self, steps: Step) -> Rows:
+        return Rows(
+            obs=steps.obs,
+            action=self._numbers(steps.action),
+            reward=steps.reward,
+            terminal=steps.terminal.astype(jnp.float32),
+            reset=steps.reset,
+        )
+
+    def learn_world(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[DramaState, Metrics]:
+        """One gradient step of the world model on windows `[T, B, ...]`."""
+        rows = self._rows(steps)
+
+        def loss(params):
+            keys = jax.random.split(key)
+            (value, metrics), stats = self.world.apply(
+                {"params": params, **state.world_stats},
+                rows,
+                keys[0],
+                self._loss_settings,
+                method="loss",
+                mutable=list(state.world_stats),
+                rngs={"dropout": keys[1]},
+            )
+            return value, (metrics, stats)
+
+        gradient, (metrics, stats) = jax.grad(loss, has_aux=True)(state.world)
+        step, optimiser = self._world_optimiser.update(gradient, state.world_optimiser)
+        metrics |= {"loss/world_grad_norm": optax.tree.norm(gradient)}
+        world = self._move(state.world, step)
+        return state.replace(world=world, world_stats=stats, world_optimiser=optimiser), metrics
+
+    def imagine(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[Imagined, RunningStatistics]:
+        """Trajectories under the policy that begin after the replayed steps `[context, n, ...]`."""
+        s = self.settings
+        rows, n = self._rows(steps), steps.reward.shape[1]
+        reset = rows.reset if s.seq_reset else jnp.zeros_like(rows.reset)
+        context_key, first_key, key = jax.random.split(key, 3)
+        z = latents.sample(context_key, self._world(state, "posterior", rows.obs))
+        memory, ds = self._world(state, "sequence", self.world.memory.initial_state(n), z, rows.action, reset)
+        z = latents.sample(first_key, self._world(state, "prior", ds[-1]))
+        never = jnp.zeros(n, bool)
+
+        def one_step(carry, key):
+            memory, z, d, statistics = carry
+            action_key, latent_key = jax.random.split(key)
+            x = jnp.concatenate([z, d], axis=-1)
+            action = self._policy(state.behaviour["actor"], statistics, x).sample(action_key)
+            if s.actor_norm == "forward":
+                statistics = statistics.update(x, ~never)
+            memory, d = self._world(state, "step", memory, z, self._numbers(action), never)
+            z = latents.sample(latent_key, self._world(state, "prior", d))
+            return (memory, z, d, statistics), (x, action)
+
+        carry = (memory, z, ds[-1], state.actor_norm)
+        (_, z, d, statistics), (x, action) = jax.lax.scan(one_step, carry, jax.random.split(key, s.horizon))
+        x = jnp.concatenate([x, jnp.concatenate([z, d], axis=-1)[None]])
+        d = x[..., -self.world.memory.width :]
+        d = d[1:] if s.reward_index == "after" else d[:-1]
+        goes_on = (self._world(state, "terminal_logit", d) <= 0).astype(jnp.float32)
+        weight = jnp.ones_like(goes_on)
+        if s.mask_after_term:
+            # What the context ended with counts too: nothing that follows an end is real.
+            alive = jnp.concatenate([1.0 - rows.terminal[-1:], goes_on[:-1]])
+            weight = jnp.cumprod(alive, axis=0)
+        return Imagined(x, action, self._world(state, "reward", d), goes_on, weight), statistics
+
+    def learn_behaviour(
+        self, state: DramaState, imagined: Imagined, statistics: RunningStatistics
+    ) -> tuple[DramaState, Metrics]:
+        """One gradient step of policy and value on imagined trajectories."""
+        s, bins = self.settings, TwoHot()
+
+        def returns(critic):
+            value = bins.decode(self._value(critic, imagined.x))
+            goal = lambda_returns(imagined.reward, value, imagined.goes_on, s.discount, s.lambda_, s.lambda_boot)
+            return value, goal
+
+        value, goal = returns(state.behaviour["critic"])
+        _, slow_goal = returns(state.slow_critic)
+        ordered = jnp.sort(goal.reshape(-1))
+        spread = ordered[int(0.95 * ordered.size)] - ordered[int(0.05 * ordered.size)]
+        scale = s.return_scale * state.return_scale + (1.0 - s.return_scale) * spread
+        advantage = (goal - value[:-1]) / jnp.maximum(1.0, scale)
+        x = imagined.x[:-1]
+
+        def loss(params):
+            policy = self._policy(params["actor"], state.actor_norm, x)
+            log_prob, entropy = policy.log_prob(imagined.action), policy.entropy()
+            logits = self._value(params["critic"], x)
+            policy_loss = -log_prob * advantage - s.entropy * entropy
+            value_loss = bins.loss(logits, goal) + bins.loss(logits, slow_goal)
+            weighted = lambda y: jnp.mean(imagined.weight * y)  # noqa: E731
+            metrics = {
+                "loss/policy": weighted(policy_loss),
+                "loss/value": weighted(value_loss),
+                "loss/entropy": weighted(entropy),
+            }
+            return metrics["loss/policy"] + metrics["loss/value"], metrics
+
+        gradient, metrics = jax.grad(loss, has_aux=True)(state.behaviour)
+        step, optimiser = self._behaviour_optimiser.update(gradient, state.behaviour_optimiser)
+        behaviour = self._move(state.behaviour, step)
+        slow = jax.tree.map(
+            lambda slow, new: s.slow_critic * slow + (1.0 - s.slow_critic) * new, state.slow_critic, behaviour["critic"]
+        )
+        if s.actor_norm == "update":
+            rows = x.reshape(-1, x.shape[-1])
+            statistics = statistics.update(rows, jnp.ones(rows.shape[0], bool))
+        metrics |= {
+            "loss/behaviour_grad_norm": optax.tree.norm(gradient),
+            "train/imagined_reward": jnp.mean(imagined.reward),
+            "train/imagined_return": jnp.mean(goal),
+            "train/return_scale": scale,
+        }
+        return state.replace(
+            behaviour=behaviour,
+            slow_critic=slow,
+            behaviour_optimiser=optimiser,
+            actor_norm=statistics,
+            return_scale=scale,
+        ), metrics
+
+    def learn(self, state: DramaState) -> tuple[DramaState, Metrics]:
+        """One gradient step of everything from what was kept."""
+        s, replay = self.settings, self.replay
+        key, train_key, world_key, context_key, imagine_key = jax.random.split(state.key, 5)
+        kept, starts = replay.draw_training(state.replay, train_key, s.batch_size, s.batch_length)
+        state = state.replace(key=key, replay=kept)
+        state, metrics = self.learn_world(state, replay.windows(kept, starts, s.batch_length), world_key)
+
+        kept, starts = replay.draw_imagination(state.replay, context_key, s.imagine_batch, s.context)
+        state = state.replace(replay=kept)
+        imagined, statistics = self.imagine(state, replay.windows(kept, starts, s.context), imagine_key)
+        state, behaviour_metrics = self.learn_behaviour(state, imagined, statistics)
+        return state, metrics | behaviour_metrics
+
+    def update(self, state: DramaState) -> tuple[DramaState, Metrics]:
+        """Act, then learn. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
+        key, collect_key = jax.random.split(state.key)
+        keys = jax.random.split(collect_key, self.settings.train_every)
+        state, (actions, metrics) = jax.lax.scan(self._collect, state.replace(key=key), keys)
+        metrics = jax.tree.map(jnp.sum, metrics)
+
+        # The kept rows stay outside of the loop that `when` makes: they are read alone.
+        rows = state.replay.rows
+        light = state.replace(replay=state.replay.replace(rows=()))
+
+        def learn():
+            after, losses = self.learn(light.replace(replay=light.replay.replace(rows=rows)))
+            return after.replace(replay=after.replay.replace(rows=())), losses
+
+        enough = jnp.sum(state.replay.filled) >= self.settings.prefill
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn)[1])
+        after, losses = when(enough, learn, (light, nothing))
+        state = after.replace(replay=after.replay.replace(rows=rows), updates=state.updates + 1)
+        metrics |= losses | {"train/learned": enough.astype(jnp.float32)}
+        if self.env.is_host_pool:
+            metrics["replay/action"] = actions
+        return state, metrics
+
+    # ------------------------------------------------------------------------------------------------- evaluating
+
+    def _start_play(self, state: DramaState, key: jax.Array) -> tuple[Any, tuple]:
+        env_params = self.env.evaluation_params(state.env, self.env.default_params)
+        obs, env_state = self.eval_env.reset(key, env_params)
+        return env_params, (env_state, obs, jnp.ones(self.eval_env.num_envs, bool), self.start_acting(obs))
+
+    def _play_step(self, state: DramaState, env_params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any, Any]:
+        """One step of evaluation -> next carry `(env_state, obs, reset, acting)`, info, action."""
+        env_state, obs, reset, acting = carry
+        action_key, env_key = jax.random.split(key)
+        acting, action, _ = self.act(state, acting, obs, reset, action_key, self.settings.eval_greedy)
+        obs, env_state, _, _, _, info = self.eval_env.step(env_key, env_state, action, env_params)
+        return (env_state, obs, info["reset"], acting), info, action
+
+    def evaluate(self, state: DramaState, key: jax.Array, axis_name: str | None = None) -> Metrics:
+        """Episodes in fresh environments with the policy of `state`: see `agents.evaluation.play_episodes`."""
+        start_key, key = jax.random.split(key)
+        env_params, carry = self._start_play(state, start_key)
+        return play_episodes(
+            lambda carry, key: self._play_step(state, env_params, carry, key)[:2],
+            carry,
+            key,
+            self.eval_env.num_envs,
+            self.settings.eval_episodes,
+            self.eval_env.max_steps(self.eval_env.default_params) or 10_000,
+            axis_name,
+            self.settings.eval_quota,
+        )
+
+    def record(self, state: DramaState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
+        """`num_steps` steps to draw, each `[num_steps, B, ...]`: the environment state before the step, the action, and
+        the return of the episode after it."""
+        start_key, key = jax.random.split(key)
+        env_params, carry = self._start_play(state, start_key)
+
+        def one_step(carry, key):
+            next_carry, info, action = self._play_step(state, env_params, carry, key)
+            return next_carry, (carry[0], action, info["episode_return"])
+
+        return jax.lax.scan(one_step, carry, jax.random.split(key, num_steps))[1]
