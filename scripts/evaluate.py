@@ -20,7 +20,7 @@ from agents.ppo import PPO
 from agents.run import checkpoint
 from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say, write_atomically
-from agents.run.loop import over_seeds, seed_keys
+from agents.run.loop import evaluation, over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
 from configs.experiment import PPOExperiment
@@ -64,13 +64,14 @@ def main(arguments: Sequence[str]) -> int:
     agent = learner.ppo if isinstance(learner, Conservative) else learner
     assert isinstance(agent, PPO)
     keys = seed_keys(config.seed, config.seeds)
-    found = checkpoint.restore(options.run / "checkpoints", jax.eval_shape(jax.vmap(learner.init), keys))
+    template = jax.eval_shape(over_seeds(learner.init, config.seeds), keys)
+    found = checkpoint.restore(options.run / "checkpoints", template)
     if found is None:
         raise BadRequest(f"{options.run} has no intact checkpoint")
     states, manifest = found
     states = states.ppo if isinstance(learner, Conservative) else states  # evaluated is the learner alone
 
-    metrics = jax.device_get(jax.jit(over_seeds(agent.evaluate))(states, seed_keys(options.seed, config.seeds)))
+    metrics = jax.device_get(jax.jit(evaluation(agent, config.seeds))(states, seed_keys(options.seed, config.seeds)))
     result: dict[str, Any] = {
         "preset": preset,
         "env": config.env,

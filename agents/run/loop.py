@@ -1,11 +1,12 @@
 """The training loop of every agent: compiled chunks, and between them logging, evaluation and checkpoints.
 
 The agent is three pure functions (`init`, `update`, `evaluate`); this file alone talks to the world. Seeds run side
-by side in one `vmap`. A chunk is a `lax.scan` over updates in one compiled program whose input state is donated;
+by side in one program. A chunk is a `lax.scan` over updates in one compiled program whose input state is donated;
 Python runs between chunks and nowhere else. What is computed depends on the number of the chunk, never on the clock,
 so a run resumed from any checkpoint repeats what the unbroken run does, bit for bit.
 """
 
+import functools
 import math
 import signal
 import time
@@ -93,9 +94,23 @@ def seed_keys(seed: int, seeds: int) -> jax.Array:
     return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds, dtype=jnp.uint32))
 
 
-def over_seeds(evaluate: Callable) -> Callable:
-    """An agent's `evaluate` for all seeds: states and keys `[seeds, ...]`."""
-    return jax.vmap(lambda state, key: evaluate(state, key, axis_name="seeds"), axis_name="seeds")
+def over_seeds(f: Callable, seeds: int) -> Callable:
+    """`f` of one seed as a function of all: its arguments and results get a leading axis `[seeds, ...]`, named "seeds".
+
+    A single seed is not batched: programs of many small products are three times slower with an axis of one.
+    """
+    if seeds > 1:
+        return jax.vmap(f, axis_name="seeds")
+
+    def alone(*args):
+        return jax.tree.map(lambda x: x[None], f(*jax.tree.map(lambda x: x[0], args)))
+
+    return alone
+
+
+def evaluation(agent: Any, seeds: int) -> Callable:
+    """`agent.evaluate` for all seeds: states and keys `[seeds, ...]` -> metrics `[seeds]`."""
+    return over_seeds(functools.partial(agent.evaluate, axis_name="seeds" if seeds > 1 else None), seeds)
 
 
 @dataclass
@@ -112,21 +127,22 @@ class Compiled:
 
 
 def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int) -> Compiled:
-    """Compiles `init`, one chunk of updates, and `evaluate`, vmapped over seeds."""
+    """Compiles `init`, one chunk of updates, and `evaluate`, for all seeds together."""
     started = time.perf_counter()
+    update_all = over_seeds(agent.update, seeds)
 
     def chunk(states):
-        return jax.lax.scan(lambda s, _: jax.vmap(agent.update)(s), states, None, length=updates_per_chunk)
+        return jax.lax.scan(lambda s, _: update_all(s), states, None, length=updates_per_chunk)
 
     keys = jax.eval_shape(lambda: seed_keys(0, seeds))
-    init = jax.jit(jax.vmap(agent.init)).lower(keys)
+    init = jax.jit(over_seeds(agent.init, seeds)).lower(keys)
     template = init.out_info
     update = jax.jit(chunk, donate_argnums=0).lower(template)
     action = update.out_info[1].get("replay/action")
     return Compiled(
         init=init.compile(),
         chunk=update.compile(),
-        evaluate=jax.jit(over_seeds(agent.evaluate)).lower(template, keys).compile(),
+        evaluate=jax.jit(evaluation(agent, seeds)).lower(template, keys).compile(),
         template=template,
         action=None if action is None else jax.ShapeDtypeStruct(action.shape[1:], action.dtype),
         seconds=time.perf_counter() - started,
