@@ -67,6 +67,8 @@ class DramaSettings:
     """Imagined trajectories of an update."""
     context: int
     """Replayed steps before imagination begins."""
+    imagine_from: Literal["last", "every"]
+    """Imagination begins after the last step of a context, or after every one (imagine_batch / context contexts)."""
     horizon: int
     """Imagined steps."""
     actor: tuple[int, ...]
@@ -142,14 +144,19 @@ class DramaSettings:
                 raise ValueError(f"drama.{name} must not be negative, got {getattr(self, name)}")
         if self.batch_length < 2:
             raise ValueError(f"drama.batch_length must be at least 2, got {self.batch_length}")
+        if self.imagine_from == "every" and self.imagine_batch % self.context:
+            raise ValueError(
+                f"drama.imagine_batch ({self.imagine_batch}) must be a multiple of drama.context ({self.context}) "
+                "where drama.imagine_from is every"
+            )
         # Every window that lies within a lane is a start; an update draws without replacement.
         needed = max(
             self.batch_size + self.num_envs * (self.batch_length - 1),
-            self.imagine_batch + self.num_envs * (self.context - 1),
+            self.contexts + self.num_envs * (self.context - 1),
         )
         if self.prefill < needed:
             raise ValueError(
-                f"drama.prefill must be at least {needed} for {self.imagine_batch} contexts of {self.context} steps "
+                f"drama.prefill must be at least {needed} for {self.contexts} contexts of {self.context} steps "
                 f"and {self.batch_size} windows of {self.batch_length} from {self.num_envs} environments, "
                 f"got {self.prefill}"
             )
@@ -159,6 +166,11 @@ class DramaSettings:
             raise ValueError(
                 f"drama.eval_episodes ({self.eval_episodes}) must be a multiple of drama.eval_envs ({self.eval_envs})"
             )
+
+    @property
+    def contexts(self) -> int:
+        """Replayed windows from which an update imagines."""
+        return self.imagine_batch // (self.context if self.imagine_from == "every" else 1)
 
 
 class Step(struct.PyTreeNode):
@@ -253,7 +265,7 @@ class Drama:
     def replay(self) -> Replay:
         s = self.settings
         capacity = -(-s.replay // s.num_envs)
-        ratio = s.imagine_batch / s.batch_size
+        ratio = s.contexts / s.batch_size
         return Replay(capacity, s.num_envs, s.sampling, s.temperature, s.imagine_temperature, ratio)
 
     def close(self) -> None:
@@ -456,12 +468,21 @@ class Drama:
     def imagine(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[Imagined, RunningStatistics]:
         """Trajectories under the policy that begin after the replayed steps `[context, n, ...]`."""
         s = self.settings
-        rows, n = self._rows(steps), steps.reward.shape[1]
+        rows = self._rows(steps)
         reset = rows.reset if s.seq_reset else jnp.zeros_like(rows.reset)
         context_key, first_key, key = jax.random.split(key, 3)
         z = latents.sample(context_key, self._world(state, "posterior", rows.obs))
-        memory, ds = self._world(state, "sequence", self.world.memory.initial_state(n), z, rows.action, reset)
-        z = latents.sample(first_key, self._world(state, "prior", ds[-1]))
+        memory = self.world.memory.initial_state(reset.shape[1])
+        if s.imagine_from == "every":
+            each = (z, rows.action, reset, rows.terminal)
+            memory, d, ended = jax.tree.map(
+                lambda x: x.reshape(-1, *x.shape[2:]),
+                jax.lax.scan(lambda memory, row: self._remember(state, memory, *row), memory, each)[1],
+            )
+        else:
+            memory, ds = self._world(state, "sequence", memory, z, rows.action, reset)
+            d, ended = ds[-1], rows.terminal[-1]
+        z, n = latents.sample(first_key, self._world(state, "prior", d)), d.shape[0]
         never = jnp.zeros(n, bool)
 
         def one_step(carry, key):
@@ -475,7 +496,7 @@ class Drama:
             z = latents.sample(latent_key, self._world(state, "prior", d))
             return (memory, z, d, statistics), (x, action)
 
-        carry = (memory, z, ds[-1], state.actor_norm)
+        carry = (memory, z, d, state.actor_norm)
         (_, z, d, statistics), (x, action) = jax.lax.scan(one_step, carry, jax.random.split(key, s.horizon))
         x = jnp.concatenate([x, jnp.concatenate([z, d], axis=-1)[None]])
         d = x[..., -self.world.memory.width :]
@@ -484,9 +505,15 @@ class Drama:
         weight = jnp.ones_like(goes_on)
         if s.mask_after_term:
             # What the context ended with counts too: nothing that follows an end is real.
-            alive = jnp.concatenate([1.0 - rows.terminal[-1:], goes_on[:-1]])
+            alive = jnp.concatenate([1.0 - ended[None], goes_on[:-1]])
             weight = jnp.cumprod(alive, axis=0)
         return Imagined(x, action, self._world(state, "reward", d), goes_on, weight), statistics
+
+    def _remember(self, state: DramaState, memory: Any, z: jax.Array, action: jax.Array, reset: jax.Array,
+                  terminal: jax.Array) -> tuple[Any, tuple]:  # fmt: skip
+        """One step of the context -> the memory after it, twice, and what imagination begins with there."""
+        memory, d = self._world(state, "step", memory, z, action, reset)
+        return memory, (memory, d, terminal)
 
     def learn_behaviour(
         self, state: DramaState, imagined: Imagined, statistics: RunningStatistics
@@ -552,7 +579,7 @@ class Drama:
         state = state.replace(key=key, replay=kept)
         state, metrics = self.learn_world(state, replay.windows(kept, starts, s.batch_length), world_key)
 
-        kept, starts = replay.draw_imagination(state.replay, context_key, s.imagine_batch, s.context)
+        kept, starts = replay.draw_imagination(state.replay, context_key, s.contexts, s.context)
         state = state.replace(replay=kept)
         imagined, statistics = self.imagine(state, replay.windows(kept, starts, s.context), imagine_key)
         state, behaviour_metrics = self.learn_behaviour(state, imagined, statistics)

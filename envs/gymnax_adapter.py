@@ -3,6 +3,8 @@
 MNISTBandit-bsuite is left out: it downloads its data.
 """
 
+import dataclasses
+import math
 from typing import Any
 
 import gymnax
@@ -27,10 +29,21 @@ class GymnaxEnvironment(Environment):
     """The gymnax environment `env_name`; its parameters are gymnax's own (`env.default_params.replace(...)`).
 
     The bounds of the spaces follow the parameters where these are concrete, the default ones under a trace.
+    Raises ValueError for `options` that are no parameters of the environment, or not of their type.
     """
 
-    def __init__(self, env_name: str):
-        self.env, self._default_params = gymnax.make(env_name)
+    def __init__(self, env_name: str, /, **options: float | bool):
+        self.env, params = gymnax.make(env_name)
+        known = {field.name for field in dataclasses.fields(params)}
+        for option, value in options.items():
+            if option not in known:
+                raise ValueError(f"gymnax/{env_name} has no parameter {option!r}: it has {', '.join(sorted(known))}")
+            kind = type(getattr(params, option))
+            fits = type(value) is kind or (kind is float and type(value) is int)
+            if not fits or not math.isfinite(value):
+                raise ValueError(f"gymnax/{env_name}?{option} must be {kind.__name__}, got {value!r}")
+            options[option] = kind(value)
+        self._default_params = params.replace(**options)
         self._name = env_name
 
     @property

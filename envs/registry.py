@@ -1,7 +1,8 @@
 """Every environment by its id: `<family>/<name>`.
 
 - `popgym/RepeatPreviousEasy`: POPGym in JAX, spelled as the popgym package spells it;
-- `gymnax/CartPole-v1`, `brax/ant` (or with a physics backend, `brax/ant?backend=positional`);
+- `gymnax/CartPole-v1` (with gymnax's parameters, `gymnax/MemoryChain-bsuite?memory_length=10`);
+- `brax/ant` (or with a physics backend, `brax/ant?backend=positional`);
 - `lsd/Random?arms=5&played=2&idle=6`: bandits whose payoffs depend on the last switch; `switching/Random`: tabular MDPs
   that change; `episodic/Random`: tabular episodes with exact values; `dynamical/Diagonal`: linear bandits with a hidden
   state; `classification/wine`: contextual bandits; all with the options of their constructors;
@@ -131,7 +132,7 @@ FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax, **OURS}
 HOST_POOLS = {"envpool": _envpool, "gymnasium": _gymnasium}
 """Families of emulators: names, and a constructor by name, number of environments, copies and seed."""
 FAMILIES = {**FUNCTIONAL, **HOST_POOLS}
-OPTIONS = {"brax", "envpool", "gymnasium", *OURS}
+OPTIONS = {"gymnax", "brax", "envpool", "gymnasium", *OURS}
 """Families whose ids may end in `?option=value&...`, handed to the package's constructor (values as in JSON)."""
 
 
