@@ -340,6 +340,17 @@ DRAMA_PRESETS: dict[str, DramaExperiment] = {
         log_points=25,
         eval_points=5,
     ),
+    **{
+        f"drama-minatar-{name.lower()}": DramaExperiment(
+            drama=replace(DRAMA_SMALL, replay=100_000),
+            world=replace(SMALL_WORLD, dense=(256,)),
+            env=f"gymnax/{name}-MinAtar",
+            total_steps=100_000,
+            log_points=50,
+            eval_points=10,
+        )
+        for name in ("Breakout", "Asterix", "SpaceInvaders", "Freeway")
+    },
 }
 """Presets of the world-model agent."""
 
