@@ -8,6 +8,7 @@ world model on replayed windows, imagines trajectories from replayed contexts, a
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -225,6 +226,20 @@ class Imagined(struct.PyTreeNode):
     weight: jax.Array
 
 
+class Dream(struct.PyTreeNode):
+    """Played `steps` and what the world model makes of them, leaves `[T, B, ...]`.
+
+    `reconstruction` decodes what the encoder makes of each observation. `imagined` is the same in the context, and
+    beyond it what the model expects from the actions alone, as are `reward` and `terminal` (a probability).
+    """
+
+    steps: Step
+    reconstruction: jax.Array
+    imagined: jax.Array
+    reward: jax.Array
+    terminal: jax.Array
+
+
 def policy_size(space: Space) -> int:
     """Outputs of the policy network: a Gaussian has a mean and a deviation for each entry."""
     return 2 * head_size(space) if isinstance(space, Box) else head_size(space)
@@ -402,6 +417,11 @@ class Drama:
         _, ds = self._world(state, "sequence", memory, z, actions, resets)
         return Acting((), ds[-1], past), action, x
 
+    def _terminal(self, terminated: jax.Array, info: dict[str, Any]) -> jax.Array:
+        """What the world model learns as an end."""
+        labelled = self.settings.life_loss_term and "life_lost" in info
+        return terminated | info["life_lost"] if labelled else terminated
+
     def _collect(self, state: DramaState, key: jax.Array) -> tuple[DramaState, tuple[jax.Array, Metrics]]:
         """One step in every environment."""
         s = self.settings
@@ -409,8 +429,7 @@ class Drama:
         blind = jnp.sum(state.replay.filled) < s.prefill
         acting, action, x = self.act(state, state.acting, state.obs, state.reset, act_key, random=blind)
         obs, env_state, reward, terminated, _, info = self.env.step(env_key, state.env, action, self.env.default_params)
-        terminal = terminated | info["life_lost"] if s.life_loss_term and "life_lost" in info else terminated
-        step = Step(state.obs, action, reward, terminal, state.reset)
+        step = Step(state.obs, action, reward, self._terminal(terminated, info), state.reset)
         done = info["episode_done"]
         metrics = {
             "train/episodes": jnp.sum(done),
@@ -616,13 +635,14 @@ class Drama:
         obs, env_state = self.eval_env.reset(key, env_params)
         return env_params, (env_state, obs, jnp.ones(self.eval_env.num_envs, bool), self.start_acting(obs))
 
-    def _play_step(self, state: DramaState, env_params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any, Any]:
-        """One step of evaluation -> next carry `(env_state, obs, reset, acting)`, info, action."""
+    def _play_step(self, state: DramaState, env_params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any, Step]:
+        """One step of evaluation -> next carry `(env_state, obs, reset, acting)`, info, the step."""
         env_state, obs, reset, acting = carry
         action_key, env_key = jax.random.split(key)
         acting, action, _ = self.act(state, acting, obs, reset, action_key, self.settings.eval_greedy)
-        obs, env_state, _, _, _, info = self.eval_env.step(env_key, env_state, action, env_params)
-        return (env_state, obs, info["reset"], acting), info, action
+        next_obs, env_state, reward, terminated, _, info = self.eval_env.step(env_key, env_state, action, env_params)
+        step = Step(obs, action, reward, self._terminal(terminated, info), reset)
+        return (env_state, next_obs, info["reset"], acting), info, step
 
     def evaluate(self, state: DramaState, key: jax.Array, axis_name: str | None = None) -> Metrics:
         """Episodes in fresh environments with the policy of `state`: see `agents.evaluation.play_episodes`."""
@@ -646,7 +666,43 @@ class Drama:
         env_params, carry = self._start_play(state, start_key)
 
         def one_step(carry, key):
-            next_carry, info, action = self._play_step(state, env_params, carry, key)
-            return next_carry, (carry[0], action, info["episode_return"])
+            next_carry, info, step = self._play_step(state, env_params, carry, key)
+            return next_carry, (carry[0], step.action, info["episode_return"])
 
         return jax.lax.scan(one_step, carry, jax.random.split(key, num_steps))[1]
+
+    def dream(self, state: DramaState, key: jax.Array, context: int, horizon: int) -> Dream:
+        """What the world model makes of `context + horizon` steps in fresh environments, of which it sees the first
+        `context`."""
+        start_key, play_key, first_key, key = jax.random.split(key, 4)
+        env_params, carry = self._start_play(state, start_key)
+
+        def play(carry, key):
+            carry, _, step = self._play_step(state, env_params, carry, key)
+            return carry, step
+
+        steps = jax.lax.scan(play, carry, jax.random.split(play_key, context + horizon))[1]
+        rows = self._rows(steps)
+        z = latents.sample(first_key, self._world(state, "posterior", rows.obs))
+        seen = z[:context], rows.action[:context], rows.reset[:context]
+        memory, d = self._world(state, "sequence", self.world.memory.initial_state(rows.reward.shape[1]), *seen)
+
+        def imagine(carry, x):
+            memory, d = carry
+            key, action = x
+            z = latents.sample(key, self._world(state, "prior", d))
+            memory, d = self._world(state, "step", memory, z, action, jnp.zeros(z.shape[0], bool))
+            return (memory, d), (z, d)
+
+        unseen = jax.random.split(key, horizon), rows.action[context:]
+        imagined_z, imagined_d = jax.lax.scan(imagine, (memory, d[-1]), unseen)[1]
+        imagined_z, d = jnp.concatenate([z[:context], imagined_z]), jnp.concatenate([d, imagined_d])
+        if self.settings.reward_index == "before":
+            d = jnp.concatenate([jnp.zeros_like(d[:1]), d[:-1]])
+        return Dream(
+            steps=steps,
+            reconstruction=self._world(state, "decode", z),
+            imagined=self._world(state, "decode", imagined_z),
+            reward=self._world(state, "reward", d),
+            terminal=nn.sigmoid(self._world(state, "terminal_logit", d)),
+        )

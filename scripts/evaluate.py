@@ -6,6 +6,7 @@ Prints the return of every seed, writes `evaluation.json` and, where the environ
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import tyro
 
 from agents.conservative import Conservative
+from agents.drama import Drama
 from agents.ppo import PPO
 from agents.run import checkpoint
 from agents.run.errors import BadRequest
@@ -23,7 +25,7 @@ from agents.run.folder import read_config, say, write_atomically
 from agents.run.loop import evaluation, over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
-from configs.experiment import PPOExperiment
+from configs.experiment import DramaExperiment, PPOExperiment
 from scripts.common import from_dict, make_agent, parse, run_script
 
 FRAME_MS = 150
@@ -53,16 +55,22 @@ def main(arguments: Sequence[str]) -> int:
     stored = read_config(options.run)
     preset = stored.get("preset")
     config = from_dict(stored)
-    if not isinstance(config, PPOExperiment):
+    if isinstance(config, PPOExperiment):
+        greedy = config.ppo.eval_greedy if options.greedy is None else options.greedy
+        config = replace(config, ppo=replace(config.ppo, eval_envs=options.episodes, eval_greedy=greedy))
+    elif isinstance(config, DramaExperiment):
+        greedy = config.drama.eval_greedy if options.greedy is None else options.greedy
+        envs = math.gcd(config.drama.eval_envs, options.episodes)
+        played = {"eval_envs": envs, "eval_episodes": options.episodes, "eval_greedy": greedy}
+        config = replace(config, drama=replace(config.drama, **played))
+    else:
         raise BadRequest(
             f"{config.agent} learns while it acts and has no episodes to play afterwards: "
             f"what it earned is in {options.run / 'summary.json'}"
         )
-    greedy = config.ppo.eval_greedy if options.greedy is None else options.greedy
-    config = replace(config, ppo=replace(config.ppo, eval_envs=options.episodes, eval_greedy=greedy))
     learner = make_agent(config, options.seed)
     agent = learner.ppo if isinstance(learner, Conservative) else learner
-    assert isinstance(agent, PPO)
+    assert isinstance(agent, PPO | Drama)
     keys = seed_keys(config.seed, config.seeds)
     template = jax.eval_shape(over_seeds(learner.init, config.seeds), keys)
     found = checkpoint.restore(options.run / "checkpoints", template)
@@ -99,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def draw(agent: PPO, state: Any, key: jax.Array, steps: int, out: Path) -> bool:
+def draw(agent: PPO | Drama, state: Any, key: jax.Array, steps: int, out: Path) -> bool:
     """Draws `steps` steps of one environment under the policy of `state` (one seed) into the GIF `out`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Train an agent: PPO with a memory, or a planner.
+"""Train an agent: PPO with a memory, a world model, or a planner.
 
     python scripts/train.py PRESET [--env ID] [--memory NAME] [--seeds N] [--total-steps N] [--out DIR] [--resume] ...
 
@@ -13,6 +13,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 import jax
 import tyro
 
+from agents.drama import Drama
 from agents.run.errors import BadRequest
 from agents.run.folder import RunFolder, say
 from agents.run.loop import Agent, LoopSettings, seed_keys, train
@@ -20,7 +21,11 @@ from agents.stepmix import StepMix
 from configs.experiment import Experiment
 from configs.presets import PRESETS
 from scripts.common import default_folder, describe, divide, make_agent, parse, run_script, split_preset
+from scripts.dream import draw_dream
 from scripts.plot import draw_curves
+
+VIEWS = 50_000
+"""Seed, counted from the run's, of the emulators that are only looked at."""
 
 Kind = TypeVar("Kind", bound=Experiment)
 
@@ -79,7 +84,16 @@ def run(preset: str, options: "Options[Experiment]") -> Path:
         wandb=options.wandb,
         quiet=options.quiet,
     )
-    numbers = train(agent, lambda seed: make_agent(config, seed), settings, folder, described)
+
+    def views(states):
+        """The world model's, if the agent has one; an emulator that was evaluated cannot be opened again."""
+        if not isinstance(agent, Drama):
+            return []
+        watched = make_agent(config, config.seed + VIEWS) if agent.env.is_host_pool else agent
+        assert isinstance(watched, Drama)
+        return draw_dream(watched, states, folder.path)
+
+    numbers = train(agent, lambda seed: make_agent(config, seed), settings, folder, described, views)
     draw_curves([folder.path], folder.path / "curves.png")
     folder.write_summary({"preset": preset, "env": config.env, config.choice: config.chosen, **numbers})
     final = numbers["eval_return"]["mean"]

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jax
@@ -150,12 +151,18 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int) -> Compiled:
 
 
 def train(
-    agent: Agent, remake: Callable[[int], Agent], settings: LoopSettings, folder: RunFolder, config: dict[str, Any]
+    agent: Agent,
+    remake: Callable[[int], Agent],
+    settings: LoopSettings,
+    folder: RunFolder,
+    config: dict[str, Any],
+    views: Callable[[Any], list[Path]] = lambda states: [],
 ) -> dict[str, Any]:
     """Trains to the end of the plan and writes the run folder; continues from its newest intact checkpoint.
 
     Args:
         remake: makes the agent again with another seed for its emulators (functional environments ignore it).
+        views: draws pictures of the trained states, of which Weights & Biases gets a copy.
 
     Returns:
         the summary's numbers (see `summary.json` in the documentation).
@@ -195,6 +202,8 @@ def train(
             states, wall = _train_chunks(
                 agent, settings, folder, programs, states, first, wall, log, actions, wandb, display, stop
             )
+            for picture in views(states):
+                wandb.picture(picture)
         finally:
             log.close()
             if actions is not None:

@@ -118,6 +118,14 @@ class WandbLog:
                 flat[key] = float(np.mean(known))
         self.run.log(flat, step=row["env_steps"])
 
+    def picture(self, path: Path) -> None:
+        """A PNG or GIF, by its file's name."""
+        if self.run is not None:
+            import wandb
+
+            show = wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
+            self.run.log({f"views/{path.stem}{path.suffix.replace('.', '_')}": show})
+
     def close(self) -> None:
         if self.run is not None:
             self.run.finish()
