@@ -6,7 +6,7 @@ rewards as the game gives them (the sum over the frames), no no-ops, no fire but
 is a whole game, cut (truncated) after 27,000 agent steps = 108,000 frames, those of no-ops not counted.
 
 `info["life_lost"][B]` is True where the lives after a step are fewer than before it. It never ends an episode (but see
-`episodic_life`) and is never set on a dummy row or by lives that a new game brings. A lost last life is a lost life too:
+`episodic_life`) and is never set on a dummy row or by lives that a new game brings. A lost last life is one as well:
 there `terminated` and `life_lost` may both be set, so "lost a life or ended" is their disjunction, not their sum.
 
 The emulators are ale-py's, stepped one after the other in Python. The vector environments of envpool and ale-py do not

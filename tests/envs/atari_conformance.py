@@ -28,18 +28,26 @@ GAMES = {
 }
 
 
-def reference(rom: str, actions: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Rows of playing `actions[steps]`, the first one that of the opening: observation, reward, lives, over, opens."""
+def bare(rom: str, seed: int, sticky: float = 0.0) -> ale_py.ALEInterface:
+    """The emulator with a game in it."""
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     ale.setInt("random_seed", seed)
     ale.setInt("frame_skip", 1)
-    ale.setFloat("repeat_action_probability", 0.0)
+    ale.setFloat("repeat_action_probability", sticky)
     ale.loadROM(roms.get_rom_path(rom))
+    return ale
+
+
+def small(screen: np.ndarray) -> np.ndarray:
+    return cv2.resize(screen, (64, 64), interpolation=cv2.INTER_AREA)
+
+
+def reference(rom: str, actions: np.ndarray, seed: int, sticky: float = 0.0) -> dict[str, np.ndarray]:
+    """Rows of playing `actions[steps]`, the first one that of the opening: observation, reward, lives, over, opens."""
+    ale = bare(rom, seed, sticky)
     minimal = ale.getMinimalActionSet()
     rows, raw = [], []
-
-    def small(screen: np.ndarray) -> np.ndarray:
-        return cv2.resize(screen, (64, 64), interpolation=cv2.INTER_AREA)
 
     def opening() -> dict[str, Any]:
         ale.reset_game()
