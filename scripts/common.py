@@ -19,7 +19,7 @@ from agents import conservative, dynlin, lsd, neucb, stepmix, ucrl
 from agents.conservative import Conservative
 from agents.distributions import head_size
 from agents.drama import Drama
-from agents.networks import ActorCritic
+from agents.networks import ActorCritic, check_pictures
 from agents.ppo import PPO
 from agents.run.errors import BadRequest, Diverged, Interrupted
 from agents.run.loop import Agent, Plan, plan
@@ -259,6 +259,7 @@ def make_ppo(config: PPOExperiment, emulator_seed: int | None = None) -> PPO:
         )
         action_space = env.action_space(env.default_params)
         head_size(action_space)  # refuses action spaces that no policy covers
+        check_pictures(env.observation_space(env.default_params))
         actor_critic = ActorCritic(
             memory=memory,
             action_space=action_space,

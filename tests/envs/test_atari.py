@@ -15,12 +15,14 @@ from tests.envs.atari_conformance import bare, compare, play, reference, small
 SEED = 3
 STEPS = {"Pong": 150, "Breakout": 240, "MsPacman": 460, "Qbert": 340, "RoadRunner": 300}
 """Of the comparison: until a game ended (but of Pong). `python -m tests.envs.atari_conformance` plays longer."""
+# fmt: off
 ACTIONS = {
-    **dict(Alien=18, Amidar=10, Assault=7, Asterix=9, BankHeist=18, BattleZone=18, Boxing=18, Breakout=4),
-    **dict(ChopperCommand=18, CrazyClimber=9, DemonAttack=6, Freeway=3, Frostbite=18, Gopher=8, Hero=18, Jamesbond=18),
-    **dict(Kangaroo=18, Krull=18, KungFuMaster=14, MsPacman=9, Pong=6, PrivateEye=18, Qbert=6, RoadRunner=18),
-    **dict(Seaquest=18, UpNDown=6),
+    "Alien": 18, "Amidar": 10, "Assault": 7, "Asterix": 9, "BankHeist": 18, "BattleZone": 18, "Boxing": 18,
+    "Breakout": 4, "ChopperCommand": 18, "CrazyClimber": 9, "DemonAttack": 6, "Freeway": 3, "Frostbite": 18,
+    "Gopher": 8, "Hero": 18, "Jamesbond": 18, "Kangaroo": 18, "Krull": 18, "KungFuMaster": 14, "MsPacman": 9, "Pong": 6,
+    "PrivateEye": 18, "Qbert": 6, "RoadRunner": 18, "Seaquest": 18, "UpNDown": 6,
 }
+# fmt: on
 """Sizes of the minimal action sets, from ALE's documentation of its games."""
 
 

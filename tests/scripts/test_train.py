@@ -94,6 +94,7 @@ def test_a_finished_or_foreign_folder_is_not_touched(finished, capsys):
         (["debug", "--eval-env", "popgym/RepeatPreviousMedium"], "does not fit env .* observation space"),
         (["debug", "--eval-env", "?level=3"], "take no options"),
         (["debug", "--env", "gymnax/CartPole-v1", "--eval-env", "envpool/CartPole-v1"], "does not fit|emulators"),
+        (["debug", "--env", "envpool/Pong-v5"], r"at least 36 x 36, but are \(4, 84, 84\)"),
         (["stepmix", "--eval-env", "episodic/Random"], "not for stepmix"),
         (["debug", "--total-steps", "-5"], "at least 1"),
         (["debug", "--resume"], "needs --out"),
