@@ -631,7 +631,7 @@ class Drama:
     # ------------------------------------------------------------------------------------------------- evaluating
 
     def _start_play(self, state: DramaState, key: jax.Array) -> tuple[Any, tuple]:
-        env_params = self.env.evaluation_params(state.env, self.env.default_params)
+        env_params = self.env.evaluation_params(state.env, self.eval_env.default_params)
         obs, env_state = self.eval_env.reset(key, env_params)
         return env_params, (env_state, obs, jnp.ones(self.eval_env.num_envs, bool), self.start_acting(obs))
 

@@ -364,7 +364,7 @@ class PPO:
 
     def _start_play(self, state: PPOState, key: jax.Array) -> tuple[Any, tuple]:
         """Environment parameters (with the training's normalisation, frozen) and the first carry."""
-        env_params = self.env.evaluation_params(state.env, self.env.default_params)
+        env_params = self.env.evaluation_params(state.env, self.eval_env.default_params)
         obs, env_state = self.eval_env.reset(key, env_params)
         n = self.eval_env.num_envs
         return env_params, (env_state, obs, jnp.ones(n, bool), self.network.initial_state(n))

@@ -73,7 +73,10 @@ class Experiment:
     """The field that `compare` varies."""
 
     env: str
-    """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, envpool/Pong-v5 or lsd/Random."""
+    """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, atari/Pong or lsd/Random."""
+    eval_env: str = ""
+    """Environment of evaluations where it differs from env: an id, or `?option=value&...` alone for the same one with
+    these options in place of env's. Not for planners."""
     seeds: int = 1
     """Independent runs side by side in one program."""
     seed: int = 0
@@ -93,6 +96,13 @@ class Experiment:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32 - self.seeds:
             raise ValueError(f"seed must lie in [0, 2^32 - seeds), got {self.seed}")
+
+    @property
+    def evaluated(self) -> str:
+        """The id of the environment of evaluations."""
+        if self.eval_env.startswith("?"):
+            return self.env.partition("?")[0] + self.eval_env.removesuffix("?")
+        return self.eval_env or self.env
 
     @property
     def chosen(self) -> str:

@@ -95,6 +95,17 @@ CONTROL = replace(
     value_clip=0.0,
 )
 
+ATARI = replace(
+    FAST,
+    num_envs=8,
+    num_steps=128,
+    learning_rate=2.5e-4,
+    clip=0.1,
+    value_clip=0.1,
+    eval_envs=16,
+)
+"""Schulman et al.'s settings for Atari, whose step size falls to zero."""
+
 DRAMA = DramaSettings(
     num_envs=1,
     train_every=1,
@@ -296,6 +307,14 @@ PPO_PRESETS: dict[str, PPOExperiment] = {
         total_steps=1_000_000,
         network=NetworkSettings(width=64, encoder=(64,), heads=(64,), activation="tanh"),
         observation=ObservationSettings(normalise=True, normalise_reward=True),
+    ),
+    "ppo-atari": PPOExperiment(
+        ppo=ATARI,
+        env="atari/Breakout?episodic_life=true&reward_clip=true",
+        eval_env="?noop_max=30",
+        memory="s5",
+        total_steps=100_000,
+        network=NetworkSettings(width=256),
     ),
     "paper/popgym-s5": PPOExperiment(
         ppo=PAPER,

@@ -37,7 +37,7 @@ class XlaPool(HostPool):
         action = to_gymnasium(action_space, action)
         handle, (obs, reward, terminated, truncated, _) = self._xla_step(token ^ self._handle, action)
         obs = from_gymnasium(observation_space, obs)
-        return handle ^ self._handle, (obs, reward.astype(jnp.float32), terminated, truncated)
+        return handle ^ self._handle, (obs, reward.astype(jnp.float32), terminated, truncated, {})
 
 
 def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> HostPool:

@@ -26,8 +26,8 @@ from envs.gymnasium_spaces import convert, from_gymnasium, structs, to_gymnasium
 from envs.spaces import Space
 from envs.vector import clip_action
 
-Transition = tuple[Any, jax.Array, jax.Array, jax.Array]
-"""Observation, reward (float32), terminated, truncated, each `[lanes]`."""
+Transition = tuple[Any, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
+"""Observation, reward (float32), terminated, truncated, and the flags of `HostPool.extra_info`, each `[lanes]`."""
 
 
 @struct.dataclass
@@ -41,6 +41,8 @@ class HostPool(VectorEnvironment):
     space before they reach the emulator."""
 
     is_host_pool = True
+    extra_info: tuple[str, ...] = ()
+    """Flags (bool) beyond those of every environment that the pool's own info holds and `step` passes on."""
     first_token: np.ndarray
 
     def __init__(self, name: str, pool: Any, first_observation: Any, num_envs: int, copies: int,
@@ -83,8 +85,8 @@ class HostPool(VectorEnvironment):
 
     def step(self, key: jax.Array, state: HostPoolState, action: Any, params: Any):
         action = clip_action(self._action_space, action)
-        token, (obs, reward, terminated, truncated) = self._step(state.token, action)
-        info = {"reset": state.pending, "valid": ~state.pending, "final_observation": obs}
+        token, (obs, reward, terminated, truncated, extra) = self._step(state.token, action)
+        info = {**extra, "reset": state.pending, "valid": ~state.pending, "final_observation": obs}
         return obs, HostPoolState(token, terminated | truncated), reward, terminated, truncated, info
 
     def _check(self, copies: int) -> None:
@@ -137,7 +139,7 @@ class HostPool(VectorEnvironment):
         observation = structs(self._observation_space, lanes)
         reward = jax.ShapeDtypeStruct((lanes,), np.float32)
         flag = jax.ShapeDtypeStruct((lanes,), np.bool_)
-        return observation, reward, flag, flag
+        return observation, reward, flag, flag, dict.fromkeys(self.extra_info, flag)
 
     def close(self) -> None:
         self.pool.close()
@@ -169,11 +171,12 @@ class CallbackPool(HostPool):
         self._steps += 1
         observation_space, action_space = self.pool_spaces
         action = to_gymnasium(action_space, jax.tree.map(np.asarray, action))
-        obs, reward, terminated, truncated, _ = self.pool.step(action)
+        obs, reward, terminated, truncated, info = self.pool.step(action)
         transition = (
             from_gymnasium(observation_space, obs),
             np.asarray(reward, np.float32),
             np.asarray(terminated, np.bool_),
             np.asarray(truncated, np.bool_),
+            {name: np.asarray(info[name], np.bool_) for name in self.extra_info},
         )
         return np.int32(self._steps), transition

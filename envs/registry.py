@@ -6,6 +6,8 @@
 - `lsd/Random?arms=5&played=2&idle=6`: bandits whose payoffs depend on the last switch; `switching/Random`: tabular MDPs
   that change; `episodic/Random`: tabular episodes with exact values; `dynamical/Diagonal`: linear bandits with a hidden
   state; `classification/wine`: contextual bandits; all with the options of their constructors;
+- `atari/Pong`: the games of the Atari 100k protocol to the letter (see `envs.atari`), with options to depart from it
+  (`atari/Pong?noop_max=30`), emulated on the host;
 - `envpool/Pong-v5`, `gymnasium/CartPole-v1`: emulators on the host, with their options likewise
   (`envpool/Breakout-v5?episodic_life=true&repeat_action_probability=0.25`).
 
@@ -52,17 +54,23 @@ def _ours(names: Mapping[str, Callable[..., Environment]]):
     """A family of this suite whose constructors take options."""
 
     def construct(name: str, /, **options):
-        known = inspect.signature(names[name]).parameters
+        _check_options(name, options, names[name])
         for option, value in options.items():
-            if option not in known:
-                has = f"options are {', '.join(known)}" if known else "it takes none"
-                raise UnknownEnvironment(f"{name} has no option {option!r}: {has}")
-            _check_option(f"{name}?{option}", value, known[option].annotation)
             if option == "instance_seed" and not 0 <= value < 2**32:
                 raise ValueError(f"{name}?{option} must lie in 0 .. 2^32 - 1, got {value}")
         return names[name](**options)
 
     return names, construct
+
+
+def _check_options(name: str, options: Mapping[str, Any], constructor: Callable) -> None:
+    """Raises UnknownEnvironment for options that `constructor` has no argument for, ValueError for wrong types."""
+    known = inspect.signature(constructor).parameters
+    for option, value in options.items():
+        if option not in known:
+            has = f"options are {', '.join(known)}" if known else "it takes none"
+            raise UnknownEnvironment(f"{name} has no option {option!r}: {has}")
+        _check_option(f"{name}?{option}", value, known[option].annotation)
 
 
 def _check_option(option: str, value: bool | int | float | str, annotation: Any) -> None:
@@ -107,6 +115,16 @@ def _classification():
     return _ours(classification_bandit.NAMES)
 
 
+def _atari():
+    from envs import atari
+
+    def construct(name: str, num_envs: int, /, *, copies: int, seed: int, **options):
+        _check_options(name, options, atari.AtariOptions)
+        return atari.make(name, num_envs, atari.AtariOptions(**options), copies=copies, seed=seed)
+
+    return atari.NAMES, construct
+
+
 def _envpool():
     from envs import envpool_adapter
 
@@ -129,10 +147,10 @@ OURS = {
 """Families of bandits and tabular environments; each gives its names and a constructor by name with options."""
 FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax, **OURS}
 """Families of single environments in JAX: each gives its names and a constructor by name."""
-HOST_POOLS = {"envpool": _envpool, "gymnasium": _gymnasium}
+HOST_POOLS = {"atari": _atari, "envpool": _envpool, "gymnasium": _gymnasium}
 """Families of emulators: names, and a constructor by name, number of environments, copies and seed."""
 FAMILIES = {**FUNCTIONAL, **HOST_POOLS}
-OPTIONS = {"gymnax", "brax", "envpool", "gymnasium", *OURS}
+OPTIONS = {"gymnax", "brax", "atari", "envpool", "gymnasium", *OURS}
 """Families whose ids may end in `?option=value&...`, handed to the package's constructor (values as in JSON)."""
 
 

@@ -19,7 +19,7 @@ from agents import conservative, dynlin, lsd, neucb, stepmix, ucrl
 from agents.conservative import Conservative
 from agents.distributions import head_size
 from agents.drama import Drama
-from agents.networks import ActorCritic
+from agents.networks import ActorCritic, check_pictures
 from agents.ppo import PPO
 from agents.run.errors import BadRequest, Diverged, Interrupted
 from agents.run.loop import Agent, Plan, plan
@@ -126,7 +126,7 @@ def parse(options: type, default: Any, arguments: Sequence[str], prog: str, desc
 
 
 def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: int) -> Wrapper:
-    """The environment of `config` as its agent sees it: `num_envs` in a batch, wrapped.
+    """The environment `env` of `config` as its agent sees it: `num_envs` in a batch, wrapped.
 
     Raises:
         BadRequest: unknown id, or wrappers that do not fit it.
@@ -159,6 +159,19 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
     except ValueError as error:
         raise BadRequest(str(error)) from None
     return env
+
+
+def refuse_mismatch(config: Experiment, env: Wrapper, eval_env: Wrapper) -> None:
+    """Raises BadRequest where evaluations cannot be in `eval_env` after training in `env`."""
+    for what in ("observation_space", "action_space"):
+        trained, evaluated = (getattr(e, what)(e.default_params) for e in (env, eval_env))
+        if trained != evaluated:
+            raise BadRequest(
+                f"eval_env {config.evaluated} does not fit env {config.env}: its {what.replace('_', ' ')} is "
+                f"{evaluated}, not {trained}"
+            )
+    if env.is_host_pool != eval_env.is_host_pool:
+        raise BadRequest(f"eval_env {config.evaluated} and env {config.env}: either both are emulators or neither")
 
 
 def options_of(memory: str, options: Sequence[str]) -> dict[str, Any]:
@@ -203,6 +216,8 @@ def make_planner(config: Experiment) -> Agent:
     planner, kind, _ = PLANNERS[config.agent]
     family = config.env.partition("/")[0]
     try:
+        if config.eval_env:
+            raise ValueError(f"eval_env is not for {config.agent}, which is scored while it acts")
         # An emulator cannot be made here at all.
         env = None if family in registry.HOST_POOLS else registry.make(config.env)
         if not isinstance(env, kind):
@@ -230,7 +245,9 @@ def make_ppo(config: PPOExperiment, emulator_seed: int | None = None) -> PPO:
     seed = config.seed if emulator_seed is None else emulator_seed
     env = make_environment(config, config.ppo.num_envs, config.seeds, seed)
     # An emulator numbers its lanes upwards from its seed: keep those of evaluation far from those of training.
-    eval_env = make_environment(config, config.ppo.eval_envs, config.seeds, seed + EVALUATION_LANES)
+    eval_config = dataclasses.replace(config, env=config.evaluated)
+    eval_env = make_environment(eval_config, config.ppo.eval_envs, config.seeds, seed + EVALUATION_LANES)
+    refuse_mismatch(config, env, eval_env)
     try:
         memory = make_memory(
             config.memory,
@@ -242,6 +259,7 @@ def make_ppo(config: PPOExperiment, emulator_seed: int | None = None) -> PPO:
         )
         action_space = env.action_space(env.default_params)
         head_size(action_space)  # refuses action spaces that no policy covers
+        check_pictures(env.observation_space(env.default_params))
         actor_critic = ActorCritic(
             memory=memory,
             action_space=action_space,
@@ -285,9 +303,13 @@ def make_drama(config: DramaExperiment, emulator_seed: int | None = None) -> Dra
     seed = config.seed if emulator_seed is None else emulator_seed
     try:
         env, eval_env = (
-            EpisodeStatistics(registry.make_vector(config.env, n, copies=config.seeds, seed=first))
-            for n, first in ((config.drama.num_envs, seed), (config.drama.eval_envs, seed + EVALUATION_LANES))
+            EpisodeStatistics(registry.make_vector(env_id, n, copies=config.seeds, seed=first))
+            for env_id, n, first in (
+                (config.env, config.drama.num_envs, seed),
+                (config.evaluated, config.drama.eval_envs, seed + EVALUATION_LANES),
+            )
         )
+        refuse_mismatch(config, env, eval_env)
         if sizes.encoder == "mlp":
             env, eval_env = FlattenObservation(env), FlattenObservation(eval_env)
         memory = make_memory(

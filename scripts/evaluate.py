@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     metrics = jax.device_get(jax.jit(evaluation(agent, config.seeds))(states, seed_keys(options.seed, config.seeds)))
     result: dict[str, Any] = {
         "preset": preset,
-        "env": config.env,
+        "env": config.evaluated,
         config.choice: config.chosen,
         "chunk": manifest["chunk"],
         "episodes_per_seed": options.episodes,
@@ -96,14 +96,14 @@ def main(arguments: Sequence[str]) -> int:
         print(f"seed {config.seed + index}: return {score:.4f}" if score is not None else f"seed {index}: unfinished")
     print(f"mean {result['eval_return']['mean']}, 95 % interval {result['eval_return']['ci95']}")
     if options.gif_steps and agent.env.is_host_pool:
-        say(f"{config.env} runs in an emulator that cannot be drawn: no eval.gif")
+        say(f"{config.evaluated} runs in an emulator that cannot be drawn: no eval.gif")
     elif options.gif_steps:
         state = jax.tree.map(lambda x: x[0], states)
         picture = options.run / "eval.gif"
         if draw(agent, state, jax.random.key(options.seed), options.gif_steps, picture):
             say(f"wrote {picture}")
         else:
-            say(f"{config.env} cannot be drawn: no eval.gif")
+            say(f"{config.evaluated} cannot be drawn: no eval.gif")
     return 0
 
 

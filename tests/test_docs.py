@@ -131,6 +131,7 @@ PPO_COLUMNS = {
     "`popgym`": ["popgym"],
     "`popgym-fast`, `gymnax`": ["popgym-fast", "gymnax"],
     "`brax`": ["brax"],
+    "`ppo-atari`": ["ppo-atari"],
     "`paper/...`": ["paper/popgym-s5", "paper/popgym-gru"],
     "`debug`": ["debug"],
 }
