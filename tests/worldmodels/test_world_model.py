@@ -1,6 +1,7 @@
 """The world model: published size, sequences that equal steps, and every term of its loss in float64."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from configs.presets import DRAMA, DRAMA_WORLD
 from envs.base import NoParams, VectorEnvironment
 from envs.spaces import Box, Discrete
 from scripts.common import make_drama
-from tests.worldmodels.small import LOSS, initialise, world_model
+from tests.worldmodels.small import LOSS, random_parameters, world_model
 from worldmodels.world_model import Rows
 
 T, B, ACTIONS = 9, 4, 3
@@ -98,28 +99,28 @@ ROWS = make_rows()
 @pytest.mark.parametrize("memory", ["mamba2", "gru", "s5"])
 def test_a_sequence_equals_its_steps(memory):
     world = world_model(memory)
-    variables = {"params": initialise(world, ROWS)}
+    variables = {"params": random_parameters(world, ROWS)}
     z = jax.random.normal(jax.random.key(3), (T, B, 12))
-    # From a state that has seen something: the resets must clear it.
-    start, _ = world.apply(
-        variables, world.memory.initial_state(B), z, ROWS.action, jnp.zeros((T, B), bool), method="sequence"
-    )
-    whole, d = jax.jit(lambda: world.apply(variables, start, z, ROWS.action, ROWS.reset, method="sequence"))()
+    fresh, never = world.memory.initial_state(B), jnp.zeros((T, B), bool)
+    opened = never.at[4].set(True)
 
-    def one_step(state, row):
-        return world.apply(variables, state, *row, method="step")
+    @jax.jit
+    def run():
+        def sequence(state, first, reset):
+            return world.apply(variables, state, z[first:], ROWS.action[first:], reset[first:], method="sequence")
 
-    stepped, ds = jax.jit(lambda: jax.lax.scan(one_step, start, (z, ROWS.action, ROWS.reset)))()
-    np.testing.assert_allclose(d, ds, atol=1e-5, rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(stepped), strict=True):
+        # From a state that has seen something: the resets must clear it.
+        start, _ = sequence(fresh, 0, never)
+        whole = sequence(start, 0, ROWS.reset)
+        one_step = lambda state, row: world.apply(variables, state, *row, method="step")  # noqa: E731
+        steps = jax.lax.scan(one_step, start, (z, ROWS.action, ROWS.reset))
+        return whole, steps, sequence(start, 0, opened)[1][4:], sequence(fresh, 4, never)[1]
+
+    whole, steps, cut, alone = run()
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(steps), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
-
-    # A row that opens an episode in the middle goes on as if nothing had been before.
-    reset = jnp.zeros((T, B), bool).at[4].set(True)
-    _, cut = world.apply(variables, start, z, ROWS.action, reset, method="sequence")
-    fresh = world.memory.initial_state(B)
-    _, alone = world.apply(variables, fresh, z[4:], ROWS.action[4:], jnp.zeros((T - 4, B), bool), method="sequence")
-    np.testing.assert_allclose(cut[4:], alone, atol=1e-5, rtol=1e-5)
+    # After a reset in the middle all goes on as if nothing had been before.
+    np.testing.assert_allclose(cut, alone, atol=1e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,11 +132,10 @@ WORLD = world_model("gru", unimix=1e-6)
 
 @pytest.fixture(scope="module")
 def sharp():
-    """Parameters whose posterior is all but certain, so that the samples of the latent are known; and the loss, its
-    terms and their distributions, in float64 where they are compared."""
-    params = initialise(WORLD, ROWS)
+    """Parameters whose posterior is all but certain, so that the samples of the latent are known; and the loss."""
+    params = random_parameters(WORLD, ROWS)
     out = params["posterior_out"]
-    params = params | {"posterior_out": jax.tree.map(lambda p: 3000.0 * p, out)}
+    params = params | {"posterior_out": jax.tree.map(lambda p: 1e6 * p, out)}
     loss = jax.jit(
         lambda params, rows, settings: WORLD.apply({"params": params}, rows, jax.random.key(5), settings, method="loss"),
         static_argnums=2,
@@ -143,17 +143,18 @@ def sharp():
     return params, loss
 
 
-def parts(params, rows: Rows, seq_reset: bool):
-    """Distributions as the model gives them: KL of each pair `[T - 1, B]`, outputs of the heads."""
-    apply = lambda method, *args: np.asarray(WORLD.apply({"params": params}, *args, method=method), np.float64)  # noqa: E731
+@partial(jax.jit, static_argnums=2)
+def distributions(params, rows: Rows, seq_reset: bool):
+    """Posterior, prior, and what is read from latents and memory, as the model's parts give them."""
+
+    def apply(method, *args):
+        return WORLD.apply({"params": params}, *args, method=method)
+
     posterior = apply("posterior", rows.obs)
-    assert np.exp(posterior).max(-1).min() > 0.999, "the sample is not certain"
     z = jnp.asarray(posterior == posterior.max(-1, keepdims=True), jnp.float32).reshape(T, B, -1)
     reset = rows.reset if seq_reset else jnp.zeros_like(rows.reset)
-    _, d = WORLD.apply({"params": params}, WORLD.memory.initial_state(B), z, rows.action, reset, method="sequence")
-    prior = apply("prior", d)
-    kl = scipy.stats.entropy(np.exp(posterior[1:]), np.exp(prior[:-1]), axis=-1).sum(-1)
-    return kl, apply("decode", z), apply("reward_logits", d), apply("terminal_logit", d)
+    _, d = apply("sequence", WORLD.memory.initial_state(B), z, rows.action, reset)
+    return posterior, apply("prior", d), apply("decode", z), apply("reward_logits", d), apply("terminal_logit", d)
 
 
 def cross_entropies(rows: Rows, reconstruction, reward_logits, terminal_logit, shift: bool):
@@ -176,7 +177,9 @@ def cross_entropies(rows: Rows, reconstruction, reward_logits, terminal_logit, s
 @pytest.mark.parametrize("reward_index", ["after", "before"])
 def test_every_term_by_definition(sharp, seq_reset, reward_index):
     params, loss = sharp
-    kl, *outputs = parts(params, ROWS, seq_reset)
+    posterior, prior, *outputs = (np.asarray(x, np.float64) for x in distributions(params, ROWS, seq_reset))
+    assert np.exp(posterior).max(-1).min() > 0.999, "the sample is not certain"
+    kl = scipy.stats.entropy(np.exp(posterior[1:]), np.exp(prior[:-1]), axis=-1).sum(-1)
     kept = ~np.asarray(ROWS.reset[1:]) if seq_reset else np.ones((T - 1, B), bool)
     assert kept.any()
     assert (~np.asarray(ROWS.reset[1:])).any()
@@ -213,7 +216,7 @@ def test_where_the_gradients_of_the_divergences_go():
     world = world_model("gru")
     rows = jax.tree.map(lambda x: x[:2], make_rows(1, resets=0.0))
     rows = rows.replace(obs=rows.obs.at[:, :, 0].set(jnp.array([[0.0], [1.0]])))
-    params = initialise(world, rows)
+    params = random_parameters(world, rows)
 
     def gradient(free: float, representation: float):
         settings = replace(LOSS, free_nats=free, representation=representation)
