@@ -32,6 +32,7 @@ TINY = replace(
     horizon=HORIZON,
     actor=(8,),
     critic=(8,),
+    free_nats=0.0,
     warmup=5,
     acting_window=12,
     eval_envs=4,
