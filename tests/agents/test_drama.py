@@ -51,29 +51,34 @@ WORLD = WorldSettings(
 )
 
 
-def experiment(memory: str = "gru", **settings: Any) -> DramaExperiment:
-    return replace(
-        DRAMA_PRESETS["drama-catch"], memory=memory, world=WORLD, drama=replace(TINY, **settings), total_steps=600
-    )
+def experiment(**settings: Any) -> DramaExperiment:
+    return replace(DRAMA_PRESETS["drama-catch"], memory="gru", world=WORLD, drama=replace(TINY, **settings))
 
 
 @cache
-def agent_of(memory: str = "gru", **settings: Any) -> Drama:
-    return make_drama(experiment(memory, **settings))
+def agent_of(**settings: Any) -> Drama:
+    return make_drama(experiment(**settings))
 
 
 @cache
-def started(memory: str = "gru") -> Any:
+def fresh() -> Any:
+    """The state in which training begins. No test donates it."""
+    return jax.jit(agent_of().init)(jax.random.key(0))
+
+
+@cache
+def started() -> Any:
     """A state whose networks have an opinion: large outputs of all heads, and a posterior that is all but certain, so
     that samples of the latent are known."""
-    state = jax.jit(agent_of(memory).init)(jax.random.key(0))
-    # Every array of its own: the tests donate nothing, but hold on to it.
+    state = fresh()
     rng = np.random.default_rng(0)
     noise = lambda p, scale: jnp.asarray(p + scale * rng.normal(size=p.shape), jnp.float32)  # noqa: E731
     world = dict(state.world)
     world["posterior_out"] = jax.tree.map(lambda p: 1e6 * noise(p, 0.3), world["posterior_out"])
-    for head in ("prior_out", "reward_head", "terminal_head"):
+    for head in ("prior_out", "reward_head"):
         world[head] = jax.tree.map(lambda p: noise(p, 0.5), world[head])
+    rng = np.random.default_rng(2)  # with which about as many imagined steps end an episode as not
+    world["terminal_head"] = jax.tree.map(lambda p: noise(0.0 * p, 1.0), world["terminal_head"])
     return state.replace(
         world=world,
         behaviour=jax.tree.map(lambda p: noise(p, 0.4), state.behaviour),
@@ -180,6 +185,15 @@ def test_imagination_remembers_nothing_from_before_a_reset(seq_reset):
     a, b = (imagine(started(), s, jax.random.key(1))[0] for s in (steps, other))
     same = np.allclose(a.x[0, :, LATENT:], b.x[0, :, LATENT:], atol=1e-6)
     assert same == seq_reset
+
+
+@pytest.mark.parametrize(("moves", "rows"), [("update", 0), ("forward", HORIZON * N)])
+def test_when_the_statistics_of_the_policy_s_input_move(moves, rows):
+    """Asked in imagination, the policy of the published code moves them at every step."""
+    before = started().actor_norm
+    after = jax.jit(agent_of(actor_norm=moves).imagine)(started(), context(), jax.random.key(1))[1]
+    assert float(after.count - before.count) == rows
+    assert np.array_equal(after.mean, before.mean) == (rows == 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -359,8 +373,8 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def history():
-    """The compiled update, and states and metrics of ten updates, five of which learn."""
-    agent = agent_of("mamba2")
+    """The compiled update, and states and metrics of ten updates, six of which learn."""
+    agent = agent_of()
     traces = []
 
     def counted(state):
@@ -368,7 +382,7 @@ def history():
         return agent.update(state)
 
     update = jax.jit(counted)
-    states, metrics = [jax.jit(agent.init)(jax.random.key(0))], []
+    states, metrics = [fresh()], []
     for _ in range(10):
         state, out = update(states[-1])
         states.append(state)
@@ -377,8 +391,8 @@ def history():
 
 
 def test_one_compilation_and_the_same_run_from_the_same_key(history):
-    agent, update, traces, states, _ = history
-    state = jax.jit(agent.init)(jax.random.key(0))
+    _, update, traces, states, _ = history
+    state = fresh()
     for _ in range(10):
         state, _ = update(state)
     assert_same(state, states[-1])

@@ -136,7 +136,9 @@ def dream_of_catch():
     world = small_world(Box(0.0, 1.0, (50,)))
 
     def batch(key):
-        first, lane = (jax.random.randint(k, (16,), 0, n) for k, n in zip(jax.random.split(key), (STEPS - LENGTH, LANES)))
+        first, lane = (
+            jax.random.randint(k, (16,), 0, n) for k, n in zip(jax.random.split(key), (STEPS - LENGTH, LANES))
+        )
         return jax.tree.map(lambda x: x[first + jnp.arange(LENGTH)[:, None], lane], rows)
 
     params, metrics = train(world, batch, LOSS, 2000, 3e-3)

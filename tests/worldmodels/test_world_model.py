@@ -137,7 +137,9 @@ def sharp():
     out = params["posterior_out"]
     params = params | {"posterior_out": jax.tree.map(lambda p: 1e6 * p, out)}
     loss = jax.jit(
-        lambda params, rows, settings: WORLD.apply({"params": params}, rows, jax.random.key(5), settings, method="loss"),
+        lambda params, rows, settings: WORLD.apply(
+            {"params": params}, rows, jax.random.key(5), settings, method="loss"
+        ),
         static_argnums=2,
     )
     return params, loss
@@ -160,7 +162,12 @@ def distributions(params, rows: Rows, seq_reset: bool):
 def cross_entropies(rows: Rows, reconstruction, reward_logits, terminal_logit, shift: bool):
     obs, reward, terminal = (np.asarray(x, np.float64) for x in (rows.obs, rows.reward, rows.terminal))
     if shift:
-        reward_logits, terminal_logit, reward, terminal = reward_logits[:-1], terminal_logit[:-1], reward[1:], terminal[1:]
+        reward_logits, terminal_logit, reward, terminal = (
+            reward_logits[:-1],
+            terminal_logit[:-1],
+            reward[1:],
+            terminal[1:],
+        )
     pixels = -np.sum(obs * np.log(reconstruction) + (1 - obs) * np.log1p(-reconstruction), -1)
     bins = np.linspace(-20, 20, 255)
     place = np.sign(reward) * np.log1p(np.abs(reward))
@@ -220,7 +227,9 @@ def test_where_the_gradients_of_the_divergences_go():
 
     def gradient(free: float, representation: float):
         settings = replace(LOSS, free_nats=free, representation=representation)
-        return jax.grad(lambda p: world.apply({"params": p}, rows, jax.random.key(0), settings, method="loss")[0])(params)
+        return jax.grad(lambda p: world.apply({"params": p}, rows, jax.random.key(0), settings, method="loss")[0])(
+            params
+        )
 
     free, dynamics, both = jax.jit(lambda: (gradient(1e6, 0.5), gradient(0.0, 0.0), gradient(0.0, 0.5)))()
 
