@@ -1,0 +1,165 @@
+"""What the world model learns, without any policy: to recall, to forget at resets, and to play Catch in its head."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs.presets import DRAMA_SMALL, SMALL_WORLD
+from envs.registry import make_vector
+from envs.spaces import Box
+from envs.wrappers import FlattenObservation
+from memory import make_memory
+from scripts.common import coders, options_of
+from worldmodels import latents
+from worldmodels.world_model import LossSettings, Rows, WorldModel
+
+LOSS = LossSettings(DRAMA_SMALL.free_nats, DRAMA_SMALL.representation, seq_reset=True, reward_index="after")
+
+
+def small_world(space: Any) -> WorldModel:
+    """The world model of the small preset."""
+    sizes = SMALL_WORLD
+    options = options_of("mamba2", sizes.memory_options)
+    encoder, decoder = coders(sizes, space)
+    return WorldModel(
+        memory=make_memory("mamba2", sizes.width, layers=sizes.layers, rms=True, **options),
+        encoder=encoder,
+        decoder=decoder,
+        reconstruction="binary",
+        categoricals=sizes.categoricals,
+        classes=sizes.classes,
+        head=sizes.head,
+        unimix=sizes.unimix,
+    )
+
+
+def train(world: WorldModel, batch, settings: LossSettings, updates: int, rate: float):
+    """Parameters after `updates` steps of Adam on batches `batch(key)`, and the last hundred's mean metrics; traced."""
+    optimiser = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate))
+    init_key, key = jax.random.split(jax.random.key(0))
+    params = world.init(init_key, batch(init_key), init_key, settings, method="loss")["params"]
+
+    def one_step(carry, key):
+        params, state = carry
+        data_key, loss_key = jax.random.split(key)
+        loss = lambda p: world.apply({"params": p}, batch(data_key), loss_key, settings, method="loss")  # noqa: E731
+        gradient, metrics = jax.grad(loss, has_aux=True)(params)
+        step, state = optimiser.update(gradient, state)
+        return (optax.apply_updates(params, step), state), metrics
+
+    (params, _), metrics = jax.lax.scan(one_step, (params, optimiser.init(params)), jax.random.split(key, updates))
+    return params, jax.tree.map(lambda x: x[-100:].mean(), metrics)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recall
+
+SYMBOLS, DELAY, QUESTIONS = 8, 16, 4000
+
+
+def recall_rows(key: jax.Array, batch: int, forget: jax.Array) -> Rows:
+    """A symbol, blanks, and after `DELAY` steps a question, whose reward is the number of the symbol. With `forget` an
+    episode opens at a random step in between."""
+    symbol_key, opens_key = jax.random.split(key)
+    symbol = jax.random.randint(symbol_key, (batch,), 0, SYMBOLS)
+    time = jnp.broadcast_to(jnp.arange(DELAY + 1)[:, None], (DELAY + 1, batch))
+    asked = time == DELAY
+    obs = jnp.concatenate([(time == 0)[..., None] * jax.nn.one_hot(symbol, SYMBOLS), asked[..., None]], -1)
+    opens = jax.random.randint(opens_key, (batch,), 1, DELAY + 1)
+    zeros = jnp.zeros(time.shape)
+    reset = (time == 0) | (forget & (time == opens))
+    return Rows(obs, zeros[..., None], jnp.where(asked, symbol, 0.0), zeros, reset)
+
+
+@partial(jax.jit, static_argnums=0)
+def recalled(seq_reset: bool, forget: jax.Array) -> jax.Array:
+    """Share of questions whose reward a model that was trained on the like gives the highest probability of all."""
+    world = small_world(Box(0.0, 1.0, (SYMBOLS + 1,)))
+    settings = replace(LOSS, seq_reset=seq_reset)
+    params, _ = train(world, lambda key: recall_rows(key, 32, forget), settings, 1000, 3e-3)
+    rows = recall_rows(jax.random.key(1), QUESTIONS, forget)
+    apply = lambda method, *args: world.apply({"params": params}, *args, method=method)  # noqa: E731
+    z = latents.sample(jax.random.key(2), apply("posterior", rows.obs))
+    reset = rows.reset if seq_reset else jnp.zeros_like(rows.reset)
+    _, d = apply("sequence", world.memory.initial_state(QUESTIONS), z, rows.action, reset)
+    logits = apply("reward_logits", d[-1])
+    loss = jax.vmap(lambda symbol: world.bins.loss(logits, jnp.full(QUESTIONS, symbol)))(jnp.arange(float(SYMBOLS)))
+    return jnp.mean(loss.argmin(0) == rows.reward[-1])
+
+
+def test_recalls_a_symbol_after_sixteen_steps():
+    assert float(recalled(True, jnp.asarray(False))) >= 0.95
+
+
+def test_nothing_is_recalled_across_a_reset():
+    assert abs(float(recalled(True, jnp.asarray(True))) - 1 / SYMBOLS) < 0.03
+
+
+def test_a_leak_would_show():
+    """Memory that is not cleared within windows answers what it cannot know."""
+    assert float(recalled(False, jnp.asarray(True))) >= 0.95
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Catch
+
+LANES, STEPS, LENGTH, AHEAD = 64, 160, 16, 8
+
+
+def play_catch(key: jax.Array) -> Rows:
+    """Random play of Catch: 10 rows by 5 columns, episodes of nine steps in which the ball falls by a row a step."""
+    env = FlattenObservation(make_vector("gymnax/Catch-bsuite", LANES, copies=1, seed=0))
+    reset_key, key = jax.random.split(key)
+    obs, state = env.reset(reset_key, env.default_params)
+
+    def one_step(carry, key):
+        state, obs, reset = carry
+        action_key, env_key = jax.random.split(key)
+        action = jax.random.randint(action_key, (LANES,), 0, 3)
+        after, state, reward, terminated, _, info = env.step(env_key, state, action, env.default_params)
+        row = Rows(obs, jax.nn.one_hot(action, 3), reward, terminated.astype(jnp.float32), reset)
+        return (state, after, info["reset"]), row
+
+    return jax.lax.scan(one_step, (state, obs, jnp.ones(LANES, bool)), jax.random.split(key, STEPS))[1]
+
+
+@jax.jit
+def dream_of_catch():
+    """Metrics of training on 10k steps of random play; and of fresh episodes, of which the model saw the first frame and
+    all actions, the true and the most likely frame after `AHEAD` steps, each `[LANES, 50]`."""
+    rows = play_catch(jax.random.key(1))
+    world = small_world(Box(0.0, 1.0, (50,)))
+
+    def batch(key):
+        first, lane = (
+            jax.random.randint(k, (16,), 0, n) for k, n in zip(jax.random.split(key), (STEPS - LENGTH, LANES))
+        )
+        return jax.tree.map(lambda x: x[first + jnp.arange(LENGTH)[:, None], lane], rows)
+
+    params, metrics = train(world, batch, LOSS, 2000, 3e-3)
+    apply = lambda method, *args: world.apply({"params": params}, *args, method=method)  # noqa: E731
+    fresh = play_catch(jax.random.key(2))
+    z = latents.sample(jax.random.key(3), apply("posterior", fresh.obs[0]))
+
+    def one_step(carry, row):
+        memory, z = carry
+        action, key = row
+        memory, d = apply("step", memory, z, action, jnp.zeros(LANES, bool))
+        return (memory, latents.sample(key, apply("prior", d))), None
+
+    keys = jax.random.split(jax.random.key(4), AHEAD)
+    (_, z), _ = jax.lax.scan(one_step, (world.memory.initial_state(LANES), z), (fresh.action[:AHEAD], keys))
+    return metrics, fresh.obs[AHEAD], apply("decode", z)
+
+
+def test_plays_catch_in_its_head():
+    metrics, truth, dream = jax.tree.map(np.asarray, dream_of_catch())
+    assert metrics["loss/reconstruction"] < 0.5
+    assert metrics["loss/reward"] < 0.1
+    # Above the paddle's row there is the ball alone.
+    assert np.mean(truth[:, :45].argmax(-1) == dream[:, :45].argmax(-1)) >= 0.9
