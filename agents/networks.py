@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from agents.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
 from envs.spaces import Box, Dict, MultiDiscrete, Space
 from memory.base import Memory, State
-from memory.layers import Dense, orthogonal
+from memory.layers import Convolution, Dense, orthogonal
 
 ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": nn.tanh, "silu": nn.silu, "gelu": nn.gelu}
 
@@ -29,44 +29,6 @@ class MLP(nn.Module):
         return x
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`x[n, height, width, c]` under `kernel[k, k, c, features]` without padding (not flipped, as in networks)."""
-    if jax.default_backend() != "cpu":
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=dimensions)
-    # Patches times kernel: within loops, gradients of XLA's convolutions are some twenty times slower on CPUs.
-    size = kernel.shape[0]
-    height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
-    if size % stride == 0:
-        # Cells of stride x stride pixels become channels of a picture whose kernel has stride 1: far fewer slices.
-        n, *_, channels = x.shape
-        cells = size // stride
-        rows, columns = height + cells - 1, width + cells - 1
-        x = x[:, : rows * stride, : columns * stride].reshape(n, rows, stride, columns, stride, channels)
-        x = x.swapaxes(2, 3).reshape(n, rows, columns, -1)
-        kernel = kernel.reshape(cells, stride, cells, stride, channels, -1)
-        kernel = kernel.swapaxes(1, 2).reshape(cells, cells, x.shape[-1], -1)
-        size, stride = cells, 1
-    last_row, last_column = (height - 1) * stride + 1, (width - 1) * stride + 1
-    patches = [x[:, i : i + last_row : stride, j : j + last_column : stride] for i in range(size) for j in range(size)]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-class Convolution(nn.Module):
-    """A convolution without padding, with a bias."""
-
-    features: int
-    size: int
-    stride: int
-    scale: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", orthogonal(self.scale), shape)
-        return convolve(x, kernel, self.stride) + self.param("bias", nn.initializers.zeros, (self.features,))
-
-
 class NatureCNN(nn.Module):
     """The convolutions of Mnih et al. (2015) for uint8 pictures `[..., height, width, channels]` -> `[..., 512]`."""
 
@@ -75,7 +37,7 @@ class NatureCNN(nn.Module):
         batch = picture.shape[:-3]
         x = picture.reshape(-1, *picture.shape[-3:]).astype(jnp.float32) / 255.0
         for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-            x = nn.relu(Convolution(features, size, stride, math.sqrt(2))(x))
+            x = nn.relu(Convolution(features, size, stride, kernel_init=orthogonal(math.sqrt(2)))(x))
         x = nn.relu(nn.Dense(512, kernel_init=orthogonal(math.sqrt(2)))(x.reshape(x.shape[0], -1)))
         return x.reshape(*batch, 512)
 
@@ -83,7 +45,7 @@ class NatureCNN(nn.Module):
 def check_pictures(space: Space) -> None:
     """Raises ValueError for observations of `space` with pictures that `NatureCNN` cannot take."""
     for part in (part for _, part in space.spaces) if isinstance(space, Dict) else (space,):
-        if len(part.shape) == 3 and min(part.shape[:2]) < 36:
+        if isinstance(part, Box) and len(part.shape) == 3 and min(part.shape[:2]) < 36:
             raise ValueError(f"pictures must be [height, width, channels], at least 36 x 36, but are {part.shape}")
 
 

@@ -1,4 +1,4 @@
-"""What several memory layers share: dense layer, gated output, initialisers."""
+"""What several networks share: dense and convolutional layers, gated output, initialisers."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kernels.convolution import convolve, convolve_transposed
 from kernels.gates import sigmoid
 
 
@@ -18,6 +19,39 @@ class Dense(nn.Dense):
         """`[..., n]` -> `[..., features]`."""
         y = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
         return y.reshape(*inputs.shape[:-1], self.features)
+
+
+class Convolution(nn.Module):
+    """A convolution with a bias, of any leading axes.
+
+    Attributes:
+        features: channels of the output.
+        size: width of the kernel.
+        stride: of the kernel, or, where `transposed`, the factor by which the picture grows.
+        padding: zeros around the picture; of no meaning where `transposed`.
+        dtype: of the arithmetic and the result; float32 parameters.
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    transposed: bool = False
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., height, width, c]` -> `[..., height', width', features]`."""
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+        picture = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
+        if self.transposed:
+            y = convolve_transposed(picture, kernel, self.stride)
+        else:
+            y = convolve(picture, kernel, self.stride, self.padding)
+        return (y + bias).reshape(*x.shape[:-3], *y.shape[1:])
 
 
 class GatedOutput(nn.Module):

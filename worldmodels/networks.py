@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from memory.layers import Dense, orthogonal
+from memory.layers import Convolution, Dense, orthogonal
 
 trunc_normal = nn.initializers.variance_scaling(1.0, "fan_avg", "truncated_normal")
 """Variance 2 / (fan_in + fan_out), cut at two deviations and rescaled."""
@@ -96,15 +96,11 @@ class PictureEncoder(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         leading, pad = x.shape[:-3], self.kernel // 2
         x = x.reshape(-1, *x.shape[-3:])
-        for channels, stride in zip(self.channels, self.strides, strict=True):
-            x = nn.Conv(
-                channels,
-                (self.kernel, self.kernel),
-                (stride, stride),
-                padding=((pad, pad), (pad, pad)),
-                kernel_init=trunc_normal,
-                dtype=self.dtype,
-            )(x)
+        for i, (channels, stride) in enumerate(zip(self.channels, self.strides, strict=True)):
+            convolution = Convolution(
+                channels, self.kernel, stride, pad, kernel_init=trunc_normal, dtype=self.dtype, name=f"Conv_{i}"
+            )
+            x = convolution(x)
             x = nn.silu(Norm(self.norm)(x, train))
         return x.reshape(*leading, -1).astype(jnp.float32)
 
@@ -133,18 +129,18 @@ class PictureDecoder(nn.Module):
         grid = (height // shrink, width // shrink, self.channels[-1])
         x = Dense(math.prod(grid), kernel_init=trunc_normal)(z).reshape(-1, *grid).astype(self.dtype)
         x = nn.silu(Norm(self.norm)(x, train))
-        pad = self.kernel // 2
-        for layer in reversed(range(len(self.channels))):
-            channels, stride = (colours, *self.channels)[layer], self.strides[layer]
-            x = nn.ConvTranspose(
-                channels,
-                (self.kernel, self.kernel),
-                (stride, stride),
-                # Of the grid with stride - 1 zeros between its entries: so that the output is `stride` times as large.
-                padding=((pad, pad + stride - 1), (pad, pad + stride - 1)),
+        last = len(self.channels) - 1
+        for layer in range(last, -1, -1):
+            grow = Convolution(
+                (colours, *self.channels)[layer],
+                self.kernel,
+                self.strides[layer],
+                transposed=True,
                 kernel_init=trunc_normal,
                 dtype=self.dtype,
-            )(x)
+                name=f"ConvTranspose_{last - layer}",
+            )
+            x = grow(x)
             if layer:
                 x = nn.silu(Norm(self.norm)(x, train))
         return x.reshape(*leading, *self.picture).astype(jnp.float32)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.networks import NatureCNN, check_pictures, convolve
+from agents.networks import NatureCNN, check_pictures
 from envs.spaces import Box, Dict
+from kernels.convolution import convolve
 
 X64 = jax.random.normal(jax.random.key(0), (3, 21, 18, 5))
 
