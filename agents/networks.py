@@ -83,7 +83,7 @@ class NatureCNN(nn.Module):
 def check_pictures(space: Space) -> None:
     """Raises ValueError for observations of `space` with pictures that `NatureCNN` cannot take."""
     for part in (part for _, part in space.spaces) if isinstance(space, Dict) else (space,):
-        if len(part.shape) == 3 and min(part.shape[:2]) < 36:
+        if isinstance(part, Box) and len(part.shape) == 3 and min(part.shape[:2]) < 36:
             raise ValueError(f"pictures must be [height, width, channels], at least 36 x 36, but are {part.shape}")
 
 
