@@ -32,7 +32,7 @@ FRAMES = 4
 NAMES: dict[str, str] = {
     rom_id_to_name(rom): rom
     for rom in roms.get_all_rom_ids()
-    if ale_py.ALEInterface.isSupportedROM(roms.get_rom_path(rom))
+    if ale_py.ALEInterface.isSupportedROM(str(roms.get_rom_path(rom)))
 }
 """ale-py's identifiers of the games for one player, by name."""
 
@@ -123,7 +123,7 @@ class Emulator:
 
     def _load(self) -> None:
         self._ale.setInt("random_seed", self._seed)
-        self._ale.loadROM(roms.get_rom_path(self._rom))
+        self._ale.loadROM(str(roms.get_rom_path(self._rom)))
 
     def _new_game(self) -> None:
         if self._options.env_seed_fixed:

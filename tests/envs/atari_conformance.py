@@ -35,7 +35,7 @@ def bare(rom: str, seed: int, sticky: float = 0.0) -> ale_py.ALEInterface:
     ale.setInt("random_seed", seed)
     ale.setInt("frame_skip", 1)
     ale.setFloat("repeat_action_probability", sticky)
-    ale.loadROM(roms.get_rom_path(rom))
+    ale.loadROM(str(roms.get_rom_path(rom)))
     return ale
 
 
@@ -94,7 +94,9 @@ def compare(game: str, steps: int, seed: int) -> tuple[dict[str, int], dict[str,
     actions = np.random.default_rng(seed).integers(0, space.n, (steps, 2))
     first, (obs, reward, terminated, truncated, info) = play(env, actions)
     met = {"ends": 0, "lives lost": 0, "rewards": 0}
-    differ = dict.fromkeys(("observation", "reward", "life_lost", "terminated", "truncated", "reset", "valid"), 0)
+    differ: dict[str, int] = dict.fromkeys(
+        ("observation", "reward", "life_lost", "terminated", "truncated", "reset", "valid"), 0
+    )
     for lane in range(2):
         truth = reference(GAMES[game], actions[:, lane], seed + lane)
         lost = (truth["lives"][1:] < truth["lives"][:-1]) & ~truth["opens"][1:]

@@ -106,7 +106,7 @@ def test_seeds_repeat_and_number_the_lanes():
 
 
 def test_limits_cut_and_do_not_terminate():
-    assert make_vector("atari/Pong", 1).max_steps(None) * 4 == 108_000
+    assert make_vector("atari/Pong", 1).max_steps(None) == 108_000 / 4
     env = make_vector("atari/Pong?max_episode_steps=5", 2)
     assert env.max_steps(None) == 5
     _, (_, _, terminated, truncated, info) = play(env, actions_for(6, 14, 2))

@@ -34,9 +34,8 @@ def test_ppo_takes_pictures_with_every_memory_and_keeps_them_as_bytes(memory):
 def test_evaluations_have_their_own_options(experiment):
     """Asterix moves at once, so games that open after different numbers of no-ops look different."""
     name = experiment.agent
-    settings = replace(getattr(experiment, name), num_envs=4, eval_envs=4)
-    if name == "drama":
-        settings = replace(settings, eval_episodes=4, prefill=2000)
+    more = {"eval_episodes": 4, "prefill": 2000} if name == "drama" else {}
+    settings = replace(getattr(experiment, name), num_envs=4, eval_envs=4, **more)
     experiment = replace(
         experiment, env="atari/Asterix?max_episode_steps=7", eval_env="?noop_max=30", **{name: settings}
     )

@@ -91,7 +91,7 @@ def test_a_finished_or_foreign_folder_is_not_touched(finished, capsys):
         (["debug", "--env", "popgym/RepeatPrevEasy"], "did you mean popgym/RepeatPreviousEasy"),
         (["debug", "--env", "attari/Pong"], "ids are"),
         (["ppo-atari", "--env", "atari/Pnog"], "did you mean atari/Pong"),
-        (["debug", "--eval-env", "popgym/RepeatPreviousMedium"], "does not fit env .* observation space"),
+        (["debug", "--eval-env", "gymnax/CartPole-v1"], "does not fit env .* observation space"),
         (["debug", "--eval-env", "?level=3"], "take no options"),
         (["debug", "--env", "gymnax/CartPole-v1", "--eval-env", "envpool/CartPole-v1"], "does not fit|emulators"),
         (["debug", "--env", "envpool/Pong-v5"], r"at least 36 x 36, but are \(4, 84, 84\)"),
