@@ -178,6 +178,16 @@ DRAMA_WORLD = WorldSettings(
     memory_options=("mamba2.state=16", "mamba2.expand=2", "mamba2.head=64"),
 )
 
+ATARI_100K = DramaExperiment(
+    drama=DRAMA,
+    world=DRAMA_WORLD,
+    env="atari/Boxing",
+    eval_env="?noop_max=30",
+    total_steps=100_000,
+    log_points=100,
+    checkpoint_seconds=300,
+)
+
 DRAMA_SMALL = replace(
     DRAMA,
     num_envs=8,
@@ -358,6 +368,23 @@ DRAMA_PRESETS: dict[str, DramaExperiment] = {
         total_steps=20_000,
         log_points=25,
         eval_points=5,
+    ),
+    "atari100k": ATARI_100K,
+    "atari100k-parity": replace(
+        ATARI_100K,
+        drama=PARITY,
+        env="atari/Boxing?skip_break_on_life=true&env_seed_fixed=true",
+        eval_env="",
+    ),
+    "atari100k-small": replace(
+        ATARI_100K,
+        drama=replace(
+            DRAMA_SMALL, num_envs=1, train_every=8, replay=100_000, eval_envs=4, eval_episodes=4, eval_greedy=True
+        ),
+        world=replace(SMALL_WORLD, encoder="conv", reconstruction="pixels", channels=(2, 4, 6, 8, 8)),
+        total_steps=4_000,
+        log_points=20,
+        checkpoint_seconds=60,
     ),
     **{
         f"drama-minatar-{name.lower()}": DramaExperiment(
