@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -16,7 +17,6 @@ from agents.run.errors import BadRequest
 from configs.experiment import DramaExperiment, WorldSettings
 from configs.presets import DRAMA_PRESETS, DRAMA_SMALL
 from scripts.common import make_drama
-from worldmodels import latents
 
 LATENT, WIDTH, CONTEXT, HORIZON, N = 12, 16, 3, 6, 64
 TINY = replace(
@@ -216,7 +216,9 @@ def test_losses_of_behaviour_by_definition(bootstrap):
     out = imagined()
     after, metrics = jax.jit(agent.learn_behaviour)(state, out, state.actor_norm)
     reward, goes_on, weight = (np.asarray(x, np.float64) for x in (out.reward, out.goes_on, out.weight))
-    critic = lambda params: agent.critic.apply({"params": params}, out.x)  # noqa: E731
+
+    def critic(params) -> Any:
+        return agent.critic.apply({"params": params}, out.x)
 
     goals, values = [], []
     for params in (state.behaviour["critic"], state.slow_critic):
@@ -237,10 +239,11 @@ def test_losses_of_behaviour_by_definition(bootstrap):
 
     def loss(params):
         """All but the networks are numbers: no gradient flows through returns or trajectories."""
-        log_pi = jax.nn.log_softmax(agent.actor.apply({"params": params["actor"]}, jnp.asarray(x, jnp.float32)))
+        actor_out: Any = agent.actor.apply({"params": params["actor"]}, jnp.asarray(x, jnp.float32))
+        log_pi = jax.nn.log_softmax(actor_out)
         log_prob = jnp.take_along_axis(log_pi, out.action[..., None], -1)[..., 0]
         entropy = -jnp.sum(jnp.exp(log_pi) * log_pi, -1)
-        log_bins = jax.nn.log_softmax(agent.critic.apply({"params": params["critic"]}, out.x[:-1]))
+        log_bins = jax.nn.log_softmax(critic(params["critic"])[:-1])
         policy = jnp.mean(weight * (-log_prob * advantage - s.entropy * entropy))
         value = jnp.mean(weight * -jnp.sum(targets * log_bins, -1))
         return policy + value, (policy, value)
@@ -415,7 +418,7 @@ def test_learning_begins_with_the_prefill(history):
     _, _, _, states, metrics = history
     # 6 steps an update: 27 are reached in the fifth.
     assert [m["train/learned"] for m in metrics] == [0.0] * 4 + [1.0] * 6
-    for before, after in zip(states[:4], states[1:5], strict=True):
+    for before, after in pairwise(states[:5]):
         for part in ("world", "behaviour", "slow_critic", "world_optimiser", "behaviour_optimiser", "actor_norm"):
             assert_same(getattr(before, part), getattr(after, part))
     for part in ("world", "behaviour", "slow_critic"):

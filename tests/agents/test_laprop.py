@@ -1,5 +1,7 @@
 """LaProp against its formulas, written out in float64, against a chain of optax's parts, and in closed form."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,12 @@ GRADIENTS = np.random.default_rng(0).normal(size=(STEPS, 4)) * np.array([1e-6, 1
 
 def run(optimiser, gradients):
     """Parameters after each step, from ones."""
-    params = {"w": jnp.ones(gradients.shape[1:])}
+    params: Any = {"w": jnp.ones(gradients.shape[1:])}
 
     def one_step(carry, gradient):
         params, state = carry
         step, state = optimiser.update({"w": gradient}, state, params)
-        params = optax.apply_updates(params, step)
+        params: Any = optax.apply_updates(params, step)
         return (params, state), params["w"]
 
     carry = (params, optimiser.init(params))

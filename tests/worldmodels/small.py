@@ -15,7 +15,7 @@ LOSS = LossSettings(free_nats=1.0, representation=0.1, seq_reset=True, reward_in
 
 def world_model(memory: str, obs: int = 6, width: int = 16, **fields: Any) -> WorldModel:
     """One layer of `memory` between dense coders of binary observations."""
-    options = {"head": 8} if memory == "mamba2" else {}
+    options: Any = {"head": 8} if memory == "mamba2" else {}
     chosen = {"categoricals": 3, "classes": 4, "head": 8, "unimix": 0.01} | fields
     return WorldModel(
         memory=make_memory(memory, width, rms=True, **options),

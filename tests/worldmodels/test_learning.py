@@ -38,7 +38,7 @@ def small_world(space: Any) -> WorldModel:
     )
 
 
-def train(world: WorldModel, batch, settings: LossSettings, updates: int, rate: float):
+def train(world: WorldModel, batch, settings: LossSettings, updates: int, rate: float) -> tuple[Any, Any]:
     """Parameters after `updates` steps of Adam on batches `batch(key)`, and the last hundred's mean metrics; traced."""
     optimiser = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate))
     init_key, key = jax.random.split(jax.random.key(0))
@@ -81,9 +81,9 @@ def recalled(seq_reset: bool, forget: jax.Array) -> jax.Array:
     """Share of questions whose reward a model that was trained on the like gives the highest probability of all."""
     world = small_world(Box(0.0, 1.0, (SYMBOLS + 1,)))
     settings = replace(LOSS, seq_reset=seq_reset)
-    params, _ = train(world, lambda key: recall_rows(key, 32, forget), settings, 1000, 3e-3)
+    params: Any = train(world, lambda key: recall_rows(key, 32, forget), settings, 1000, 3e-3)[0]
     rows = recall_rows(jax.random.key(1), QUESTIONS, forget)
-    apply = lambda method, *args: world.apply({"params": params}, *args, method=method)  # noqa: E731
+    apply: Any = lambda method, *args: world.apply({"params": params}, *args, method=method)  # noqa: E731
     z = latents.sample(jax.random.key(2), apply("posterior", rows.obs))
     reset = rows.reset if seq_reset else jnp.zeros_like(rows.reset)
     _, d = apply("sequence", world.memory.initial_state(QUESTIONS), z, rows.action, reset)
@@ -130,19 +130,19 @@ def play_catch(key: jax.Array) -> Rows:
 
 @jax.jit
 def dream_of_catch():
-    """Metrics of training on 10k steps of random play; and of fresh episodes, of which the model saw the first frame and
-    all actions, the true and the most likely frame after `AHEAD` steps, each `[LANES, 50]`."""
+    """Metrics of training on 10k steps of random play; and of fresh episodes, of which the model saw the first frame
+    and all actions, the true and the most likely frame after `AHEAD` steps, each `[LANES, 50]`."""
     rows = play_catch(jax.random.key(1))
     world = small_world(Box(0.0, 1.0, (50,)))
 
     def batch(key):
-        first, lane = (
-            jax.random.randint(k, (16,), 0, n) for k, n in zip(jax.random.split(key), (STEPS - LENGTH, LANES))
-        )
+        first_key, lane_key = jax.random.split(key)
+        first = jax.random.randint(first_key, (16,), 0, STEPS - LENGTH + 1)
+        lane = jax.random.randint(lane_key, (16,), 0, LANES)
         return jax.tree.map(lambda x: x[first + jnp.arange(LENGTH)[:, None], lane], rows)
 
     params, metrics = train(world, batch, LOSS, 2000, 3e-3)
-    apply = lambda method, *args: world.apply({"params": params}, *args, method=method)  # noqa: E731
+    apply: Any = lambda method, *args: world.apply({"params": params}, *args, method=method)  # noqa: E731
     fresh = play_catch(jax.random.key(2))
     z = latents.sample(jax.random.key(3), apply("posterior", fresh.obs[0]))
 

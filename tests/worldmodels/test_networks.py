@@ -1,5 +1,7 @@
 """Encoders and decoders: published shapes, and every layer written out in NumPy on a small case."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +77,7 @@ def test_the_encoder_layer_by_layer(kernel):
     encoder = PictureEncoder((2, 3), (1, 2), kernel, "rms")
     x = np.random.default_rng(1).normal(size=(2, 8, 6, 3))
     params = noisy(encoder.init(jax.random.key(0), x, True))["params"]
-    y = encoder.apply({"params": params}, x, False)
+    y: Any = encoder.apply({"params": params}, x, False)
     for picture, ours in zip(x, np.asarray(y), strict=True):
         for layer, stride in enumerate((1, 2)):
             conv = params[f"Conv_{layer}"]
@@ -89,7 +91,7 @@ def test_the_decoder_layer_by_layer(kernel):
     decoder = PictureDecoder((8, 12, 3), (2, 4), (2, 2), kernel, "rms")
     z = np.random.default_rng(1).normal(size=(2, 5))
     params = noisy(decoder.init(jax.random.key(0), z, True))["params"]
-    y = decoder.apply({"params": params}, z, False)
+    y: Any = decoder.apply({"params": params}, z, False)
     assert y.shape == (2, 8, 12, 3)
     for row, ours in zip(z, np.asarray(y), strict=True):
         dense = params["Dense_0"]
@@ -115,6 +117,6 @@ def test_batch_statistics_move_in_training_alone():
     np.testing.assert_allclose(
         np.asarray(training).reshape(-1, 3), (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5), atol=1e-4
     )
-    statistics = moved["batch_stats"]["BatchNorm_0"]
+    statistics: Any = moved["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(statistics["mean"], 0.1 * rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * rows.var(0), rtol=1e-4)
