@@ -38,10 +38,12 @@ def small_world(space: Any) -> WorldModel:
     )
 
 
-def train(world: WorldModel, batch, settings: LossSettings, updates: int, rate: float) -> tuple[Any, Any]:
+def train(
+    world: WorldModel, batch, settings: LossSettings, updates: int, rate: float, key: jax.Array
+) -> tuple[Any, Any]:
     """Parameters after `updates` steps of Adam on batches `batch(key)`, and the last hundred's mean metrics; traced."""
     optimiser = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate))
-    init_key, key = jax.random.split(jax.random.key(0))
+    init_key, key = jax.random.split(key)
     params = world.init(init_key, batch(init_key), init_key, settings, method="loss")["params"]
 
     def one_step(carry, key):
@@ -81,7 +83,7 @@ def recalled(seq_reset: bool, forget: jax.Array) -> jax.Array:
     """Share of questions whose reward a model that was trained on the like gives the highest probability of all."""
     world = small_world(Box(0.0, 1.0, (SYMBOLS + 1,)))
     settings = replace(LOSS, seq_reset=seq_reset)
-    params: Any = train(world, lambda key: recall_rows(key, 32, forget), settings, 1000, 3e-3)[0]
+    params: Any = train(world, lambda key: recall_rows(key, 32, forget), settings, 1000, 3e-3, jax.random.key(0))[0]
     rows = recall_rows(jax.random.key(1), QUESTIONS, forget)
     apply: Any = lambda method, *args: world.apply({"params": params}, *args, method=method)  # noqa: E731
     z = latents.sample(jax.random.key(2), apply("posterior", rows.obs))
@@ -129,10 +131,11 @@ def play_catch(key: jax.Array) -> Rows:
 
 
 @jax.jit
-def dream_of_catch():
+def dream_of_catch(key: jax.Array):
     """Metrics of training on 10k steps of random play; and of fresh episodes, of which the model saw the first frame
-    and all actions, the true and the most likely frame after `AHEAD` steps, each `[LANES, 50]`."""
-    rows = play_catch(jax.random.key(1))
+    and all actions, the true and the most likely frame after `AHEAD` steps, each `[episodes, 50]`."""
+    data_key, train_key, fresh_key, first_key, key = jax.random.split(key, 5)
+    rows = play_catch(data_key)
     world = small_world(Box(0.0, 1.0, (50,)))
 
     def batch(key):
@@ -141,24 +144,29 @@ def dream_of_catch():
         lane = jax.random.randint(lane_key, (16,), 0, LANES)
         return jax.tree.map(lambda x: x[first + jnp.arange(LENGTH)[:, None], lane], rows)
 
-    params, metrics = train(world, batch, LOSS, 2000, 3e-3)
+    params, metrics = train(world, batch, replace(LOSS, free_nats=0.1), 2000, 3e-3, train_key)
     apply: Any = lambda method, *args: world.apply({"params": params}, *args, method=method)  # noqa: E731
-    fresh = play_catch(jax.random.key(2))
-    z = latents.sample(jax.random.key(3), apply("posterior", fresh.obs[0]))
+    whole = STEPS // 9  # all lanes are in step: episode i is rows 9 i .. 9 i + 8
+    split = lambda x: x[: 9 * whole].reshape(whole, 9, LANES, -1).swapaxes(0, 1).reshape(9, whole * LANES, -1)  # noqa: E731
+    fresh = play_catch(fresh_key)
+    obs, action = split(fresh.obs), split(fresh.action)
+    z = latents.sample(first_key, apply("posterior", obs[0]))
 
     def one_step(carry, row):
         memory, z = carry
         action, key = row
-        memory, d = apply("step", memory, z, action, jnp.zeros(LANES, bool))
+        memory, d = apply("step", memory, z, action, jnp.zeros(len(z), bool))
         return (memory, latents.sample(key, apply("prior", d))), None
 
-    keys = jax.random.split(jax.random.key(4), AHEAD)
-    (_, z), _ = jax.lax.scan(one_step, (world.memory.initial_state(LANES), z), (fresh.action[:AHEAD], keys))
-    return metrics, fresh.obs[AHEAD], apply("decode", z)
+    carry = (world.memory.initial_state(len(z)), z)
+    (_, z), _ = jax.lax.scan(one_step, carry, (action[:AHEAD], jax.random.split(key, AHEAD)))
+    return metrics, obs[AHEAD], apply("decode", z)
 
 
 def test_plays_catch_in_its_head():
-    metrics, truth, dream = jax.tree.map(np.asarray, dream_of_catch())
+    """With 0.1 free nats, not the preset's 1. A step of Catch holds less than one nat of news, so under the preset the
+    prior stops learning early: 0.83 to 0.94 of the balls of three seeds, where 0.1 gives 0.985 to 0.994."""
+    metrics, truth, dream = jax.tree.map(np.asarray, dream_of_catch(jax.random.key(0)))
     assert metrics["loss/reconstruction"] < 0.5
     assert metrics["loss/reward"] < 0.1
     # Above the paddle's row there is the ball alone.
