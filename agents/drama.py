@@ -216,6 +216,21 @@ class DramaState(struct.PyTreeNode):
     env_steps: jax.Array
 
 
+class Mind(struct.PyTreeNode):
+    """Where an imagined trajectory is, leaves `[n, ...]`: the memory's state and its output `d`, the latent `z` that is
+    expected next, and the statistics that normalise the policy's input."""
+
+    memory: Any
+    z: jax.Array
+    d: jax.Array
+    statistics: RunningStatistics
+
+    @property
+    def x(self) -> jax.Array:
+        """The policy's input."""
+        return jnp.concatenate([self.z, self.d], axis=-1)
+
+
 class Imagined(struct.PyTreeNode):
     """Trajectories `[horizon, n, ...]`, but `x` and `value` of `horizon + 1` states."""
 
@@ -486,53 +501,58 @@ class Drama:
 
     def imagine(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[Imagined, RunningStatistics]:
         """Trajectories under the policy that begin after the replayed steps `[context, n, ...]`."""
-        s = self.settings
-        rows = self._rows(steps)
+        context_key, key = jax.random.split(key)
+        mind, ended = self.remember(state, steps, context_key)
+        keys = jax.random.split(key, self.settings.horizon)
+        mind, (x, action) = jax.lax.scan(lambda mind, key: self.imagine_step(state, mind, key), mind, keys)
+        return self.judge(state, mind, x, action, ended), mind.statistics
+
+    def remember(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[Mind, jax.Array]:
+        """What imagination begins with after replayed steps `[context, n, ...]`, and whether these ended there."""
+        s, rows = self.settings, self._rows(steps)
         reset = rows.reset if s.seq_reset else jnp.zeros_like(rows.reset)
-        context_key, first_key, key = jax.random.split(key, 3)
+        context_key, key = jax.random.split(key)
         z = latents.sample(context_key, self._world(state, "posterior", rows.obs))
         memory = self.world.memory.initial_state(reset.shape[1])
         if s.imagine_from == "every":
-            each = (z, rows.action, reset, rows.terminal)
-            memory, d, ended = jax.tree.map(
-                lambda x: x.reshape(-1, *x.shape[2:]),
-                jax.lax.scan(lambda memory, row: self._remember(state, memory, *row), memory, each)[1],
-            )
+
+            def one_step(memory, row):
+                memory, d = self._world(state, "step", memory, *row)
+                return memory, (memory, d)
+
+            every = *jax.lax.scan(one_step, memory, (z, rows.action, reset))[1], rows.terminal
+            memory, d, ended = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), every)
         else:
             memory, ds = self._world(state, "sequence", memory, z, rows.action, reset)
             d, ended = ds[-1], rows.terminal[-1]
-        z, n = latents.sample(first_key, self._world(state, "prior", d)), d.shape[0]
+        z = latents.sample(key, self._world(state, "prior", d))
+        return Mind(memory, z, d, state.actor_norm), ended
+
+    def imagine_step(self, state: DramaState, mind: Mind, key: jax.Array) -> tuple[Mind, tuple[jax.Array, jax.Array]]:
+        """One imagined step -> what follows, the policy's input and its action."""
+        action_key, latent_key = jax.random.split(key)
+        x, statistics = mind.x, mind.statistics
+        action = self._policy(state.behaviour["actor"], statistics, x).sample(action_key)
+        n = x.shape[0]
+        if self.settings.actor_norm == "forward":
+            statistics = statistics.update(x, jnp.ones(n, bool))
         never = jnp.zeros(n, bool)
+        memory, d = self._world(state, "step", mind.memory, mind.z, self._numbers(action), never)
+        z = latents.sample(latent_key, self._world(state, "prior", d))
+        return Mind(memory, z, d, statistics), (x, action)
 
-        def one_step(carry, key):
-            memory, z, d, statistics = carry
-            action_key, latent_key = jax.random.split(key)
-            x = jnp.concatenate([z, d], axis=-1)
-            action = self._policy(state.behaviour["actor"], statistics, x).sample(action_key)
-            if s.actor_norm == "forward":
-                statistics = statistics.update(x, ~never)
-            memory, d = self._world(state, "step", memory, z, self._numbers(action), never)
-            z = latents.sample(latent_key, self._world(state, "prior", d))
-            return (memory, z, d, statistics), (x, action)
-
-        carry = (memory, z, d, state.actor_norm)
-        (_, z, d, statistics), (x, action) = jax.lax.scan(one_step, carry, jax.random.split(key, s.horizon))
-        x = jnp.concatenate([x, jnp.concatenate([z, d], axis=-1)[None]])
+    def judge(self, state: DramaState, mind: Mind, x: jax.Array, action: jax.Array, ended: jax.Array) -> Imagined:
+        """Rewards and ends of the trajectory `x`, `action` `[horizon, n, ...]` that led to `mind`."""
+        x = jnp.concatenate([x, mind.x[None]])
         d = x[..., -self.world.memory.width :]
-        d = d[1:] if s.reward_index == "after" else d[:-1]
+        d = d[1:] if self.settings.reward_index == "after" else d[:-1]
         goes_on = (self._world(state, "terminal_logit", d) <= 0).astype(jnp.float32)
         weight = jnp.ones_like(goes_on)
-        if s.mask_after_term:
+        if self.settings.mask_after_term:
             # What the context ended with counts too: nothing that follows an end is real.
             alive = jnp.concatenate([1.0 - ended[None], goes_on[:-1]])
             weight = jnp.cumprod(alive, axis=0)
-        return Imagined(x, action, self._world(state, "reward", d), goes_on, weight), statistics
-
-    def _remember(self, state: DramaState, memory: Any, z: jax.Array, action: jax.Array, reset: jax.Array,
-                  terminal: jax.Array) -> tuple[Any, tuple]:  # fmt: skip
-        """One step of the context -> the memory after it, twice, and what imagination begins with there."""
-        memory, d = self._world(state, "step", memory, z, action, reset)
-        return memory, (memory, d, terminal)
+        return Imagined(x, action, self._world(state, "reward", d), goes_on, weight)
 
     def learn_behaviour(
         self, state: DramaState, imagined: Imagined, statistics: RunningStatistics
