@@ -11,6 +11,7 @@ there, 1 if some failed, 130 if stopped or out of time.
 
 import csv
 import difflib
+import fcntl
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -156,8 +157,8 @@ def configuration(preset: str, training: Sequence[str], episodes: int | None) ->
         raise BadRequest(f"preset {preset} is not for Atari; take {', '.join(fit)}")
     config = train.options_for(preset, training, "atari100k.py PRESET", __doc__ or "").experiment
     assert isinstance(config, PPOExperiment | DramaExperiment)
-    if config.env != chosen.env or config.seeds != chosen.seeds:
-        raise BadRequest("atari100k sets env and seeds itself: use --games and --seeds")
+    if config.env != chosen.env:
+        raise BadRequest("atari100k sets --env itself: use --games")
     if config.eval_env and not config.eval_env.startswith("?"):
         raise BadRequest(f"eval_env must be options alone, such as ?noop_max=30, got {config.eval_env}")
     if episodes is not None:
@@ -272,13 +273,15 @@ def scores_of(results: list[Result]) -> dict[str, list[float]]:
 
 def report(out: Path, preset: str, config: PPOExperiment | DramaExperiment, failures: dict[Run, str]) -> None:
     """Writes scores, table and picture of all finished runs in the folder."""
-    results = results_in(out)
-    scores = scores_of(results)
-    label = f"{preset}, {config.chosen}"
-    write_atomically(out / "scores.json", json.dumps(scores, indent=2) + "\n")
-    write_atomically(out / "table.md", markdown(results, label, failures))
-    if scores:
-        draw(scores, label, out / "scores.png")
+    with (out / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: another command may report as well
+        results = results_in(out)
+        scores = scores_of(results)
+        label = f"{preset}, {config.chosen}"
+        write_atomically(out / "scores.json", json.dumps(scores, indent=2) + "\n")
+        write_atomically(out / "table.md", markdown(results, label, failures))
+        if scores:
+            draw(scores, label, out / "scores.png")
 
 
 def short(value: float) -> str:
@@ -313,7 +316,9 @@ def markdown(results: list[Result], label: str, failures: dict[Run, str]) -> str
         lines.append(
             row_of(f"**HNS {name}**", "0", "1", f"**{statistic(ours):.3f}** [{low:.3f}, {high:.3f}]", "", *others)
         )
-    lines += ["", *notes(results, label), *[f"- **failed**: {run.name}: {why}" for run, why in failures.items()]]
+    lines += ["", *notes(results, label)]
+    if failures:
+        lines += ["", *[f"- **failed**: {run.name}: {why}" for run, why in failures.items()]]
     return "\n".join(lines) + "\n"
 
 
@@ -343,7 +348,7 @@ def notes(results: list[Result], label: str) -> list[str]:
         runs = [r for r in results if r.run.game == game]
         minutes, speed = (np.mean([getattr(r, name) for r in runs]) for name in ("minutes", "steps_per_s"))
         lines.append(row_of(game, str(len(runs)), f"{minutes:.1f}", f"{speed:.1f}"))
-    return [*lines, "", f"All runs: {sum(r.minutes for r in results) / 60:.2f} hours, compilation included.", ""]
+    return [*lines, "", f"All runs: {sum(r.minutes for r in results) / 60:.2f} hours, compilation included."]
 
 
 def draw(scores: dict[str, list[float]], label: str, out: Path) -> None:
@@ -365,7 +370,8 @@ def draw(scores: dict[str, list[float]], label: str, out: Path) -> None:
     axes.set_yscale("symlog", linthresh=0.1)  # games range from 0.001 to 10, and below 0
     axes.set_xticks(places, list(ours), rotation=45, ha="right", fontsize=8)
     axes.set_ylabel("human-normalised score")
-    axes.legend(fontsize=8)
+    axes.yaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     partial = out.with_suffix(".partial.png")
     figure.savefig(partial, dpi=120)
     partial.replace(out)

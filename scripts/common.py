@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -161,10 +161,7 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
     return env
 
 
-Played = TypeVar("Played", PPOExperiment, DramaExperiment)
-
-
-def with_episodes(config: Played, episodes: int) -> Played:
+def with_episodes(config: PPOExperiment | DramaExperiment, episodes: int) -> PPOExperiment | DramaExperiment:
     """`config` with evaluations of `episodes` episodes a seed."""
     if isinstance(config, PPOExperiment):
         return dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, eval_envs=episodes))
