@@ -308,14 +308,14 @@ def markdown(results: list[Result], label: str, failures: dict[Run, str]) -> str
         lines.append(row_of(game, *references, score, f"{normalised.mean():.3f}", *others))
     for name, statistic in AGGREGATES.items() if scores else ():
         low, high = stratified_bootstrap(ours, statistic)
+        # One run a game leaves nothing to resample.
+        interval = f" [{low:.3f}, {high:.3f}]" if any(len(game) > 1 for game in ours) else ""
         # A published game is one number, its mean over seeds: nothing is known of the runs.
         others = [
             "" if name == "IQM of runs" else f"{statistic(list(normalise(dict(picked), table).values())):.3f}"
             for picked in ([(game, table[method][game]) for game in scores] for method in methods)
         ]
-        lines.append(
-            row_of(f"**HNS {name}**", "0", "1", f"**{statistic(ours):.3f}** [{low:.3f}, {high:.3f}]", "", *others)
-        )
+        lines.append(row_of(f"**HNS {name}**", "0", "1", f"**{statistic(ours):.3f}**{interval}", "", *others))
     lines += ["", *notes(results, label)]
     if failures:
         lines += ["", *[f"- **failed**: {run.name}: {why}" for run, why in failures.items()]]
@@ -330,11 +330,10 @@ def notes(results: list[Result], label: str) -> list[str]:
     def all_of(values: Sequence[int]) -> str:
         return ", ".join(f"{value:,}" for value in sorted(set(values)))
 
-    games = len(scores_of(results))
     lines = [
-        f"{label}: mean over seeds of the return of the evaluation that ends a run (each seed in brackets); "
-        f"{len(results)} finished runs, {games} of {len(ATARI_100K)} games. Aggregates of all columns are over these "
-        f"{games} games; intervals are 95 % bootstrap intervals that resample seeds within each game. "
+        f"{label}: mean over seeds of the return of the evaluation that ends a run (each seed in brackets). "
+        f"Finished runs: {len(results)}; games: {len(scores_of(results))} of {len(ATARI_100K)}. Aggregates of all "
+        "columns are over the games above; intervals are 95 % bootstrap intervals that resample seeds within each game. "
         "Published columns are means over seeds, rounded, from papers and score files (`configs/atari_scores.csv`).",
         "",
         f"Environment steps per run: {all_of([r.env_steps for r in results])}. "

@@ -186,6 +186,7 @@ def test_failed_runs_are_named_and_others_go_on(tmp_path, monkeypatch, capsys):
     assert atari100k.main(arguments) == 1
     assert "- **failed**: Krull, seed 4: exit code 3: training diverged" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "scores.json").read_text())) == {"Boxing", "Pong"}
+    assert table(tmp_path)["HNS mean"][2] == "1.500", "one run a game has no interval"
 
 
 def test_no_run_begins_when_time_is_up(tmp_path):
