@@ -333,7 +333,7 @@ def notes(results: list[Result], label: str) -> list[str]:
     lines = [
         f"{label}: mean over seeds of the return of the evaluation that ends a run (each seed in brackets). "
         f"Finished runs: {len(results)}; games: {len(scores_of(results))} of {len(ATARI_100K)}. Aggregates of all "
-        "columns are over the games above; intervals are 95 % bootstrap intervals that resample seeds within each game. "
+        "columns are over the games above; intervals are 95 % bootstrap intervals that resample seeds in each game. "
         "Published columns are means over seeds, rounded, from papers and score files (`configs/atari_scores.csv`).",
         "",
         f"Environment steps per run: {all_of([r.env_steps for r in results])}. "
