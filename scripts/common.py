@@ -95,14 +95,14 @@ def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
     sys.exit(code)
 
 
-def split_preset(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The preset named first (or the default one) and the other arguments.
+def split_preset(arguments: Sequence[str], default: str = DEFAULT) -> tuple[str, list[str]]:
+    """The preset named first (or `default`) and the other arguments.
 
     Raises:
         BadRequest: there is no preset of that name.
     """
     if not arguments or arguments[0].startswith("-"):
-        return DEFAULT, list(arguments)
+        return default, list(arguments)
     name = arguments[0]
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
@@ -159,6 +159,14 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
     except ValueError as error:
         raise BadRequest(str(error)) from None
     return env
+
+
+def with_episodes(config: PPOExperiment | DramaExperiment, episodes: int) -> PPOExperiment | DramaExperiment:
+    """`config` with evaluations of `episodes` episodes a seed."""
+    if isinstance(config, PPOExperiment):
+        return dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, eval_envs=episodes))
+    played = {"eval_envs": math.gcd(config.drama.eval_envs, episodes), "eval_episodes": episodes}
+    return dataclasses.replace(config, drama=dataclasses.replace(config.drama, **played))
 
 
 def refuse_mismatch(config: Experiment, env: Wrapper, eval_env: Wrapper) -> None:

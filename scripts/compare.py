@@ -11,8 +11,6 @@ cell; a cell that failed is named with its reason. Exit code 0 if every cell is 
 import csv
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +19,10 @@ from typing import Any
 import numpy as np
 import tyro
 
-from agents.run.errors import BadRequest, Interrupted
+from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say, write_atomically
 from agents.run.metrics import read_metrics
-from agents.run.statistics import interquartile_mean, stratified_bootstrap
+from agents.run.statistics import iqm_of_scores, stratified_bootstrap
 from configs.presets import PRESETS
 from scripts import train
 from scripts.common import algorithms_of, describe, folder_name, make_agent, run_script, split_preset
@@ -131,23 +129,8 @@ def columns_of(preset: str, options: Options) -> tuple[str, ...]:
 
 def train_cell(preset: str, choice: str, cell: Cell, training: Sequence[str]) -> str | None:
     """Trains one cell in its own process; returns why it failed, or None."""
-    command = [sys.executable, train.__file__, preset, "--env", cell.env, f"--{choice}", cell.chosen]
-    process = subprocess.Popen(
-        [*command, "--out", str(cell.folder), "--resume", *training], stderr=subprocess.PIPE, text=True
-    )
-    last = ""
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            last = line.strip() or last
-            print(line, end="", file=sys.stderr, flush=True)
-        code = process.wait()
-    except KeyboardInterrupt:  # the same Ctrl-C reached the child: let it write its checkpoint
-        process.wait()
-        raise Interrupted("stopped; repeat the command to go on where it was") from None
-    if code == Interrupted.exit_code:
-        raise Interrupted("stopped; repeat the command to go on where it was")
-    return None if code == 0 else f"exit code {code}: {last}"
+    chosen = ["--env", cell.env, f"--{choice}", cell.chosen]
+    return train.run_apart([preset, *chosen, "--out", str(cell.folder), "--resume", *training])
 
 
 # ---------------------------------------------------------------------------------------------------------- reporting
@@ -169,7 +152,7 @@ def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tupl
 
 def interval(scores: list[float]) -> tuple[float, float, float]:
     """Interquartile mean and its 95 % bootstrap interval over seeds."""
-    return (interquartile_mean(np.array(scores)), *stratified_bootstrap([np.array(scores)]))
+    return (float(iqm_of_scores([np.array(scores)])), *stratified_bootstrap([np.array(scores)]))
 
 
 def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
@@ -195,7 +178,7 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
             tasks = [np.array(at[env, chosen].scores()) for env in envs]
             if all(len(task) for task in tasks):
                 low, high = stratified_bootstrap(tasks)
-                row.append(f"{interquartile_mean(np.concatenate(tasks)):.3f} [{low:.3f}, {high:.3f}]")
+                row.append(f"{iqm_of_scores(tasks):.3f} [{low:.3f}, {high:.3f}]")
             else:
                 row.append("incomplete")
         lines.append("| **all** | " + " | ".join(row) + " |")

@@ -6,7 +6,6 @@ Prints the return of every seed, writes `evaluation.json` and, where the environ
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from agents.run.loop import evaluation, over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
 from configs.experiment import DramaExperiment, PPOExperiment
-from scripts.common import from_dict, make_agent, parse, run_script
+from scripts.common import from_dict, make_agent, parse, run_script, with_episodes
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture
@@ -57,12 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     config = from_dict(stored)
     if isinstance(config, PPOExperiment):
         greedy = config.ppo.eval_greedy if options.greedy is None else options.greedy
-        config = replace(config, ppo=replace(config.ppo, eval_envs=options.episodes, eval_greedy=greedy))
+        config = with_episodes(replace(config, ppo=replace(config.ppo, eval_greedy=greedy)), options.episodes)
     elif isinstance(config, DramaExperiment):
         greedy = config.drama.eval_greedy if options.greedy is None else options.greedy
-        envs = math.gcd(config.drama.eval_envs, options.episodes)
-        played = {"eval_envs": envs, "eval_episodes": options.episodes, "eval_greedy": greedy}
-        config = replace(config, drama=replace(config.drama, **played))
+        config = with_episodes(replace(config, drama=replace(config.drama, eval_greedy=greedy)), options.episodes)
     else:
         raise BadRequest(
             f"{config.agent} learns while it acts and has no episodes to play afterwards: "

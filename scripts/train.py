@@ -5,6 +5,10 @@
 Exit codes: 0 done, 2 bad request, 3 training diverged, 130 interrupted (checkpointed; continue with --resume).
 """
 
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +18,7 @@ import jax
 import tyro
 
 from agents.drama import Drama
-from agents.run.errors import BadRequest
+from agents.run.errors import BadRequest, Interrupted
 from agents.run.folder import RunFolder, say
 from agents.run.loop import Agent, LoopSettings, seed_keys, train
 from agents.stepmix import StepMix
@@ -103,6 +107,38 @@ def run(preset: str, options: "Options[Experiment]") -> Path:
         f"in {folder.path}"
     )
     return folder.path
+
+
+def run_apart(arguments: Sequence[str], seconds: float | None = None) -> str | None:
+    """Trains as `arguments` say in a process of its own; returns why it failed, or None.
+
+    Args:
+        seconds: politely stopped after this time (None: never).
+
+    Raises:
+        Interrupted: by Ctrl-C, a polite kill of either process, or the time; the run was checkpointed if it had begun.
+    """
+    process = subprocess.Popen([sys.executable, __file__, *arguments], stderr=subprocess.PIPE, text=True)
+    timer = threading.Timer(seconds or 0.0, process.terminate)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    last = ""
+    assert process.stderr is not None
+    try:
+        if seconds is not None:
+            timer.start()
+        for line in process.stderr:
+            last = line.strip() or last
+            print(line, end="", file=sys.stderr, flush=True)
+        code = process.wait()
+    except KeyboardInterrupt:  # the same Ctrl-C reached the child: let it write its checkpoint
+        process.wait()
+        code = Interrupted.exit_code
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
+    if code in (Interrupted.exit_code, -signal.SIGTERM):  # the latter before it listened
+        raise Interrupted("stopped; repeat the command to go on where it was")
+    return None if code == 0 else f"exit code {code}: {last}"
 
 
 def refuse_unsafe(agent: Agent, config: Experiment) -> None:

@@ -22,7 +22,7 @@ from configs.presets import PLANNER_PRESETS, PPO_PRESETS, PRESETS
 from envs import registry
 from envs.vector import Vectorised
 from memory import MEMORIES, make_memory, memory_options
-from scripts import compare, evaluate, plot, train
+from scripts import atari100k, compare, evaluate, plot, train
 from scripts.common import make_agent
 from tests.memory import contract
 
@@ -108,8 +108,8 @@ def test_defaults_of_configuration_keys():
 
 
 def test_every_option_of_the_scripts_is_documented():
-    page = section(read("configuration.md"), "## Run options")
-    for script in (train, evaluate, compare, plot):
+    page = section(read("configuration.md"), "## Run options") + section(read("atari100k.md"), "## Options")
+    for script in (train, evaluate, compare, plot, atari100k):
         fields = {f.name for f in dataclasses.fields(script.Options)} - {"experiment", "run", "runs"}
         name = script.__name__.removeprefix("scripts.")
         table = page.split(f"| option of `{name}.py", 1)[1].split("\n\n")[0]
@@ -270,7 +270,7 @@ def test_files_and_modules_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_commands_use_exist(page):
-    """Every `--option` in a command of train.py and compare.py is one of theirs."""
+    """Every `--option` in a command of train.py, compare.py and atari100k.py is one of theirs."""
     groups = [("", kind) for kind in EXPERIMENTS.values()]
     for kind in EXPERIMENTS.values():
         groups += [(f"{f.name}.", f.type) for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.type)]
@@ -279,9 +279,9 @@ def test_options_that_commands_use_exist(page):
         for f in dataclasses.fields(kind):
             name = f.name.replace("_", "-")
             known |= {prefix + name, f"{prefix}no-{name}"}
-    known |= {f.name for script in (train, compare) for f in dataclasses.fields(script.Options)}
+    known |= {f.name for script in (train, compare, atari100k) for f in dataclasses.fields(script.Options)}
     commands = page.read_text().replace("\\\n", " ")
-    for arguments in re.findall(r"scripts/(?:train|compare)\.py ([^\n`#]*)", commands):
+    for arguments in re.findall(r"scripts/(?:train|compare|atari100k)\.py ([^\n`#]*)", commands):
         for option in re.findall(r"--([\w.-]+)", arguments):
             assert option in known, arguments
         preset = arguments.split()[0] if arguments.split() else ""

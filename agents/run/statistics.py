@@ -1,5 +1,6 @@
 """Aggregates over seeds and tasks (Agarwal et al. 2021): interquartile mean and bootstrap intervals."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -11,14 +12,47 @@ def interquartile_mean(scores: np.ndarray, axis: int | None = None) -> Any:
     return stats.trim_mean(np.asarray(scores, float), 0.25, axis=cast(Any, axis))
 
 
+def human_normalised(score: Any, random: float, human: float) -> Any:
+    """0 for the return of random play, 1 for a human's (Mnih et al. 2015)."""
+    return (np.asarray(score, float) - random) / (human - random)
+
+
+# Aggregates over tasks. `tasks` has one array `[..., seeds]` for each task; the numbers of seeds may differ. The result
+# has the leading axes. A task counts as much as any other in the first three, in the last a score as any other.
+
+
+def mean_of_tasks(tasks: list[np.ndarray]) -> Any:
+    """Mean over tasks of the means over seeds."""
+    return np.mean([np.mean(task, axis=-1) for task in tasks], axis=0)
+
+
+def median_of_tasks(tasks: list[np.ndarray]) -> Any:
+    """Median over tasks of the means over seeds."""
+    return np.median([np.mean(task, axis=-1) for task in tasks], axis=0)
+
+
+def iqm_of_tasks(tasks: list[np.ndarray]) -> Any:
+    """Interquartile mean over tasks of the means over seeds, for scores that are published as means."""
+    return interquartile_mean(np.array([np.mean(task, axis=-1) for task in tasks]), axis=0)
+
+
+def iqm_of_scores(tasks: list[np.ndarray]) -> Any:
+    """Interquartile mean over the scores of all tasks and seeds together."""
+    return interquartile_mean(np.concatenate(tasks, axis=-1), axis=-1)
+
+
 def stratified_bootstrap(
-    scores: list[np.ndarray], statistic=interquartile_mean, samples: int = 2000, level: float = 0.95, seed: int = 0
+    scores: list[np.ndarray],
+    statistic: Callable[[list[np.ndarray]], Any] = iqm_of_scores,
+    samples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of `statistic`, resampling seeds within each task (stratum).
 
     Args:
         scores: one vector of per-seed scores for each task; lengths may differ.
-        statistic: maps resampled scores of all tasks, `[samples, scores]`, to numbers along `axis`.
+        statistic: maps the resampled scores, `[samples, seeds]` for each task, to `[samples]` numbers.
         samples: bootstrap resamples.
         level: coverage, 0.95 for a 95 % interval.
 
@@ -29,7 +63,7 @@ def stratified_bootstrap(
     tasks = [np.asarray(task, float) for task in scores]
     draws = [task[rng.integers(len(task), size=(samples, len(task)))] for task in tasks]
     tail = 100 * (1 - level) / 2
-    low, high = np.percentile(statistic(np.concatenate(draws, axis=1), axis=1), [tail, 100 - tail])
+    low, high = np.percentile(statistic(draws), [tail, 100 - tail])
     return float(low), float(high)
 
 

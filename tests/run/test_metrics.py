@@ -1,12 +1,11 @@
-"""Aggregation of metrics and statistics over seeds, against numpy and scipy."""
+"""Aggregation of metrics over updates and seeds, and plans of runs."""
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from agents.run.loop import plan
 from agents.run.metrics import MetricsLog, aggregate, number, read_metrics
-from agents.run.statistics import interquartile_mean, stratified_bootstrap, summarise
+from agents.run.statistics import summarise
 
 
 def test_episode_means_weigh_episodes_not_updates():
@@ -40,24 +39,6 @@ def test_a_resumed_log_drops_lines_of_the_killed_run(tmp_path):
     log.write({"env_steps": 20})
     log.close()
     assert [row["env_steps"] for row in read_metrics(path)] == [0, 1, 20]
-
-
-def test_interquartile_mean_drops_a_quarter_at_each_end():
-    assert interquartile_mean(np.array([[-1000.0, 1.0], [3.0, 1000.0]])) == 2.0
-    scores = np.random.default_rng(0).normal(size=40)
-    assert interquartile_mean(scores) == pytest.approx(np.sort(scores)[10:30].mean())
-
-
-def test_bootstrap_equals_scipy_on_one_task():
-    scores = np.random.default_rng(1).normal(size=30)
-    ours = stratified_bootstrap([scores], np.mean, samples=20_000)
-    theirs = stats.bootstrap((scores,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
-    np.testing.assert_allclose(ours, theirs, atol=0.01)
-
-
-def test_bootstrap_keeps_tasks_apart():
-    """Two constant tasks leave nothing to resample within; pooling them would."""
-    assert stratified_bootstrap([np.zeros(5), np.ones(5)], np.mean) == (0.5, 0.5)
 
 
 def test_summary_of_missing_scores():
