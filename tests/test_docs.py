@@ -18,11 +18,11 @@ import pytest
 from agents.ppo import PPOSettings
 from agents.run.metrics import aggregate
 from configs.experiment import EXPERIMENTS, Experiment, NetworkSettings, ObservationSettings, PPOExperiment
-from configs.presets import PLANNER_PRESETS, PPO_PRESETS, PRESETS
+from configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS
 from envs import registry
 from envs.vector import Vectorised
 from memory import MEMORIES, make_memory, memory_options
-from scripts import atari100k, compare, evaluate, plot, train
+from scripts import atari100k, compare, dream, evaluate, plot, train
 from scripts.common import make_agent
 from tests.memory import contract
 
@@ -83,6 +83,36 @@ def test_planners_are_documented():
         assert metrics == metric_names(preset) - others, preset.agent
 
 
+def test_drama_is_documented():
+    """Presets, and every setting with its value in two of them."""
+    page = read("drama.md")
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| [^|]* \| `([^|` ]+)` \| (\w+), width (\d+) \| ([\d,]+) \|", page, re.MULTILINE
+    )
+    assert {name: (env, memory, int(width), steps) for name, env, memory, width, steps in rows} == {
+        name: (p.env, p.memory, p.world.width, f"{p.total_steps:,}") for name, p in DRAMA_PRESETS.items()
+    }
+
+    def words(value: Any) -> str:
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        if isinstance(value, tuple):
+            return " ".join(map(str, value)) or "none"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    for group in ("drama", "world"):
+        table = section(page, f"## Settings of {group}")
+        values = {
+            key: (a, b) for key, a, b in re.findall(r"^\| `([\w.]+)` \| ([^|]*) \| ([^|]*) \|", table, re.MULTILINE)
+        }
+        full, small = (vars(getattr(DRAMA_PRESETS[name], group)) for name in ("atari100k", "drama-catch"))
+        assert values == {f"{group}.{key}": (words(full[key]), words(small[key])) for key in full}
+    agent = make_agent(DRAMA_PRESETS["drama-catch"])
+    _, update = jax.eval_shape(agent.update, jax.eval_shape(agent.init, jax.random.key(0)))
+    collected = {"train/episodes", "train/return_sum", "train/length_sum"}
+    assert set(defined(section(page, "## Metrics"))) == set(update) - collected
+
+
 def test_defaults_of_configuration_keys():
     """Numbers in the default column are those of the dataclasses."""
     page = read("configuration.md")
@@ -109,7 +139,7 @@ def test_defaults_of_configuration_keys():
 
 def test_every_option_of_the_scripts_is_documented():
     page = section(read("configuration.md"), "## Run options") + section(read("atari100k.md"), "## Options")
-    for script in (train, evaluate, compare, plot, atari100k):
+    for script in (train, evaluate, compare, plot, dream, atari100k):
         fields = {f.name for f in dataclasses.fields(script.Options)} - {"experiment", "run", "runs"}
         name = script.__name__.removeprefix("scripts.")
         table = page.split(f"| option of `{name}.py", 1)[1].split("\n\n")[0]
