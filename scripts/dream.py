@@ -4,7 +4,8 @@
 
 Draws `world_model.png` and `world_model.gif` into the run folder: what was played above, below it what the model
 reconstructs of the first `context` steps and then imagines from the actions alone. Under each frame stand the reward
-(played above, predicted below) and "end" where the episode ends or the model expects it to.
+(played above, predicted below) and "end" where the episode ends or the model expects it to; what it imagines after
+that is pale.
 """
 
 from collections.abc import Sequence
@@ -86,6 +87,11 @@ def draw_dream(
     played, seen, imagined = (
         to_pictures(x, picture_shape(agent)) for x in (dream.steps.obs, dream.reconstruction, dream.imagined)
     )
+    # What is imagined after an imagined end means nothing: pale, and without words.
+    ended = (dream.terminal > 0.5) & (np.arange(context + horizon)[:, None] >= context)
+    over = np.cumsum(ended, axis=0) - ended > 0
+    imagined = np.where(over[..., None, None, None], 255 - (255 - imagined) // 4, imagined)
+    dream = dream.replace(reward=np.where(over, 0.0, dream.reward), terminal=np.where(over, 0.0, dream.terminal))
     still, film = folder / "world_model.png", folder / "world_model.gif"
     strips(played, imagined, dream, context).save(still)
     frames = [side_by_side(played[t], seen[t], imagined[t], dream, t, context) for t in range(len(played))]
