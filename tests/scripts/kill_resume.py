@@ -1,6 +1,7 @@
 """Kill a training run again and again, resume it each time, and compare its end with that of an unbroken run.
 
 python -m tests.scripts.kill_resume --kills 20
+python -m tests.scripts.kill_resume --kills 2 --env atari/Pong --options atari100k-small --total-steps 1200 ...
 """
 
 import argparse
@@ -12,18 +13,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCKS = {"wall_s", "steps_per_s"}
-COMMAND = [
-    *(sys.executable, str(ROOT / "scripts" / "train.py"), "debug", "--seeds", "2", "--checkpoint-seconds", "0"),
-    *("--total-steps", "40960", "--log-points", "40", "--eval-points", "8", "--observation.normalise", "--quiet"),
-]
+TRAIN = (sys.executable, str(ROOT / "scripts" / "train.py"))
+DEBUG = (
+    *("debug", "--seeds", "2", "--checkpoint-seconds", "0", "--total-steps", "40960"),
+    *("--log-points", "40", "--eval-points", "8", "--observation.normalise", "--quiet"),
+)
+COMMAND = [*TRAIN, *DEBUG]
 
 
-def start(folder: Path, env: str, *, resume: bool) -> subprocess.Popen:
-    command = [*COMMAND, "--env", env, "--out", str(folder), *(["--resume"] if resume else [])]
+def start(folder: Path, env: str, *, resume: bool, options: Sequence[str] = DEBUG) -> subprocess.Popen:
+    """Trains with a preset and `options` in `folder`."""
+    command = [*TRAIN, *options, "--env", env, "--out", str(folder), *(["--resume"] if resume else [])]
     return subprocess.Popen(command, cwd=folder.parent, stderr=subprocess.PIPE, text=True)
 
 
@@ -57,18 +62,18 @@ def first_chunk(folder: Path, process: subprocess.Popen) -> float:
     return time.monotonic() - started
 
 
-def compare(parent: Path, kills: int, seed: int, env: str) -> None:
+def compare(parent: Path, kills: int, seed: int, env: str, options: Sequence[str] = DEBUG) -> None:
     """Asserts bitwise equality of final state and metrics after `kills` kills at random moments."""
     rng = random.Random(seed)
     whole, broken = parent / "whole", parent / "broken"
-    process = start(whole, env, resume=False)
+    process = start(whole, env, resume=False, options=options)
     warm_up = first_chunk(whole, process)
     started = time.monotonic()
     finish(process)
     training = time.monotonic() - started
     done = 0
     while done < kills:
-        process = start(broken, env, resume=True)
+        process = start(broken, env, resume=True, options=options)
         # Mostly while it trains and checkpoints, sometimes before the first chunk.
         if rng.random() < 0.8:
             first_chunk(broken, process)
@@ -85,7 +90,7 @@ def compare(parent: Path, kills: int, seed: int, env: str) -> None:
             # It got to its end: begin a new broken run after checking this one.
             check(whole, broken)
             shutil.rmtree(broken)
-    finish(start(broken, env, resume=True))
+    finish(start(broken, env, resume=True, options=options))
     check(whole, broken)
 
 
@@ -100,6 +105,7 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--env", default="popgym/RepeatPreviousEasy")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=DEBUG, help="preset and options of train.py")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        compare(Path(folder), arguments.kills, arguments.seed, arguments.env)
+        compare(Path(folder), arguments.kills, arguments.seed, arguments.env, arguments.options)
