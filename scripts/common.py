@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from agents import conservative, dynlin, lsd, neucb, stepmix, ucrl
@@ -37,6 +38,7 @@ from envs.classification_bandit import ClassificationBandit, LinearLoss
 from envs.dynamical_bandit import DynamicalBandit
 from envs.episodic_mdp import EpisodicMDP
 from envs.lsd import LSDBandit
+from envs.spaces import Box, Space
 from envs.switching_mdp import SwitchingMDP
 from envs.vector import Vectorised
 from envs.wrappers import (
@@ -49,6 +51,7 @@ from envs.wrappers import (
     PreviousAction,
     TimeLimit,
     Wrapper,
+    is_image,
 )
 from kernels.malloc import keep_freed_memory
 from memory import make_memory, memory_options
@@ -318,6 +321,7 @@ def make_drama(config: DramaExperiment, emulator_seed: int | None = None) -> Dra
             )
         )
         refuse_mismatch(config, env, eval_env)
+        refuse_reconstruction(sizes, env.observation_space(env.default_params))
         if sizes.encoder == "mlp":
             env, eval_env = FlattenObservation(env), FlattenObservation(eval_env)
         memory = make_memory(
@@ -344,6 +348,21 @@ def make_drama(config: DramaExperiment, emulator_seed: int | None = None) -> Dra
         return Drama(env, eval_env, world, config.drama)
     except ValueError as error:
         raise BadRequest(str(error)) from None
+
+
+def refuse_reconstruction(sizes: WorldSettings, space: Space) -> None:
+    """Raises ValueError where observations of `space` are not of the kind that is reconstructed."""
+    if (
+        sizes.reconstruction == "binary"
+        and isinstance(space, Box)
+        and (np.min(space.low) < 0 or np.max(space.high) > 1)
+    ):
+        raise ValueError(
+            f"world.reconstruction=binary needs observations in [0, 1], these are in [{space.low}, {space.high}]: "
+            "take world.reconstruction=symlog"
+        )
+    if sizes.reconstruction == "pixels" and not is_image(space):
+        raise ValueError("world.reconstruction=pixels needs uint8 pictures: take world.reconstruction=symlog or binary")
 
 
 def coders(sizes: WorldSettings, space: Any) -> tuple[nn.Module, nn.Module]:
