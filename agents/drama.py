@@ -216,7 +216,7 @@ class DramaState(struct.PyTreeNode):
     env_steps: jax.Array
 
 
-class Mind(struct.PyTreeNode):
+class ImaginationState(struct.PyTreeNode):
     """Where an imagined trajectory is, leaves `[n, ...]`: the memory's state and its output `d`, the latent `z` that is
     expected next, and the statistics that normalise the policy's input."""
 
@@ -502,12 +502,14 @@ class Drama:
     def imagine(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[Imagined, RunningStatistics]:
         """Trajectories under the policy that begin after the replayed steps `[context, n, ...]`."""
         context_key, key = jax.random.split(key)
-        mind, ended = self.remember(state, steps, context_key)
+        imagination, ended = self.remember(state, steps, context_key)
         keys = jax.random.split(key, self.settings.horizon)
-        mind, (x, action) = jax.lax.scan(lambda mind, key: self.imagine_step(state, mind, key), mind, keys)
-        return self.judge(state, mind, x, action, ended), mind.statistics
+        imagination, (x, action) = jax.lax.scan(
+            lambda imagination, key: self.imagine_step(state, imagination, key), imagination, keys
+        )
+        return self.judge(state, imagination, x, action, ended), imagination.statistics
 
-    def remember(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[Mind, jax.Array]:
+    def remember(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[ImaginationState, jax.Array]:
         """What imagination begins with after replayed steps `[context, n, ...]`, and whether these ended there."""
         s, rows = self.settings, self._rows(steps)
         reset = rows.reset if s.seq_reset else jnp.zeros_like(rows.reset)
@@ -526,24 +528,28 @@ class Drama:
             memory, ds = self._world(state, "sequence", memory, z, rows.action, reset)
             d, ended = ds[-1], rows.terminal[-1]
         z = latents.sample(key, self._world(state, "prior", d))
-        return Mind(memory, z, d, state.actor_norm), ended
+        return ImaginationState(memory, z, d, state.actor_norm), ended
 
-    def imagine_step(self, state: DramaState, mind: Mind, key: jax.Array) -> tuple[Mind, tuple[jax.Array, jax.Array]]:
+    def imagine_step(
+        self, state: DramaState, imagination: ImaginationState, key: jax.Array
+    ) -> tuple[ImaginationState, tuple[jax.Array, jax.Array]]:
         """One imagined step -> what follows, the policy's input and its action."""
         action_key, latent_key = jax.random.split(key)
-        x, statistics = mind.x, mind.statistics
+        x, statistics = imagination.x, imagination.statistics
         action = self._policy(state.behaviour["actor"], statistics, x).sample(action_key)
         n = x.shape[0]
         if self.settings.actor_norm == "forward":
             statistics = statistics.update(x, jnp.ones(n, bool))
         never = jnp.zeros(n, bool)
-        memory, d = self._world(state, "step", mind.memory, mind.z, self._numbers(action), never)
+        memory, d = self._world(state, "step", imagination.memory, imagination.z, self._numbers(action), never)
         z = latents.sample(latent_key, self._world(state, "prior", d))
-        return Mind(memory, z, d, statistics), (x, action)
+        return ImaginationState(memory, z, d, statistics), (x, action)
 
-    def judge(self, state: DramaState, mind: Mind, x: jax.Array, action: jax.Array, ended: jax.Array) -> Imagined:
-        """Rewards and ends of the trajectory `x`, `action` `[horizon, n, ...]` that led to `mind`."""
-        x = jnp.concatenate([x, mind.x[None]])
+    def judge(
+        self, state: DramaState, imagination: ImaginationState, x: jax.Array, action: jax.Array, ended: jax.Array
+    ) -> Imagined:
+        """Rewards and ends of the trajectory `x`, `action` `[horizon, n, ...]` that led to `imagination`."""
+        x = jnp.concatenate([x, imagination.x[None]])
         d = x[..., -self.world.memory.width :]
         d = d[1:] if self.settings.reward_index == "after" else d[:-1]
         goes_on = (self._world(state, "terminal_logit", d) <= 0).astype(jnp.float32)

@@ -43,13 +43,13 @@ def stepwise(agent: Drama) -> Callable[[DramaState, int], DramaState]:
         counted, starts = draw_training(kept, keys[0])
         light, _ = learn_world(light, windows(counted, starts, s.batch_length), keys[1])
         counted, starts = draw_imagination(counted, keys[2])
-        mind, ended = remember(light, windows(counted, starts, s.context), keys[3])
+        imagination, ended = remember(light, windows(counted, starts, s.context), keys[3])
         steps = []
         for step_key in keys[4:]:
-            mind, step = imagine_step(light, mind, step_key)
+            imagination, step = imagine_step(light, imagination, step_key)
             steps.append(step)
         x, action = (jnp.stack(column) for column in zip(*steps, strict=True))
-        light, _ = learn_behaviour(light, judge(light, mind, x, action, ended), mind.statistics)
+        light, _ = learn_behaviour(light, judge(light, imagination, x, action, ended), imagination.statistics)
         return light.replace(replay=counted, key=key)
 
     def run(state: DramaState, n: int) -> DramaState:
