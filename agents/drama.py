@@ -16,7 +16,7 @@ from flax import struct
 
 from agents.control import when
 from agents.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
-from agents.evaluation import play_episodes
+from agents.evaluation import play_episodes, record_steps
 from agents.laprop import laprop
 from agents.returns import lambda_returns
 from envs.spaces import Box, MultiDiscrete, Space
@@ -113,7 +113,7 @@ class DramaSettings:
     reward_index: Literal["after", "before"]
     """Rewards and ends are read from the memory after the action that they follow, or before it."""
     mask_after_term: bool
-    """Weigh imagined steps by the chance that the episode still goes on."""
+    """Imagined steps after an imagined end count nothing."""
     actor_norm: Literal["update", "forward"]
     """When the statistics that normalise the policy's input move: once an update, or whenever the policy is asked."""
     life_loss_term: bool
@@ -232,7 +232,7 @@ class ImaginationState(struct.PyTreeNode):
 
 
 class Imagined(struct.PyTreeNode):
-    """Trajectories `[horizon, n, ...]`, but `x` and `value` of `horizon + 1` states."""
+    """Trajectories `[horizon, n, ...]`; `x`, the policy's input, of `horizon + 1` states."""
 
     x: jax.Array
     action: jax.Array
@@ -686,16 +686,15 @@ class Drama:
         )
 
     def record(self, state: DramaState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
-        """`num_steps` steps to draw, each `[num_steps, B, ...]`: the environment state before the step, the action, and
-        the return of the episode after it."""
+        """`num_steps` steps to draw: see `agents.evaluation.record_steps`."""
         start_key, key = jax.random.split(key)
         env_params, carry = self._start_play(state, start_key)
 
-        def one_step(carry, key):
-            next_carry, info, step = self._play_step(state, env_params, carry, key)
-            return next_carry, (carry[0], step.action, info["episode_return"])
+        def play(carry, key):
+            carry, info, step = self._play_step(state, env_params, carry, key)
+            return carry, info, step.action
 
-        return jax.lax.scan(one_step, carry, jax.random.split(key, num_steps))[1]
+        return record_steps(play, carry, key, num_steps)
 
     def dream(self, state: DramaState, key: jax.Array, context: int, horizon: int) -> Dream:
         """What the world model makes of `context + horizon` steps in fresh environments, of which it sees the first

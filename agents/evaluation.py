@@ -1,4 +1,4 @@
-"""Whole episodes under a fixed policy, in one compiled loop."""
+"""Playing under a fixed policy, in one compiled loop."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -59,3 +59,23 @@ def play_episodes(
     total = jnp.sum(ended)
     mean = lambda x: jnp.where(total > 0, jnp.sum(x) / jnp.maximum(total, 1), jnp.nan)  # noqa: E731
     return {"eval/return": mean(returns), "eval/length": mean(lengths), "eval/finished": total / episodes}
+
+
+def record_steps(
+    play: Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array], Any]],
+    carry: tuple,
+    key: jax.Array,
+    num_steps: int,
+) -> tuple[Any, Any, jax.Array]:
+    """`num_steps` steps to draw, each `[num_steps, B, ...]`: the environment state before the step, the action, and the
+    return of the episode after it.
+
+    Args:
+        play: one step: carry, key -> carry, info, action; the carry begins with the environment state.
+    """
+
+    def one_step(carry, key):
+        after, info, action = play(carry, key)
+        return after, (carry[0], action, info["episode_return"])
+
+    return jax.lax.scan(one_step, carry, jax.random.split(key, num_steps))[1]

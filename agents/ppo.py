@@ -15,7 +15,7 @@ import optax
 from flax import struct
 
 from agents.control import when
-from agents.evaluation import play_episodes
+from agents.evaluation import play_episodes, record_steps
 from agents.networks import ActorCritic
 from agents.returns import generalised_advantages
 from envs.wrappers import Wrapper
@@ -385,13 +385,9 @@ class PPO:
         )
 
     def record(self, state: PPOState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
-        """`num_steps` steps to draw, each `[num_steps, B, ...]`: the environment state before the step, the action, and
-        the return of the episode after it."""
+        """`num_steps` steps to draw: see `agents.evaluation.record_steps`."""
         start_key, key = jax.random.split(key)
         env_params, carry = self._start_play(state, start_key)
-
-        def one_step(carry, key):
-            next_carry, info, action = self._play_step(state.params, env_params, carry, key)
-            return next_carry, (carry[0], action, info["episode_return"])
-
-        return jax.lax.scan(one_step, carry, jax.random.split(key, num_steps))[1]
+        return record_steps(
+            lambda carry, key: self._play_step(state.params, env_params, carry, key), carry, key, num_steps
+        )

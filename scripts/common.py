@@ -324,30 +324,34 @@ def make_drama(config: DramaExperiment, emulator_seed: int | None = None) -> Dra
         refuse_reconstruction(sizes, env.observation_space(env.default_params))
         if sizes.encoder == "mlp":
             env, eval_env = FlattenObservation(env), FlattenObservation(eval_env)
-        memory = make_memory(
-            config.memory,
+        head_size(env.action_space(env.default_params))  # refuses action spaces that no policy covers
+        world = make_world(config.memory, sizes, env.observation_space(env.default_params))
+        return Drama(env, eval_env, world, config.drama)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def make_world(memory: str, sizes: WorldSettings, space: Any) -> WorldModel:
+    """The world model of observations of `space`. Raises ValueError where they or the memory do not fit `sizes`."""
+    encoder, decoder = coders(sizes, space)
+    return WorldModel(
+        memory=make_memory(
+            memory,
             sizes.width,
             layers=sizes.layers,
             rms=True,
             dropout=sizes.dropout,
-            **options_of(config.memory, sizes.memory_options),
-        )
-        head_size(env.action_space(env.default_params))  # refuses action spaces that no policy covers
-        encoder, decoder = coders(sizes, env.observation_space(env.default_params))
-        world = WorldModel(
-            memory=memory,
-            encoder=encoder,
-            decoder=decoder,
-            reconstruction=sizes.reconstruction,
-            categoricals=sizes.categoricals,
-            classes=sizes.classes,
-            head=sizes.head,
-            unimix=sizes.unimix,
-            unimix_denominator=sizes.categoricals if sizes.unimix_denominator == "categoricals" else None,
-        )
-        return Drama(env, eval_env, world, config.drama)
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
+            **options_of(memory, sizes.memory_options),
+        ),
+        encoder=encoder,
+        decoder=decoder,
+        reconstruction=sizes.reconstruction,
+        categoricals=sizes.categoricals,
+        classes=sizes.classes,
+        head=sizes.head,
+        unimix=sizes.unimix,
+        unimix_denominator=sizes.categoricals if sizes.unimix_denominator == "categoricals" else None,
+    )
 
 
 def refuse_reconstruction(sizes: WorldSettings, space: Space) -> None:

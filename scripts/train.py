@@ -93,9 +93,14 @@ def run(preset: str, options: "Options[Experiment]") -> Path:
         """The world model's, if the agent has one; an emulator that was evaluated cannot be opened again."""
         if not isinstance(agent, Drama):
             return []
-        watched = make_agent(config, config.seed + VIEWS) if agent.env.is_host_pool else agent
-        assert isinstance(watched, Drama)
-        return draw_dream(watched, states, folder.path)
+        if not agent.env.is_host_pool:
+            return draw_dream(agent, states, folder.path)
+        fresh = make_agent(config, config.seed + VIEWS)
+        assert isinstance(fresh, Drama)
+        try:
+            return draw_dream(fresh, states, folder.path)
+        finally:
+            fresh.close()
 
     numbers = train(agent, lambda seed: make_agent(config, seed), settings, folder, described, views)
     draw_curves([folder.path], folder.path / "curves.png")

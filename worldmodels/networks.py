@@ -31,6 +31,13 @@ class Norm(nn.Module):
         return nn.RMSNorm(1e-5)(x) if self.kind == "rms" else nn.LayerNorm(1e-5)(x)
 
 
+def hidden(x: jax.Array, sizes: tuple[int, ...], kernel_init: Any) -> jax.Array:
+    """Dense, RMSNorm, SiLU, `sizes` times; in a compact method, whose layers they become."""
+    for size in sizes:
+        x = nn.silu(nn.RMSNorm(1e-5)(Dense(size, kernel_init=kernel_init)(x)))
+    return x
+
+
 class MLP(nn.Module):
     """Dense, RMSNorm, SiLU, `sizes` times, and then a dense layer of `out` outputs."""
 
@@ -41,8 +48,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for size in self.sizes:
-            x = nn.silu(nn.RMSNorm(1e-5)(Dense(size, kernel_init=self.kernel_init)(x)))
+        x = hidden(x, self.sizes, self.kernel_init)
         return Dense(self.out, kernel_init=self.out_init)(x)
 
 
@@ -59,9 +65,7 @@ class VectorEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         del train
-        for size in self.sizes:
-            x = nn.silu(nn.RMSNorm(1e-5)(Dense(size, kernel_init=trunc_normal)(x)))
-        return x
+        return hidden(x, self.sizes, trunc_normal)
 
 
 class VectorDecoder(nn.Module):

@@ -109,7 +109,7 @@ def over_seeds(f: Callable, seeds: int) -> Callable:
     return alone
 
 
-def evaluation(agent: Any, seeds: int) -> Callable:
+def evaluation(agent: Agent, seeds: int) -> Callable:
     """`agent.evaluate` for all seeds: states and keys `[seeds, ...]` -> metrics `[seeds]`."""
     return over_seeds(functools.partial(agent.evaluate, axis_name="seeds" if seeds > 1 else None), seeds)
 

@@ -26,7 +26,8 @@ def aggregate(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     Means over updates; but `train/episodes` is a sum, and `<x>_sum` becomes `<x>`, the mean over the episodes that
     ended (NaN where none did); `<x>_last` becomes `<x>`, its value after the last update, for what counts up over the
-    whole run; `<x>_min` is the least. `replay/<x>` are records, not metrics, and left out.
+    whole run; `<x>_min` is the least. Where `train/learned` says which updates learned, `loss/<x>` are means over these
+    alone, and missing where a seed has none. `replay/<x>` are records, not metrics, and left out.
     """
     out = {}
     learned = metrics.get("train/learned")

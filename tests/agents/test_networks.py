@@ -1,6 +1,5 @@
-"""Networks for pictures, against flax's convolutions."""
+"""Networks for pictures."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,31 +7,6 @@ import pytest
 
 from agents.networks import NatureCNN, check_pictures
 from envs.spaces import Box, Dict
-from kernels.convolution import convolve
-
-X64 = jax.random.normal(jax.random.key(0), (3, 21, 18, 5))
-
-
-@pytest.mark.parametrize(("size", "stride"), [(8, 4), (4, 2), (3, 1), (3, 2), (5, 3), (1, 1)])
-def test_products_of_patches_are_convolutions(size, stride):
-    """Values and both gradients, for sides that the stride does not divide."""
-    kernel = jax.random.normal(jax.random.key(1), (size, size, 5, 7))
-    layer = nn.Conv(7, (size, size), (stride, stride), padding="VALID", use_bias=False)
-
-    def ours(x, kernel):
-        return convolve(x, kernel, stride)
-
-    def flax(x, kernel):
-        return layer.apply({"params": {"kernel": kernel}}, x)
-
-    def both(function):
-        value, pull = jax.vjp(function, X64, kernel)
-        return value, pull(jnp.cos(jnp.arange(value.size, dtype=jnp.float32)).reshape(value.shape))
-
-    for x, y in zip(jax.tree.leaves(jax.jit(both, static_argnums=0)(ours)),
-                    jax.tree.leaves(jax.jit(both, static_argnums=0)(flax)), strict=True):  # fmt: skip
-        assert x.shape == y.shape
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("side", "channels", "grid"), [(64, 3, 4), (84, 4, 7)])

@@ -13,29 +13,11 @@ from configs.presets import DRAMA_SMALL, SMALL_WORLD
 from envs.registry import make_vector
 from envs.spaces import Box
 from envs.wrappers import FlattenObservation
-from memory import make_memory
-from scripts.common import coders, options_of
+from scripts.common import make_world
 from worldmodels import latents
 from worldmodels.world_model import LossSettings, Rows, WorldModel
 
 LOSS = LossSettings(DRAMA_SMALL.free_nats, DRAMA_SMALL.representation, seq_reset=True, reward_index="after")
-
-
-def small_world(space: Any) -> WorldModel:
-    """The world model of the small preset."""
-    sizes = SMALL_WORLD
-    options = options_of("mamba2", sizes.memory_options)
-    encoder, decoder = coders(sizes, space)
-    return WorldModel(
-        memory=make_memory("mamba2", sizes.width, layers=sizes.layers, rms=True, **options),
-        encoder=encoder,
-        decoder=decoder,
-        reconstruction="binary",
-        categoricals=sizes.categoricals,
-        classes=sizes.classes,
-        head=sizes.head,
-        unimix=sizes.unimix,
-    )
 
 
 def train(
@@ -81,7 +63,7 @@ def recall_rows(key: jax.Array, batch: int, forget: jax.Array) -> Rows:
 @partial(jax.jit, static_argnums=0)
 def recalled(seq_reset: bool, forget: jax.Array) -> jax.Array:
     """Share of questions whose reward a model that was trained on the like gives the highest probability of all."""
-    world = small_world(Box(0.0, 1.0, (SYMBOLS + 1,)))
+    world = make_world("mamba2", SMALL_WORLD, Box(0.0, 1.0, (SYMBOLS + 1,)))
     settings = replace(LOSS, seq_reset=seq_reset)
     params: Any = train(world, lambda key: recall_rows(key, 32, forget), settings, 1000, 3e-3, jax.random.key(0))[0]
     rows = recall_rows(jax.random.key(1), QUESTIONS, forget)
@@ -136,7 +118,7 @@ def dream_of_catch(key: jax.Array):
     and all actions, the true and the most likely frame after `AHEAD` steps, each `[episodes, 50]`."""
     data_key, train_key, fresh_key, first_key, key = jax.random.split(key, 5)
     rows = play_catch(data_key)
-    world = small_world(Box(0.0, 1.0, (50,)))
+    world = make_world("mamba2", SMALL_WORLD, Box(0.0, 1.0, (50,)))
 
     def batch(key):
         first_key, lane_key = jax.random.split(key)
