@@ -363,8 +363,19 @@ DRAMA_PRESETS: dict[str, DramaExperiment] = {
         eval_points=5,
     ),
     "drama-memorychain": DramaExperiment(
-        drama=replace(DRAMA_SMALL, prefill=1024, batch_length=32, context=32, imagine_from="every", imagine_batch=256),
-        world=replace(SMALL_WORLD, reconstruction="symlog"),
+        drama=replace(
+            DRAMA_SMALL,
+            prefill=1024,
+            batch_length=32,
+            context=32,
+            imagine_from="every",
+            imagine_batch=256,
+            behaviour_learning_rate=3e-4,
+            entropy=3e-3,
+        ),
+        # An observation holds a few bits. What the latent could say beyond them is noise, which the memory must first
+        # learn to ignore: with 8 x 8 it needs four times the updates until it remembers.
+        world=replace(SMALL_WORLD, reconstruction="symlog", categoricals=4, classes=4),
         env="gymnax/MemoryChain-bsuite?memory_length=10",
         total_steps=20_000,
         log_points=25,
@@ -389,8 +400,8 @@ DRAMA_PRESETS: dict[str, DramaExperiment] = {
     ),
     **{
         f"drama-minatar-{name.lower()}": DramaExperiment(
-            drama=replace(DRAMA_SMALL, replay=100_000),
-            world=replace(SMALL_WORLD, dense=(256,)),
+            drama=replace(DRAMA_SMALL, replay=100_000, entropy=0.01),
+            world=replace(SMALL_WORLD, categoricals=16, classes=16, dense=(256, 256)),
             env=f"gymnax/{name}-MinAtar",
             total_steps=100_000,
             log_points=50,
