@@ -1,0 +1,5 @@
+"""Recorded experience for offline learning."""
+
+from envs.datasets.episodes import Episodes, Origin
+
+__all__ = ["Episodes", "Origin"]
