@@ -11,7 +11,6 @@ import numpy as np
 from flax import struct
 
 from envs.datasets import Episodes
-from envs.spaces import uniform_below
 
 
 class Transitions(struct.PyTreeNode):
@@ -91,7 +90,7 @@ class OfflineData(struct.PyTreeNode):
         )
 
     def draw_transitions(self, key: jax.Array, n: int) -> Transitions:
-        return self.transitions(uniform_below(key, self.steps, (n,)))
+        return self.transitions(jax.random.randint(key, (n,), 0, self.steps))
 
     def windows(self, first: jax.Array, size: int) -> Windows:
         """`size` steps from each of the steps `first[B]` on, or as many as the episode has left."""
@@ -116,4 +115,4 @@ class OfflineData(struct.PyTreeNode):
 
     def draw_windows(self, key: jax.Array, n: int, size: int) -> Windows:
         """Windows that begin anywhere, the last steps of an episode included."""
-        return self.windows(uniform_below(key, self.steps, (n,)), size)
+        return self.windows(jax.random.randint(key, (n,), 0, self.steps), size)
