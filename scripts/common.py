@@ -35,6 +35,7 @@ from configs.experiment import (
 from configs.presets import DEFAULT, PRESETS
 from envs import registry
 from envs.classification_bandit import ClassificationBandit, LinearLoss
+from envs.datasets.recording import Recorder
 from envs.dynamical_bandit import DynamicalBandit
 from envs.episodic_mdp import EpisodicMDP
 from envs.lsd import LSDBandit
@@ -128,8 +129,11 @@ def parse(options: type, default: Any, arguments: Sequence[str], prog: str, desc
         raise BadRequest(str(error)) from None
 
 
-def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: int) -> Wrapper:
+def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: int, record: bool = False) -> Wrapper:
     """The environment `env` of `config` as its agent sees it: `num_envs` in a batch, wrapped.
+
+    Args:
+        record: whether its steps say what was there before noise and normalisation (see `envs.datasets.recording`).
 
     Raises:
         BadRequest: unknown id, or wrappers that do not fit it.
@@ -151,6 +155,8 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
         env = FlattenObservation(EpisodeStatistics(env))
         if view.keep:
             env = MaskObservation(env, view.keep)
+        if record:
+            env = Recorder(env)
         if view.noise:
             env = NoiseObservation(env, view.noise)
         if view.normalise:
@@ -250,14 +256,14 @@ def algorithms_of(config: Experiment) -> tuple[str, ...]:
     return conservative.ALGORITHMS if isinstance(config, ConservativeExperiment) else PLANNERS[config.agent][2]
 
 
-def make_ppo(config: PPOExperiment, emulator_seed: int | None = None) -> PPO:
-    """The PPO agent of `config`. Raises BadRequest as `make_agent`."""
+def make_ppo(config: PPOExperiment, emulator_seed: int | None = None, record: bool = False) -> PPO:
+    """The PPO agent of `config`; with `record`, see `make_environment`. Raises BadRequest as `make_agent`."""
     network = config.network
     seed = config.seed if emulator_seed is None else emulator_seed
-    env = make_environment(config, config.ppo.num_envs, config.seeds, seed)
+    env = make_environment(config, config.ppo.num_envs, config.seeds, seed, record)
     # An emulator numbers its lanes upwards from its seed: keep those of evaluation far from those of training.
     eval_config = dataclasses.replace(config, env=config.evaluated)
-    eval_env = make_environment(eval_config, config.ppo.eval_envs, config.seeds, seed + EVALUATION_LANES)
+    eval_env = make_environment(eval_config, config.ppo.eval_envs, config.seeds, seed + EVALUATION_LANES, record)
     refuse_mismatch(config, env, eval_env)
     try:
         memory = make_memory(

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import jax
 import tyro
@@ -66,12 +67,22 @@ def options_for(preset: str, arguments: Sequence[str], prog: str, title: str) ->
     return parse(Options[type(experiment)], Options(experiment), arguments, prog, description)
 
 
-def run(preset: str, options: "Options[Experiment]") -> Path:
-    """Trains as `options` say and returns the run folder."""
+def run(
+    preset: str,
+    options: "Options[Experiment]",
+    agent: Agent | None = None,
+    keep: Callable[[Path, int, Any, Any], None] | None = None,
+) -> Path:
+    """Trains as `options` say and returns the run folder.
+
+    Args:
+        agent: of the configuration, on functional environments (default: made here).
+        keep: as for `agents.run.loop.train`, with the run folder first.
+    """
     config = options.experiment
     if options.resume and options.out is None:
         raise BadRequest("--resume needs --out, the folder to continue")
-    agent = make_agent(config)  # refuses what cannot be built before anything is written
+    agent = agent or make_agent(config)  # refuses what cannot be built before anything is written
     refuse_unsafe(agent, config)
     described = describe(preset, config)
     folder = RunFolder(options.out or default_folder(preset, config), described, options.resume)
@@ -102,7 +113,8 @@ def run(preset: str, options: "Options[Experiment]") -> Path:
         finally:
             fresh.close()
 
-    numbers = train(agent, lambda seed: make_agent(config, seed), settings, folder, described, views)
+    record = None if keep is None else partial(keep, folder.path)
+    numbers = train(agent, lambda seed: make_agent(config, seed), settings, folder, described, views, record)
     draw_curves([folder.path], folder.path / "curves.png")
     folder.write_summary({"preset": preset, "env": config.env, config.choice: config.chosen, **numbers})
     final = numbers["eval_return"]["mean"]

@@ -157,12 +157,15 @@ def train(
     folder: RunFolder,
     config: dict[str, Any],
     views: Callable[[Any], list[Path]] = lambda states: [],
+    keep: Callable[[int, Any, Any], None] | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of the plan and writes the run folder; continues from its newest intact checkpoint.
 
     Args:
         remake: makes the agent again with another seed for its emulators (functional environments ignore it).
         views: draws pictures of the trained states, of which Weights & Biases gets a copy.
+        keep: gets every chunk's number, its metric `replay/record` `[updates, seeds, ...]` and the states after it,
+            before the chunk is checkpointed; a run that resumes may repeat some, with the same values.
 
     Returns:
         the summary's numbers (see `summary.json` in the documentation).
@@ -200,7 +203,7 @@ def train(
         wandb = WandbLog(settings.wandb, folder.path, config)
         try:
             states, wall = _train_chunks(
-                agent, settings, folder, programs, states, first, wall, log, actions, wandb, display, stop
+                agent, settings, folder, programs, states, first, wall, log, actions, wandb, display, stop, keep
             )
             for picture in views(states):
                 wandb.picture(picture)
@@ -231,6 +234,7 @@ def _train_chunks(
     wandb: WandbLog,
     display: Display,
     stop: "_StopRequest",
+    keep: Callable[[int, Any, Any], None] | None,
 ) -> tuple[Any, float]:
     chunks = settings.plan.chunks
     steps_per_chunk = settings.plan.updates_per_chunk * agent.steps_per_update
@@ -246,6 +250,8 @@ def _train_chunks(
         metrics = jax.device_get(metrics)
         if actions is not None:
             actions.write(metrics["replay/action"])
+        if keep is not None:
+            keep(done, metrics["replay/record"], states)
         metrics = aggregate(metrics)
         seconds = time.perf_counter() - started
         _check_finite(metrics, folder, done)
