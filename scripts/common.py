@@ -63,6 +63,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 EVALUATION_LANES = 1_000_003
 PLANNER_STEPS = 2**24
+RECORDINGS = "recordings"
+"""Folder, in that of a run, with the steps of its training, where these were recorded."""
 PLANNERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "lsd": (lsd.LSD, LSDBandit, lsd.ALGORITHMS),
     "ucrl": (ucrl.UCRL, SwitchingMDP, ucrl.ALGORITHMS),
@@ -215,8 +217,16 @@ def divide(config: Experiment, agent: Agent) -> Plan:
     return plan(config.total_steps, agent.steps_per_update, config.log_points)
 
 
-def make_agent(config: Experiment, emulator_seed: int | None = None) -> Agent:
+def is_recorded(run: Path) -> bool:
+    """Whether the agent of a run folder was made with `record`, which its checkpoints show."""
+    return (run / RECORDINGS).is_dir()
+
+
+def make_agent(config: Experiment, emulator_seed: int | None = None, record: bool = False) -> Agent:
     """The agent of `config`; its emulators, if any, start from `emulator_seed` (default: the configured seed).
+
+    Args:
+        record: see `make_environment`; for PPO alone.
 
     Raises:
         BadRequest: unknown names or impossible combinations.
@@ -225,7 +235,7 @@ def make_agent(config: Experiment, emulator_seed: int | None = None) -> Agent:
         return make_conservative(config, emulator_seed)
     if isinstance(config, DramaExperiment):
         return make_drama(config, emulator_seed)
-    return make_ppo(config, emulator_seed) if isinstance(config, PPOExperiment) else make_planner(config)
+    return make_ppo(config, emulator_seed, record) if isinstance(config, PPOExperiment) else make_planner(config)
 
 
 def make_planner(config: Experiment) -> Agent:

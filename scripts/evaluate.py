@@ -25,7 +25,7 @@ from agents.run.loop import evaluation, over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
 from configs.experiment import DramaExperiment, PPOExperiment
-from scripts.common import from_dict, make_agent, parse, run_script, with_episodes
+from scripts.common import from_dict, is_recorded, make_agent, parse, run_script, with_episodes
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{config.agent} learns while it acts and has no episodes to play afterwards: "
             f"what it earned is in {options.run / 'summary.json'}"
         )
-    learner = make_agent(config, options.seed)
+    learner = make_agent(config, options.seed, is_recorded(options.run))
     agent = learner.ppo if isinstance(learner, Conservative) else learner
     assert isinstance(agent, PPO | Drama)
     keys = seed_keys(config.seed, config.seeds)

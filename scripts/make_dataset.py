@@ -44,7 +44,18 @@ from envs.datasets import Episodes, Origin, load, pendulum, save
 from envs.datasets.recording import Step, Tape, joined
 from envs.spaces import Space
 from scripts import train
-from scripts.common import divide, folder_name, from_dict, make_environment, make_ppo, parse, run_script, split_preset
+from scripts.common import (
+    RECORDINGS,
+    divide,
+    folder_name,
+    from_dict,
+    is_recorded,
+    make_environment,
+    make_ppo,
+    parse,
+    run_script,
+    split_preset,
+)
 
 Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]
 Format = Literal["npz", "d4rl", "minari"]
@@ -251,7 +262,7 @@ class Workshop:
         """Makes those of the tiers that are not there yet, and prints what there is."""
         made: dict[str, Episodes] = {}
         print(f"{'tier':14}{'episodes':>10}{'steps':>11}{'mean return':>13}{'score':>8}  file")
-        for tier in sorted(wanted, key=TIERS.index):
+        for tier in sorted(wanted, key=lambda tier: (tier == "medium-expert", TIERS.index(tier))):
             path = self.path(tier)
             episodes = self.existing(sources, tier) or self.make(sources, tier, made)
             made[tier] = episodes
@@ -275,7 +286,7 @@ class Workshop:
     def make(self, sources: Sources, tier: str, made: Mapping[str, Episodes]) -> Episodes:
         origin = self.origin(sources, tier)
         if tier == "medium-expert":
-            parts = [made.get(part) or self.collect(sources, part) for part in MIXED]
+            parts = [made.get(part) or self.existing(sources, part) or self.collect(sources, part) for part in MIXED]
             episodes = joined(parts, origin)
         else:
             episodes = self.collect(sources, tier)
@@ -314,7 +325,7 @@ def make_tiers(preset: str, options: Tiers) -> None:
     def keep(folder: Path, chunk: int, record: Step, states: Any) -> None:
         """One chunk: its steps `[updates, 1, T, B, ...]` in the order of time, and the policy after it."""
         steps = jax.tree.map(lambda x: x[:, 0].reshape(-1, *x.shape[3:]), record)
-        Tape.of(steps).save(folder / "recordings" / f"{chunk}.npz")
+        Tape.of(steps).save(folder / RECORDINGS / f"{chunk}.npz")
         save_policy(policy_of(agent, jax.tree.map(lambda x: x[0], states)), folder / "policies" / f"{chunk}.npz")
 
     try:
@@ -333,7 +344,7 @@ def make_tiers(preset: str, options: Tiers) -> None:
         return Played(player, policy, measured, f"{described}, after {chunk * steps:,} steps")
 
     def replayed(last: int) -> Replayed:
-        return Replayed(folder / "recordings", last, player.actions, f"{described}, its first {last * steps:,} steps")
+        return Replayed(folder / RECORDINGS, last, player.actions, f"{described}, its first {last * steps:,} steps")
 
     sources = {"random": workshop.random(), "expert": played(chunks), "full-replay": replayed(chunks)}
     refuse_poor(sources)
@@ -369,7 +380,7 @@ def record_expert(options: Expert) -> None:
         raise BadRequest(f"{options.run} is a run of {stored.agent}; recorded is PPO alone")
     if not (options.run / "summary.json").exists():
         raise BadRequest(f"{options.run} is not finished: continue it with train.py --resume")
-    trained = make_ppo(stored)
+    trained = make_ppo(stored, record=is_recorded(options.run))
     found = checkpoint.restore(
         options.run / "checkpoints",
         jax.eval_shape(over_seeds(trained.init, stored.seeds), seed_keys(stored.seed, stored.seeds)),

@@ -85,7 +85,8 @@ def numbers(name: str, array: Any, dtype: Any) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} does not hold numbers but {array.dtype}")
-    return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is refused
+        return array.astype(dtype, copy=False)
 
 
 def actions(array: Any, count: Any, low: Any, high: Any) -> dict[str, Any]:

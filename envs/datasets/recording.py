@@ -36,6 +36,7 @@ class RecorderState:
     obs: jax.Array
 
 
+@dataclass(frozen=True)
 class Recorder(Wrapper):
     """Adds a `Step` to `info`, as `record`. Wrappers around this, of noise or normalisation, do not show in it."""
 
