@@ -22,12 +22,12 @@ class Step(struct.PyTreeNode):
     `next_obs` is what followed, which where an episode ended is its final observation.
     """
 
-    obs: jax.Array
-    action: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    next_obs: jax.Array
+    obs: jax.Array | np.ndarray
+    action: jax.Array | np.ndarray
+    reward: jax.Array | np.ndarray
+    terminated: jax.Array | np.ndarray
+    truncated: jax.Array | np.ndarray
+    next_obs: jax.Array | np.ndarray
 
 
 @struct.dataclass

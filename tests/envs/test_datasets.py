@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from dataclasses import replace
+from typing import Any
 
 import gymnasium
 import h5py
@@ -13,6 +14,7 @@ import minari
 import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
+from minari.namespace import list_local_namespaces
 
 from agents.offline_data import OfflineData
 from envs.datasets import Episodes, Origin, load, pendulum, save
@@ -36,10 +38,10 @@ def random_episodes(seed: int, discrete: bool, episodes: int = 7) -> Episodes:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 6, episodes)
     steps = int(lengths.sum())
-    continuous = {
+    continuous: dict[str, Any] = {
         "action": rng.uniform(-2, 2, (steps, 2)).astype(np.float32),
-        "action_low": np.float32([-2, -2.5]),
-        "action_high": np.float32([2, 3]),
+        "action_low": np.array([-2, -2.5], np.float32),
+        "action_high": np.array([2, 3], np.float32),
     }
     return Episodes(
         obs=rng.normal(size=(steps + episodes, 3)).astype(np.float32),
@@ -137,14 +139,16 @@ def test_minari_itself_reads_what_is_written(discrete, tmp_path, monkeypatch):
     save(episodes, tmp_path / "engram" / "tiny-v3")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     assert list(minari.list_local_datasets()) == ["engram/tiny-v3"]
-    assert minari.namespace.list_local_namespaces() == ["engram"]
+    assert list_local_namespaces() == ["engram"]
     dataset = minari.load_dataset("engram/tiny-v3")
     assert dataset.total_steps == len(episodes.reward)
     assert dataset.observation_space == gymnasium.spaces.Box(-np.inf, np.inf, (3,))
     if discrete:
         assert dataset.action_space == gymnasium.spaces.Discrete(6)
     else:
-        assert dataset.action_space == gymnasium.spaces.Box(np.float32([-2, -2.5]), np.float32([2, 3]))
+        assert dataset.action_space == gymnasium.spaces.Box(
+            np.array([-2, -2.5], np.float32), np.array([2, 3], np.float32)
+        )
     for index, episode in enumerate(dataset):
         start, length = episodes.starts[index], episodes.lengths[index]
         np.testing.assert_array_equal(episode.observations, episodes.obs[start + index : start + index + length + 1])
@@ -161,15 +165,18 @@ def test_minari_itself_reads_what_is_written(discrete, tmp_path, monkeypatch):
 def test_what_minari_writes_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     rng = np.random.default_rng(0)
+    lengths = (2, 4, 3)
+    obs: Any = [rng.normal(size=(length + 1, 2, 2)) for length in lengths]
+    action: Any = [rng.integers(0, 3, length) for length in lengths]
     buffers = [
         EpisodeBuffer(
-            observations=rng.normal(size=(length + 1, 2, 2)),
-            actions=rng.integers(0, 3, length),
+            observations=o,
+            actions=a,
             rewards=rng.normal(size=length).tolist(),
             terminations=[False] * (length - 1) + [length == 4],
             truncations=[False] * (length - 1) + [length != 4],
         )
-        for length in (2, 4, 3)
+        for o, a, length in zip(obs, action, lengths, strict=True)
     ]
     minari.create_dataset_from_buffers(
         "a/b/made-v0",
@@ -181,10 +188,8 @@ def test_what_minari_writes_is_read(tmp_path, monkeypatch):
     assert episodes.lengths.tolist() == [2, 4, 3]
     assert episodes.terminated.tolist() == [False, True, False]
     assert episodes.num_actions == 3
-    np.testing.assert_array_equal(
-        episodes.obs, np.concatenate([b.observations for b in buffers]).reshape(-1, 4).astype(np.float32)
-    )
-    np.testing.assert_array_equal(episodes.action, np.concatenate([b.actions for b in buffers]))
+    np.testing.assert_array_equal(episodes.obs, np.concatenate(obs).reshape(-1, 4).astype(np.float32))
+    np.testing.assert_array_equal(episodes.action, np.concatenate(action))
     assert episodes.origin.env == ""
 
 
@@ -265,7 +270,7 @@ def test_action_bounds_of_foreign_files(tmp_path):
     assert episodes.action_low is not None
     assert episodes.action_high is not None
     assert (episodes.action_low.tolist(), episodes.action_high.tolist()) == ([-1], [1])
-    d4rl_file(path, 4, timeouts=marks(4, 3), actions=np.float32([[0, 0], [-3, 0], [0, 2], [0, 0]]))
+    d4rl_file(path, 4, timeouts=marks(4, 3), actions=np.array([[0, 0], [-3, 0], [0, 2], [0, 0]], np.float32))
     episodes = load(path)
     assert episodes.action_low is not None
     assert episodes.action_high is not None
@@ -323,7 +328,7 @@ def test_nothing_passes_from_one_episode_to_another(successors, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- bad files
 
 
-def damage_npz(path, **changes) -> None:
+def damage_npz(path, **changes: Any) -> None:
     save(random_episodes(0, False), path)
     with np.load(path) as stored:
         arrays = dict(stored) | changes
@@ -346,9 +351,9 @@ def minari_rows(path, name: str, rows) -> None:
     """A good dataset with other rows in one place of its third episode."""
     minari_folder(path)
     with h5py.File(path / "data" / "main_data.hdf5", "a") as file:
-        del file["episode_2"][name]
+        del file[f"episode_2/{name}"]
         if rows is not None:
-            file["episode_2"][name] = rows(random_episodes(0, False).lengths[2])
+            file[f"episode_2/{name}"] = rows(random_episodes(0, False).lengths[2])
 
 
 class Payload:
@@ -562,7 +567,7 @@ def noisy() -> Episodes:
 
 
 def test_noisy_pendulum_steps_as_gymnasium_does(noisy):
-    reference = gymnasium.make("Pendulum-v1").unwrapped
+    reference: Any = gymnasium.make("Pendulum-v1").unwrapped
     reference.reset(seed=0)
     rng = np.random.default_rng(0)
     for episode in rng.integers(0, len(noisy.lengths), 20):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.recording import Player, random_player
-from agents.run import checkpoint
+from agents.run import checkpoint, loop
 from agents.run.errors import BadRequest, Interrupted
 from envs.datasets import Episodes, Origin, load
 from envs.datasets.recording import Recorder
@@ -38,11 +38,22 @@ def out(tmp_path_factory):
         if chunk == 4:
             raise Interrupted("stopped after chunk 4 of 30; continue with --resume")
 
+    compiled = []
+
+    def once(*arguments):
+        """Both halves are the same programs."""
+        compiled.append(compiled[0] if compiled else compile_agent(*arguments))
+        return compiled[-1]
+
+    compile_agent = loop.compile_agent
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_agent", once)
         patch.setattr(checkpoint, "save", stop)
         with pytest.raises(Interrupted, match="after chunk 4 of 30; repeat the command"):
             make_dataset.main([*RUN, "--out", str(folder)])
-    assert make_dataset.main([*RUN, "--out", str(folder)]) == 0
+        patch.setattr(checkpoint, "save", save)
+        assert make_dataset.main([*RUN, "--out", str(folder)]) == 0
+    assert len(compiled) == 2
     return folder
 
 
@@ -203,8 +214,8 @@ class Uneven(ConstantReward):
     """Episodes of 1 or of 9 steps, by the toss of a coin; the return is the length."""
 
     def step(self, key, state, action, params):
-        *results, _, truncated, info = super().step(key, state, action, params)
-        return *results, results[1].time == jnp.where(state.cue > 0, 1, 9), truncated, info
+        obs, state, reward, _, truncated, info = super().step(key, state, action, params)
+        return obs, state, reward, state.time == jnp.where(state.cue > 0, 1, 9), truncated, info
 
 
 def test_short_and_long_episodes_are_as_frequent_as_they_are_played():
@@ -253,7 +264,7 @@ def test_bad_requests_say_so_in_one_line(arguments, message, tmp_path, monkeypat
 
 def test_an_expert_that_is_no_better_than_chance_is_refused(out, tiers, monkeypatch):
     monkeypatch.setattr(make_dataset.Workshop, "measure", lambda *_: Measured(22.0, 22.0))
-    with pytest.raises(BadRequest, match="not above that of random actions, .* train longer"):
+    with pytest.raises(BadRequest, match=r"not above that of random actions, .* train longer"):
         make_dataset.main([*RUN, "--out", str(out)])
 
 
