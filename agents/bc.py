@@ -80,8 +80,9 @@ class RCBCSettings(BCSettings):
     def __post_init__(self):
         super().__post_init__()
         self.require_positive("return_scale")
-        if not self.targets or not all(abs(target) < float("inf") for target in self.targets):
-            raise ValueError(f"rcbc.targets must be one or more finite returns, got {self.targets}")
+        finite = all(abs(target) < float("inf") for target in self.targets)
+        if not self.targets or not finite or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"rcbc.targets must be one or more finite and different returns, got {self.targets}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +118,8 @@ class RCBC(BC):
         return (target, to_go, time), self._best(params, self.told(obs, to_go, time))
 
     def evaluate(self, state: OfflineState, key: jax.Array, axis_name: str | None = None) -> Metrics:
-        """As of every agent, for every target: `eval/return` and the rest of the first one, `eval/return_of_N` of the
-        N-th. All targets meet the same episodes."""
+        """As of every agent, for the first target; and the return of each target, `eval/return_at_<target>`. All
+        targets meet the same openings."""
         start_key, key = jax.random.split(key)
 
         def play(target):
@@ -128,4 +129,5 @@ class RCBC(BC):
 
         metrics = jax.lax.map(play, jnp.asarray(self.settings.targets))
         first = jax.tree.map(lambda x: x[0], metrics)
-        return first | {f"eval/return_of_{i}": x for i, x in enumerate(metrics["eval/return"])}
+        achieved = zip(self.settings.targets, metrics["eval/return"], strict=True)
+        return first | {f"eval/return_at_{target:g}": x for target, x in achieved}

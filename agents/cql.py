@@ -78,10 +78,9 @@ class CQL(OfflineAgent):
     @property
     def optimiser(self) -> optax.GradientTransformation:
         s = self.settings
-        label = lambda params: {name: "critic" if name == "critic" else "policy" for name in params}  # noqa: E731
-        return optax.multi_transform(
-            {"critic": optax.adam(s.learning_rate), "policy": optax.adam(s.policy_learning_rate)}, label
-        )
+        of_policy = ("policy", "log_temperature")
+        label = lambda params: {name: "policy" if name in of_policy else "other" for name in params}  # noqa: E731
+        return optax.multi_transform({"policy": optax.adam(s.policy_learning_rate), "other": super().optimiser}, label)
 
     def init_params(self, key: jax.Array, size: int) -> dict[str, Any]:
         critic_key, policy_key = jax.random.split(key)
