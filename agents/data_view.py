@@ -79,4 +79,4 @@ class DataView:
             action = jnp.argmax(out, -1).astype(jnp.int32)
             return action, self.numbers(action)
         numbers = jnp.clip(out, -self.bound, self.bound)
-        return self.half * numbers + self.centre, numbers
+        return numbers * self.half + self.centre, numbers
