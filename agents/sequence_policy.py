@@ -313,7 +313,7 @@ class SequenceAgent:
         if teacher is not None:
             over = updates % s.epoch == 0
             teacher = jax.tree.map(lambda new, old: jnp.where(over, new, old), params, teacher)
-        metrics = {"loss/total": total, **parts, "loss/grad_norm": optax.global_norm(gradient)}
+        metrics = {"loss/total": total, **parts, "loss/grad_norm": optax.tree.norm(gradient)}
         if self.evolves:
             metrics["train/alpha"] = alpha
         return SequenceState(params, teacher, optimiser, key, updates), metrics

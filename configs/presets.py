@@ -567,7 +567,7 @@ SEQUENCE_PRESETS: dict[str, SequenceExperiment] = {
     "dm-pendulum": SequenceExperiment(
         sequence=SEQUENCE_SMALL,
         mixer=MixerSettings(width=32, layers=2, deep=False),
-        dataset="datasets/pendulum-noise.npz",
+        dataset="runs/datasets/pendulum-noise.npz",
         total_steps=2_000,
         log_points=20,
         eval_points=5,
@@ -575,7 +575,7 @@ SEQUENCE_PRESETS: dict[str, SequenceExperiment] = {
     "dm": SequenceExperiment(
         sequence=SEQUENCE,
         mixer=MixerSettings(width=128, layers=3, deep=True),
-        dataset="datasets/pendulum-noise.npz",
+        dataset="runs/datasets/pendulum-noise.npz",
         total_steps=100_000,
         log_points=40,
         eval_points=40,
@@ -583,7 +583,7 @@ SEQUENCE_PRESETS: dict[str, SequenceExperiment] = {
     "paper/dm": SequenceExperiment(
         sequence=SEQUENCE,
         mixer=MixerSettings(width=768, layers=24, deep=True),
-        dataset="datasets/pendulum-noise.npz",
+        dataset="runs/datasets/pendulum-noise.npz",
         total_steps=100_000,
         log_points=40,
         eval_points=40,

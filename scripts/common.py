@@ -377,7 +377,7 @@ def make_dataset_environment(config: OfflineExperiment, episodes: Episodes, num_
         single = TimeLimit(single, origin.time_limit)
     if single.max_steps(single.default_params) is None:
         raise ValueError(f"{env_id} never ends, and {config.dataset} names no time limit")
-    env = FlattenObservation(Vectorised(single, num_envs))
+    env = FlattenObservation(EpisodeStatistics(Vectorised(single, num_envs)))
     if origin.keep:
         env = MaskObservation(env, origin.keep)
     seen, action_space = env.observation_space(env.default_params), env.action_space(env.default_params)
@@ -397,9 +397,9 @@ def _actions(number: int | None, shape: tuple[int, ...]) -> str:
     return f"actions of shape {shape}" if number is None else f"{number} discrete actions"
 
 
-def make_sequence(config: SequenceExperiment) -> SequenceAgent:
-    """The sequence policy of `config`. Raises BadRequest as `make_agent`."""
-    episodes = load_dataset(config.dataset)
+def make_sequence(config: SequenceExperiment, episodes: Episodes | None = None) -> SequenceAgent:
+    """The sequence policy of `config`, on `episodes` if these are already there. Raises BadRequest as `make_agent`."""
+    episodes = episodes or load_dataset(config.dataset)
     sizes, settings = config.mixer, config.sequence
     try:
         options = options_of(config.memory, sizes.memory_options, mixer_options)
