@@ -29,8 +29,8 @@ from kernels.malloc import keep_freed_memory
 from scripts.common import make_sequence
 
 
-def random_episodes(episodes: int = 400, steps: int = 200) -> Episodes:
-    """Numbers of the shapes of Pendulum's."""
+def random_episodes(episodes: int = 400, steps: int = 200, references: bool = False) -> Episodes:
+    """Numbers of the shapes of Pendulum's; with `references`, scores of returns are defined."""
     rng = np.random.default_rng(0)
     return Episodes(
         obs=rng.normal(size=(episodes * (steps + 1), 3)).astype(np.float32),
@@ -38,7 +38,9 @@ def random_episodes(episodes: int = 400, steps: int = 200) -> Episodes:
         reward=rng.uniform(-8, 0, episodes * steps).astype(np.float32),
         terminated=np.zeros(episodes, bool),
         lengths=np.full(episodes, steps),
-        origin=Origin(env="gymnax/Pendulum-v1"),
+        origin=Origin(
+            "gymnax/Pendulum-v1", ref_min=-1200.0 if references else None, ref_max=0.0 if references else None
+        ),
         action_low=np.full(1, -2.0, np.float32),
         action_high=np.full(1, 2.0, np.float32),
     )

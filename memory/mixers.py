@@ -78,7 +78,7 @@ def mixer_options(name: str) -> dict[str, Any]:
     return memory_options(name, MIXERS)
 
 
-def make_mixer(name: str, width: int, layers: int, dropout: float = 0.0, **options: Any) -> TokenMixer:
+def make_mixer(name: str, width: int, layers: int, **options: Any) -> TokenMixer:
     """`layers` layers of one kind after RMSNorm, each added to its input. Raises UnknownMemory as `make_memory`."""
     whole_steps = name == "dm"
     mixer: Any = StepMixer if whole_steps else TokenMixer
@@ -87,7 +87,6 @@ def make_mixer(name: str, width: int, layers: int, dropout: float = 0.0, **optio
         width,
         layers,
         rms=True,
-        dropout=dropout,
         kinds=MIXERS,
         stack=StepStack if whole_steps else Stack,
         **options,

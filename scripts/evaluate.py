@@ -108,6 +108,7 @@ def main(arguments: Sequence[str]) -> int:
     if isinstance(agent, SequenceAgent):
         for name, values in result["targets"].items():
             print(f"{name}: mean {values['mean']:.4f}")
+        say("policies from recorded episodes are not drawn: no eval.gif")
         return 0
     if options.gif_steps and agent.env.is_host_pool:
         say(f"{config.evaluated} runs in an emulator that cannot be drawn: no eval.gif")
