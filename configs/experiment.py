@@ -9,6 +9,7 @@ from agents.dynlin import DynLinSettings
 from agents.lsd import LSDSettings
 from agents.neucb import NeuCBSettings
 from agents.ppo import PPOSettings
+from agents.sequence_policy import SequenceSettings
 from agents.stepmix import StepMixSettings
 from agents.ucrl import UCRLSettings
 
@@ -71,6 +72,8 @@ class Experiment:
     """The agent's name, also that of the field with its settings."""
     choice: ClassVar[str]
     """The field that `compare` varies."""
+    row: ClassVar[str] = "env"
+    """The field with what is to be learned, the rows of a comparison."""
 
     env: str
     """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, atari/Pong or lsd/Random."""
@@ -108,6 +111,11 @@ class Experiment:
     def chosen(self) -> str:
         """The memory or algorithm of this run."""
         return getattr(self, self.choice)
+
+    @property
+    def task(self) -> str:
+        """What is to be learned: the environment, or the dataset."""
+        return getattr(self, self.row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +219,54 @@ class DramaExperiment(Experiment):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfflineExperiment(Experiment):
+    """Learning from recorded episodes alone."""
+
+    row: ClassVar[str] = "dataset"
+
+    dataset: str
+    """The recorded episodes: a file or folder of any format on the page of offline learning in docs."""
+    env: str = ""
+    """Environment that the dataset is from, for evaluations (default: as the dataset says)."""
+    total_steps: int = 100_000
+    """Gradient steps per seed (rounded up to whole log points)."""
+
+
+@dataclass(frozen=True)
+class MixerSettings:
+    """Sizes of the sequence policy."""
+
+    width: int
+    """Width of tokens and of the mixer's layers."""
+    layers: int
+    """Layers of the mixer, one after another."""
+    deep: bool
+    """Embeddings and action head have a hidden layer; else they are linear, and a tanh bounds the action."""
+    memory_options: tuple[str, ...] = ()
+    """Options of mixers as `mixer.option=value` (see the memory page in docs; dm has those of mamba)."""
+
+    def __post_init__(self):
+        for name in ("width", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"mixer.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceExperiment(OfflineExperiment):
+    """A policy that continues recorded sequences."""
+
+    agent: ClassVar[str] = "sequence"
+    choice: ClassVar[str] = "memory"
+
+    memory: str = "dm"
+    """What mixes the tokens: dm (Decision Mamba), attention (Decision Transformer) or any other registered memory."""
+    sequence: SequenceSettings
+    """Hyperparameters of the agent."""
+    mixer: MixerSettings
+    """Sizes of the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannerExperiment(Experiment):
     """A bandit or tabular algorithm."""
 
@@ -276,6 +332,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
         PPOExperiment,
         ConservativeExperiment,
         DramaExperiment,
+        SequenceExperiment,
         LSDExperiment,
         UCRLExperiment,
         StepMixExperiment,

@@ -8,6 +8,7 @@ from agents.dynlin import DynLinSettings
 from agents.lsd import LSDSettings
 from agents.neucb import NeuCBSettings
 from agents.ppo import PPOSettings
+from agents.sequence_policy import SequenceSettings
 from agents.stepmix import StepMixSettings
 from agents.ucrl import UCRLSettings
 from configs.experiment import (
@@ -16,10 +17,12 @@ from configs.experiment import (
     DynLinExperiment,
     Experiment,
     LSDExperiment,
+    MixerSettings,
     NetworkSettings,
     NeuCBExperiment,
     ObservationSettings,
     PPOExperiment,
+    SequenceExperiment,
     StepMixExperiment,
     UCRLExperiment,
     WorldSettings,
@@ -288,6 +291,43 @@ UCRL = UCRLSettings(
     transition_variation=1.0,
 )
 
+SEQUENCE = SequenceSettings(
+    context=20,
+    batch_size=64,
+    learning_rate=1e-4,
+    warmup=2500,
+    weight_decay=1e-5,
+    adam_eps=1e-6,
+    max_grad_norm=0.25,
+    return_scale=1000.0,
+    action_weight=0.9,
+    obs_weight=0.05,
+    to_go_weight=0.05,
+    alpha_T=0.85,
+    alpha_cap=0.5,
+    epoch=2500,
+    targets=(),
+    eval_episodes=20,
+    acting="window",
+)
+"""The published settings of Decision Mamba for locomotion."""
+
+SEQUENCE_SMALL = replace(
+    SEQUENCE,
+    context=10,
+    learning_rate=2e-3,
+    warmup=200,
+    weight_decay=1e-4,
+    alpha_T=0.0,
+    obs_weight=0.0,
+    to_go_weight=0.0,
+    action_weight=1.0,
+    epoch=250,
+    targets=(-1200.0, -800.0, -400.0, -150.0),
+    eval_episodes=64,
+    acting="both",
+)
+
 PPO_PRESETS: dict[str, PPOExperiment] = {
     "popgym": PPOExperiment(
         ppo=POPGYM,
@@ -523,7 +563,35 @@ PLANNER_PRESETS: dict[str, Experiment] = {
 }
 """Presets of bandit and tabular algorithms."""
 
-PRESETS: dict[str, Experiment] = {**PPO_PRESETS, **DRAMA_PRESETS, **PLANNER_PRESETS}
+SEQUENCE_PRESETS: dict[str, SequenceExperiment] = {
+    "dm-pendulum": SequenceExperiment(
+        sequence=SEQUENCE_SMALL,
+        mixer=MixerSettings(width=32, layers=2, deep=False),
+        dataset="runs/datasets/pendulum-noise.npz",
+        total_steps=2_000,
+        log_points=20,
+        eval_points=5,
+    ),
+    "dm": SequenceExperiment(
+        sequence=SEQUENCE,
+        mixer=MixerSettings(width=128, layers=3, deep=True),
+        dataset="runs/datasets/pendulum-noise.npz",
+        total_steps=100_000,
+        log_points=40,
+        eval_points=40,
+    ),
+    "paper/dm": SequenceExperiment(
+        sequence=SEQUENCE,
+        mixer=MixerSettings(width=768, layers=24, deep=True),
+        dataset="runs/datasets/pendulum-noise.npz",
+        total_steps=100_000,
+        log_points=40,
+        eval_points=40,
+    ),
+}
+"""Presets of the sequence policy."""
+
+PRESETS: dict[str, Experiment] = {**PPO_PRESETS, **DRAMA_PRESETS, **SEQUENCE_PRESETS, **PLANNER_PRESETS}
 """Presets by name; `popgym` is the one that scripts take when none is named."""
 
 DEFAULT = "popgym"

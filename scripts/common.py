@@ -18,28 +18,34 @@ import tyro
 
 from agents import conservative, dynlin, lsd, neucb, stepmix, ucrl
 from agents.conservative import Conservative
+from agents.data_view import DataView
 from agents.distributions import head_size
 from agents.drama import Drama
 from agents.networks import ActorCritic, check_pictures
+from agents.offline_data import OfflineData
 from agents.ppo import PPO
 from agents.run.errors import BadRequest, Diverged, Interrupted
 from agents.run.loop import Agent, Plan, plan
+from agents.sequence_policy import SequenceAgent, SequencePolicy
 from configs.experiment import (
     EXPERIMENTS,
     ConservativeExperiment,
     DramaExperiment,
     Experiment,
+    OfflineExperiment,
     PPOExperiment,
+    SequenceExperiment,
     WorldSettings,
 )
 from configs.presets import DEFAULT, PRESETS
-from envs import registry
+from envs import datasets, registry
 from envs.classification_bandit import ClassificationBandit, LinearLoss
+from envs.datasets import Episodes
 from envs.datasets.recording import Recorder
 from envs.dynamical_bandit import DynamicalBandit
 from envs.episodic_mdp import EpisodicMDP
 from envs.lsd import LSDBandit
-from envs.spaces import Box, Space
+from envs.spaces import Box, Discrete, Space
 from envs.switching_mdp import SwitchingMDP
 from envs.vector import Vectorised
 from envs.wrappers import (
@@ -56,6 +62,7 @@ from envs.wrappers import (
 )
 from kernels.malloc import keep_freed_memory
 from memory import make_memory, memory_options
+from memory.mixers import make_mixer, mixer_options
 from worldmodels.networks import PictureDecoder, PictureEncoder, VectorDecoder, VectorEncoder
 from worldmodels.world_model import WorldModel
 
@@ -193,7 +200,9 @@ def refuse_mismatch(config: Experiment, env: Wrapper, eval_env: Wrapper) -> None
         raise BadRequest(f"eval_env {config.evaluated} and env {config.env}: either both are emulators or neither")
 
 
-def options_of(memory: str, options: Sequence[str]) -> dict[str, Any]:
+def options_of(
+    memory: str, options: Sequence[str], known: Callable[[str], dict[str, Any]] = memory_options
+) -> dict[str, Any]:
     """The entries of `options` (`memory.option=value`) that concern `memory`, by bare names.
 
     Raises:
@@ -205,8 +214,8 @@ def options_of(memory: str, options: Sequence[str]) -> dict[str, Any]:
         option, equals, value = rest.partition("=")
         if not (dot and equals):
             raise ValueError(f"memory option {entry!r} is not of the form memory.option=value, such as s5.state=128")
-        if option not in memory_options(name):
-            raise ValueError(f"memory {name!r} has no option {option!r}: it has {', '.join(memory_options(name))}")
+        if option not in known(name):
+            raise ValueError(f"memory {name!r} has no option {option!r}: it has {', '.join(known(name))}")
         if name == memory:
             chosen[option] = value
     return chosen
@@ -235,6 +244,8 @@ def make_agent(config: Experiment, emulator_seed: int | None = None, record: boo
         return make_conservative(config, emulator_seed)
     if isinstance(config, DramaExperiment):
         return make_drama(config, emulator_seed)
+    if isinstance(config, SequenceExperiment):
+        return make_sequence(config)
     return make_ppo(config, emulator_seed, record) if isinstance(config, PPOExperiment) else make_planner(config)
 
 
@@ -347,6 +358,86 @@ def make_drama(config: DramaExperiment, emulator_seed: int | None = None) -> Dra
         raise BadRequest(str(error)) from None
 
 
+def resolve(config: Experiment) -> Experiment:
+    """`config` with the environment that its dataset is from, if it has a dataset and names no environment itself.
+
+    Raises:
+        BadRequest: the dataset cannot be read.
+    """
+    if not isinstance(config, OfflineExperiment) or config.env:
+        return config
+    return dataclasses.replace(config, env=load_dataset(config.dataset).origin.env)
+
+
+def load_dataset(path: str) -> Episodes:
+    """The dataset in `path`. Raises BadRequest where it cannot be read."""
+    try:
+        return datasets.load(path)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def make_dataset_environment(config: OfflineExperiment, episodes: Episodes, num_envs: int) -> Wrapper:
+    """A batch of the environment that `episodes` are from, or `config` names, seen as it was recorded.
+
+    Raises:
+        ValueError: it is unknown, or does not fit the dataset.
+    """
+    env_id, origin = dataclasses.replace(config, env=config.env or episodes.origin.env).evaluated, episodes.origin
+    if not env_id:
+        raise ValueError(f"{config.dataset} does not say which environment it is from: name it with --env")
+    if env_id.partition("/")[0] in registry.HOST_POOLS:
+        raise ValueError(f"{env_id} is an emulator: what learned from recorded episodes is played in JAX environments")
+    single = registry.make(env_id)
+    if origin.time_limit:
+        single = TimeLimit(single, origin.time_limit)
+    if single.max_steps(single.default_params) is None:
+        raise ValueError(f"{env_id} never ends, and {config.dataset} names no time limit")
+    env = FlattenObservation(EpisodeStatistics(Vectorised(single, num_envs)))
+    if origin.keep:
+        env = MaskObservation(env, origin.keep)
+    seen, action_space = env.observation_space(env.default_params), env.action_space(env.default_params)
+    if not isinstance(action_space, Box | Discrete) or not isinstance(seen, Box):
+        raise ValueError(f"{env_id} shows or takes something else than the vectors and actions of recorded episodes")
+    played = _actions(action_space.n if isinstance(action_space, Discrete) else None, action_space.shape)
+    recorded = _actions(episodes.num_actions if episodes.discrete else None, episodes.action.shape[1:])
+    if (seen.shape, played) != (episodes.obs.shape[1:], recorded):
+        raise ValueError(
+            f"{config.dataset} does not fit {env_id}: it has observations of shape {episodes.obs.shape[1:]} and "
+            f"{recorded}, the environment {seen.shape} and {played}"
+        )
+    return env
+
+
+def _actions(number: int | None, shape: tuple[int, ...]) -> str:
+    return f"actions of shape {shape}" if number is None else f"{number} discrete actions"
+
+
+def make_sequence(config: SequenceExperiment, episodes: Episodes | None = None) -> SequenceAgent:
+    """The sequence policy of `config`, on `episodes` if these are already there. Raises BadRequest as `make_agent`."""
+    episodes = episodes or load_dataset(config.dataset)
+    sizes, settings = config.mixer, config.sequence
+    try:
+        options = options_of(config.memory, sizes.memory_options, mixer_options)
+        if config.memory == "attention":  # as far back as a window of training goes
+            options = {"window": 3 * settings.context - 1, **options}
+        env = make_dataset_environment(config, episodes, settings.eval_episodes)
+        view = DataView.of(episodes, settings.targets)
+        policy = SequencePolicy(
+            mixer=make_mixer(config.memory, sizes.width, sizes.layers, **options),
+            obs_size=episodes.obs.shape[1],
+            actions=episodes.num_actions or episodes.action.shape[1],
+            discrete=episodes.discrete,
+            max_timestep=max(int(episodes.lengths.max()), env.max_steps(env.default_params) or 0),
+            deep=sizes.deep,
+        )
+        data = OfflineData.of(episodes, view.mean, view.deviation)
+        agent = SequenceAgent(env, policy, data, settings, view, total_updates=1)
+        return dataclasses.replace(agent, total_updates=divide(config, agent).updates)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
 def make_world(memory: str, sizes: WorldSettings, space: Any) -> WorldModel:
     """The world model of observations of `space`. Raises ValueError where they or the memory do not fit `sizes`."""
     encoder, decoder = coders(sizes, space)
@@ -455,10 +546,10 @@ def from_dict(values: dict[str, Any]) -> Experiment:
 
 
 def default_folder(preset: str, config: Experiment) -> Path:
-    """`runs/<preset>/<env>-<memory or algorithm>-<time>`."""
-    return Path("runs") / preset / f"{folder_name(config.env, config.chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`runs/<preset>/<env or dataset>-<memory or algorithm>-<time>`."""
+    return Path("runs") / preset / f"{folder_name(config.task, config.chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def folder_name(env: str, chosen: str) -> str:
-    """`<env>-<memory or algorithm>` without the characters that a shell would take for its own."""
-    return f"{env.translate(str.maketrans('/?&', '---'))}-{chosen}"
+def folder_name(task: str, chosen: str) -> str:
+    """`<env or dataset>-<memory or algorithm>` without the characters that a shell would take for its own."""
+    return f"{task.translate(str.maketrans('/?&', '---')).strip('-.')}-{chosen}"

@@ -24,7 +24,8 @@ from agents.run.folder import read_config, say, write_atomically
 from agents.run.loop import evaluation, over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
-from configs.experiment import DramaExperiment, PPOExperiment
+from agents.sequence_policy import SequenceAgent
+from configs.experiment import DramaExperiment, PPOExperiment, SequenceExperiment
 from scripts.common import from_dict, is_recorded, make_agent, parse, run_script, with_episodes
 
 FRAME_MS = 150
@@ -60,6 +61,11 @@ def main(arguments: Sequence[str]) -> int:
     elif isinstance(config, DramaExperiment):
         greedy = config.drama.eval_greedy if options.greedy is None else options.greedy
         config = with_episodes(replace(config, drama=replace(config.drama, eval_greedy=greedy)), options.episodes)
+    elif isinstance(config, SequenceExperiment):
+        if options.greedy is False:
+            raise BadRequest("a sequence policy predicts one action and has none to sample: leave out --greedy False")
+        greedy = True
+        config = replace(config, sequence=replace(config.sequence, eval_episodes=options.episodes))
     else:
         raise BadRequest(
             f"{config.agent} learns while it acts and has no episodes to play afterwards: "
@@ -67,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     learner = make_agent(config, options.seed, is_recorded(options.run))
     agent = learner.ppo if isinstance(learner, Conservative) else learner
-    assert isinstance(agent, PPO | Drama)
+    assert isinstance(agent, PPO | Drama | SequenceAgent)
     keys = seed_keys(config.seed, config.seeds)
     template = jax.eval_shape(over_seeds(learner.init, config.seeds), keys)
     found = checkpoint.restore(options.run / "checkpoints", template)
@@ -86,12 +92,24 @@ def main(arguments: Sequence[str]) -> int:
         "greedy": greedy,
         "eval_return": summarise([number(v) for v in metrics["eval/return"]]),
         "eval_length": [number(v) for v in metrics["eval/length"]],
-        "finished": [number(v) for v in metrics["eval/finished"]],
     }
+    if isinstance(agent, SequenceAgent):
+        result["targets"] = {
+            name.removeprefix("eval/"): summarise([number(v) for v in values])
+            for name, values in metrics.items()
+            if "return_at_" in name or "score_at_" in name
+        }
+    else:
+        result["finished"] = [number(v) for v in metrics["eval/finished"]]
     write_atomically(options.run / "evaluation.json", json.dumps(result, indent=2) + "\n")
     for index, score in enumerate(result["eval_return"]["per_seed"]):
         print(f"seed {config.seed + index}: return {score:.4f}" if score is not None else f"seed {index}: unfinished")
     print(f"mean {result['eval_return']['mean']}, 95 % interval {result['eval_return']['ci95']}")
+    if isinstance(agent, SequenceAgent):
+        for name, values in result["targets"].items():
+            print(f"{name}: mean {values['mean']:.4f}")
+        say("policies from recorded episodes are not drawn: no eval.gif")
+        return 0
     if options.gif_steps and agent.env.is_host_pool:
         say(f"{config.evaluated} runs in an emulator that cannot be drawn: no eval.gif")
     elif options.gif_steps:

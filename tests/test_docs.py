@@ -17,13 +17,14 @@ import pytest
 
 from agents.ppo import PPOSettings
 from agents.run.metrics import aggregate
+from benchmarks.offline import random_episodes
 from configs.experiment import EXPERIMENTS, Experiment, NetworkSettings, ObservationSettings, PPOExperiment
-from configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS
+from configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS, SEQUENCE_PRESETS
 from envs import registry
 from envs.vector import Vectorised
 from memory import MEMORIES, make_memory, memory_options
 from scripts import atari100k, compare, dream, evaluate, plot, train
-from scripts.common import make_agent
+from scripts.common import make_agent, make_sequence
 from tests.memory import contract
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,46 @@ def test_planners_are_documented():
         assert metrics == metric_names(preset) - others, preset.agent
 
 
+def check_settings(page: str, group: str, *presets: Experiment) -> None:
+    """The table of a group of settings has every key, and its value in two presets."""
+
+    def words(value: Any) -> str:
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        if isinstance(value, tuple):
+            return " ".join(map(str, value)) or "none"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    table = section(page, f"## Settings of {group}")
+    values = {key: (a, b) for key, a, b in re.findall(r"^\| `([\w.]+)` \| ([^|]*) \| ([^|]*) \|", table, re.MULTILINE)}
+    first, second = (vars(getattr(preset, group)) for preset in presets)
+    assert values == {f"{group}.{key}": (words(first[key]), words(second[key])) for key in first}
+
+
+def test_offline_is_documented():
+    """Presets of the sequence policy, every setting with its value in two of them, and metrics."""
+    page = read("offline.md")
+    rows = re.findall(
+        r"^\| `([\w/-]+)` \| [^|]* \| (\w+), width (\d+), (\d+) layers \| ([\d,]+) \|", page, re.MULTILINE
+    )
+    assert {name: (memory, int(width), int(layers), steps) for name, memory, width, layers, steps in rows} == {
+        name: (p.memory, p.mixer.width, p.mixer.layers, f"{p.total_steps:,}") for name, p in SEQUENCE_PRESETS.items()
+    }
+    for group in ("sequence", "mixer"):
+        check_settings(page, group, *(SEQUENCE_PRESETS[name] for name in ("dm", "dm-pendulum")))
+    preset = SEQUENCE_PRESETS["dm-pendulum"]
+    agent = make_sequence(
+        dataclasses.replace(preset, sequence=dataclasses.replace(preset.sequence, alpha_T=0.5)),
+        random_episodes(references=True),
+    )
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    metrics = {*jax.eval_shape(agent.update, state)[1], *jax.eval_shape(agent.evaluate, state, jax.random.key(0))}
+    named = {re.sub("at_.*", "at_<target>", name) for name in metrics}
+    assert any(name.startswith("eval/recurrent_") for name in named)
+    documented = set(defined(section(page, "## Metrics")))
+    assert {name for name in named if not name.startswith("eval/recurrent_")} == documented - {"eval/recurrent_..."}
+
+
 def test_drama_is_documented():
     """Presets, and every setting with its value in two of them."""
     page = read("drama.md")
@@ -93,20 +134,8 @@ def test_drama_is_documented():
         name: (p.env, p.memory, p.world.width, f"{p.total_steps:,}") for name, p in DRAMA_PRESETS.items()
     }
 
-    def words(value: Any) -> str:
-        if isinstance(value, bool):
-            return "on" if value else "off"
-        if isinstance(value, tuple):
-            return " ".join(map(str, value)) or "none"
-        return f"{value:,}" if isinstance(value, int) else str(value)
-
     for group in ("drama", "world"):
-        table = section(page, f"## Settings of {group}")
-        values = {
-            key: (a, b) for key, a, b in re.findall(r"^\| `([\w.]+)` \| ([^|]*) \| ([^|]*) \|", table, re.MULTILINE)
-        }
-        full, small = (vars(getattr(DRAMA_PRESETS[name], group)) for name in ("atari100k", "drama-catch"))
-        assert values == {f"{group}.{key}": (words(full[key]), words(small[key])) for key in full}
+        check_settings(page, group, *(DRAMA_PRESETS[name] for name in ("atari100k", "drama-catch")))
     agent = make_agent(DRAMA_PRESETS["drama-catch"])
     _, update = jax.eval_shape(agent.update, jax.eval_shape(agent.init, jax.random.key(0)))
     collected = {"train/episodes", "train/return_sum", "train/length_sum"}
