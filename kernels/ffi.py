@@ -1,9 +1,9 @@
 """C++ kernels for CPUs, called through XLA's foreign-function interface.
 
 A kernel `name` is the file `name.cc` beside this one. It is compiled on first use with the C++ compiler of the machine,
-for the very CPU it runs on, and kept in the user's cache folder (`$XDG_CACHE_HOME/engram`, by default
-`~/.cache/engram`) under a hash of everything the result depends on. Without a compiler, or if anything
-goes wrong, kernels run on their "xla" backend and one line in the log says why.
+for the very CPU it runs on, and kept in the user's cache folder (`cache.py`) under a hash of everything the result
+depends on. Without a compiler, or if anything goes wrong, kernels run on their "xla" backend and one line in the log
+says why.
 
 `ENGRAM_KERNELS=xla` in the environment switches these kernels off, and those for GPUs (`mosaic.py`).
 """
@@ -11,7 +11,6 @@ goes wrong, kernels run on their "xla" backend and one line in the log says why.
 import ctypes
 import hashlib
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.backends import switched_off
+from kernels.cache import user_folder
 
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
@@ -93,15 +93,9 @@ def _targets(name: str) -> list[str]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """The user's cache folder, or one for the moment where that cannot be used or others could write to it."""
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "engram"
-    try:
-        cached.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = cached.stat()
-        usable = about.st_uid == os.getuid() and not about.st_mode & 0o022 and os.access(cached, os.W_OK)
-    except OSError:
-        usable = False
-    if usable:
+    """The user's cache folder, or one for the moment where that cannot be used."""
+    cached = user_folder()
+    if cached is not None:
         yield cached
     else:
         with tempfile.TemporaryDirectory(prefix="engram-") as moment:  # a library stays loaded when its file is gone

@@ -60,6 +60,7 @@ from envs.wrappers import (
     Wrapper,
     is_image,
 )
+from kernels.cache import keep_compiled_programs
 from kernels.malloc import keep_freed_memory
 from memory import make_memory, memory_options
 from memory.mixers import make_mixer, mixer_options
@@ -85,6 +86,7 @@ PLANNERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
 def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a script's `main(arguments)`; every expected failure becomes one line on stderr and its exit code."""
     keep_freed_memory()
+    keep_compiled_programs()
     try:
         code = main(sys.argv[1:])
     except (BadRequest, Diverged, Interrupted) as error:

@@ -1,0 +1,32 @@
+"""The user's cache folder (`$XDG_CACHE_HOME/engram`, by default `~/.cache/engram`): what was compiled once for this
+machine. It can be deleted at any time."""
+
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+
+def user_folder() -> Path | None:
+    """The folder, or None where it cannot be used or others could write to it."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "engram"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.stat()
+    except OSError:
+        return None
+    usable = about.st_uid == os.getuid() and not about.st_mode & 0o022 and os.access(folder, os.W_OK)
+    return folder if usable else None
+
+
+def keep_compiled_programs() -> None:
+    """XLA's programs that took over a second to compile are kept in the folder, and loaded from it the next time.
+
+    Each machine has its own, as a shared home may serve different processors. JAX's settings have precedence:
+    `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` goes without. Programs that
+    call Python (emulators) are never kept.
+    """
+    folder = user_folder()
+    if folder is not None and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "programs" / platform.node()))

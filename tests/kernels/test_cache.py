@@ -1,0 +1,50 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import jax
+import jax.numpy as jnp
+from kernels.cache import keep_compiled_programs
+keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.eye(7)).sum())
+"""
+
+
+def kept(cache_home, **environment):
+    """Files that lie in the cache after a program ran."""
+    hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    inherited = {name: value for name, value in os.environ.items() if name not in hidden}
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**inherited, "XDG_CACHE_HOME": str(cache_home), **environment},
+        check=True,
+        capture_output=True,
+    )
+    return {path.relative_to(cache_home) for path in cache_home.rglob("jit_*-cache")}
+
+
+def test_compiled_programs_are_kept_and_found_again(tmp_path):
+    first = kept(tmp_path)
+    assert first
+    assert all(path.parts[:2] == ("engram", "programs") for path in first)
+    written = {path: (tmp_path / path).stat().st_mtime_ns for path in first}
+    assert kept(tmp_path) == first
+    assert written == {path: (tmp_path / path).stat().st_mtime_ns for path in first}
+
+
+def test_what_was_half_written_is_compiled_again(tmp_path):
+    for path in kept(tmp_path):
+        whole = (tmp_path / path).read_bytes()
+        (tmp_path / path).write_bytes(whole[: len(whole) // 2])
+    assert kept(tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"])
+def test_settings_of_jax_have_precedence(tmp_path, setting):
+    own = tmp_path / "own"
+    assert not kept(tmp_path / "home", **{setting: str(own) if "DIR" in setting else "false"})
+    assert own.exists() == ("DIR" in setting)
