@@ -39,10 +39,12 @@ def save(episodes: Episodes, path: str | Path) -> None:
     `path` is replaced as a whole, or left as it was.
 
     Raises:
-        ValueError: another ending.
+        ValueError: another ending, or a folder of something else.
         OSError: it cannot be written.
     """
     path = Path(path)
+    if path.suffix and path.is_dir():
+        raise ValueError(f"{path} is a folder: it is left as it is")
     if path.suffix == ".npz":
         npz.write(episodes, path)
     elif path.suffix in HDF5:

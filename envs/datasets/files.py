@@ -36,7 +36,11 @@ def replacing(path: Path) -> Iterator[Path]:
             old = path.with_name(f".{path.name}.old")
             _remove(old)
             path.rename(old)
-            partial.rename(path)
+            try:
+                partial.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
             _remove(old)
         else:
             partial.rename(path)

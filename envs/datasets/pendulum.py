@@ -37,28 +37,24 @@ def swing_up(obs: jax.Array) -> jax.Array:
     return jnp.clip(jnp.where(cos > 0.9, hold, pump), -2.0, 2.0)
 
 
-def play(key: jax.Array, noise: np.ndarray) -> Tape:
-    """One episode for each entry of `noise[B]`, the probability of a uniform action."""
+@jax.jit
+def play(key: jax.Array, noise: jax.Array) -> Step:
+    """One episode for each entry of `noise[B]`, the probability of a uniform action: steps `[T, B, ...]`."""
     lanes = len(noise)
     env = Recorder(FlattenObservation(Vectorised(GymnaxEnvironment("Pendulum-v1"), lanes)))
     params = env.default_params
+    start_key, key = jax.random.split(key)
 
-    @jax.jit
-    def run(key: jax.Array) -> Step:
-        start_key, key = jax.random.split(key)
+    def one_step(carry, key):
+        obs, state = carry
+        jitter_key, which_key, uniform_key, env_key = jax.random.split(key, 4)
+        own = swing_up(obs) + JITTER * jax.random.normal(jitter_key, (lanes,))
+        uniform = jax.random.uniform(uniform_key, (lanes,), minval=-2.0, maxval=2.0)
+        action = jnp.where(jax.random.uniform(which_key, (lanes,)) < noise, uniform, own)
+        obs, state, _, _, _, info = env.step(env_key, state, action[:, None], params)
+        return (obs, state), info["record"]
 
-        def one_step(carry, key):
-            obs, state = carry
-            jitter_key, which_key, uniform_key, env_key = jax.random.split(key, 4)
-            own = swing_up(obs) + JITTER * jax.random.normal(jitter_key, (lanes,))
-            uniform = jax.random.uniform(uniform_key, (lanes,), minval=-2.0, maxval=2.0)
-            action = jnp.where(jax.random.uniform(which_key, (lanes,)) < noise, uniform, own)
-            obs, state, _, _, _, info = env.step(env_key, state, action[:, None], params)
-            return (obs, state), info["record"]
-
-        return jax.lax.scan(one_step, env.reset(start_key, params), jax.random.split(key, STEPS))[1]
-
-    return Tape.of(jax.device_get(run(key)))
+    return jax.lax.scan(one_step, env.reset(start_key, params), jax.random.split(key, STEPS))[1]
 
 
 def noisy(episodes: int, seed: int, mask_velocity: bool = False, versions: str = "") -> Episodes:
@@ -71,7 +67,7 @@ def noisy(episodes: int, seed: int, mask_velocity: bool = False, versions: str =
     """
     made = episodes * len(NOISE)
     noise = np.concatenate([np.repeat(NOISE, episodes), np.repeat([NOISE[0], NOISE[-1]], REFERENCE_EPISODES)])
-    tape = play(jax.random.key(seed), noise)
+    tape = Tape.of(jax.device_get(play(jax.random.key(seed), jnp.asarray(noise))))
     returns = tape.reward.sum(axis=0, dtype=np.float64)
     controller, uniform = returns[made:].reshape(2, REFERENCE_EPISODES).mean(axis=1)
     origin = Origin(

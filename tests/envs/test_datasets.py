@@ -466,9 +466,15 @@ def test_names_that_are_no_dataset_are_not_written(name, tmp_path):
     with pytest.raises(ValueError, match=r"is a folder|not the name"):
         save(random_episodes(0, False), tmp_path / name)
     assert not list(tmp_path.iterdir())
-    (tmp_path / "ns" / "mine-v0").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folders_of_something_else_are_left_as_they_are(name, tmp_path):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "thesis.txt").write_text("all of it")
     with pytest.raises(ValueError, match="left as it is"):
-        save(random_episodes(0, False), tmp_path / "ns" / "mine-v0")
+        save(random_episodes(0, False), tmp_path / name)
+    assert (tmp_path / name / "thesis.txt").read_text() == "all of it"
 
 
 # ----------------------------------------------------------------------------------------------------------- recording
