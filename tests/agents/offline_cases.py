@@ -57,7 +57,7 @@ def playground(size: int, actions: Space, length: int = 1) -> Wrapper:
     return FlattenObservation(EpisodeStatistics(Vectorised(Playground(size, actions, length), 2)))
 
 
-def transitions(seed: int, n: int, size: int, actions: Space) -> Transitions:
+def transitions(seed: int, n: int, size: int, actions: Discrete | Box) -> Transitions:
     """Random steps; about a third of them end their episode."""
     rng = np.random.default_rng(seed)
     if isinstance(actions, Discrete):

@@ -181,8 +181,8 @@ def test_other_methods_are_refused():
 def test_pasts_that_make_no_difference_become_alike_and_the_return_rises():
     """Few episodes of the grid: 1 for reaching the last cell, so that the best way is the shortest that the data hold.
     CQL on whole histories does not stitch what was seen after different pasts; with the bisimulation loss it does.
-    Measured, three seeds: distances within a cell 1.9 to 2.3 and 0.2, mean ways 5.3 to 7.1 and 4.1 to 4.6 (shortest
-    3.75)."""
+    Measured, three seeds: mean distances within a cell 1.9 to 2.3 without and 0.2 with it, mean ways 5.3 to 7.1 and 4.1
+    to 5.6; the shortest is 3.75."""
     episodes = cases.grid_episodes(0, 40)
     reward = np.zeros(len(episodes.action), np.float32)
     reward[(episodes.starts + episodes.lengths - 1)[episodes.terminated]] = 1.0

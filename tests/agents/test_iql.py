@@ -1,6 +1,7 @@
 """IQL: losses and gradients in float64, expectiles in closed form, the best that the data hold."""
 
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 
 from agents.iql import IQL, IQLSettings
-from envs.spaces import Box, Discrete, Space
+from envs.spaces import Box, Discrete
 from tests.agents import offline_cases as cases
 from tests.mirrors import offline as mirror
 
 IQL_SETTINGS = {"expectile": 0.8, "temperature": 3.0, "greatest_weight": 20.0, "decay_steps": 0}
-SPACES = {"discrete": Discrete(3), "continuous": Box(-1.0, 1.0, (2,))}
+SPACES: dict[str, Discrete | Box] = {"discrete": Discrete(3), "continuous": Box(-1.0, 1.0, (2,))}
 
 
 def settings(**changed) -> IQLSettings:
@@ -21,7 +22,7 @@ def settings(**changed) -> IQLSettings:
 
 
 @cache
-def agent_of(space: Space) -> IQL:
+def agent_of(space: Discrete | Box) -> IQL:
     n = 4
     if isinstance(space, Discrete):
         action, kind = np.zeros(n, np.int32), {"num_actions": space.n}
@@ -84,12 +85,12 @@ def test_greedy_policy_is_the_best_that_the_data_hold():
 def test_step_size_of_the_policy_decays_and_that_of_the_others_stays():
     """With constant gradients Adam's steps have the size of the step size: a cosine to 0 over 10 steps."""
     agent = IQL.of(cases.grid_episodes(), cases.grid_environment(), settings(learning_rate=0.1, decay_steps=10))
-    params = {"policy": jnp.zeros(()), "critic": jnp.zeros(()), "value": jnp.zeros(())}
+    params: Any = {"policy": jnp.zeros(()), "critic": jnp.zeros(()), "value": jnp.zeros(())}
     state, sizes = agent.optimiser.init(params), []
     for _ in range(11):
         step, state = agent.optimiser.update(jax.tree.map(jnp.ones_like, params), state)
-        sizes.append((-step["policy"], -step["critic"], -step["value"]))
-    policy, critic, value = np.array(sizes).T
+        sizes.append(jax.tree.leaves(step))  # critic, policy, value
+    critic, policy, value = -np.array(sizes).T
     np.testing.assert_allclose(policy, 0.05 * (1 + np.cos(np.pi * np.arange(11) / 10)), atol=1e-6)
     np.testing.assert_allclose([critic, value], 0.1, rtol=1e-4)
 

@@ -5,6 +5,7 @@ from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
@@ -70,7 +71,7 @@ def test_conjugate_is_the_largest_of_w_y_minus_f():
     y = np.linspace(-6, 6, 49)
     w = np.linspace(0, 6, 60001)
     brute = np.max(w * y[:, None] - (w - 1) ** 2, axis=1)
-    np.testing.assert_allclose(conjugate(y), brute, atol=1e-5)
+    np.testing.assert_allclose(conjugate(jnp.asarray(y)), brute, atol=1e-5)
     np.testing.assert_allclose(legendre(y), brute, atol=1e-7)
 
 
@@ -163,7 +164,7 @@ def test_weight_decay_is_the_policys_alone():
     agent = replace(agent_of(), settings=settings(policy_weight_decay=0.1))
     params = case()[0][0]
     nothing = jax.tree.map(np.zeros_like, params)
-    step, _ = agent.optimiser.update(nothing, agent.optimiser.init(params), params)
+    step: Any = agent.optimiser.update(nothing, agent.optimiser.init(params), params)[0]
     assert not flat(step["value"]).any()
     np.testing.assert_allclose(flat(step["policy"]), -0.02 * np.sign(flat(params["policy"])), rtol=1e-2)
 

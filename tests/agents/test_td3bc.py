@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +125,7 @@ def test_policy_settles_between_the_best_action_and_the_data():
     changed = {"hidden": (24, 24), "learning_rate": 3e-3, "batch_size": 200}
     trainee = TD3BC.of(episodes, cases.playground(1, Box(-1.0, 1.0, (1,))), settings(**changed))
     settled = cases.greedy(trainee, cases.trained(trainee, 1500), np.ones((1, 1)))[0, 0]
-    exact = scipy.optimize.brentq(lambda a: 2.5 / (1 - (a - 0.3) ** 2) * (0.3 - a) - a, 0, 0.3)
+    exact: Any = scipy.optimize.brentq(lambda a: 2.5 / (1 - (a - 0.3) ** 2) * (0.3 - a) - a, 0, 0.3)
     assert abs(exact - 0.2147) < 1e-3
     np.testing.assert_allclose(settled, exact, atol=0.04)
 

@@ -56,7 +56,7 @@ def log_prob(params: Any, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
     return np.sum(-0.5 * z**2 - np.log(std) - 0.5 * np.log(2 * np.pi), -1)
 
 
-def numeric_gradient(f: Callable[[Any], float], params: Any, h: float = 1e-6) -> Any:
+def numeric_gradient(f: Callable[[Any], Any], params: Any, h: float = 1e-6) -> Any:
     """Central differences in every entry of the float64 pytree `params`."""
     params = jax.tree.map(np.array, params)
     leaves, structure = jax.tree.flatten(params)
