@@ -3,14 +3,20 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from agents.bc import BCSettings, RCBCSettings
+from agents.bisimulation import BisimulationSettings
 from agents.conservative import ConservativeSettings
+from agents.cql import CQLSettings
 from agents.drama import DramaSettings
 from agents.dynlin import DynLinSettings
+from agents.iql import IQLSettings
 from agents.lsd import LSDSettings
 from agents.neucb import NeuCBSettings
+from agents.odice import ODICESettings
 from agents.ppo import PPOSettings
 from agents.sequence_policy import SequenceSettings
 from agents.stepmix import StepMixSettings
+from agents.td3bc import TD3BCSettings
 from agents.ucrl import UCRLSettings
 
 
@@ -266,6 +272,52 @@ class SequenceExperiment(OfflineExperiment):
     """Sizes of the network."""
 
 
+@dataclass(frozen=True)
+class HistorySettings:
+    """Sizes of the memory that encodes histories."""
+
+    width: int
+    """Width of the memory's input and output, and of what the value method sees."""
+    layers: int
+    """Memory layers, one after another."""
+    memory_options: tuple[str, ...] = ()
+    """Options of memories as `memory.option=value` (see the memory page in docs)."""
+
+    def __post_init__(self):
+        for name in ("width", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"history.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueExperiment(OfflineExperiment):
+    """Imitation, or a value that keeps to the data, from recorded single steps or histories."""
+
+    agent: ClassVar[str] = "values"
+    choice: ClassVar[str] = "algorithm"
+
+    algorithm: str = "iql"
+    """bc, rcbc, td3bc, iql, cql or odice."""
+    memory: str = ""
+    """Registered memory that encodes histories, for iql and cql (empty: single steps)."""
+    bc: BCSettings
+    """Hyperparameters of behaviour cloning; those of algorithms other than the chosen one have no effect."""
+    rcbc: RCBCSettings
+    """Of cloning that is told which return to achieve."""
+    td3bc: TD3BCSettings
+    """Of TD3+BC."""
+    iql: IQLSettings
+    """Of implicit Q-learning."""
+    cql: CQLSettings
+    """Of conservative Q-learning."""
+    odice: ODICESettings
+    """Of ODICE."""
+    history: HistorySettings
+    """Sizes of the memory."""
+    bisimulation: BisimulationSettings
+    """How histories are seen."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannerExperiment(Experiment):
     """A bandit or tabular algorithm."""
@@ -333,6 +385,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
         ConservativeExperiment,
         DramaExperiment,
         SequenceExperiment,
+        ValueExperiment,
         LSDExperiment,
         UCRLExperiment,
         StepMixExperiment,

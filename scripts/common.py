@@ -17,16 +17,23 @@ import numpy as np
 import tyro
 
 from agents import conservative, dynlin, lsd, neucb, stepmix, ucrl
+from agents.bc import BC, RCBC
+from agents.bisimulation import Bisimulation
 from agents.conservative import Conservative
+from agents.cql import CQL
 from agents.data_view import DataView
 from agents.distributions import head_size
 from agents.drama import Drama
+from agents.iql import IQL
 from agents.networks import ActorCritic, check_pictures
+from agents.odice import ODICE
 from agents.offline_data import OfflineData
+from agents.offline_values import OfflineAgent
 from agents.ppo import PPO
 from agents.run.errors import BadRequest, Diverged, Interrupted
 from agents.run.loop import Agent, Plan, plan
 from agents.sequence_policy import SequenceAgent, SequencePolicy
+from agents.td3bc import TD3BC
 from configs.experiment import (
     EXPERIMENTS,
     ConservativeExperiment,
@@ -35,6 +42,7 @@ from configs.experiment import (
     OfflineExperiment,
     PPOExperiment,
     SequenceExperiment,
+    ValueExperiment,
     WorldSettings,
 )
 from configs.presets import DEFAULT, PRESETS
@@ -81,6 +89,16 @@ PLANNERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "neucb": (neucb.NeuCB, (ClassificationBandit, LinearLoss), neucb.ALGORITHMS),
 }
 """Planners by the names of their experiments: the agent, the kind of environment that it is for, its algorithms."""
+
+VALUE_METHODS: dict[str, type[OfflineAgent]] = {
+    "bc": BC,
+    "rcbc": RCBC,
+    "td3bc": TD3BC,
+    "iql": IQL,
+    "cql": CQL,
+    "odice": ODICE,
+}
+"""What learns from recorded single steps, by the names of its settings."""
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -248,6 +266,8 @@ def make_agent(config: Experiment, emulator_seed: int | None = None, record: boo
         return make_drama(config, emulator_seed)
     if isinstance(config, SequenceExperiment):
         return make_sequence(config)
+    if isinstance(config, ValueExperiment):
+        return make_values(config)
     return make_ppo(config, emulator_seed, record) if isinstance(config, PPOExperiment) else make_planner(config)
 
 
@@ -275,7 +295,9 @@ def make_planner(config: Experiment) -> Agent:
 
 
 def algorithms_of(config: Experiment) -> tuple[str, ...]:
-    """The algorithms of a planner."""
+    """The algorithms of a planner or of learning from recorded single steps."""
+    if isinstance(config, ValueExperiment):
+        return tuple(VALUE_METHODS)
     return conservative.ALGORITHMS if isinstance(config, ConservativeExperiment) else PLANNERS[config.agent][2]
 
 
@@ -436,6 +458,26 @@ def make_sequence(config: SequenceExperiment, episodes: Episodes | None = None) 
         data = OfflineData.of(episodes, view.mean, view.deviation)
         agent = SequenceAgent(env, policy, data, settings, view, total_updates=1)
         return dataclasses.replace(agent, total_updates=divide(config, agent).updates)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def make_values(config: ValueExperiment, episodes: Episodes | None = None) -> OfflineAgent:
+    """The method of `config`, on `episodes` if these are already there. Raises BadRequest as `make_agent`."""
+    method, sizes = VALUE_METHODS.get(config.algorithm), config.history
+    try:
+        if method is None:
+            close = difflib.get_close_matches(config.algorithm, VALUE_METHODS, n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(close)}?" if close else f"it is one of {', '.join(VALUE_METHODS)}"
+            raise ValueError(f"unknown algorithm {config.algorithm!r}; {hint}")
+        episodes = episodes or load_dataset(config.dataset)
+        settings = getattr(config, config.algorithm)
+        env = make_dataset_environment(config, episodes, settings.eval_episodes)
+        if not config.memory:
+            return method.of(episodes, env, settings)
+        options = options_of(config.memory, sizes.memory_options)
+        memory = make_memory(config.memory, sizes.width, layers=sizes.layers, **options)
+        return Bisimulation.of(episodes, env, settings, memory=memory, bisimulation=config.bisimulation)
     except ValueError as error:
         raise BadRequest(str(error)) from None
 

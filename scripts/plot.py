@@ -61,6 +61,11 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("loss/action", "loss of the action"),
         Panel("eval/return_at_", "return achieved", targets=True),
     ),
+    "values": (
+        Panel("eval/return", "return of the best actions"),
+        Panel("loss/policy", "loss of the policy"),
+        Panel("loss/value", "value, or its loss"),
+    ),
     "lsd": (
         Panel("train/regret", "cumulative regret against (1 - 1/e) LP"),
         Panel("train/return", "reward a round"),
