@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from agents.distributions import head_size
-from agents.offline_values import Metrics, Network, OfflineAgent, OfflineSettings, OfflineState, to_unit
+from agents.offline_values import Metrics, Network, OfflineAgent, OfflineSettings, OfflineState
 from envs.spaces import Discrete
 
 
@@ -96,7 +96,7 @@ class RCBC(BC):
 
     def draw(self, key: jax.Array) -> Any:
         rows = jax.tree.map(lambda x: x[0], self.data.draw_windows(key, self.settings.batch_size, 1))
-        return rows.replace(action=to_unit(self.action_space, rows.action))
+        return rows.replace(action=self.view.to_unit(rows.action))
 
     def told(self, obs: jax.Array, to_go: jax.Array, timestep: jax.Array) -> jax.Array:
         """Observation, return to go, and time as a share of the longest episode."""
@@ -130,4 +130,4 @@ class RCBC(BC):
         metrics = jax.lax.map(play, jnp.asarray(self.settings.targets))
         first = jax.tree.map(lambda x: x[0], metrics)
         achieved = zip(self.settings.targets, metrics["eval/return"], strict=True)
-        return first | {f"eval/return_at_{target:g}": x for target, x in achieved}
+        return self.view.with_scores(first | {f"eval/return_at_{target:g}": x for target, x in achieved})

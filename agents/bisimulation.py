@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from agents.cql import CQL, CQLSettings
+from agents.data_view import DataView
 from agents.iql import IQL, IQLSettings
 from agents.offline_data import OfflineData, Transitions
-from agents.offline_values import Metrics, Network, OfflineAgent, to_unit
-from envs.spaces import Space
+from agents.offline_values import Metrics, Network, OfflineAgent
 from envs.wrappers import flat_size, flatten
 from memory import Memory
 from memory.layers import Dense
@@ -83,21 +83,21 @@ class HistoryEncoder(nn.Module):
         return self.memory(self.memory.initial_state(x.shape[1]), x, rows.reset)[1]
 
 
-def histories(data: OfflineData, space: Space, step: jax.Array, window: int) -> Histories:
-    """The steps with numbers `step[B]`, whose actions lie in `space`, and their pasts."""
+def histories(data: OfflineData, view: DataView, step: jax.Array, window: int) -> Histories:
+    """The steps with numbers `step[B]`, and their pasts."""
     episode = data.episode[step]
     start = data.start[episode]
     time = (step - start) + jnp.arange(-window + 1, 2)[:, None]  # [window + 1, B]; below 0 before the episode
     inside = jnp.maximum(time, 0)
-    before = to_unit(space, data.action[start + jnp.maximum(time - 1, 0)])
+    before = view.numbers(data.action[start + jnp.maximum(time - 1, 0)])
     # Rows before the episode are not masked: the memory is cleared at each of them and where the episode opens.
     rows = Rows(
         obs=data.obs[start + episode + inside],
-        before=jnp.where((time > 0)[..., None], flatten(space, before), 0.0),
+        before=jnp.where((time > 0)[..., None], before, 0.0),
         reset=time <= 0,
     )
     here = data.transitions(step)
-    return Histories(rows, to_unit(space, here.action), here.reward, here.terminal)
+    return Histories(rows, view.to_unit(here.action), here.reward, here.terminal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,16 +111,16 @@ class Bisimulation(OfflineAgent):
 
     def __post_init__(self):
         if not isinstance(self.settings, IQLSettings | CQLSettings):
-            raise ValueError(f"bisimulation is for iql and cql, not for {self.settings.method}")
+            raise ValueError(f"a memory of histories is for iql and cql, not for {self.settings.method}: leave it out")
 
     @property
     def method(self) -> IQL | CQL:
         """The value method on features."""
         rest = self.data, self.env
         if isinstance(self.settings, IQLSettings):
-            return IQL(*rest, self.settings, self.mean, self.deviation)
+            return IQL(*rest, self.settings, self.view)
         assert isinstance(self.settings, CQLSettings)
-        return CQL(*rest, self.settings, self.mean, self.deviation)
+        return CQL(*rest, self.settings, self.view)
 
     @property
     def optimiser(self) -> Any:
@@ -146,7 +146,7 @@ class Bisimulation(OfflineAgent):
 
     def draw(self, key: jax.Array) -> Histories:
         step = jax.random.randint(key, (self.settings.batch_size,), 0, self.data.steps)
-        return histories(self.data, self.action_space, step, self.bisimulation.window)
+        return histories(self.data, self.view, step, self.bisimulation.window)
 
     def features(self, params: Any, rows: Rows) -> Any:
         """phi of every past: `[T, B, width]`."""

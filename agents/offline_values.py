@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from agents.data_view import DataView, refuse_mismatch
 from agents.distributions import Categorical, DiagonalGaussian, head_size
 from agents.evaluation import play_episodes, record_steps
 from agents.offline_data import OfflineData
@@ -206,9 +207,8 @@ class OfflineAgent:
     env: Wrapper
     """Where it is evaluated: observations as in the dataset, before they are standardised."""
     settings: OfflineSettings
-    mean: np.ndarray
-    """Of the dataset's observations `[O]`, 0 where they are not standardised."""
-    deviation: np.ndarray
+    view: DataView
+    """How it sees observations, actions and returns of the dataset."""
 
     followed: ClassVar[tuple[str, ...]] = ()
 
@@ -219,20 +219,23 @@ class OfflineAgent:
         Raises:
             ValueError: they do not fit together.
         """
-        space, shape = env.action_space(env.default_params), env.observation_space(env.default_params)
-        refuse_mismatch(episodes, space, shape)
+        seen, taken = env.observation_space(env.default_params), env.action_space(env.default_params)
+        refuse_mismatch(episodes, seen, taken)
         if settings.eval_episodes % env.num_envs:
             raise ValueError(
                 f"{settings.method}.eval_episodes ({settings.eval_episodes}) must be a multiple of the environments "
                 f"of an evaluation ({env.num_envs})"
             )
-        mean, deviation = np.zeros(episodes.obs.shape[1]), np.ones(episodes.obs.shape[1])
-        if settings.normalise:
-            # The constant keeps entries that hardly change from being blown up (Fujimoto and Gu 2021, section 5).
-            mean, deviation = episodes.obs.mean(0, dtype=np.float64), episodes.obs.std(0, dtype=np.float64) + 1e-3
+        # The constant is that of Fujimoto and Gu 2021, section 5.
+        view = DataView.of(episodes, standardise=settings.normalise, constant=1e-3)
+        if not np.all(np.isfinite(view.bound)):
+            raise ValueError(
+                f"{settings.method} needs bounded actions, those of the dataset lie between {episodes.action_low} and "
+                f"{episodes.action_high}"
+            )
         if isinstance(settings, ValueSettings):
             episodes = dataclasses.replace(episodes, reward=settings.rewards(episodes))
-        return cls(OfflineData.of(episodes, mean, deviation), env, settings, mean, deviation, **fields)
+        return cls(OfflineData.of(episodes, view.mean, view.deviation), env, settings, view, **fields)
 
     @property
     def steps_per_update(self) -> int:
@@ -257,7 +260,7 @@ class OfflineAgent:
         raise NotImplementedError
 
     def loss(self, params: Any, target: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """What a gradient step descends, and metrics. `batch.action` is in units of `to_unit`."""
+        """What a gradient step descends, and metrics. `batch.action` is in units of `DataView.to_unit`."""
         raise NotImplementedError
 
     def act(self, params: Any, acting: Any, obs: jax.Array, reward: jax.Array, reset: jax.Array) -> tuple[Any, Any]:
@@ -270,7 +273,7 @@ class OfflineAgent:
             reset: `[B]`: an episode opens here.
 
         Returns:
-            what is carried on, the action in units of `to_unit`.
+            what is carried on, the action in units of `DataView.to_unit`.
         """
         raise NotImplementedError
 
@@ -297,7 +300,7 @@ class OfflineAgent:
     def draw(self, key: jax.Array) -> Any:
         """A batch of the dataset."""
         batch = self.data.draw_transitions(key, self.settings.batch_size)
-        return batch.replace(action=to_unit(self.action_space, batch.action))
+        return batch.replace(action=self.view.to_unit(batch.action))
 
     def gradient(self, params: Any, target: Any, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
         """The direction in which a step goes up, and metrics."""
@@ -338,9 +341,8 @@ class OfflineAgent:
     def _play_step(self, params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any, Any]:
         """One step of evaluation -> next carry `(env_state, obs, reward, reset, acting)`, info, action."""
         env_state, obs, reward, reset, acting = carry
-        seen = (obs - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.deviation, jnp.float32)
-        acting, action = self.act(params, acting, seen, reward, reset)
-        action = from_unit(self.action_space, action)
+        acting, action = self.act(params, acting, self.view.normalise(obs), reward, reset)
+        action = self.view.from_unit(action)
         obs, env_state, reward, _, _, info = self.env.step(key, env_state, action, self.env.default_params)
         return (env_state, obs, jnp.where(info["valid"], reward, 0.0), info["reset"], acting), info, action
 
@@ -357,9 +359,9 @@ class OfflineAgent:
 
     def evaluate(self, state: OfflineState, key: jax.Array, axis_name: str | None = None) -> Metrics:
         """Episodes in fresh environments with the actions that `state` thinks best: see
-        `agents.evaluation.play_episodes`."""
+        `agents.evaluation.play_episodes`; and `eval/score`, where the dataset has references."""
         start_key, key = jax.random.split(key)
-        return self._play(state.params, self._start_play(start_key), key, axis_name)
+        return self.view.with_scores(self._play(state.params, self._start_play(start_key), key, axis_name))
 
     def record(self, state: OfflineState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
         """`num_steps` steps to draw: see `agents.evaluation.record_steps`."""
@@ -368,44 +370,6 @@ class OfflineAgent:
         return record_steps(lambda carry, key: self._play_step(state.params, carry, key), carry, key, num_steps)
 
 
-def refuse_mismatch(episodes: Episodes, action_space: Space, observation_space: Space) -> None:
-    """Raises ValueError where `episodes` cannot be of an environment with these spaces."""
-    match action_space:
-        case Discrete(n):
-            if not episodes.discrete or episodes.num_actions != n:
-                found = f"{episodes.num_actions} discrete" if episodes.discrete else "continuous"
-                raise ValueError(f"the environment takes {n} discrete actions, the dataset has {found} ones")
-        case Box(shape=(size,)):
-            if not all(np.all(np.isfinite(bound)) for bound in (action_space.low, action_space.high)):
-                raise ValueError(f"offline methods need bounded actions, these lie in {action_space}")
-            if episodes.discrete or episodes.action.shape[1] != size:
-                found = "discrete ones" if episodes.discrete else f"ones of size {episodes.action.shape[1]}"
-                raise ValueError(f"the environment takes continuous actions of size {size}, the dataset has {found}")
-        case _:
-            raise ValueError(f"offline methods take Discrete or one-axis Box actions, not {action_space}")
-    if not isinstance(observation_space, Box) or observation_space.shape != episodes.obs.shape[1:]:
-        raise ValueError(
-            f"the environment's observations are {observation_space}, the dataset's are vectors of size "
-            f"{episodes.obs.shape[1]}"
-        )
-
-
-def to_unit(space: Space, action: jax.Array) -> jax.Array:
-    """Actions of a bounded `Box` as numbers in [-1, 1]; discrete ones as they are."""
-    if not isinstance(space, Box):
-        return action
-    low, high = jnp.asarray(space.low, jnp.float32), jnp.asarray(space.high, jnp.float32)
-    return jnp.clip((action - (high + low) / 2) / ((high - low) / 2), -1.0, 1.0)
-
-
-def from_unit(space: Space, action: jax.Array) -> jax.Array:
-    """The inverse of `to_unit`; what lies beyond [-1, 1] is cut off."""
-    if not isinstance(space, Box):
-        return action
-    low, high = jnp.asarray(space.low, jnp.float32), jnp.asarray(space.high, jnp.float32)
-    return (high + low) / 2 + (high - low) / 2 * jnp.clip(action, -1.0, 1.0)
-
-
 def example_action(space: Space) -> jax.Array:
-    """A batch of one action in units of `to_unit`, for its shape."""
+    """A batch of one action in units of `DataView.to_unit`, for its shape."""
     return jnp.zeros((1, *space.shape), jnp.float32 if isinstance(space, Box) else jnp.int32)  # type: ignore[union-attr]

@@ -346,8 +346,7 @@ class SequenceAgent:
             f"{prefix}target": jnp.asarray(targets, jnp.float32)[best],
         }
         metrics |= {f"{prefix}return_at_{target:g}": returns[i].mean() for i, target in enumerate(targets)}
-        scored = {name.replace("return", "score"): value for name, value in metrics.items() if "return" in name}
-        return metrics | {name: self.view.score(value) for name, value in scored.items() if self.view.scored}
+        return self.view.with_scores(metrics)
 
     def play(self, params: Any, key: jax.Array, mode: str) -> tuple[jax.Array, jax.Array]:
         """Returns and lengths `[targets, episodes]` of episodes under each target."""

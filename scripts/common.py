@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from agents import conservative, dynlin, lsd, neucb, stepmix, ucrl
+from agents import conservative, data_view, dynlin, lsd, neucb, stepmix, ucrl
 from agents.bc import BC, RCBC
 from agents.bisimulation import Bisimulation
 from agents.conservative import Conservative
 from agents.cql import CQL
-from agents.data_view import DataView
 from agents.distributions import head_size
 from agents.drama import Drama
 from agents.iql import IQL
@@ -53,7 +52,7 @@ from envs.datasets.recording import Recorder
 from envs.dynamical_bandit import DynamicalBandit
 from envs.episodic_mdp import EpisodicMDP
 from envs.lsd import LSDBandit
-from envs.spaces import Box, Discrete, Space
+from envs.spaces import Box, Space
 from envs.switching_mdp import SwitchingMDP
 from envs.vector import Vectorised
 from envs.wrappers import (
@@ -79,6 +78,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 EVALUATION_LANES = 1_000_003
 PLANNER_STEPS = 2**24
+Episodic = PPOExperiment | DramaExperiment | OfflineExperiment
+"""Experiments whose agents play episodes after training."""
 RECORDINGS = "recordings"
 """Folder, in that of a run, with the steps of its training, where these were recorded."""
 PLANNERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
@@ -199,10 +200,14 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
     return env
 
 
-def with_episodes(config: PPOExperiment | DramaExperiment, episodes: int) -> PPOExperiment | DramaExperiment:
+def with_episodes(config: Episodic, episodes: int) -> Episodic:
     """`config` with evaluations of `episodes` episodes a seed."""
     if isinstance(config, PPOExperiment):
         return dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, eval_envs=episodes))
+    if isinstance(config, OfflineExperiment):
+        group = config.chosen if isinstance(config, ValueExperiment) else config.agent
+        settings = dataclasses.replace(getattr(config, group), eval_episodes=episodes)
+        return dataclasses.replace(config, **{group: settings})
     played = {"eval_envs": math.gcd(config.drama.eval_envs, episodes), "eval_episodes": episodes}
     return dataclasses.replace(config, drama=dataclasses.replace(config.drama, **played))
 
@@ -420,21 +425,13 @@ def make_dataset_environment(config: OfflineExperiment, episodes: Episodes, num_
     env = FlattenObservation(EpisodeStatistics(Vectorised(single, num_envs)))
     if origin.keep:
         env = MaskObservation(env, origin.keep)
-    seen, action_space = env.observation_space(env.default_params), env.action_space(env.default_params)
-    if not isinstance(action_space, Box | Discrete) or not isinstance(seen, Box):
-        raise ValueError(f"{env_id} shows or takes something else than the vectors and actions of recorded episodes")
-    played = _actions(action_space.n if isinstance(action_space, Discrete) else None, action_space.shape)
-    recorded = _actions(episodes.num_actions if episodes.discrete else None, episodes.action.shape[1:])
-    if (seen.shape, played) != (episodes.obs.shape[1:], recorded):
-        raise ValueError(
-            f"{config.dataset} does not fit {env_id}: it has observations of shape {episodes.obs.shape[1:]} and "
-            f"{recorded}, the environment {seen.shape} and {played}"
+    try:
+        data_view.refuse_mismatch(
+            episodes, env.observation_space(env.default_params), env.action_space(env.default_params)
         )
+    except ValueError as error:
+        raise ValueError(f"{config.dataset} does not fit {env_id}: {error}") from None
     return env
-
-
-def _actions(number: int | None, shape: tuple[int, ...]) -> str:
-    return f"actions of shape {shape}" if number is None else f"{number} discrete actions"
 
 
 def make_sequence(config: SequenceExperiment, episodes: Episodes | None = None) -> SequenceAgent:
@@ -446,7 +443,7 @@ def make_sequence(config: SequenceExperiment, episodes: Episodes | None = None) 
         if config.memory == "attention":  # as far back as a window of training goes
             options = {"window": 3 * settings.context - 1, **options}
         env = make_dataset_environment(config, episodes, settings.eval_episodes)
-        view = DataView.of(episodes, settings.targets)
+        view = data_view.DataView.of(episodes, settings.targets)
         policy = SequencePolicy(
             mixer=make_mixer(config.memory, sizes.width, sizes.layers, **options),
             obs_size=episodes.obs.shape[1],

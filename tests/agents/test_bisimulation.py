@@ -48,7 +48,7 @@ def on_grid(weight: float = 0.5) -> Bisimulation:
 def test_histories_are_the_last_steps_of_the_episode_and_the_next_one():
     episodes, agent = cases.grid_episodes(), on_grid()
     step = np.array([0, 1, 5, 13, 17, len(episodes.action) - 1])
-    drawn = cases.jit_once(lambda: histories(agent.data, agent.action_space, jnp.asarray(step), WINDOW))()
+    drawn = cases.jit_once(lambda: histories(agent.data, agent.view, jnp.asarray(step), WINDOW))()
     for column, number in enumerate(step):
         episode = int(np.searchsorted(episodes.starts, number, side="right")) - 1
         start = int(episodes.starts[episode])
@@ -71,7 +71,7 @@ def test_steps_before_an_episode_are_not_seen():
     agent = on_grid()
     params = cases.random_parameters(agent, 0)[0]
     step = jnp.asarray(cases.grid_episodes().starts[3:7] + 1)
-    rows = histories(agent.data, agent.action_space, step, WINDOW).rows
+    rows = histories(agent.data, agent.view, step, WINDOW).rows
     assert rows.reset[:3].all()
     features = cases.jit_once(partial(agent.features, params))
     other = rows.replace(obs=rows.obs.at[:2].set(9.0), before=rows.before.at[:2].set(-5.0))
@@ -84,7 +84,7 @@ def test_acting_sees_what_training_sees():
     params = cases.random_parameters(agent, 0)[0]
     long = int(np.argmax(episodes.lengths))
     start, length = int(episodes.starts[long]), int(episodes.lengths[long])
-    drawn = histories(agent.data, agent.action_space, jnp.arange(start, start + length), WINDOW).rows
+    drawn = histories(agent.data, agent.view, jnp.arange(start, start + length), WINDOW).rows
     expected = cases.jit_once(partial(agent.features, params))(drawn)[-2]
     acting, act = agent.start_acting(1), cases.jit_once(partial(agent.act, params))
     features = cases.jit_once(partial(agent.features, params))
@@ -171,7 +171,7 @@ def test_continuous_actions_too():
 
 
 def test_other_methods_are_refused():
-    with pytest.raises(ValueError, match="bisimulation is for iql and cql, not for td3bc"):
+    with pytest.raises(ValueError, match="memory of histories is for iql and cql, not for td3bc"):
         make(cases.grid_episodes(), TD3BCSettings(**SMALL, alpha=1, policy_noise=0, noise_clip=0, policy_delay=1), 0.5)
     for changed in ({"window": 0}, {"weight": -1.0}, {"model": (0,)}):
         with pytest.raises(ValueError, match=f"bisimulation.{next(iter(changed))} must"):
@@ -192,7 +192,7 @@ def test_pasts_that_make_no_difference_become_alike_and_the_return_rises():
         agent = make(episodes, cql(reward_scale=4.0), weight)
         params = cases.trained(agent, 1500).params
         step = jnp.arange(0, agent.data.steps, 2)
-        drawn = histories(agent.data, agent.action_space, step, WINDOW)
+        drawn = histories(agent.data, agent.view, step, WINDOW)
         phi = np.asarray(cases.jit_once(partial(agent.features, params))(drawn.rows)[-2])
         cell = np.asarray(drawn.rows.obs[-2]).argmax(1)
         apart = np.abs(phi[:, None] - phi).sum(-1)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from agents.bc import BC, BCSettings
+from agents.data_view import DataView
 from agents.iql import IQL, IQLSettings
-from agents.offline_values import from_unit, to_unit
 from envs.spaces import Box, Discrete, MultiDiscrete
 from tests.agents import offline_cases as cases
 
@@ -21,13 +21,14 @@ def iql(**changed) -> IQLSettings:
 
 
 def test_actions_are_rescaled_by_their_bounds_and_back():
-    space = Box((0.0, -3.0), (1.0, 5.0), (2,))
+    bounds = {"action_low": np.array([0.0, -3.0]), "action_high": np.array([1.0, 5.0])}
+    view = DataView.of(cases.one_step_episodes(np.eye(2), np.zeros((2, 2), np.float32), np.zeros(2), **bounds))
     action = jnp.array([[0.0, -3.0], [0.5, 1.0], [1.0, 5.0], [0.25, -2.0]])
-    unit = to_unit(space, action)
+    unit = view.to_unit(action)
     np.testing.assert_allclose(unit, [[-1, -1], [0, 0], [1, 1], [-0.5, -0.75]], atol=1e-6)
-    np.testing.assert_allclose(from_unit(space, unit), action, atol=1e-6)
-    np.testing.assert_allclose(from_unit(space, jnp.array([[7.0, -7.0]])), [[1.0, -3.0]])
-    assert to_unit(Discrete(3), jnp.array([2])) == 2
+    np.testing.assert_allclose(view.from_unit(unit), action, atol=1e-6)
+    np.testing.assert_allclose(view.from_unit(jnp.array([[7.0, -7.0]])), [[1.0, -3.0]])
+    assert DataView.of(cases.grid_episodes()).to_unit(jnp.array([2])) == 2
 
 
 def test_observations_are_standardised_and_rewards_scaled():
@@ -88,16 +89,22 @@ def test_evaluation_plays_the_greedy_policy():
 @pytest.mark.parametrize(
     ("size", "space", "message"),
     [
-        (cases.STATES, Discrete(3), "takes 3 discrete actions, the dataset has 4 discrete ones"),
-        (cases.STATES, Box(-1.0, 1.0, (2,)), "continuous actions of size 2, the dataset has discrete ones"),
-        (cases.STATES, Box(-1.0, np.inf, (1,)), "need bounded actions"),
-        (cases.STATES, MultiDiscrete((2, 2)), "take Discrete or one-axis Box actions"),
-        (4, Discrete(4), "the dataset's are vectors of size 9"),
+        (cases.STATES, Discrete(3), r"\(9,\) and 4 discrete actions, the environment \(9,\) and 3 discrete actions"),
+        (cases.STATES, Box(-1.0, 1.0, (2,)), r"4 discrete actions, the environment \(9,\) and actions of shape \(2,\)"),
+        (cases.STATES, MultiDiscrete((2, 2)), "takes something else"),
+        (4, Discrete(4), r"observations of shape \(9,\) and .*, the environment \(4,\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(size, space, message):
     with pytest.raises(ValueError, match=message):
         BC.of(cases.grid_episodes(), cases.playground(size, space), BCSettings(**cases.COMMON))
+
+
+def test_actions_without_bounds_are_refused():
+    bounds = {"action_low": np.array([-1.0]), "action_high": np.array([np.inf])}
+    episodes = cases.one_step_episodes(np.eye(2), np.zeros((2, 1), np.float32), np.zeros(2), **bounds)
+    with pytest.raises(ValueError, match="bc needs bounded actions"):
+        BC.of(episodes, cases.playground(2, Box(-1.0, 1.0, (1,))), BCSettings(**cases.COMMON))
 
 
 @pytest.mark.parametrize(
