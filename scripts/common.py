@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 EVALUATION_LANES = 1_000_003
 PLANNER_STEPS = 2**24
-Episodic = PPOExperiment | DramaExperiment | OfflineExperiment
+Episodic = TypeVar("Episodic", bound=PPOExperiment | DramaExperiment | OfflineExperiment)
 """Experiments whose agents play episodes after training."""
 RECORDINGS = "recordings"
 """Folder, in that of a run, with the steps of its training, where these were recorded."""
