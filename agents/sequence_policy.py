@@ -268,7 +268,7 @@ class SequenceAgent:
         epochs = -(-self.total_updates // s.epoch)
         return jnp.minimum(s.alpha_cap, s.alpha_T * (updates // s.epoch) / epochs)
 
-    def loss(self, params: Any, teacher: Any, windows: Windows, alpha: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: Any, teacher: Any, windows: Windows, alpha: jax.Array | float) -> tuple[jax.Array, Metrics]:
         """The loss of `windows`, a mean over the steps that are there.
 
         Args:

@@ -188,7 +188,7 @@ def compare(memory: str, steps: int, rounds: int) -> None:
 
 
 def cost_of_acting(memory: str, contexts: list[int], rounds: int, episodes: int = 16) -> None:
-    """Seconds of a step of all episodes, by the size of the window."""
+    """Best time of a step of all episodes, by the size of the window."""
     for context in contexts:
         agent = agent_of(memory, context, episodes)
         params = jax.jit(agent.init)(jax.random.key(0)).params
@@ -201,7 +201,7 @@ def cost_of_acting(memory: str, contexts: list[int], rounds: int, episodes: int 
                 values.append(timed(lambda mode=mode, i=i: play(params, jax.random.key(i), mode)))
         limit = agent.env.max_steps(agent.env.default_params)
         assert limit is not None
-        per_step = {mode: 1e6 * float(np.median(values)) / limit for mode, values in seconds.items()}
+        per_step = {mode: 1e6 * min(values) / limit for mode, values in seconds.items()}
         ratio = per_step["window"] / per_step["recurrent"]
         print(
             f"{memory:10s} context {context:3d}: window {per_step['window']:8.0f} us, "

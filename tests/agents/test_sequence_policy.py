@@ -223,7 +223,9 @@ def episodes_of(discrete: bool = False) -> Episodes:
         rng.uniform(size=(n, LIMIT)) < level if discrete else 2 * np.clip(rng.normal(level, 0.03, (n, LIMIT)), 0, 1)
     )
     obs = np.stack([np.tile(np.arange(LIMIT + 1.0), (n, 1)), np.repeat(rng.uniform(size=(n, 1)), LIMIT + 1, 1)], -1)
-    bounds = {"num_actions": 2} if discrete else {"action_low": np.zeros(1), "action_high": np.full(1, 2.0)}
+    bounds: dict[str, Any] = (
+        {"num_actions": 2} if discrete else {"action_low": np.zeros(1), "action_high": np.full(1, 2.0)}
+    )
     return Episodes(
         obs=obs.reshape(-1, 2).astype(np.float32),
         action=action.reshape(-1).astype(np.int32) if discrete else action.reshape(-1, 1).astype(np.float32),
@@ -416,7 +418,7 @@ def test_losses_are_means_over_the_steps_that_are_there():
 def test_discrete_actions_are_learned_by_cross_entropy():
     agent = agent_of(discrete=True)
     batch = agent.data.windows(jnp.arange(30), LIMIT)
-    w = dict(zip(("to_go", "obs", "action", "timestep", "mask", "reset"), agent.inputs(batch), strict=True))
+    w: Any = dict(zip(("to_go", "obs", "action", "timestep", "mask", "reset"), agent.inputs(batch), strict=True))
     params = parameters(agent.policy, w)["params"]
     teacher = jax.tree.map(lambda p: -p, params)
     predict = quick(agent.predict)
@@ -512,13 +514,13 @@ def test_step_size_rises_and_stays():
     """Under a constant gradient an update of Adam is the step size."""
     agent = agent_of(weight_decay=0.0, adam_eps=1e-12)
     params = {"kernel": jnp.ones((3, 3))}
-    optimiser = agent.optimiser
+    optimiser: Any = agent.optimiser
 
     def step(state, _):
         change, state = optimiser.update({"kernel": jnp.ones((3, 3))}, state, params)
         return state, change["kernel"][0, 0]
 
-    _, changes = jax.lax.scan(step, optimiser.init(params), None, length=200)
+    changes: Any = jax.lax.scan(step, optimiser.init(params), None, length=200)[1]
     expected = -SETTINGS.learning_rate * np.minimum(np.arange(1, 201) / 10, 1.0)
     np.testing.assert_allclose(changes, expected, rtol=1e-3)
 
@@ -536,7 +538,7 @@ def test_weight_decay_takes_matrices_alone(mixer):
 
 
 def test_weight_decay_is_the_step_size_times_its_share():
-    optimiser = agent_of(weight_decay=0.1).optimiser
+    optimiser: Any = agent_of(weight_decay=0.1).optimiser
     params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2), "A_log": jnp.ones((2, 2)), "scale": jnp.ones(2)}
     change, _ = optimiser.update(jax.tree.map(jnp.zeros_like, params), optimiser.init(params), params)
     np.testing.assert_allclose(change.pop("kernel"), -1e-3 * 0.1 * 3.0, rtol=1e-6)  # the first of ten rising steps
@@ -545,10 +547,9 @@ def test_weight_decay_is_the_step_size_times_its_share():
 
 
 def test_gradients_are_scaled_down():
-    agent = agent_of()
+    optimiser: Any = agent_of().optimiser
     big = {"kernel": jnp.full((4, 4), 100.0)}
-    state = agent.optimiser.init(big)
-    _, after = agent.optimiser.update(big, state, big)
+    _, after = optimiser.update(big, optimiser.init(big), big)
     first_moment = after[1][0].mu["kernel"]
     assert float(jnp.sqrt(jnp.sum(first_moment**2))) == pytest.approx(0.1 * 0.25, rel=1e-5)
 

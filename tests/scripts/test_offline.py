@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -94,7 +95,7 @@ def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(finished, tmp_
         assert found[1]["chunk"] == 4
         states.append(found[0])
     for a, b in zip(*(jax.tree.leaves(state) for state in states), strict=True):
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(a, b)
 
