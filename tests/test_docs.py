@@ -19,12 +19,12 @@ from agents.ppo import PPOSettings
 from agents.run.metrics import aggregate
 from benchmarks.offline import random_episodes
 from configs.experiment import EXPERIMENTS, Experiment, NetworkSettings, ObservationSettings, PPOExperiment
-from configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS, SEQUENCE_PRESETS
+from configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
 from envs import registry
 from envs.vector import Vectorised
 from memory import MEMORIES, make_memory, memory_options
 from scripts import atari100k, compare, dream, evaluate, plot, train
-from scripts.common import make_agent, make_sequence
+from scripts.common import VALUE_METHODS, make_agent, make_sequence, make_values
 from tests.memory import contract
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,6 +122,24 @@ def test_offline_is_documented():
     assert any(name.startswith("eval/recurrent_") for name in named)
     documented = set(defined(section(page, "## Metrics")))
     assert {name for name in named if not name.startswith("eval/recurrent_")} == documented - {"eval/recurrent_..."}
+
+
+def test_offline_values_are_documented():
+    """Presets, every setting with its value in both, and the metrics of all algorithms, with and without a memory."""
+    page = read("offline-values.md")
+    rows = re.findall(r"^\| `([\w-]+)` \| [^|]* \| ([\w/.-]+) \| (\w+) \| ([\d,]+) \|", page, re.MULTILINE)
+    assert {name: tuple(row) for name, *row in rows} == {
+        name: (p.dataset, p.algorithm, f"{p.total_steps:,}") for name, p in VALUE_PRESETS.items()
+    }
+    for group in (*VALUE_METHODS, "history", "bisimulation"):
+        check_settings(page, group, *(VALUE_PRESETS[name] for name in ("offline", "offline-pendulum")))
+    episodes, metrics = random_episodes(episodes=2, references=True), set()
+    for algorithm, memory in (*((name, "") for name in VALUE_METHODS), ("iql", "gru")):
+        preset = dataclasses.replace(VALUE_PRESETS["offline-pendulum"], algorithm=algorithm, memory=memory)
+        agent = make_values(preset, episodes)
+        state = jax.eval_shape(agent.init, jax.random.key(0))
+        metrics |= {*jax.eval_shape(agent.update, state)[1], *jax.eval_shape(agent.evaluate, state, jax.random.key(0))}
+    assert {re.sub("at_.*", "at_<target>", name) for name in metrics} == set(defined(section(page, "## Metrics")))
 
 
 def test_drama_is_documented():
