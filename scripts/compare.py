@@ -45,7 +45,7 @@ class Options:
     """Memories, the columns of the table, for presets of agents with a memory (default: s5 gru none, of
     sequence policies dm attention mamba)."""
     algorithms: tuple[str, ...] = ()
-    """Algorithms, the columns of the table, for presets of planners (default: all)."""
+    """Algorithms, the columns of the table, for presets of planners and of single-step methods (default: all)."""
     envs: tuple[str, ...] = ()
     """Environment ids, the rows (default: the preset's)."""
     datasets: tuple[str, ...] = ()

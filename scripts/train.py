@@ -1,4 +1,4 @@
-"""Train an agent: PPO with a memory, a world model, a sequence policy on recorded episodes, or a planner.
+"""Train an agent: PPO with a memory, a world model, a policy on recorded episodes, or a planner.
 
     python scripts/train.py PRESET [--env ID] [--memory NAME] [--seeds N] [--total-steps N] [--out DIR] [--resume] ...
 
