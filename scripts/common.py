@@ -201,12 +201,15 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
 
 
 def with_episodes(config: Episodic, episodes: int) -> Episodic:
-    """`config` with evaluations of `episodes` episodes a seed."""
+    """`config` with evaluations of `episodes` episodes a seed. Raises BadRequest where its agent needs more."""
     if isinstance(config, PPOExperiment):
         return dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, eval_envs=episodes))
     if isinstance(config, OfflineExperiment):
         group = config.chosen if isinstance(config, ValueExperiment) else config.agent
-        settings = dataclasses.replace(getattr(config, group), eval_episodes=episodes)
+        try:
+            settings = dataclasses.replace(getattr(config, group), eval_episodes=episodes)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
         return dataclasses.replace(config, **{group: settings})
     played = {"eval_envs": math.gcd(config.drama.eval_envs, episodes), "eval_episodes": episodes}
     return dataclasses.replace(config, drama=dataclasses.replace(config.drama, **played))
