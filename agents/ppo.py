@@ -110,6 +110,8 @@ class Rollout(struct.PyTreeNode):
     episode_done: jax.Array
     episode_return: jax.Array
     episode_length: jax.Array
+    record: Any = None
+    """The steps underneath all wrappers, where the environment records them (see `envs.datasets.recording`)."""
 
 
 class Batch(struct.PyTreeNode):
@@ -211,6 +213,7 @@ class PPO:
                 episode_done=info["episode_done"],
                 episode_return=info["episode_return"],
                 episode_length=info["episode_length"],
+                record=info.get("record"),
             )
             return (env_state, next_obs, info["reset"], memory), row
 
@@ -348,6 +351,8 @@ class PPO:
         }
         if self.env.is_host_pool:
             metrics["replay/action"] = rollout.action
+        if rollout.record is not None:
+            metrics["replay/record"] = rollout.record
         return state, metrics
 
     # ---------------------------------------------------------------------------------------------- evaluating

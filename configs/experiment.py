@@ -3,13 +3,20 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from agents.bc import BCSettings, RCBCSettings
+from agents.bisimulation import BisimulationSettings
 from agents.conservative import ConservativeSettings
+from agents.cql import CQLSettings
 from agents.drama import DramaSettings
 from agents.dynlin import DynLinSettings
+from agents.iql import IQLSettings
 from agents.lsd import LSDSettings
 from agents.neucb import NeuCBSettings
+from agents.odice import ODICESettings
 from agents.ppo import PPOSettings
+from agents.sequence_policy import SequenceSettings
 from agents.stepmix import StepMixSettings
+from agents.td3bc import TD3BCSettings
 from agents.ucrl import UCRLSettings
 
 
@@ -71,6 +78,8 @@ class Experiment:
     """The agent's name, also that of the field with its settings."""
     choice: ClassVar[str]
     """The field that `compare` varies."""
+    row: ClassVar[str] = "env"
+    """The field with what is to be learned, the rows of a comparison."""
 
     env: str
     """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, atari/Pong or lsd/Random."""
@@ -108,6 +117,11 @@ class Experiment:
     def chosen(self) -> str:
         """The memory or algorithm of this run."""
         return getattr(self, self.choice)
+
+    @property
+    def task(self) -> str:
+        """What is to be learned: the environment, or the dataset."""
+        return getattr(self, self.row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +225,100 @@ class DramaExperiment(Experiment):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfflineExperiment(Experiment):
+    """Learning from recorded episodes alone."""
+
+    row: ClassVar[str] = "dataset"
+
+    dataset: str
+    """The recorded episodes: a file or folder of any format on the page of offline learning in docs."""
+    env: str = ""
+    """Environment that the dataset is from, for evaluations (default: as the dataset says)."""
+    total_steps: int = 100_000
+    """Gradient steps per seed (rounded up to whole log points)."""
+
+
+@dataclass(frozen=True)
+class MixerSettings:
+    """Sizes of the sequence policy."""
+
+    width: int
+    """Width of tokens and of the mixer's layers."""
+    layers: int
+    """Layers of the mixer, one after another."""
+    deep: bool
+    """Embeddings and action head have a hidden layer; else they are linear, and a tanh bounds the action."""
+    memory_options: tuple[str, ...] = ()
+    """Options of mixers as `mixer.option=value` (see the memory page in docs; dm has those of mamba)."""
+
+    def __post_init__(self):
+        for name in ("width", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"mixer.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceExperiment(OfflineExperiment):
+    """A policy that continues recorded sequences."""
+
+    agent: ClassVar[str] = "sequence"
+    choice: ClassVar[str] = "memory"
+
+    memory: str = "dm"
+    """What mixes the tokens: dm (Decision Mamba), attention (Decision Transformer) or any other registered memory."""
+    sequence: SequenceSettings
+    """Hyperparameters of the agent."""
+    mixer: MixerSettings
+    """Sizes of the network."""
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """Sizes of the memory that encodes histories."""
+
+    width: int
+    """Width of the memory's input and output, and of what the value method sees."""
+    layers: int
+    """Memory layers, one after another."""
+    memory_options: tuple[str, ...] = ()
+    """Options of memories as `memory.option=value` (see the memory page in docs)."""
+
+    def __post_init__(self):
+        for name in ("width", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"history.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueExperiment(OfflineExperiment):
+    """Imitation, or a value that keeps to the data, from recorded single steps or histories."""
+
+    agent: ClassVar[str] = "values"
+    choice: ClassVar[str] = "algorithm"
+
+    algorithm: str = "iql"
+    """bc, rcbc, td3bc, iql, cql or odice."""
+    memory: str = ""
+    """Registered memory that encodes histories, for iql and cql (empty: single steps)."""
+    bc: BCSettings
+    """Hyperparameters of behaviour cloning; those of algorithms other than the chosen one have no effect."""
+    rcbc: RCBCSettings
+    """Of cloning that is told which return to achieve."""
+    td3bc: TD3BCSettings
+    """Of TD3+BC."""
+    iql: IQLSettings
+    """Of implicit Q-learning."""
+    cql: CQLSettings
+    """Of conservative Q-learning."""
+    odice: ODICESettings
+    """Of ODICE."""
+    history: HistorySettings
+    """Sizes of the memory."""
+    bisimulation: BisimulationSettings
+    """How histories are seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannerExperiment(Experiment):
     """A bandit or tabular algorithm."""
 
@@ -276,6 +384,8 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
         PPOExperiment,
         ConservativeExperiment,
         DramaExperiment,
+        SequenceExperiment,
+        ValueExperiment,
         LSDExperiment,
         UCRLExperiment,
         StepMixExperiment,

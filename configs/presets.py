@@ -1,27 +1,39 @@
 """Named experiments. The only place where values live."""
 
 from dataclasses import replace
+from typing import Any
 
+from agents.bc import BCSettings, RCBCSettings
+from agents.bisimulation import BisimulationSettings
 from agents.conservative import ConservativeSettings
+from agents.cql import CQLSettings
 from agents.drama import DramaSettings
 from agents.dynlin import DynLinSettings
+from agents.iql import IQLSettings
 from agents.lsd import LSDSettings
 from agents.neucb import NeuCBSettings
+from agents.odice import ODICESettings
 from agents.ppo import PPOSettings
+from agents.sequence_policy import SequenceSettings
 from agents.stepmix import StepMixSettings
+from agents.td3bc import TD3BCSettings
 from agents.ucrl import UCRLSettings
 from configs.experiment import (
     ConservativeExperiment,
     DramaExperiment,
     DynLinExperiment,
     Experiment,
+    HistorySettings,
     LSDExperiment,
+    MixerSettings,
     NetworkSettings,
     NeuCBExperiment,
     ObservationSettings,
     PPOExperiment,
+    SequenceExperiment,
     StepMixExperiment,
     UCRLExperiment,
+    ValueExperiment,
     WorldSettings,
 )
 
@@ -288,6 +300,98 @@ UCRL = UCRLSettings(
     transition_variation=1.0,
 )
 
+SEQUENCE = SequenceSettings(
+    context=20,
+    batch_size=64,
+    learning_rate=1e-4,
+    warmup=2500,
+    weight_decay=1e-5,
+    adam_eps=1e-6,
+    max_grad_norm=0.25,
+    return_scale=1000.0,
+    action_weight=0.9,
+    obs_weight=0.05,
+    to_go_weight=0.05,
+    alpha_T=0.85,
+    alpha_cap=0.5,
+    epoch=2500,
+    targets=(),
+    eval_episodes=20,
+    acting="window",
+)
+"""The published settings of Decision Mamba for locomotion."""
+
+SEQUENCE_SMALL = replace(
+    SEQUENCE,
+    context=10,
+    learning_rate=2e-3,
+    warmup=200,
+    weight_decay=1e-4,
+    alpha_T=0.0,
+    obs_weight=0.0,
+    to_go_weight=0.0,
+    action_weight=1.0,
+    epoch=250,
+    targets=(-1200.0, -800.0, -400.0, -150.0),
+    eval_episodes=64,
+    acting="both",
+)
+
+IMITATION = {"batch_size": 256, "hidden": (256, 256), "learning_rate": 3e-4, "normalise": False, "eval_episodes": 20}
+VALUES = {**IMITATION, "discount": 0.99, "target_rate": 0.005, "reward_scale": 1.0, "reward_shift": 0.0}
+
+OFFLINE = ValueExperiment(
+    bc=BCSettings(**IMITATION),
+    rcbc=RCBCSettings(**IMITATION, return_scale=1000.0, targets=(-150.0,)),
+    td3bc=TD3BCSettings(**{**VALUES, "normalise": True}, alpha=2.5, policy_noise=0.2, noise_clip=0.5, policy_delay=2),
+    iql=IQLSettings(
+        **{**VALUES, "reward_scale": 0.0},
+        expectile=0.7,
+        temperature=3.0,
+        greatest_weight=100.0,
+        decay_steps=1_000_000,
+    ),
+    cql=CQLSettings(**{**VALUES, "hidden": (256, 256, 256)}, weight=5.0, policy_learning_rate=1e-4, samples=10),
+    odice=ODICESettings(
+        **{**VALUES, "reward_scale": 0.0, "learning_rate": 2e-4},
+        policy_hidden=(1024, 1024),
+        policy_weight_decay=1e-4,
+        lambda_=0.6,
+        eta=1.0,
+        variant="orthogonal",
+        layer_norm=True,
+    ),
+    history=HistorySettings(width=256, layers=1),
+    bisimulation=BisimulationSettings(window=20, weight=0.5, model=(512,)),
+    dataset="runs/datasets/pendulum-noise.npz",
+    total_steps=1_000_000,
+    log_points=100,
+    eval_points=100,
+)
+"""The published settings of each method for locomotion."""
+
+
+def small(settings: Any, **changed: Any) -> Any:
+    """Of a method, the sizes that Pendulum needs."""
+    common = {"hidden": (64, 64), "learning_rate": 1e-3, "normalise": True, "eval_episodes": 50}
+    return replace(settings, **{**common, **changed})
+
+
+OFFLINE_SMALL = replace(
+    OFFLINE,
+    bc=small(OFFLINE.bc),
+    rcbc=small(OFFLINE.rcbc, targets=(-150.0, -400.0, -800.0, -1200.0)),
+    td3bc=small(OFFLINE.td3bc, reward_scale=0.1),
+    iql=small(OFFLINE.iql, reward_scale=0.1),
+    cql=small(OFFLINE.cql, weight=0.5, policy_learning_rate=1e-3, samples=4),
+    odice=small(OFFLINE.odice, policy_hidden=(64, 64), layer_norm=True),
+    history=HistorySettings(width=32, layers=1),
+    bisimulation=BisimulationSettings(window=8, weight=0.1, model=(64,)),
+    total_steps=5_000,
+    log_points=20,
+    eval_points=5,
+)
+
 PPO_PRESETS: dict[str, PPOExperiment] = {
     "popgym": PPOExperiment(
         ppo=POPGYM,
@@ -534,7 +638,44 @@ PLANNER_PRESETS: dict[str, Experiment] = {
 }
 """Presets of bandit and tabular algorithms."""
 
-PRESETS: dict[str, Experiment] = {**PPO_PRESETS, **DRAMA_PRESETS, **PLANNER_PRESETS}
+SEQUENCE_PRESETS: dict[str, SequenceExperiment] = {
+    "dm-pendulum": SequenceExperiment(
+        sequence=SEQUENCE_SMALL,
+        mixer=MixerSettings(width=32, layers=2, deep=False),
+        dataset="runs/datasets/pendulum-noise.npz",
+        total_steps=2_000,
+        log_points=20,
+        eval_points=5,
+    ),
+    "dm": SequenceExperiment(
+        sequence=SEQUENCE,
+        mixer=MixerSettings(width=128, layers=3, deep=True),
+        dataset="runs/datasets/pendulum-noise.npz",
+        total_steps=100_000,
+        log_points=40,
+        eval_points=40,
+    ),
+    "paper/dm": SequenceExperiment(
+        sequence=SEQUENCE,
+        mixer=MixerSettings(width=768, layers=24, deep=True),
+        dataset="runs/datasets/pendulum-noise.npz",
+        total_steps=100_000,
+        log_points=40,
+        eval_points=40,
+    ),
+}
+"""Presets of the sequence policy."""
+
+VALUE_PRESETS: dict[str, ValueExperiment] = {"offline-pendulum": OFFLINE_SMALL, "offline": OFFLINE}
+"""Presets of methods that learn from recorded single steps."""
+
+PRESETS: dict[str, Experiment] = {
+    **PPO_PRESETS,
+    **DRAMA_PRESETS,
+    **SEQUENCE_PRESETS,
+    **VALUE_PRESETS,
+    **PLANNER_PRESETS,
+}
 """Presets by name; `popgym` is the one that scripts take when none is named."""
 
 DEFAULT = "popgym"

@@ -51,13 +51,13 @@ class UnknownMemory(ValueError):
     """No memory of that name, or it has no such option or value. One line, with close matches."""
 
 
-def memory_options(name: str) -> dict[str, Any]:
-    """The options of a memory and their defaults.
+def memory_options(name: str, kinds: dict[str, type[Memory]] = MEMORIES) -> dict[str, Any]:
+    """The options of a memory, one of `kinds`, and their defaults.
 
     Raises:
         UnknownMemory: no such memory.
     """
-    return {field.name: field.default for field in dataclasses.fields(_find(name)) if field.name not in _SHARED}
+    return {field.name: field.default for field in dataclasses.fields(_find(name, kinds)) if field.name not in _SHARED}
 
 
 def make_memory(
@@ -69,22 +69,25 @@ def make_memory(
     rms: bool = False,
     dropout: float = 0.0,
     param_dtype: Any = jnp.float32,
+    kinds: dict[str, type[Memory]] = MEMORIES,
+    stack: type[Stack] = Stack,
     **options: Any,
-) -> Memory:
+) -> Stack:
     """Build a stack of `layers` memory layers of one kind.
 
     Args:
-        name: a key of `MEMORIES`.
+        name: a key of `kinds`.
         width: features of input and output.
         layers, norm, residual, rms, dropout: see `Stack`.
         param_dtype: of parameters and states; computation follows the parameters and the input.
+        kinds, stack: other layers than the registered memories, and what holds them.
         options: fields of the layer, see `memory_options`; strings, as from a command line, are converted.
 
     Raises:
         UnknownMemory: unknown name or option, or a value that does not fit.
     """
-    cls = _find(name)
-    known = memory_options(name)
+    cls = _find(name, kinds)
+    known = memory_options(name, kinds)
     types = typing.get_type_hints(cls)
     for option in options:
         if option not in known:
@@ -98,7 +101,7 @@ def make_memory(
             _try(stacked[0])
     except ValueError as error:
         raise UnknownMemory(str(error)) from error
-    return Stack(
+    return stack(
         width=width,
         layers=stacked,
         norm=norm,
@@ -110,15 +113,15 @@ def make_memory(
 
 
 def _try(layer: Memory) -> None:
-    """Traces one step; raises ValueError where an option does not fit."""
-    x, opened = jnp.zeros((1, 1, layer.width), layer.param_dtype), jnp.ones((1, 1), bool)
+    """Traces a few steps; raises ValueError where an option does not fit."""
+    x, opened = jnp.zeros((3, 1, layer.width), layer.param_dtype), jnp.ones((3, 1), bool)
     jax.eval_shape(layer.init, jax.random.key(0), layer.initial_state(1), x, opened)
 
 
-def _find(name: str) -> type[Memory]:
-    if name not in MEMORIES:
-        raise UnknownMemory(f"unknown memory {name!r}{_close(name, MEMORIES)}")
-    return MEMORIES[name]
+def _find(name: str, kinds: dict[str, type[Memory]]) -> type[Memory]:
+    if name not in kinds:
+        raise UnknownMemory(f"unknown memory {name!r}{_close(name, kinds)}")
+    return kinds[name]
 
 
 def _close(word: str, known) -> str:

@@ -54,7 +54,7 @@ class Attention(Memory):
 
     def __call__(self, state, x, reset):
         T, W = x.shape[0], self.window
-        block = min(T, W)
+        block = T if T <= W + 1 else W
         # From here on batch-major, as products over keys want it.
         q, k, v = (array.swapaxes(0, 1) for array in self.project(x))
         old_k, old_v, length = state

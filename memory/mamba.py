@@ -1,6 +1,7 @@
 """Mamba (Gu and Dao 2023): a short causal convolution and a state space whose step, input and output depend on x."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,55 @@ from kernels.causal_conv import causal_conv, causal_conv_step
 from kernels.selective_scan import selective_scan, selective_scan_step
 from memory.base import Memory
 from memory.layers import Dense, init_step_bias, uniform
+
+
+class SelectiveSpace(nn.Module):
+    """The selective state space after an activation: step size, input and output are made from `u` itself.
+
+    Attributes:
+        state: size of the state of each channel.
+        rank: of the projection that makes the step sizes.
+        backend: of `kernels.selective_scan`.
+    """
+
+    channels: int
+    state: int
+    rank: int
+    backend: str = "auto"
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        channels, dtype = self.channels, self.param_dtype
+
+        def init_A_log(_, shape, dtype):
+            return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))[:, None], shape)
+
+        self.x_proj = Dense(self.rank + 2 * self.state, use_bias=False, param_dtype=dtype)
+        self.dt_proj = Dense(
+            channels, kernel_init=uniform(self.rank**-0.5), bias_init=init_step_bias, param_dtype=dtype
+        )
+        self.A_log = self.param("A_log", init_A_log, (self.state, channels), dtype)
+        self.D = self.param("D", nn.initializers.ones, (channels,), dtype)
+
+    def __call__(self, h: jax.Array, u: jax.Array, reset: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`u[T, B, channels]`, `reset[T, B]` -> state after it, `y[T, B, channels]`."""
+        u, dt, A, B, C = self.select(u)
+        y, h = selective_scan(u, dt, A, B, C, self.D, reset, h, backend=self.backend)
+        return h, y
+
+    def step(self, h: jax.Array, u: jax.Array, reset: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`u[B, channels]`, `reset[B]` -> state after it, `y[B, channels]`."""
+        u, dt, A, B, C = self.select(u)
+        return selective_scan_step(h, u, dt, A, B, C, self.D, reset)
+
+    def select(self, u: jax.Array) -> tuple[jax.Array, ...]:
+        """`u (..., channels)` -> `u, dt, A, B, C` of the selective scan."""
+        u = nn.silu(u)
+        projected = self.x_proj(u)
+        low_rank, B, C = jnp.split(
+            projected, [projected.shape[-1] - 2 * self.state, projected.shape[-1] - self.state], -1
+        )
+        return u, nn.softplus(self.dt_proj(low_rank)), -jnp.exp(self.A_log), B, C
 
 
 class Mamba(Memory):
@@ -36,21 +86,20 @@ class Mamba(Memory):
             raise ValueError("mamba: needs state, expand and conv >= 1, dt_rank >= 0")
         super().__post_init__()
 
+    @nn.nowrap
+    def space(self) -> SelectiveSpace:
+        """A state space of the block's size."""
+        rank = self.dt_rank or math.ceil(self.width / 16)
+        return SelectiveSpace(self.expand * self.width, self.state, rank, self.backend, self.param_dtype)
+
     def setup(self):
         channels, dtype = self.expand * self.width, self.param_dtype
-        rank = self.dt_rank or math.ceil(self.width / 16)
-
-        def init_A_log(_, shape, dtype):
-            return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))[:, None], shape)
-
         self.in_proj = Dense(2 * channels, use_bias=False, param_dtype=dtype)
         conv_scale = 1 / np.sqrt(self.conv)
         self.conv_weight = self.param("conv_weight", uniform(conv_scale), (self.conv, channels), dtype)
         self.conv_bias = self.param("conv_bias", uniform(conv_scale), (channels,), dtype)
-        self.x_proj = Dense(rank + 2 * self.state, use_bias=False, param_dtype=dtype)
-        self.dt_proj = Dense(channels, kernel_init=uniform(rank**-0.5), bias_init=init_step_bias, param_dtype=dtype)
-        self.A_log = self.param("A_log", init_A_log, (self.state, channels), dtype)
-        self.D = self.param("D", nn.initializers.ones, (channels,), dtype)
+        self.ssm = self.space()
+        nn.share_scope(self, self.ssm)
         self.out_proj = Dense(self.width, use_bias=False, param_dtype=dtype)
 
     @nn.nowrap
@@ -60,26 +109,25 @@ class Mamba(Memory):
         return taps, jnp.zeros((batch, self.state, channels), self.param_dtype)
 
     def __call__(self, state, x, reset):
+        state, y, gate = self.mix(state, x, reset)
+        return state, self.out_proj(y * gate)
+
+    def step(self, state, x, reset):
+        state, y, gate = self.mix_step(state, x, reset)
+        return state, self.out_proj(y * gate)
+
+    def mix(self, state, x, reset):
+        """All but the last product: the state space's output and its gate, `(T, B, expand * width)`."""
         taps, h = state
         u, z = jnp.split(self.in_proj(x), 2, -1)
         u, taps = causal_conv(u, self.conv_weight, self.conv_bias, reset, taps)
-        u, dt, A, B, C = self.select(u)
-        y, h = selective_scan(u, dt, A, B, C, self.D, reset, h, backend=self.backend)
-        return (taps, h), self.out_proj(y * nn.silu(z))
+        h, y = self.ssm(h, u, reset)
+        return (taps, h), y, nn.silu(z)
 
-    def step(self, state, x, reset):
+    def mix_step(self, state, x, reset):
+        """`mix` of one step."""
         taps, h = state
         u, z = jnp.split(self.in_proj(x), 2, -1)
         taps, u = causal_conv_step(taps, u, self.conv_weight, self.conv_bias, reset)
-        u, dt, A, B, C = self.select(u)
-        h, y = selective_scan_step(h, u, dt, A, B, C, self.D, reset)
-        return (taps, h), self.out_proj(y * nn.silu(z))
-
-    def select(self, u: jax.Array) -> tuple[jax.Array, ...]:
-        """The convolution's output `(..., channels)` -> `u, dt, A, B, C` of the selective scan."""
-        u = nn.silu(u)
-        projected = self.x_proj(u)
-        low_rank, B, C = jnp.split(
-            projected, [projected.shape[-1] - 2 * self.state, projected.shape[-1] - self.state], -1
-        )
-        return u, nn.softplus(self.dt_proj(low_rank)), -jnp.exp(self.A_log), B, C
+        h, y = self.ssm.step(h, u, reset)
+        return (taps, h), y, nn.silu(z)

@@ -9,32 +9,46 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from agents import conservative, dynlin, lsd, neucb, stepmix, ucrl
+from agents import conservative, data_view, dynlin, lsd, neucb, stepmix, ucrl
+from agents.bc import BC, RCBC
+from agents.bisimulation import Bisimulation
 from agents.conservative import Conservative
+from agents.cql import CQL
 from agents.distributions import head_size
 from agents.drama import Drama
+from agents.iql import IQL
 from agents.networks import ActorCritic, check_pictures
+from agents.odice import ODICE
+from agents.offline_data import OfflineData
+from agents.offline_values import OfflineAgent
 from agents.ppo import PPO
 from agents.run.errors import BadRequest, Diverged, Interrupted
 from agents.run.loop import Agent, Plan, plan
+from agents.sequence_policy import SequenceAgent, SequencePolicy
+from agents.td3bc import TD3BC
 from configs.experiment import (
     EXPERIMENTS,
     ConservativeExperiment,
     DramaExperiment,
     Experiment,
+    OfflineExperiment,
     PPOExperiment,
+    SequenceExperiment,
+    ValueExperiment,
     WorldSettings,
 )
 from configs.presets import DEFAULT, PRESETS
-from envs import registry
+from envs import datasets, registry
 from envs.classification_bandit import ClassificationBandit, LinearLoss
+from envs.datasets import Episodes
+from envs.datasets.recording import Recorder
 from envs.dynamical_bandit import DynamicalBandit
 from envs.episodic_mdp import EpisodicMDP
 from envs.lsd import LSDBandit
@@ -56,6 +70,7 @@ from envs.wrappers import (
 from kernels.cache import keep_compiled_programs
 from kernels.malloc import keep_freed_memory
 from memory import make_memory, memory_options
+from memory.mixers import make_mixer, mixer_options
 from worldmodels.networks import PictureDecoder, PictureEncoder, VectorDecoder, VectorEncoder
 from worldmodels.world_model import WorldModel
 
@@ -63,6 +78,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 EVALUATION_LANES = 1_000_003
 PLANNER_STEPS = 2**24
+Episodic = TypeVar("Episodic", bound=PPOExperiment | DramaExperiment | OfflineExperiment)
+"""Experiments whose agents play episodes after training."""
+RECORDINGS = "recordings"
+"""Folder, in that of a run, with the steps of its training, where these were recorded."""
 PLANNERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "lsd": (lsd.LSD, LSDBandit, lsd.ALGORITHMS),
     "ucrl": (ucrl.UCRL, SwitchingMDP, ucrl.ALGORITHMS),
@@ -71,6 +90,16 @@ PLANNERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "neucb": (neucb.NeuCB, (ClassificationBandit, LinearLoss), neucb.ALGORITHMS),
 }
 """Planners by the names of their experiments: the agent, the kind of environment that it is for, its algorithms."""
+
+VALUE_METHODS: dict[str, type[OfflineAgent]] = {
+    "bc": BC,
+    "rcbc": RCBC,
+    "td3bc": TD3BC,
+    "iql": IQL,
+    "cql": CQL,
+    "odice": ODICE,
+}
+"""What learns from recorded single steps, by the names of its settings."""
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -130,8 +159,11 @@ def parse(options: type, default: Any, arguments: Sequence[str], prog: str, desc
         raise BadRequest(str(error)) from None
 
 
-def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: int) -> Wrapper:
+def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: int, record: bool = False) -> Wrapper:
     """The environment `env` of `config` as its agent sees it: `num_envs` in a batch, wrapped.
+
+    Args:
+        record: whether its steps say what was there before noise and normalisation (see `envs.datasets.recording`).
 
     Raises:
         BadRequest: unknown id, or wrappers that do not fit it.
@@ -153,6 +185,8 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
         env = FlattenObservation(EpisodeStatistics(env))
         if view.keep:
             env = MaskObservation(env, view.keep)
+        if record:
+            env = Recorder(env)
         if view.noise:
             env = NoiseObservation(env, view.noise)
         if view.normalise:
@@ -166,10 +200,17 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
     return env
 
 
-def with_episodes(config: PPOExperiment | DramaExperiment, episodes: int) -> PPOExperiment | DramaExperiment:
-    """`config` with evaluations of `episodes` episodes a seed."""
+def with_episodes(config: Episodic, episodes: int) -> Episodic:
+    """`config` with evaluations of `episodes` episodes a seed. Raises BadRequest where its agent needs more."""
     if isinstance(config, PPOExperiment):
         return dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, eval_envs=episodes))
+    if isinstance(config, OfflineExperiment):
+        group = config.chosen if isinstance(config, ValueExperiment) else config.agent
+        try:
+            settings = dataclasses.replace(getattr(config, group), eval_episodes=episodes)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        return dataclasses.replace(config, **{group: settings})
     played = {"eval_envs": math.gcd(config.drama.eval_envs, episodes), "eval_episodes": episodes}
     return dataclasses.replace(config, drama=dataclasses.replace(config.drama, **played))
 
@@ -187,7 +228,9 @@ def refuse_mismatch(config: Experiment, env: Wrapper, eval_env: Wrapper) -> None
         raise BadRequest(f"eval_env {config.evaluated} and env {config.env}: either both are emulators or neither")
 
 
-def options_of(memory: str, options: Sequence[str]) -> dict[str, Any]:
+def options_of(
+    memory: str, options: Sequence[str], known: Callable[[str], dict[str, Any]] = memory_options
+) -> dict[str, Any]:
     """The entries of `options` (`memory.option=value`) that concern `memory`, by bare names.
 
     Raises:
@@ -199,8 +242,8 @@ def options_of(memory: str, options: Sequence[str]) -> dict[str, Any]:
         option, equals, value = rest.partition("=")
         if not (dot and equals):
             raise ValueError(f"memory option {entry!r} is not of the form memory.option=value, such as s5.state=128")
-        if option not in memory_options(name):
-            raise ValueError(f"memory {name!r} has no option {option!r}: it has {', '.join(memory_options(name))}")
+        if option not in known(name):
+            raise ValueError(f"memory {name!r} has no option {option!r}: it has {', '.join(known(name))}")
         if name == memory:
             chosen[option] = value
     return chosen
@@ -211,8 +254,16 @@ def divide(config: Experiment, agent: Agent) -> Plan:
     return plan(config.total_steps, agent.steps_per_update, config.log_points)
 
 
-def make_agent(config: Experiment, emulator_seed: int | None = None) -> Agent:
+def is_recorded(run: Path) -> bool:
+    """Whether the agent of a run folder was made with `record`, which its checkpoints show."""
+    return (run / RECORDINGS).is_dir()
+
+
+def make_agent(config: Experiment, emulator_seed: int | None = None, record: bool = False) -> Agent:
     """The agent of `config`; its emulators, if any, start from `emulator_seed` (default: the configured seed).
+
+    Args:
+        record: see `make_environment`; for PPO alone.
 
     Raises:
         BadRequest: unknown names or impossible combinations.
@@ -221,7 +272,11 @@ def make_agent(config: Experiment, emulator_seed: int | None = None) -> Agent:
         return make_conservative(config, emulator_seed)
     if isinstance(config, DramaExperiment):
         return make_drama(config, emulator_seed)
-    return make_ppo(config, emulator_seed) if isinstance(config, PPOExperiment) else make_planner(config)
+    if isinstance(config, SequenceExperiment):
+        return make_sequence(config)
+    if isinstance(config, ValueExperiment):
+        return make_values(config)
+    return make_ppo(config, emulator_seed, record) if isinstance(config, PPOExperiment) else make_planner(config)
 
 
 def make_planner(config: Experiment) -> Agent:
@@ -248,18 +303,20 @@ def make_planner(config: Experiment) -> Agent:
 
 
 def algorithms_of(config: Experiment) -> tuple[str, ...]:
-    """The algorithms of a planner."""
+    """The algorithms of a planner or of learning from recorded single steps."""
+    if isinstance(config, ValueExperiment):
+        return tuple(VALUE_METHODS)
     return conservative.ALGORITHMS if isinstance(config, ConservativeExperiment) else PLANNERS[config.agent][2]
 
 
-def make_ppo(config: PPOExperiment, emulator_seed: int | None = None) -> PPO:
-    """The PPO agent of `config`. Raises BadRequest as `make_agent`."""
+def make_ppo(config: PPOExperiment, emulator_seed: int | None = None, record: bool = False) -> PPO:
+    """The PPO agent of `config`; with `record`, see `make_environment`. Raises BadRequest as `make_agent`."""
     network = config.network
     seed = config.seed if emulator_seed is None else emulator_seed
-    env = make_environment(config, config.ppo.num_envs, config.seeds, seed)
+    env = make_environment(config, config.ppo.num_envs, config.seeds, seed, record)
     # An emulator numbers its lanes upwards from its seed: keep those of evaluation far from those of training.
     eval_config = dataclasses.replace(config, env=config.evaluated)
-    eval_env = make_environment(eval_config, config.ppo.eval_envs, config.seeds, seed + EVALUATION_LANES)
+    eval_env = make_environment(eval_config, config.ppo.eval_envs, config.seeds, seed + EVALUATION_LANES, record)
     refuse_mismatch(config, env, eval_env)
     try:
         memory = make_memory(
@@ -329,6 +386,98 @@ def make_drama(config: DramaExperiment, emulator_seed: int | None = None) -> Dra
         head_size(env.action_space(env.default_params))  # refuses action spaces that no policy covers
         world = make_world(config.memory, sizes, env.observation_space(env.default_params))
         return Drama(env, eval_env, world, config.drama)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def resolve(config: Experiment) -> Experiment:
+    """`config` with the environment that its dataset is from, if it has a dataset and names no environment itself.
+
+    Raises:
+        BadRequest: the dataset cannot be read.
+    """
+    if not isinstance(config, OfflineExperiment) or config.env:
+        return config
+    return dataclasses.replace(config, env=load_dataset(config.dataset).origin.env)
+
+
+def load_dataset(path: str) -> Episodes:
+    """The dataset in `path`. Raises BadRequest where it cannot be read."""
+    try:
+        return datasets.load(path)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def make_dataset_environment(config: OfflineExperiment, episodes: Episodes, num_envs: int) -> Wrapper:
+    """A batch of the environment that `episodes` are from, or `config` names, seen as it was recorded.
+
+    Raises:
+        ValueError: it is unknown, or does not fit the dataset.
+    """
+    env_id, origin = dataclasses.replace(config, env=config.env or episodes.origin.env).evaluated, episodes.origin
+    if not env_id:
+        raise ValueError(f"{config.dataset} does not say which environment it is from: name it with --env")
+    if env_id.partition("/")[0] in registry.HOST_POOLS:
+        raise ValueError(f"{env_id} is an emulator: what learned from recorded episodes is played in JAX environments")
+    single = registry.make(env_id)
+    if origin.time_limit:
+        single = TimeLimit(single, origin.time_limit)
+    if single.max_steps(single.default_params) is None:
+        raise ValueError(f"{env_id} never ends, and {config.dataset} names no time limit")
+    env = FlattenObservation(EpisodeStatistics(Vectorised(single, num_envs)))
+    if origin.keep:
+        env = MaskObservation(env, origin.keep)
+    try:
+        data_view.refuse_mismatch(
+            episodes, env.observation_space(env.default_params), env.action_space(env.default_params)
+        )
+    except ValueError as error:
+        raise ValueError(f"{config.dataset} does not fit {env_id}: {error}") from None
+    return env
+
+
+def make_sequence(config: SequenceExperiment, episodes: Episodes | None = None) -> SequenceAgent:
+    """The sequence policy of `config`, on `episodes` if these are already there. Raises BadRequest as `make_agent`."""
+    episodes = episodes or load_dataset(config.dataset)
+    sizes, settings = config.mixer, config.sequence
+    try:
+        options = options_of(config.memory, sizes.memory_options, mixer_options)
+        if config.memory == "attention":  # as far back as a window of training goes
+            options = {"window": 3 * settings.context - 1, **options}
+        env = make_dataset_environment(config, episodes, settings.eval_episodes)
+        view = data_view.DataView.of(episodes, settings.targets)
+        policy = SequencePolicy(
+            mixer=make_mixer(config.memory, sizes.width, sizes.layers, **options),
+            obs_size=episodes.obs.shape[1],
+            actions=episodes.num_actions or episodes.action.shape[1],
+            discrete=episodes.discrete,
+            max_timestep=max(int(episodes.lengths.max()), env.max_steps(env.default_params) or 0),
+            deep=sizes.deep,
+        )
+        data = OfflineData.of(episodes, view.mean, view.deviation)
+        agent = SequenceAgent(env, policy, data, settings, view, total_updates=1)
+        return dataclasses.replace(agent, total_updates=divide(config, agent).updates)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def make_values(config: ValueExperiment, episodes: Episodes | None = None) -> OfflineAgent:
+    """The method of `config`, on `episodes` if these are already there. Raises BadRequest as `make_agent`."""
+    method, sizes = VALUE_METHODS.get(config.algorithm), config.history
+    try:
+        if method is None:
+            close = difflib.get_close_matches(config.algorithm, VALUE_METHODS, n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(close)}?" if close else f"it is one of {', '.join(VALUE_METHODS)}"
+            raise ValueError(f"unknown algorithm {config.algorithm!r}; {hint}")
+        episodes = episodes or load_dataset(config.dataset)
+        settings = getattr(config, config.algorithm)
+        env = make_dataset_environment(config, episodes, settings.eval_episodes)
+        if not config.memory:
+            return method.of(episodes, env, settings)
+        options = options_of(config.memory, sizes.memory_options)
+        memory = make_memory(config.memory, sizes.width, layers=sizes.layers, **options)
+        return Bisimulation.of(episodes, env, settings, memory=memory, bisimulation=config.bisimulation)
     except ValueError as error:
         raise BadRequest(str(error)) from None
 
@@ -441,10 +590,10 @@ def from_dict(values: dict[str, Any]) -> Experiment:
 
 
 def default_folder(preset: str, config: Experiment) -> Path:
-    """`runs/<preset>/<env>-<memory or algorithm>-<time>`."""
-    return Path("runs") / preset / f"{folder_name(config.env, config.chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`runs/<preset>/<env or dataset>-<memory or algorithm>-<time>`."""
+    return Path("runs") / preset / f"{folder_name(config.task, config.chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def folder_name(env: str, chosen: str) -> str:
-    """`<env>-<memory or algorithm>` without the characters that a shell would take for its own."""
-    return f"{env.translate(str.maketrans('/?&', '---'))}-{chosen}"
+def folder_name(task: str, chosen: str) -> str:
+    """`<env or dataset>-<memory or algorithm>` without the characters that a shell would take for its own."""
+    return f"{task.translate(str.maketrans('/?&', '---')).strip('-.')}-{chosen}"

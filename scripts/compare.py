@@ -1,11 +1,12 @@
-"""Compare memories, or a planner's algorithms: each on every environment, several seeds, one command.
+"""Compare memories, or algorithms: each on every environment or dataset, several seeds, one command.
 
     python scripts/compare.py PRESET --memories s5 gru none --envs ID ... --seeds N [--out DIR] [any option of train.py]
+    python scripts/compare.py PRESET --memories dm attention --datasets FILE ... --seeds N [--out DIR] [...]
     python scripts/compare.py PRESET --algorithms epoch-ucb greedy --envs ID ... --seeds N [--out DIR] [...]
 
-Each cell is a run folder `<out>/<env>-<memory or algorithm>`, trained in a process of its own. Repeating the command
-skips finished cells and resumes broken ones. Writes `table.md`, `table.csv`, `curves.png` and `bars.png` after every
-cell; a cell that failed is named with its reason. Exit code 0 if every cell is there, 1 if some failed.
+Each cell is a run folder `<out>/<env or dataset>-<memory or algorithm>`, trained in a process of its own. Repeating the
+command skips finished cells and resumes broken ones. Writes `table.md`, `table.csv`, `curves.png` and `bars.png` after
+every cell; a cell that failed is named with its reason. Exit code 0 if every cell is there, 1 if some failed.
 """
 
 import csv
@@ -23,13 +24,17 @@ from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say, write_atomically
 from agents.run.metrics import read_metrics
 from agents.run.statistics import iqm_of_scores, stratified_bootstrap
+from configs.experiment import SequenceExperiment
 from configs.presets import PRESETS
 from scripts import train
-from scripts.common import algorithms_of, describe, folder_name, make_agent, run_script, split_preset
+from scripts.common import algorithms_of, describe, folder_name, make_agent, resolve, run_script, split_preset
 from scripts.plot import PANELS, agent_of, draw_panel
 
 MEMORIES = ("s5", "gru", "none")
-"""What is compared when no memory is named."""
+"""What is compared when no memory is named, and by a sequence policy."""
+MIXERS = ("dm", "attention", "mamba")
+WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
+"""What rows are, and what their runs count."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,14 @@ class Options:
     """What to compare. Any option of train.py can follow."""
 
     memories: tuple[str, ...] = ()
-    """Memories, the columns of the table, for presets of agents with a memory (default: s5 gru none)."""
+    """Memories, the columns of the table, for presets of agents with a memory (default: s5 gru none, of
+    sequence policies dm attention mamba)."""
     algorithms: tuple[str, ...] = ()
-    """Algorithms, the columns of the table, for presets of planners (default: all)."""
+    """Algorithms, the columns of the table, for presets of planners and of single-step methods (default: all)."""
     envs: tuple[str, ...] = ()
     """Environment ids, the rows (default: the preset's)."""
+    datasets: tuple[str, ...] = ()
+    """Recorded episodes, the rows, for presets that learn from these alone (default: the preset's)."""
     seeds: int = 3
     """Seeds per cell."""
     out: Path | None = None
@@ -50,9 +58,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Cell:
-    """One memory or algorithm on one environment."""
+    """One memory or algorithm on one environment or dataset."""
 
-    env: str
+    row: str
+    """The field that holds the task."""
+    task: str
     chosen: str
     folder: Path
 
@@ -78,21 +88,21 @@ def main(arguments: Sequence[str]) -> int:
         Options, args=rest, prog="compare.py PRESET", description=__doc__, return_unknown_args=True
     )
     out = options.out or Path("runs") / "compare" / preset
-    envs = options.envs or (PRESETS[preset].env,)
+    row, tasks = rows_of(preset, options)
     columns = columns_of(preset, options)
     choice = PRESETS[preset].choice
-    for fixed in ("--env", f"--{choice}", "--resume"):
+    for fixed in (f"--{row}", f"--{choice}", "--resume"):
         if fixed in training:
             raise BadRequest(f"compare sets {fixed} itself")
     training = ["--seeds", str(options.seeds), *training]
     defaults = train.options_for(preset, training, "compare.py PRESET", __doc__ or "")
     cells = []
-    for env in envs:
+    for task in tasks:
         for chosen in columns:
             # Refuses unknown names before hours of training, not after.
-            config = replace(defaults.experiment, env=env, **{choice: chosen})
+            config = resolve(replace(defaults.experiment, **{row: task, choice: chosen}))
             make_agent(config).close()
-            cell = Cell(env, chosen, out / folder_name(env, chosen))
+            cell = Cell(row, task, chosen, out / folder_name(task, chosen))
             if cell.summary is not None and read_config(cell.folder) != describe(preset, config):
                 raise BadRequest(f"{cell.folder} was trained with other options: choose another --out")
             cells.append(cell)
@@ -104,8 +114,8 @@ def main(arguments: Sequence[str]) -> int:
     failures: dict[Cell, str] = {}
     for number, cell in enumerate(cells, 1):
         if cell.summary is None:
-            say(f"[{number}/{len(cells)}] {cell.env} with {cell.chosen}")
-            failure = train_cell(preset, choice, cell, training)
+            say(f"[{number}/{len(cells)}] {cell.task} with {cell.chosen}")
+            failure = train_cell(preset, cell, training)
             if failure is not None:
                 failures[cell] = failure
                 say(f"failed: {failure}")
@@ -116,6 +126,16 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
+def rows_of(preset: str, options: Options) -> tuple[str, tuple[str, ...]]:
+    """What the rows are, the name of a field, and its values."""
+    wanted = {"env": options.envs, "dataset": options.datasets}
+    row = PRESETS[preset].row
+    for other, given in wanted.items():
+        if given and other != row:
+            raise BadRequest(f"{preset} is not compared by --{other}s; use --{row}s")
+    return row, wanted[row] or (PRESETS[preset].task,)
+
+
 def columns_of(preset: str, options: Options) -> tuple[str, ...]:
     """The memories or algorithms to compare."""
     wanted = {"memory": options.memories, "algorithm": options.algorithms}
@@ -124,12 +144,13 @@ def columns_of(preset: str, options: Options) -> tuple[str, ...]:
     for other, given in wanted.items():
         if given and other != choice:
             raise BadRequest(f"{preset} has no {flags[other]} to compare; use {flags[choice]}")
-    return wanted[choice] or (MEMORIES if choice == "memory" else algorithms_of(PRESETS[preset]))
+    memories = MIXERS if isinstance(PRESETS[preset], SequenceExperiment) else MEMORIES
+    return wanted[choice] or (memories if choice == "memory" else algorithms_of(PRESETS[preset]))
 
 
-def train_cell(preset: str, choice: str, cell: Cell, training: Sequence[str]) -> str | None:
+def train_cell(preset: str, cell: Cell, training: Sequence[str]) -> str | None:
     """Trains one cell in its own process; returns why it failed, or None."""
-    chosen = ["--env", cell.env, f"--{choice}", cell.chosen]
+    chosen = [f"--{PRESETS[preset].row}", cell.task, f"--{PRESETS[preset].choice}", cell.chosen]
     return train.run_apart([preset, *chosen, "--out", str(cell.folder), "--resume", *training])
 
 
@@ -146,8 +167,8 @@ def report(out: Path, cells: list[Cell], failures: dict[Cell, str]) -> None:
 
 
 def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
-    envs, columns = list(dict.fromkeys(c.env for c in cells)), list(dict.fromkeys(c.chosen for c in cells))
-    return envs, columns, {(cell.env, cell.chosen): cell for cell in cells}
+    tasks, columns = list(dict.fromkeys(c.task for c in cells)), list(dict.fromkeys(c.chosen for c in cells))
+    return tasks, columns, {(cell.task, cell.chosen): cell for cell in cells}
 
 
 def interval(scores: list[float]) -> tuple[float, float, float]:
@@ -156,14 +177,15 @@ def interval(scores: list[float]) -> tuple[float, float, float]:
 
 
 def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
-    """Rows are environments, columns memories or algorithms; a star where the interval lies above that of `none`."""
-    envs, columns, at = rows_and_columns(cells)
-    lines = ["| environment | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for env in envs:
-        base = at[env, "none"].scores() if "none" in columns else []
+    """Rows are tasks, columns memories or algorithms; a star where the interval lies above that of `none`."""
+    tasks, columns, at = rows_and_columns(cells)
+    kind, unit = WORDS[cells[0].row]
+    lines = [f"| {kind} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for task in tasks:
+        base = at[task, "none"].scores() if "none" in columns else []
         row = []
         for chosen in columns:
-            cell = at[env, chosen]
+            cell = at[task, chosen]
             scores = cell.scores()
             if not scores:
                 row.append("**failed**" if cell in failures else "not run")
@@ -171,14 +193,14 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
             iqm, low, high = interval(scores)
             better = bool(base) and chosen != "none" and low > interval(base)[2]
             row.append(f"{iqm:.3f} [{low:.3f}, {high:.3f}]{' *' if better else ''}")
-        lines.append(f"| {env} | " + " | ".join(row) + " |")
-    if len(envs) > 1:
+        lines.append(f"| {task} | " + " | ".join(row) + " |")
+    if len(tasks) > 1:
         row = []
         for chosen in columns:
-            tasks = [np.array(at[env, chosen].scores()) for env in envs]
-            if all(len(task) for task in tasks):
-                low, high = stratified_bootstrap(tasks)
-                row.append(f"{iqm_of_scores(tasks):.3f} [{low:.3f}, {high:.3f}]")
+            scores = [np.array(at[task, chosen].scores()) for task in tasks]
+            if all(len(task) for task in scores):
+                low, high = stratified_bootstrap(scores)
+                row.append(f"{iqm_of_scores(scores):.3f} [{low:.3f}, {high:.3f}]")
             else:
                 row.append("incomplete")
         lines.append("| **all** | " + " | ".join(row) + " |")
@@ -192,10 +214,10 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
         seeds = sorted({s["seeds"] for s in done})
         steps = sorted({s["env_steps"] for s in done})
         lines += [
-            f"Seeds: {', '.join(map(str, seeds))}. Environment steps per seed: {', '.join(f'{s:,}' for s in steps)}."
+            f"Seeds: {', '.join(map(str, seeds))}. {unit.capitalize()} per seed: {', '.join(f'{s:,}' for s in steps)}."
         ]
         lines += [f"Training time of all cells: {sum(s['wall_s'] + s['compile_s'] for s in done) / 60:.1f} minutes."]
-    lines += [f"- **failed**: {cell.env} with {cell.chosen}: {reason}" for cell, reason in failures.items()]
+    lines += [f"- **failed**: {cell.task} with {cell.chosen}: {reason}" for cell, reason in failures.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -209,16 +231,21 @@ def csv_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
         summary = cell.summary
         if summary is None:
             state = f"failed: {failures[cell]}" if cell in failures else "not run"
-            writer.writerow([cell.env, cell.chosen, state])
+            writer.writerow([cell.task, cell.chosen, state])
             continue
         scores = cell.scores()
         numbers = interval(scores) if scores else ("", "", "")
         per_seed = " ".join(f"{s:.6g}" for s in scores)
         rest = [summary["train_return"]["mean"], summary["env_steps"], summary["steps_per_s"]]
         writer.writerow(
-            [cell.env, cell.chosen, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
+            [cell.task, cell.chosen, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
         )
     return text.getvalue()
+
+
+def short(task: str) -> str:
+    """A task as a label."""
+    return Path(task).stem if Path(task).suffix else task.removeprefix("popgym/")
 
 
 def _figure(panels: int, width: float, height: float):
@@ -236,45 +263,45 @@ def _figure(panels: int, width: float, height: float):
 
 
 def draw_curves(cells: list[Cell], out: Path) -> None:
-    """One panel an environment: the agent's first metric (see `scripts.plot`) of each memory or algorithm."""
-    envs, columns, at = rows_and_columns(cells)
-    plt, figure, axes = _figure(len(envs), 3.6 if len(envs) > 1 else 6.5, 2.7 if len(envs) > 1 else 4)
+    """One panel a row: the agent's first metric (see `scripts.plot`) of each memory or algorithm."""
+    tasks, columns, at = rows_and_columns(cells)
+    plt, figure, axes = _figure(len(tasks), 3.6 if len(tasks) > 1 else 6.5, 2.7 if len(tasks) > 1 else 4)
     label = ""
-    for axis, env in zip(axes, envs, strict=False):
+    for axis, task in zip(axes, tasks, strict=False):
         for color, chosen in enumerate(columns):
-            path = at[env, chosen].folder / "metrics.jsonl"
+            path = at[task, chosen].folder / "metrics.jsonl"
             if path.exists():
                 panel = replace(PANELS[agent_of(read_config(path.parent))][0], dots=None)
                 draw_panel(axis, panel, read_metrics(path), f"C{color}", chosen)
                 label = panel.label
-        axis.set_title(env.removeprefix("popgym/"), fontsize=9)
+        axis.set_title(short(task), fontsize=9)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=8)
-    figure.supxlabel("environment steps per seed", fontsize=9)
+    figure.supxlabel(f"{WORDS[cells[0].row][1]} per seed", fontsize=9)
     figure.supylabel(label, fontsize=9)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
 
 def draw_bars(cells: list[Cell], out: Path) -> None:
-    """One group an environment: final evaluation return with 95 % intervals and the seeds as dots."""
-    envs, columns, at = rows_and_columns(cells)
-    plt, figure, axes = _figure(1, max(6.0, 1.1 * len(envs) + 2), 4)
+    """One group a row: final evaluation return with 95 % intervals and the seeds as dots."""
+    tasks, columns, at = rows_and_columns(cells)
+    plt, figure, axes = _figure(1, max(6.0, 1.1 * len(tasks) + 2), 4)
     width = 0.8 / len(columns)
     for color, chosen in enumerate(columns):
-        for place, env in enumerate(envs):
-            scores = at[env, chosen].scores()
+        for place, task in enumerate(tasks):
+            scores = at[task, chosen].scores()
             if not scores:
                 continue
             x = place + (color - (len(columns) - 1) / 2) * width
             iqm, low, high = interval(scores)
-            label = chosen if env == next(e for e in envs if at[e, chosen].scores()) else None
+            label = chosen if task == next(e for e in tasks if at[e, chosen].scores()) else None
             axes[0].bar(x, iqm, width * 0.9, color=f"C{color}", alpha=0.8, label=label)
             axes[0].vlines(x, low, high, color="black", linewidth=1.2)
             axes[0].plot([x] * len(scores), scores, ".", color="black", markersize=3)
     axes[0].axhline(0, color="black", linewidth=0.6)
-    axes[0].set_xticks(range(len(envs)), [e.removeprefix("popgym/") for e in envs], rotation=30, ha="right", fontsize=8)
+    axes[0].set_xticks(range(len(tasks)), [short(task) for task in tasks], rotation=30, ha="right", fontsize=8)
     axes[0].set_ylabel("final evaluation return")
     axes[0].legend(fontsize=8)
     figure.savefig(out, dpi=110)

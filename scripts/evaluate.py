@@ -17,6 +17,7 @@ import tyro
 
 from agents.conservative import Conservative
 from agents.drama import Drama
+from agents.offline_values import OfflineAgent
 from agents.ppo import PPO
 from agents.run import checkpoint
 from agents.run.errors import BadRequest
@@ -24,8 +25,9 @@ from agents.run.folder import read_config, say, write_atomically
 from agents.run.loop import evaluation, over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
-from configs.experiment import DramaExperiment, PPOExperiment
-from scripts.common import from_dict, make_agent, parse, run_script, with_episodes
+from agents.sequence_policy import SequenceAgent
+from configs.experiment import DramaExperiment, OfflineExperiment, PPOExperiment
+from scripts.common import from_dict, is_recorded, make_agent, parse, run_script, with_episodes
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture
@@ -60,14 +62,22 @@ def main(arguments: Sequence[str]) -> int:
     elif isinstance(config, DramaExperiment):
         greedy = config.drama.eval_greedy if options.greedy is None else options.greedy
         config = with_episodes(replace(config, drama=replace(config.drama, eval_greedy=greedy)), options.episodes)
+    elif isinstance(config, OfflineExperiment):
+        if options.greedy is False:
+            raise BadRequest(
+                "what learned from recorded episodes takes the best action and has none to sample: "
+                "leave out --greedy False"
+            )
+        greedy = True
+        config = with_episodes(config, options.episodes)
     else:
         raise BadRequest(
             f"{config.agent} learns while it acts and has no episodes to play afterwards: "
             f"what it earned is in {options.run / 'summary.json'}"
         )
-    learner = make_agent(config, options.seed)
+    learner = make_agent(config, options.seed, is_recorded(options.run))
     agent = learner.ppo if isinstance(learner, Conservative) else learner
-    assert isinstance(agent, PPO | Drama)
+    assert isinstance(agent, PPO | Drama | SequenceAgent | OfflineAgent)
     keys = seed_keys(config.seed, config.seeds)
     template = jax.eval_shape(over_seeds(learner.init, config.seeds), keys)
     found = checkpoint.restore(options.run / "checkpoints", template)
@@ -86,12 +96,29 @@ def main(arguments: Sequence[str]) -> int:
         "greedy": greedy,
         "eval_return": summarise([number(v) for v in metrics["eval/return"]]),
         "eval_length": [number(v) for v in metrics["eval/length"]],
-        "finished": [number(v) for v in metrics["eval/finished"]],
     }
+    if "eval/finished" in metrics:
+        result["finished"] = [number(v) for v in metrics["eval/finished"]]
+    if "eval/score" in metrics:
+        result["eval_score"] = summarise([number(v) for v in metrics["eval/score"]])
+    targets = {
+        name.removeprefix("eval/"): summarise([number(v) for v in values])
+        for name, values in metrics.items()
+        if "return_at_" in name or "score_at_" in name
+    }
+    if targets:
+        result["targets"] = targets
     write_atomically(options.run / "evaluation.json", json.dumps(result, indent=2) + "\n")
     for index, score in enumerate(result["eval_return"]["per_seed"]):
         print(f"seed {config.seed + index}: return {score:.4f}" if score is not None else f"seed {index}: unfinished")
     print(f"mean {result['eval_return']['mean']}, 95 % interval {result['eval_return']['ci95']}")
+    if "eval_score" in result:
+        print(f"normalised score {result['eval_score']['mean']:.1f}")
+    for name, values in targets.items():
+        print(f"{name}: mean {values['mean']:.4f}")
+    if isinstance(agent, SequenceAgent):
+        say("sequence policies are not drawn: no eval.gif")
+        return 0
     if options.gif_steps and agent.env.is_host_pool:
         say(f"{config.evaluated} runs in an emulator that cannot be drawn: no eval.gif")
     elif options.gif_steps:
@@ -104,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def draw(agent: PPO | Drama, state: Any, key: jax.Array, steps: int, out: Path) -> bool:
+def draw(agent: PPO | Drama | OfflineAgent, state: Any, key: jax.Array, steps: int, out: Path) -> bool:
     """Draws `steps` steps of one environment under the policy of `state` (one seed) into the GIF `out`.
 
     Returns:
@@ -112,12 +139,13 @@ def draw(agent: PPO | Drama, state: Any, key: jax.Array, steps: int, out: Path) 
     """
     from PIL import Image, ImageDraw  # only once there is something to draw
 
+    env = agent.env if isinstance(agent, OfflineAgent) else agent.eval_env
     env_states, actions, returns = jax.device_get(jax.jit(agent.record, static_argnums=2)(state, key, steps))
     frames = []
     try:
         for t in range(steps):
             now = jax.tree.map(lambda x: x[t], env_states)
-            picture = Image.fromarray(np.asarray(agent.eval_env.render(now, agent.eval_env.default_params)))
+            picture = Image.fromarray(np.asarray(env.render(now, env.default_params)))
             frame = Image.new("RGB", (picture.width, picture.height + CAPTION), "white")
             frame.paste(picture)
             action = np.array2string(actions[t, 0], precision=2)

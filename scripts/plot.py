@@ -40,6 +40,8 @@ class Panel:
     """Also draw the line at 0."""
     events: str | None = None
     """Instead of a curve: `key` and this metric hold the steps of two kinds of events, drawn as dots and bars."""
+    targets: bool = False
+    """Instead of a curve: the latest metrics `<key><number>` over these numbers, and where both are equal."""
 
 
 PANELS: dict[str, tuple[Panel, ...]] = {
@@ -53,6 +55,16 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("train/return", "return while learning", floor="train/threshold"),
         Panel("train/learner_steps", "share of steps that the learner makes"),
         Panel("eval/return", "return of the learner alone"),
+    ),
+    "sequence": (
+        Panel("eval/return", "return of the best target"),
+        Panel("loss/action", "loss of the action"),
+        Panel("eval/return_at_", "return achieved", targets=True),
+    ),
+    "values": (
+        Panel("eval/return", "return of the best actions"),
+        Panel("loss/policy", "loss of the policy"),
+        Panel("loss/value", "value, or its loss"),
     ),
     "lsd": (
         Panel("train/regret", "cumulative regret against (1 - 1/e) LP"),
@@ -99,8 +111,34 @@ def chosen_of(config: dict[str, Any]) -> str:
     return config[EXPERIMENTS[agent_of(config)].choice]
 
 
+def task_of(config: dict[str, Any]) -> str:
+    """The environment or dataset of a `config.yaml`."""
+    return config[EXPERIMENTS[agent_of(config)].row]
+
+
+def steps_of(config: dict[str, Any]) -> str:
+    """What the steps of a run count, for an axis."""
+    return "gradient steps per seed" if "dataset" in config else "environment steps per seed"
+
+
+def draw_targets(axes: Any, panel: Panel, rows: list[Row], color: str, label: str) -> int:
+    """Draws a panel with `targets`. Returns the number of seeds, 0 before the first evaluation."""
+    names = {key: float(key.removeprefix(panel.key)) for row in rows for key in row if key.startswith(panel.key)}
+    names = dict(sorted(names.items(), key=lambda item: item[1]))
+    values = np.array([band(rows, key)[1][-1] for key in names])
+    if not names:
+        return 0
+    asked = list(names.values())
+    axes.plot(asked, values.mean(1), "o-", color=color, label=label, markersize=4)
+    axes.fill_between(asked, *spread(values), color=color, alpha=0.2, linewidth=0)
+    axes.axline((asked[0], asked[0]), slope=1, linestyle="--", color="black", linewidth=1)
+    return values.shape[-1]
+
+
 def draw_panel(axes: Any, panel: Panel, rows: list[Row], color: str, label: str) -> int:
     """Draws `panel` of one run. Returns the number of its seeds, 0 if the metric is missing."""
+    if panel.targets:
+        return draw_targets(axes, panel, rows, color, label)
     steps, values = band(rows, panel.key)
     if panel.events:
         for key, style, shade in ((panel.events, "|", "0.6"), (panel.key, ".", color)):
@@ -147,14 +185,14 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
     panels = PANELS[agents[0]]
     plt.switch_backend("Agg")
     size = (7, 4.2) if len(panels) == 1 else (5.5 * len(panels), 4)
-    envs = {config["env"] for config, _ in runs}
+    tasks = {task_of(config) for config, _ in runs}
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
     for panel, axes in zip(panels, all_axes.flat, strict=True):
         seeds = 0
         for color, (config, rows) in enumerate(runs):
-            label = chosen_of(config) if len(envs) == 1 else f"{config['env']}, {chosen_of(config)}"
+            label = chosen_of(config) if len(tasks) == 1 else f"{task_of(config)}, {chosen_of(config)}"
             seeds = max(seeds, draw_panel(axes, panel, rows, f"C{color}", label))
-        axes.set_xlabel("environment steps per seed")
+        axes.set_xlabel("return asked for" if panel.targets else steps_of(runs[0][0]))
         axes.set_ylabel(panel.label)
         if panel.events:
             axes.set_title("of each log point the latest", fontsize=9)
@@ -166,8 +204,8 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
         axes.grid(alpha=0.3)
     if all_axes.flat[0].get_legend_handles_labels()[0]:
         all_axes.flat[0].legend(fontsize=8)
-    if len(envs) == 1:
-        figure.suptitle(envs.pop(), fontsize=10)
+    if len(tasks) == 1:
+        figure.suptitle(tasks.pop(), fontsize=10)
     figure.savefig(out, dpi=120)
     plt.close(figure)
 

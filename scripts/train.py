@@ -1,4 +1,4 @@
-"""Train an agent: PPO with a memory, a world model, or a planner.
+"""Train an agent: PPO with a memory, a world model, a policy on recorded episodes, or a planner.
 
     python scripts/train.py PRESET [--env ID] [--memory NAME] [--seeds N] [--total-steps N] [--out DIR] [--resume] ...
 
@@ -9,25 +9,31 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import jax
+import numpy as np
 import tyro
 
 from agents.drama import Drama
 from agents.run.errors import BadRequest, Interrupted
 from agents.run.folder import RunFolder, say
 from agents.run.loop import Agent, LoopSettings, seed_keys, train
+from agents.run.metrics import Row, read_metrics
+from agents.run.statistics import summarise
 from agents.stepmix import StepMix
-from configs.experiment import Experiment
+from configs.experiment import Experiment, OfflineExperiment
 from configs.presets import PRESETS
-from scripts.common import default_folder, describe, divide, make_agent, parse, run_script, split_preset
+from scripts.common import default_folder, describe, divide, make_agent, parse, resolve, run_script, split_preset
 from scripts.dream import draw_dream
 from scripts.plot import draw_curves
 
+LAST = 5
+"""Evaluations in the mean of the last ones."""
 VIEWS = 50_000
 """Seed, counted from the run's, of the emulators that are only looked at."""
 
@@ -40,7 +46,7 @@ class Options(Generic[Kind]):
 
     experiment: Annotated[Kind, tyro.conf.arg(name="")]
     out: Path | None = None
-    """Run folder (default: runs/<preset>/<env>-<memory>-<time>)."""
+    """Run folder (default: runs/<preset>/<env or dataset>-<memory>-<time>)."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in --out from its newest intact checkpoint (a folder without one starts from the beginning)."""
     wandb: Literal["disabled", "offline", "online"] = "disabled"
@@ -66,12 +72,22 @@ def options_for(preset: str, arguments: Sequence[str], prog: str, title: str) ->
     return parse(Options[type(experiment)], Options(experiment), arguments, prog, description)
 
 
-def run(preset: str, options: "Options[Experiment]") -> Path:
-    """Trains as `options` say and returns the run folder."""
-    config = options.experiment
+def run(
+    preset: str,
+    options: "Options[Experiment]",
+    agent: Agent | None = None,
+    keep: Callable[[Path, int, Any, Any], None] | None = None,
+) -> Path:
+    """Trains as `options` say and returns the run folder.
+
+    Args:
+        agent: of the configuration, on functional environments (default: made here).
+        keep: as for `agents.run.loop.train`, with the run folder first.
+    """
     if options.resume and options.out is None:
         raise BadRequest("--resume needs --out, the folder to continue")
-    agent = make_agent(config)  # refuses what cannot be built before anything is written
+    config = resolve(options.experiment)
+    agent = agent or make_agent(config)  # refuses what cannot be built before anything is written
     refuse_unsafe(agent, config)
     described = describe(preset, config)
     folder = RunFolder(options.out or default_folder(preset, config), described, options.resume)
@@ -79,7 +95,7 @@ def run(preset: str, options: "Options[Experiment]") -> Path:
         say(f"{folder.path} is already complete")
         return folder.path
     settings = LoopSettings(
-        label=f"{config.env} {config.chosen}",
+        label=f"{config.task} {config.chosen}",
         seeds=config.seeds,
         seed=config.seed,
         plan=divide(config, agent),
@@ -102,9 +118,14 @@ def run(preset: str, options: "Options[Experiment]") -> Path:
         finally:
             fresh.close()
 
-    numbers = train(agent, lambda seed: make_agent(config, seed), settings, folder, described, views)
+    record = None if keep is None else partial(keep, folder.path)
+    numbers = train(agent, lambda seed: make_agent(config, seed), settings, folder, described, views, record)
     draw_curves([folder.path], folder.path / "curves.png")
-    folder.write_summary({"preset": preset, "env": config.env, config.choice: config.chosen, **numbers})
+    described_task = {"env": config.env}
+    if isinstance(config, OfflineExperiment):
+        described_task["dataset"] = config.dataset
+        numbers |= other_evaluations(read_metrics(folder.path / "metrics.jsonl"))
+    folder.write_summary({"preset": preset, **described_task, config.choice: config.chosen, **numbers})
     final = numbers["eval_return"]["mean"]
     say(
         f"done: eval return {'n/a' if final is None else f'{final:.3f}'} (mean of {config.seeds}), "
@@ -112,6 +133,15 @@ def run(preset: str, options: "Options[Experiment]") -> Path:
         f"in {folder.path}"
     )
     return folder.path
+
+
+def other_evaluations(rows: list[Row]) -> dict[str, Any]:
+    """What papers report beside the final evaluation: the mean of the last ones, and (optimistic) the greatest."""
+    returns = np.array([row["eval/return"] for row in rows if "eval/return" in row], float)
+    return {
+        f"eval_return_last_{LAST}_mean": summarise(returns[-LAST:].mean(0).tolist()),
+        "eval_return_max": summarise(returns.max(0).tolist()),
+    }
 
 
 def run_apart(arguments: Sequence[str], seconds: float | None = None) -> str | None:

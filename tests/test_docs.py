@@ -17,13 +17,14 @@ import pytest
 
 from agents.ppo import PPOSettings
 from agents.run.metrics import aggregate
+from benchmarks.offline import random_episodes
 from configs.experiment import EXPERIMENTS, Experiment, NetworkSettings, ObservationSettings, PPOExperiment
-from configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS
+from configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
 from envs import registry
 from envs.vector import Vectorised
 from memory import MEMORIES, make_memory, memory_options
 from scripts import atari100k, compare, dream, evaluate, plot, train
-from scripts.common import make_agent
+from scripts.common import VALUE_METHODS, make_agent, make_sequence, make_values
 from tests.memory import contract
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,64 @@ def test_planners_are_documented():
         assert metrics == metric_names(preset) - others, preset.agent
 
 
+def check_settings(page: str, group: str, *presets: Experiment) -> None:
+    """The table of a group of settings has every key, and its value in two presets."""
+
+    def words(value: Any) -> str:
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        if isinstance(value, tuple):
+            return " ".join(map(str, value)) or "none"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    table = section(page, f"## Settings of {group}")
+    values = {key: (a, b) for key, a, b in re.findall(r"^\| `([\w.]+)` \| ([^|]*) \| ([^|]*) \|", table, re.MULTILINE)}
+    first, second = (vars(getattr(preset, group)) for preset in presets)
+    assert values == {f"{group}.{key}": (words(first[key]), words(second[key])) for key in first}
+
+
+def test_offline_is_documented():
+    """Presets of the sequence policy, every setting with its value in two of them, and metrics."""
+    page = read("offline.md")
+    rows = re.findall(
+        r"^\| `([\w/-]+)` \| [^|]* \| (\w+), width (\d+), (\d+) layers \| ([\d,]+) \|", page, re.MULTILINE
+    )
+    assert {name: (memory, int(width), int(layers), steps) for name, memory, width, layers, steps in rows} == {
+        name: (p.memory, p.mixer.width, p.mixer.layers, f"{p.total_steps:,}") for name, p in SEQUENCE_PRESETS.items()
+    }
+    for group in ("sequence", "mixer"):
+        check_settings(page, group, *(SEQUENCE_PRESETS[name] for name in ("dm", "dm-pendulum")))
+    preset = SEQUENCE_PRESETS["dm-pendulum"]
+    agent = make_sequence(
+        dataclasses.replace(preset, sequence=dataclasses.replace(preset.sequence, alpha_T=0.5)),
+        random_episodes(references=True),
+    )
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    metrics = {*jax.eval_shape(agent.update, state)[1], *jax.eval_shape(agent.evaluate, state, jax.random.key(0))}
+    named = {re.sub("at_.*", "at_<target>", name) for name in metrics}
+    assert any(name.startswith("eval/recurrent_") for name in named)
+    documented = set(defined(section(page, "## Metrics")))
+    assert {name for name in named if not name.startswith("eval/recurrent_")} == documented - {"eval/recurrent_..."}
+
+
+def test_offline_values_are_documented():
+    """Presets, every setting with its value in both, and the metrics of all algorithms, with and without a memory."""
+    page = read("offline-values.md")
+    rows = re.findall(r"^\| `([\w-]+)` \| [^|]* \| ([\w/.-]+) \| (\w+) \| ([\d,]+) \|", page, re.MULTILINE)
+    assert {name: tuple(row) for name, *row in rows} == {
+        name: (p.dataset, p.algorithm, f"{p.total_steps:,}") for name, p in VALUE_PRESETS.items()
+    }
+    for group in (*VALUE_METHODS, "history", "bisimulation"):
+        check_settings(page, group, *(VALUE_PRESETS[name] for name in ("offline", "offline-pendulum")))
+    episodes, metrics = random_episodes(episodes=2, references=True), set()
+    for algorithm, memory in (*((name, "") for name in VALUE_METHODS), ("iql", "gru")):
+        preset = dataclasses.replace(VALUE_PRESETS["offline-pendulum"], algorithm=algorithm, memory=memory)
+        agent = make_values(preset, episodes)
+        state = jax.eval_shape(agent.init, jax.random.key(0))
+        metrics |= {*jax.eval_shape(agent.update, state)[1], *jax.eval_shape(agent.evaluate, state, jax.random.key(0))}
+    assert {re.sub("at_.*", "at_<target>", name) for name in metrics} == set(defined(section(page, "## Metrics")))
+
+
 def test_drama_is_documented():
     """Presets, and every setting with its value in two of them."""
     page = read("drama.md")
@@ -93,20 +152,8 @@ def test_drama_is_documented():
         name: (p.env, p.memory, p.world.width, f"{p.total_steps:,}") for name, p in DRAMA_PRESETS.items()
     }
 
-    def words(value: Any) -> str:
-        if isinstance(value, bool):
-            return "on" if value else "off"
-        if isinstance(value, tuple):
-            return " ".join(map(str, value)) or "none"
-        return f"{value:,}" if isinstance(value, int) else str(value)
-
     for group in ("drama", "world"):
-        table = section(page, f"## Settings of {group}")
-        values = {
-            key: (a, b) for key, a, b in re.findall(r"^\| `([\w.]+)` \| ([^|]*) \| ([^|]*) \|", table, re.MULTILINE)
-        }
-        full, small = (vars(getattr(DRAMA_PRESETS[name], group)) for name in ("atari100k", "drama-catch"))
-        assert values == {f"{group}.{key}": (words(full[key]), words(small[key])) for key in full}
+        check_settings(page, group, *(DRAMA_PRESETS[name] for name in ("atari100k", "drama-catch")))
     agent = make_agent(DRAMA_PRESETS["drama-catch"])
     _, update = jax.eval_shape(agent.update, jax.eval_shape(agent.init, jax.random.key(0)))
     collected = {"train/episodes", "train/return_sum", "train/length_sum"}

@@ -6,6 +6,7 @@ Python runs between chunks and nowhere else. What is computed depends on the num
 so a run resumed from any checkpoint repeats what the unbroken run does, bit for bit.
 """
 
+import dataclasses
 import functools
 import math
 import signal
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,9 @@ EVALUATION = 0x5EED  # separates the keys of evaluation from those of training
 
 class Agent(Protocol):
     """What the loop needs. All three functions are pure and traceable; metrics are dicts of scalars.
+
+    Recorded experience that it learns from is its attribute `data`, a pytree, and it a dataclass: the loop hands the
+    data to the compiled programs as an argument, once for all seeds, so it is no part of the state or of the programs.
 
     If `env` is a host pool, `update` also returns its actions `[T, B, ...]` as the metric `replay/action`, and the
     state has the fields `env`, `obs` and `reset`.
@@ -114,6 +118,11 @@ def evaluation(agent: Agent, seeds: int) -> Callable:
     return over_seeds(functools.partial(agent.evaluate, axis_name="seeds" if seeds > 1 else None), seeds)
 
 
+def given(agent: Agent, data: Any) -> Agent:
+    """`agent` with `data` in place of its own, if it has any."""
+    return agent if data is None else dataclasses.replace(cast(Any, agent), data=data)
+
+
 @dataclass
 class Compiled:
     """The three programs of a run, compiled ahead of time for all seeds."""
@@ -130,20 +139,30 @@ class Compiled:
 def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int) -> Compiled:
     """Compiles `init`, one chunk of updates, and `evaluate`, for all seeds together."""
     started = time.perf_counter()
-    update_all = over_seeds(agent.update, seeds)
+    data = getattr(agent, "data", None)
 
-    def chunk(states):
+    def init_all(keys, data):
+        return over_seeds(given(agent, data).init, seeds)(keys)
+
+    def chunk(states, data):
+        update_all = over_seeds(given(agent, data).update, seeds)
         return jax.lax.scan(lambda s, _: update_all(s), states, None, length=updates_per_chunk)
 
+    def evaluate_all(states, keys, data):
+        return evaluation(given(agent, data), seeds)(states, keys)
+
+    def compiled(lowered):
+        return functools.partial(lowered.compile(), data=data)
+
     keys = jax.eval_shape(lambda: seed_keys(0, seeds))
-    init = jax.jit(over_seeds(agent.init, seeds)).lower(keys)
+    init = jax.jit(init_all).lower(keys, data=data)
     template = init.out_info
-    update = jax.jit(chunk, donate_argnums=0).lower(template)
+    update = jax.jit(chunk, donate_argnums=0).lower(template, data=data)
     action = update.out_info[1].get("replay/action")
     return Compiled(
-        init=init.compile(),
-        chunk=update.compile(),
-        evaluate=jax.jit(evaluation(agent, seeds)).lower(template, keys).compile(),
+        init=compiled(init),
+        chunk=compiled(update),
+        evaluate=compiled(jax.jit(evaluate_all).lower(template, keys, data=data)),
         template=template,
         action=None if action is None else jax.ShapeDtypeStruct(action.shape[1:], action.dtype),
         seconds=time.perf_counter() - started,
@@ -157,12 +176,15 @@ def train(
     folder: RunFolder,
     config: dict[str, Any],
     views: Callable[[Any], list[Path]] = lambda states: [],
+    keep: Callable[[int, Any, Any], None] | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of the plan and writes the run folder; continues from its newest intact checkpoint.
 
     Args:
         remake: makes the agent again with another seed for its emulators (functional environments ignore it).
         views: draws pictures of the trained states, of which Weights & Biases gets a copy.
+        keep: gets every chunk's number, its metric `replay/record` `[updates, seeds, ...]` and the states after it,
+            before the chunk is checkpointed; a run that resumes may repeat some, with the same values.
 
     Returns:
         the summary's numbers (see `summary.json` in the documentation).
@@ -200,7 +222,7 @@ def train(
         wandb = WandbLog(settings.wandb, folder.path, config)
         try:
             states, wall = _train_chunks(
-                agent, settings, folder, programs, states, first, wall, log, actions, wandb, display, stop
+                agent, settings, folder, programs, states, first, wall, log, actions, wandb, display, stop, keep
             )
             for picture in views(states):
                 wandb.picture(picture)
@@ -231,6 +253,7 @@ def _train_chunks(
     wandb: WandbLog,
     display: Display,
     stop: "_StopRequest",
+    keep: Callable[[int, Any, Any], None] | None,
 ) -> tuple[Any, float]:
     chunks = settings.plan.chunks
     steps_per_chunk = settings.plan.updates_per_chunk * agent.steps_per_update
@@ -246,6 +269,8 @@ def _train_chunks(
         metrics = jax.device_get(metrics)
         if actions is not None:
             actions.write(metrics["replay/action"])
+        if keep is not None:
+            keep(done, metrics["replay/record"], states)
         metrics = aggregate(metrics)
         seconds = time.perf_counter() - started
         _check_finite(metrics, folder, done)

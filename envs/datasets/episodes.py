@@ -1,0 +1,107 @@
+"""Recorded episodes in memory, as the formats of this folder read and write them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a dataset comes from; all of it is kept inside the file."""
+
+    env: str
+    """Environment id in the registry; empty where it is unknown (a foreign file)."""
+    keep: tuple[int, ...] = ()
+    """Entries of the flat observation that were kept (empty: all)."""
+    time_limit: int = 0
+    """Episodes were cut after this many steps (0: the environment's own limit)."""
+    tier: str = ""
+    """random, medium, medium-replay, medium-expert, expert, full-replay, or whatever its maker calls it."""
+    algorithm: str = ""
+    """What acted."""
+    seed: int | None = None
+    score: float | None = None
+    """Normalised score of the policy that acted, in per cent of the expert's, where there was one policy."""
+    ref_min: float | None = None
+    """Mean undiscounted return of random actions: a normalised score of 0."""
+    ref_max: float | None = None
+    """Mean undiscounted return of the expert: a normalised score of 100."""
+    versions: str = ""
+    """Package versions and code version, as text."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Whole episodes, one after another.
+
+    Episode `e` has `lengths[e]` steps and `lengths[e] + 1` observations: the last one is what followed its last step.
+    Observations are as the environment gives them, before any normalisation; actions as they were executed.
+
+    Raises:
+        ValueError: arrays whose sizes do not fit together, numbers that are not finite, an empty dataset.
+    """
+
+    obs: np.ndarray
+    """float32 `[N + E, O]`, of `N` steps in `E` episodes."""
+    action: np.ndarray
+    """float32 `[N, A]`, or int32 `[N]` where actions are discrete."""
+    reward: np.ndarray
+    """float32 `[N]`."""
+    terminated: np.ndarray
+    """bool `[E]`: ended by the task; else cut by a limit or by the end of the recording."""
+    lengths: np.ndarray
+    """int64 `[E]`."""
+    origin: Origin
+    num_actions: int | None = None
+    """Discrete actions are below this."""
+    action_low: np.ndarray | None = None
+    """float32 `[A]`: least and greatest continuous actions."""
+    action_high: np.ndarray | None = None
+
+    def __post_init__(self):
+        steps, episodes = len(self.reward), len(self.lengths)
+        if not steps:
+            raise ValueError("the dataset is empty")
+        if np.any(self.lengths < 1) or int(self.lengths.sum()) != steps:
+            raise ValueError(f"episode lengths do not add up: {int(self.lengths.sum())} in {steps} steps")
+        if self.obs.ndim != 2 or len(self.obs) != steps + episodes:
+            raise ValueError(f"observations of shape {self.obs.shape} do not fit {steps} steps in {episodes} episodes")
+        if len(self.action) != steps:
+            raise ValueError(f"{len(self.action)} actions do not fit {steps} rewards")
+        if self.terminated.shape != (episodes,):
+            raise ValueError(f"terminated of shape {self.terminated.shape} does not fit {episodes} episodes")
+        for name in ("obs", "action", "reward"):
+            if not np.all(np.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} has entries that are not finite")
+        if self.discrete:
+            if self.num_actions is None or self.action.min() < 0 or self.action.max() >= self.num_actions:
+                raise ValueError(f"discrete actions must lie in [0, {self.num_actions})")
+        elif self.action.ndim != 2 or self.action_low is None or self.action_high is None:
+            raise ValueError("continuous actions [N, A] need their bounds")
+
+    @property
+    def discrete(self) -> bool:
+        return np.issubdtype(self.action.dtype, np.integer)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The first step of each episode `[E]`."""
+        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of each episode `[E]`."""
+        return np.add.reduceat(self.reward.astype(np.float64), self.starts)
+
+    def score(self, returns: Any) -> Any:
+        """Normalised score: 0 for random actions, 100 for the expert.
+
+        Raises:
+            ValueError: the dataset does not say what those achieve.
+        """
+        low, high = self.origin.ref_min, self.origin.ref_max
+        if low is None or high is None or high <= low:
+            raise ValueError(f"the dataset has no usable reference returns (random {low}, expert {high})")
+        return 100.0 * (np.asarray(returns) - low) / (high - low)

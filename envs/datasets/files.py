@@ -1,0 +1,136 @@
+"""What the formats share: whole files or none, errors that name the file, and the origin as JSON."""
+
+import dataclasses
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from envs.datasets.episodes import Origin
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for a file or a folder; what was written there takes the place of `path` at the
+    end. After an error `path` is as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        for file in [*partial.rglob("*"), partial]:
+            handle = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        if path.is_dir():  # a rename does not replace a folder that holds something
+            old = path.with_name(f".{path.name}.old")
+            _remove(old)
+            path.rename(old)
+            try:
+                partial.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
+            _remove(old)
+        else:
+            partial.rename(path)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what reading a bad file raises into a ValueError of one line that begins with `path`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ValueError(f"{path}: {' '.join(str(reason).split())}") from None
+
+
+def stored(group: h5py.Group, name: str) -> Any:
+    """The array or text `name` in an open HDF5 file.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = group.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{name} is not an array")
+    return found[()]
+
+
+def numbers(name: str, array: Any, dtype: Any) -> np.ndarray:
+    """`array` as `dtype`.
+
+    Raises:
+        ValueError: it does not hold numbers.
+    """
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} does not hold numbers but {array.dtype}")
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is refused
+        return array.astype(dtype, copy=False)
+
+
+def actions(array: Any, count: Any, low: Any, high: Any) -> dict[str, Any]:
+    """The fields of `Episodes` that concern actions, from what a file has: integers are discrete.
+
+    A file may lack `count`, or the bounds: then `count` is one more than the greatest action, and bounds are -1 and 1,
+    as in most continuous control, or the least and greatest action where these lie outside.
+    """
+    array = np.asarray(array)
+    if array.dtype.kind in "iu":
+        array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+        if array.ndim != 1:
+            raise ValueError(f"actions of several integers, shape {array.shape}, are not supported")
+        return {
+            "action": array.astype(np.int32),
+            "num_actions": int(array.max(initial=0) + 1 if count is None else count),
+        }
+    array = numbers("actions", array, np.float32)
+    array = array[:, None] if array.ndim == 1 else array.reshape(len(array), -1)
+    if low is None or high is None:
+        low, high = np.minimum(array.min(axis=0, initial=-1.0), -1.0), np.maximum(array.max(axis=0, initial=1.0), 1.0)
+    low, high = (
+        np.broadcast_to(numbers("action bounds", bound, np.float32).reshape(-1), array.shape[1:]).copy()
+        for bound in (low, high)
+    )
+    return {"action": array, "action_low": low, "action_high": high}
+
+
+def dump_origin(origin: Origin) -> str:
+    return json.dumps(dataclasses.asdict(origin))
+
+
+def load_origin(values: Mapping[str, Any] | str | bytes) -> Origin:
+    """The origin of `dump_origin`, as text or parsed.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        fields = json.loads(values) if isinstance(values, str | bytes) else dict(values)
+        return Origin(**{**fields, "keep": tuple(fields["keep"])})
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("the record of where the data come from is damaged") from None

@@ -1,0 +1,64 @@
+"""The suite's own format: the arrays of `Episodes` and one JSON text in an uncompressed `.npz`. The fastest to read."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from envs.datasets.episodes import Episodes
+from envs.datasets.files import dump_origin, load_origin, numbers, reading, replacing
+
+ARRAYS = {"obs": np.float32, "reward": np.float32, "terminated": np.bool_, "lengths": np.int64}
+"""Arrays of every file; besides these there are `action`, and its bounds if it is continuous."""
+VERSION = 1
+
+
+def write(episodes: Episodes, path: Path) -> None:
+    header = {
+        "version": VERSION,
+        "num_actions": episodes.num_actions,
+        "origin": json.loads(dump_origin(episodes.origin)),
+    }
+    arrays = {name: getattr(episodes, name) for name in (*ARRAYS, "action")}
+    if not episodes.discrete:
+        arrays |= {"action_low": episodes.action_low, "action_high": episodes.action_high}
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, header=np.array(json.dumps(header)), **arrays)
+
+
+def read(path: Path) -> Episodes:
+    """Raises ValueError, in one line that names the file, for whatever is wrong with it."""
+    with reading(path):
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("not an npz file, or one that was cut short")
+        with np.load(path, allow_pickle=False) as stored:
+            missing = sorted({*ARRAYS, "action", "header"} - {*stored.files})
+            if missing:
+                raise ValueError(f"lacks {', '.join(missing)}")
+            try:
+                arrays = {name: stored[name] for name in stored.files}
+            except ValueError as error:
+                if "allow_pickle" not in str(error):
+                    raise
+                raise ValueError("holds Python objects, which can run code and are not read") from None
+        try:
+            header = json.loads(str(arrays.pop("header")))
+            version, num_actions, origin = header["version"], header["num_actions"], header["origin"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError("its header is damaged") from None
+        if version != VERSION:
+            raise ValueError(f"is of version {version}, not {VERSION}")
+        continuous = {}
+        if num_actions is None:
+            if not {"action_low", "action_high"} <= {*arrays}:
+                raise ValueError("lacks the bounds of its continuous actions")
+            continuous = {name: numbers(name, arrays[name], np.float32) for name in ("action_low", "action_high")}
+        return Episodes(
+            **{name: numbers(name, arrays[name], dtype) for name, dtype in ARRAYS.items()},
+            action=numbers("action", arrays["action"], np.float32 if num_actions is None else np.int32),
+            num_actions=num_actions,
+            origin=load_origin(origin),
+            **continuous,
+        )

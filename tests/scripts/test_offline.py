@@ -1,0 +1,268 @@
+"""Learning from recorded episodes on the command line: what a run leaves behind, how it resumes, what is refused."""
+
+import json
+import shutil
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from agents.run import checkpoint, loop
+from agents.run.errors import BadRequest
+from agents.run.loop import seed_keys
+from envs import datasets
+from envs.datasets import Episodes, Origin
+from scripts import compare, evaluate, plot, train
+
+STEPS, EPISODES = 6, 7
+
+
+def tiny(path: Any) -> list[str]:
+    sizes = "--mixer.width 8 --mixer.layers 1 --sequence.context 3 --sequence.batch-size 4 --sequence.eval-episodes 2"
+    evolving = "--sequence.alpha-T 0.85 --sequence.epoch 4 --sequence.targets -40 -20 --sequence.acting window"
+    run = "--memory none --total-steps 12 --log-points 4 --eval-points 2 --seeds 2 --checkpoint-seconds 0 --quiet"
+    return ["dm-pendulum", "--dataset", str(path), *f"{sizes} {evolving} {run}".split()]
+
+
+def tiny_values(*algorithms: str) -> list[str]:
+    """Options of small runs of methods that learn from single steps."""
+    sizes = [f"--{name}.{size}" for name in algorithms for size in ("hidden 8", "batch-size 4", "eval-episodes 2")]
+    run = "--total-steps 12 --log-points 4 --eval-points 2 --checkpoint-seconds 0 --quiet"
+    return " ".join([*sizes, run]).split()
+
+
+def histories(path: Any) -> list[str]:
+    memory = "--memory gru --history.width 4 --bisimulation.window 3 --bisimulation.model 4 --seeds 2"
+    return ["offline-pendulum", "--dataset", str(path), *memory.split(), *tiny_values("iql")]
+
+
+def write(path: Any, **origin: Any) -> None:
+    rng = np.random.default_rng(0)
+    recorded = Origin(**({"env": "gymnax/Pendulum-v1", "time_limit": STEPS, "ref_min": -60.0, "ref_max": 0.0} | origin))
+    episodes = Episodes(
+        obs=rng.normal(size=(EPISODES * (STEPS + 1), 3)).astype(np.float32),
+        action=rng.uniform(-2, 2, (EPISODES * STEPS, 1)).astype(np.float32),
+        reward=rng.uniform(-8, 0, EPISODES * STEPS).astype(np.float32),
+        terminated=np.zeros(EPISODES, bool),
+        lengths=np.full(EPISODES, STEPS),
+        origin=recorded,
+        action_low=np.full(1, -2.0, np.float32),
+        action_high=np.full(1, 2.0, np.float32),
+    )
+    datasets.save(episodes, path)
+
+
+def trained(folder: Any, arguments: Any) -> SimpleNamespace:
+    """A run, and the programs that it compiled."""
+    write(folder / "recorded.npz")
+    kept, compile_agent = [], loop.compile_agent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_agent", lambda *arguments: kept.append(compile_agent(*arguments)) or kept[-1])
+        assert train.main([*arguments(folder / "recorded.npz"), "--out", str(folder / "run")]) == 0
+    data = folder / "recorded.npz"
+    return SimpleNamespace(run=folder / "run", data=data, programs=kept[0], arguments=arguments(data))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sequence policy."""
+    return trained(tmp_path_factory.mktemp("offline"), tiny)
+
+
+@pytest.fixture(scope="module")
+def valued(tmp_path_factory):
+    """Implicit Q-learning on histories."""
+    return trained(tmp_path_factory.mktemp("values"), histories)
+
+
+def rows_of(run: Any) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("wall_s", "steps_per_s")} for row in rows]
+
+
+def test_a_run_leaves_everything_behind(finished):
+    summary = json.loads((finished.run / "summary.json").read_text())
+    rows = rows_of(finished.run)
+    assert summary["dataset"] == str(finished.data)
+    assert summary["env"] == "gymnax/Pendulum-v1"
+    assert summary["memory"] == "none"
+    assert summary["env_steps"] == rows[-1]["env_steps"] == 12
+    returns = np.array([row["eval/return"] for row in rows if "eval/return" in row])
+    assert returns.shape == (2, 2)
+    assert summary["eval_return"]["per_seed"] == pytest.approx(returns[-1])
+    assert summary["eval_return_last_5_mean"]["per_seed"] == pytest.approx(returns.mean(0))
+    assert summary["eval_return_max"]["per_seed"] == pytest.approx(returns.max(0))
+    assert {f"eval/{kind}_at_-{target}" for kind in ("return", "score") for target in (40, 20)} <= set(rows[-1])
+    assert rows[-1]["eval/score"][0] == pytest.approx(100 * (rows[-1]["eval/return"][0] + 60) / 60, abs=1e-3)
+    assert rows[-1]["eval/length"] == [STEPS, STEPS], "the time limit of the recording holds"
+    assert (finished.run / "curves.png").stat().st_size > 1000
+    assert yaml.safe_load((finished.run / "config.yaml").read_text())["env"] == "gymnax/Pendulum-v1"
+
+
+@pytest.mark.parametrize("kind", ["finished", "valued"])
+def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(kind, request, tmp_path):
+    finished, broken = request.getfixturevalue(kind), tmp_path / "broken"
+    shutil.copytree(finished.run, broken)
+    shutil.rmtree(broken / "checkpoints" / "4")
+    (broken / "summary.json").unlink()
+    assert train.main([*finished.arguments, "--out", str(broken), "--resume"]) == 0
+    assert rows_of(broken) == rows_of(finished.run)
+    states = []
+    for run in (finished.run, broken):
+        found = checkpoint.restore(run / "checkpoints", finished.programs.template)
+        assert found is not None
+        assert found[1]["chunk"] == 4
+        states.append(found[0])
+    for a, b in zip(*(jax.tree.leaves(state) for state in states), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("finished", "loss/action"), ("valued", "loss/policy")])
+def test_the_data_are_an_argument_of_the_program(kind, loss, request):
+    """Not in the state, not in the program, and once for both seeds."""
+    programs = request.getfixturevalue(kind).programs
+    sizes = {size for leaf in jax.tree.leaves(programs.template) for size in leaf.shape}
+    assert not sizes & {EPISODES * STEPS, EPISODES * (STEPS + 1)}
+    data = programs.chunk.keywords["data"]
+    assert data.reward.shape == (EPISODES * STEPS,)
+    losses = []
+    for given in (data, data.replace(action=-data.action)):
+        states = programs.init(seed_keys(0, 2))
+        losses.append(partial(programs.chunk.func, data=given)(states)[1][loss])
+    assert np.abs(losses[0] - losses[1]).min() > 1e-4
+
+
+def test_evaluate_and_plot(finished, capsys, tmp_path):
+    assert evaluate.main([str(finished.run), "--episodes", "4"]) == 0
+    result = json.loads((finished.run / "evaluation.json").read_text())
+    assert set(result["targets"]) == {f"{kind}_at_-{t}" for kind in ("return", "score") for t in (40, 20)}
+    assert "return_at_-40: mean -" in capsys.readouterr().out
+    assert plot.main([str(finished.run), "--out", str(tmp_path / "c.png")]) == 0
+    with pytest.raises(BadRequest, match="none to sample"):
+        evaluate.main([str(finished.run), "--greedy", "False"])
+
+
+def test_single_steps_are_trained_and_evaluated(valued, capsys):
+    summary = json.loads((valued.run / "summary.json").read_text())
+    row = rows_of(valued.run)[-1]
+    assert (summary["algorithm"], summary["env"], summary["env_steps"]) == ("iql", "gymnax/Pendulum-v1", 12)
+    assert summary["eval_return"]["per_seed"] == pytest.approx(row["eval/return"])
+    assert {"eval_return_last_5_mean", "eval_return_max"} <= set(summary)
+    assert row["eval/score"] == pytest.approx([100 * (x + 60) / 60 for x in row["eval/return"]], abs=1e-3)
+    assert row["eval/length"] == [STEPS, STEPS]
+    config = yaml.safe_load((valued.run / "config.yaml").read_text())
+    assert (config["agent"], config["memory"]) == ("values", "gru")
+    assert evaluate.main([str(valued.run), "--episodes", "4", "--gif-steps", "2"]) == 0
+    result = json.loads((valued.run / "evaluation.json").read_text())
+    assert result["finished"] == [1.0, 1.0]
+    mean = result["eval_return"]["mean"]
+    assert result["eval_score"]["mean"] == pytest.approx(100 * (mean + 60) / 60, abs=1e-3)
+    assert "normalised score" in capsys.readouterr().out
+    with pytest.raises(BadRequest, match="none to sample"):
+        evaluate.main([str(valued.run), "--greedy", "False"])
+
+
+def test_single_step_methods_are_compared_across_datasets(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "run_apart", lambda arguments: train.main(arguments) or None)
+    monkeypatch.chdir(tmp_path)
+    write("a.npz")
+    write("b.npz")
+    names = [
+        "--algorithms",
+        "bc",
+        "rcbc",
+        "--datasets",
+        "a.npz",
+        "b.npz",
+        "--seeds",
+        "1",
+        "--rcbc.targets",
+        "-30",
+        "-9",
+    ]
+    assert compare.main(["offline-pendulum", *names, *tiny_values("bc", "rcbc"), "--out", "out"]) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.startswith("| dataset | bc | rcbc |")
+    for data in "ab":
+        row = rows_of(tmp_path / "out" / f"{data}.npz-rcbc")[-1]
+        assert {"eval/return_at_-30", "eval/score_at_-9"} <= set(row)
+        assert row["eval/return"] == row["eval/return_at_-30"]
+        (score,) = json.loads((tmp_path / "out" / f"{data}.npz-bc" / "summary.json").read_text())["eval_return"][
+            "per_seed"
+        ]
+        assert f"| {data}.npz | {score:.3f} [" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algorithm", "iqi"], "unknown algorithm 'iqi'; did you mean iql"),
+        (["--algorithm", "ppo"], "it is one of bc, rcbc, td3bc, iql, cql, odice"),
+        (["--algorithm", "td3bc", "--memory", "gru"], "memory of histories is for iql and cql, not for td3bc"),
+        (["--memory", "gruu"], "did you mean gru"),
+        (["--memory", "gru", "--history.memory-options", "gru.size=3"], "no option 'size'"),
+        (["--env", "gymnax/CartPole-v1"], r"does not fit gymnax/CartPole-v1.*2 discrete actions"),
+    ],
+)
+def test_bad_requests_of_single_step_methods(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("recorded.npz")
+    with pytest.raises(BadRequest, match=message) as error:
+        train.main(["offline-pendulum", "--dataset", "recorded.npz", *arguments])
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["recorded.npz"], "nothing may be written"
+
+
+def test_td3bc_refuses_discrete_actions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    discrete = Episodes(
+        obs=np.zeros((4, 4), np.float32),
+        action=np.array([0, 1, 1], np.int32),
+        reward=np.ones(3, np.float32),
+        terminated=np.ones(1, bool),
+        lengths=np.array([3]),
+        origin=Origin("gymnax/CartPole-v1"),
+        num_actions=2,
+    )
+    datasets.save(discrete, "recorded.npz")
+    with pytest.raises(BadRequest, match="td3bc is for continuous actions: take iql, cql or odice"):
+        train.main(["offline-pendulum", "--dataset", "recorded.npz", "--algorithm", "td3bc"])
+
+
+@pytest.mark.parametrize(
+    ("origin", "arguments", "message"),
+    [
+        ({}, ["--memory", "mambo"], "did you mean mamba"),
+        ({}, ["--mixer.memory-options", "dm.size=3"], "no option 'size'"),
+        ({}, ["--dataset", "nowhere.npz"], "nowhere.npz: no such file"),
+        ({}, ["--env", "gymnax/CartPole-v1"], r"does not fit gymnax/CartPole-v1.*2 discrete actions"),
+        ({}, ["--eval-env", "gymnax/CartPole-v1"], r"does not fit gymnax/CartPole-v1"),
+        ({"env": ""}, [], "name it with --env"),
+        ({"env": "gymnasium/Pendulum-v1"}, [], "emulator"),
+        ({"env": "gymnax/Pendulum-v3"}, [], "did you mean gymnax/Pendulum-v1"),
+        ({"keep": (0, 1)}, [], r"observations of shape \(3,\).*environment \(2,\)"),
+    ],
+)
+def test_bad_requests_say_so_in_one_line(origin, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("recorded.npz", **origin)
+    with pytest.raises(BadRequest, match=message) as error:
+        train.main([*tiny("recorded.npz"), *arguments])
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["recorded.npz"], "nothing may be written"
+
+
+def test_comparisons_are_by_dataset():
+    with pytest.raises(BadRequest, match="use --datasets"):
+        compare.main(["dm-pendulum", "--envs", "gymnax/Pendulum-v1"])
+    with pytest.raises(BadRequest, match="use --envs"):
+        compare.main(["popgym-fast", "--datasets", "recorded.npz"])
+    with pytest.raises(BadRequest, match="sets --dataset itself"):
+        compare.main(["dm-pendulum", "--dataset", "recorded.npz"])
