@@ -151,7 +151,9 @@ def compare(memory: str, steps: int, rounds: int) -> None:
     single = jax.tree.map(lambda x: x[0].copy(), states)
     learn, one_by_one, together = loop_of_steps(agent), loop_of_episodes(agent, 1), loop_of_episodes(agent, episodes)
     single = learn(single, 2)  # compiles
-    one_by_one(single.params, 1), together(single.params, 1), programs.evaluate(states, seed_keys(1, 1))
+    one_by_one(single.params, 1)
+    together(single.params, 1)
+    programs.evaluate(states, seed_keys(1, 1))
 
     names = ("one program", "Python loop", "Python loop, episodes together")
     learning: dict[str, list[float]] = {name: [] for name in names[:2]}

@@ -28,5 +28,5 @@ def keep_compiled_programs() -> None:
     call Python (emulators) are never kept.
     """
     folder = user_folder()
-    if folder is not None and jax.config.jax_compilation_cache_dir is None:
+    if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder / "programs" / platform.node()))
