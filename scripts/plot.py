@@ -147,7 +147,8 @@ def draw_panel(axes: Any, panel: Panel, rows: list[Row], color: str, label: str)
             axes.plot(*np.array(points).reshape(-1, 2).T, style, color=shade, markersize=9 if style == "|" else 5)
         return values.shape[-1]
     if len(steps):
-        axes.plot(steps, values.mean(1), color=color, label=label)
+        # A line of one point would not be seen.
+        axes.plot(steps, values.mean(1), "o-" if len(steps) == 1 else "-", color=color, label=label, markersize=4)
         axes.fill_between(steps, *spread(values), color=color, alpha=0.2, linewidth=0)
     if panel.zero:
         axes.axhline(0, linestyle="--", color="black", linewidth=1)
