@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from agents.ppo import PPO, Metrics, PPOState, Rollout, masked_mean
+from agents.ppo import PPO, Metrics, PPOState, Rollout
 from agents.returns import generalised_advantages
+from kernels.masked import masked_mean
 
 ALGORITHMS = ("conservative", "learner", "baseline")
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.datasets import Episodes
+from envs.datasets.episodes import normalised_score
 from envs.spaces import Box, Discrete, Space
 
 
@@ -44,8 +45,7 @@ class DataView:
             standardise: shift and scale observations.
             constant: added to their deviation, so that entries that hardly change are not blown up.
         """
-        which = np.repeat(np.arange(len(episodes.lengths)), episodes.lengths)
-        obs = episodes.obs[np.arange(len(which)) + which].astype(np.float64)  # without those after the last steps
+        obs = episodes.obs[episodes.rows].astype(np.float64)  # without those after the last steps
         low, high = episodes.action_low, episodes.action_high
         if low is None or high is None:
             low = high = np.zeros(0)
@@ -70,8 +70,7 @@ class DataView:
     def score(self, returns: jax.Array) -> jax.Array:
         """Normalised score: 0 for random actions, 100 for the expert."""
         assert self.references is not None
-        low, high = self.references
-        return 100.0 * (returns - low) / (high - low)
+        return normalised_score(returns, *self.references)
 
     def with_scores(self, metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """`metrics` and, if the references are known, a score beside each return."""

@@ -57,7 +57,6 @@ class OfflineData(struct.PyTreeNode):
     @classmethod
     def of(cls, episodes: Episodes, mean: Any = 0.0, deviation: Any = 1.0) -> "OfflineData":
         """`episodes` with shifted and scaled observations, in float32 (discrete actions in int32)."""
-        which = np.repeat(np.arange(len(episodes.lengths)), episodes.lengths)
         # Suffix sums of each episode, in float64: the sum from here to the end of all, less what later episodes add.
         total = np.cumsum(episodes.reward[::-1], dtype=np.float64)[::-1]
         later = np.append(total, 0.0)[episodes.starts + episodes.lengths]
@@ -65,8 +64,8 @@ class OfflineData(struct.PyTreeNode):
             obs=jnp.asarray((episodes.obs - mean) / deviation, jnp.float32),
             action=jnp.asarray(episodes.action, jnp.int32 if episodes.discrete else jnp.float32),
             reward=jnp.asarray(episodes.reward, jnp.float32),
-            to_go=jnp.asarray(total - later[which], jnp.float32),
-            episode=jnp.asarray(which, jnp.int32),
+            to_go=jnp.asarray(total - later[episodes.episode], jnp.float32),
+            episode=jnp.asarray(episodes.episode, jnp.int32),
             start=jnp.asarray(episodes.starts, jnp.int32),
             length=jnp.asarray(episodes.lengths, jnp.int32),
             terminated=jnp.asarray(episodes.terminated),

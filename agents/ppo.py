@@ -19,6 +19,7 @@ from agents.evaluation import play_episodes, record_steps
 from agents.networks import ActorCritic
 from agents.returns import generalised_advantages
 from envs.wrappers import Wrapper
+from kernels.masked import masked_mean
 
 Metrics = dict[str, jax.Array]
 
@@ -124,11 +125,6 @@ class Batch(struct.PyTreeNode):
     value: jax.Array
     advantage: jax.Array
     valid: jax.Array
-
-
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of `x` where `mask`."""
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 @dataclass(frozen=True, eq=False)

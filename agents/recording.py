@@ -14,8 +14,9 @@ import numpy as np
 from flax import struct
 
 from agents.ppo import PPO, PPOState
-from envs.datasets.files import reading, replacing
+from envs.datasets.files import reading
 from envs.datasets.recording import Tape
+from envs.files import replacing
 from envs.spaces import Space
 from envs.wrappers import RunningStatistics, Wrapper
 

@@ -19,6 +19,7 @@ from flax import struct
 from agents.data_view import DataView
 from agents.offline_data import OfflineData, Windows
 from envs.wrappers import Wrapper
+from kernels.masked import masked_mean
 from memory.layers import Dense
 from memory.mixers import TokenMixer
 
@@ -201,11 +202,6 @@ def is_decayed(path: Any, leaf: jax.Array) -> bool:
     """Whether weight decay takes a parameter: matrices, but neither biases per head nor logarithms of rates."""
     name = path[-1].key
     return leaf.ndim >= 2 and not re.search(r"bias|scale|log", name)
-
-
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of the entries of `x[K, B]` where `mask`, 0 where there is none."""
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 @dataclass(frozen=True, eq=False)

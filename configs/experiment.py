@@ -1,7 +1,7 @@
 """The configuration of an experiment: every key, its type and its meaning. `presets.py` gives the values."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from agents.bc import BCSettings, RCBCSettings
 from agents.bisimulation import BisimulationSettings
@@ -18,6 +18,13 @@ from agents.sequence_policy import SequenceSettings
 from agents.stepmix import StepMixSettings
 from agents.td3bc import TD3BCSettings
 from agents.ucrl import UCRLSettings
+
+
+def require_at_least_one(settings: Any, prefix: str, *names: str) -> None:
+    """Raises ValueError where one of these fields is below 1; the message calls it `prefix` and its name."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{prefix}{name} must be at least 1, got {getattr(settings, name)}")
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,7 @@ class NetworkSettings:
     Those of memories other than the chosen one have no effect."""
 
     def __post_init__(self):
-        for name in ("width", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"network.{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least_one(self, "network.", "width", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +105,7 @@ class Experiment:
     """Least time between two checkpoints (0: one at every log point)."""
 
     def __post_init__(self):
-        for name in ("seeds", "total_steps", "log_points", "eval_points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least_one(self, "", "seeds", "total_steps", "log_points", "eval_points")
         if not 0 <= self.seed < 2**32 - self.seeds:
             raise ValueError(f"seed must lie in [0, 2^32 - seeds), got {self.seed}")
 
@@ -199,9 +202,7 @@ class WorldSettings:
     """Options of memories as `memory.option=value` (see the memory page in docs)."""
 
     def __post_init__(self):
-        for name in ("categoricals", "classes", "width", "layers", "head"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"world.{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least_one(self, "world.", "categoricals", "classes", "width", "layers", "head")
         for name in ("unimix", "dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"world.{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -252,9 +253,7 @@ class MixerSettings:
     """Options of mixers as `mixer.option=value` (see the memory page in docs; dm has those of mamba)."""
 
     def __post_init__(self):
-        for name in ("width", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"mixer.{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least_one(self, "mixer.", "width", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,9 +283,7 @@ class HistorySettings:
     """Options of memories as `memory.option=value` (see the memory page in docs)."""
 
     def __post_init__(self):
-        for name in ("width", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"history.{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least_one(self, "history.", "width", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)

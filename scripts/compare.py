@@ -31,8 +31,9 @@ from scripts.common import algorithms_of, describe, folder_name, make_agent, res
 from scripts.plot import PANELS, agent_of, draw_panel
 
 MEMORIES = ("s5", "gru", "none")
-"""What is compared when no memory is named, and by a sequence policy."""
+"""What is compared when no memory is named."""
 MIXERS = ("dm", "attention", "mamba")
+"""And of a sequence policy."""
 WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
 """What rows are, and what their runs count."""
 

@@ -41,6 +41,7 @@ from agents.run.loop import over_seeds, seed_keys
 from configs.experiment import ObservationSettings, PPOExperiment
 from configs.presets import PPO_PRESETS, PRESETS
 from envs.datasets import Episodes, Origin, load, pendulum, save
+from envs.datasets.episodes import normalised_score
 from envs.datasets.recording import Step, Tape, joined
 from envs.spaces import Space
 from scripts import train
@@ -359,7 +360,7 @@ def find_medium(sources: Sources, played: Callable[[int], Played], chunks: int) 
     low, high = (sources[tier].measured.episode_return for tier in ("random", "expert"))
     for chunk in range(1, chunks + 1):
         medium = played(chunk)
-        score = 100 * (medium.measured.episode_return - low) / (high - low)
+        score = normalised_score(medium.measured.episode_return, low, high)
         if score >= MEDIUM:
             say(f"medium is checkpoint {chunk} of {chunks}, which scores {score:.1f}")
             if score > MEDIUM_HIGH:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from kernels.masked import masked_mean
 from memory.base import Memory, State
 from memory.layers import Dense
 from worldmodels import latents
@@ -162,8 +163,8 @@ class WorldModel(nn.Module):
         # Nothing is predicted across the opening of an episode.
         kept = ~reset[1:]
         prior, target = self.prior(d[:-1]), posterior[1:]
-        dynamics = _mean_where(latents.kl(jax.lax.stop_gradient(target), prior), kept)
-        representation = _mean_where(latents.kl(target, jax.lax.stop_gradient(prior)), kept)
+        dynamics = masked_mean(latents.kl(jax.lax.stop_gradient(target), prior), kept)
+        representation = masked_mean(latents.kl(target, jax.lax.stop_gradient(prior)), kept)
 
         reward, terminal = rows.reward, rows.terminal
         if settings.reward_index == "before":
@@ -183,7 +184,3 @@ class WorldModel(nn.Module):
             "loss/dynamics": dynamics,
             "loss/posterior_entropy": -jnp.mean(jnp.sum(jnp.exp(posterior) * posterior, axis=(-2, -1))),
         }
-
-
-def _mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

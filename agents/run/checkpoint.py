@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from agents.run.errors import BadRequest
+from envs.files import sync
 
 KEEP = 2
 log = logging.getLogger(__name__)
@@ -64,16 +65,6 @@ def _files(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def _sync(folder: Path) -> None:
-    """Forces a folder tree to disk, so that the rename after it never outlives what it names."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def save(root: Path, chunk: int, state: Any, extra: dict[str, Any]) -> Path:
     """Writes checkpoint `chunk`, with `extra` (JSON values) in its manifest, and drops all but the newest two.
 
@@ -89,7 +80,7 @@ def save(root: Path, chunk: int, state: Any, extra: dict[str, Any]) -> Path:
             checkpointer.save((partial / "state").absolute(), _arrays(state))
         manifest = {"chunk": chunk, "files": _files(partial), **extra}
         (partial / "manifest.json").write_text(json.dumps(manifest))
-        _sync(partial)
+        sync(partial)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         # tensorstore reports a full disk as a ValueError of many lines; for the caller both are a write that failed.

@@ -14,22 +14,15 @@ import jax
 import yaml
 
 from agents.run.errors import BadRequest
+from envs.files import replacing
 
 RECORDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "brax", "envpool", "numpy")
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces `path` by `text` in one rename; a kill or a full disk leaves the old content."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 def versions() -> dict[str, Any]:

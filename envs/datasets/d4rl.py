@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 
 from envs.datasets.episodes import Episodes, Origin
-from envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, replacing, stored
+from envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, stored
+from envs.files import replacing
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 
@@ -24,18 +25,16 @@ def write(episodes: Episodes, path: Path) -> None:
 
     `metadata/origin` is JSON; reference returns are also attributes of the file, named as Minari names them.
     """
-    steps = np.arange(len(episodes.reward))
-    row = steps + np.repeat(np.arange(len(episodes.lengths)), episodes.lengths)  # one row more for each episode before
     last = episodes.starts + episodes.lengths - 1
-    terminals, timeouts = np.zeros((2, len(steps)), bool)
+    terminals, timeouts = np.zeros((2, len(episodes.reward)), bool)
     terminals[last], timeouts[last] = episodes.terminated, ~episodes.terminated
     arrays = {
-        "observations": episodes.obs[row],
+        "observations": episodes.obs[episodes.rows],
         "actions": episodes.action,
         "rewards": episodes.reward,
         "terminals": terminals,
         "timeouts": timeouts,
-        "next_observations": episodes.obs[row + 1],
+        "next_observations": episodes.obs[episodes.rows + 1],
     }
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         for name, array in arrays.items():

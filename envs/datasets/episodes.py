@@ -91,6 +91,16 @@ class Episodes:
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
 
     @cached_property
+    def episode(self) -> np.ndarray:
+        """The episode of each step `[N]`."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The row of `obs` that each step saw `[N]`; the next one is what followed."""
+        return np.arange(len(self.reward)) + self.episode
+
+    @cached_property
     def returns(self) -> np.ndarray:
         """Undiscounted return of each episode `[E]`."""
         return np.add.reduceat(self.reward.astype(np.float64), self.starts)
@@ -104,4 +114,9 @@ class Episodes:
         low, high = self.origin.ref_min, self.origin.ref_max
         if low is None or high is None or high <= low:
             raise ValueError(f"the dataset has no usable reference returns (random {low}, expert {high})")
-        return 100.0 * (np.asarray(returns) - low) / (high - low)
+        return normalised_score(np.asarray(returns), low, high)
+
+
+def normalised_score(returns: Any, low: float, high: float) -> Any:
+    """In per cent of the way from `low`, the return of random actions, to `high`, the expert's (Fu et al. 2020)."""
+    return 100.0 * (returns - low) / (high - low)

@@ -1,9 +1,7 @@
-"""What the formats share: whole files or none, errors that name the file, and the origin as JSON."""
+"""What the formats share: errors that name the file, numbers and actions as they are stored, and the origin as JSON."""
 
 import dataclasses
 import json
-import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,45 +13,6 @@ import h5py
 import numpy as np
 
 from envs.datasets.episodes import Origin
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for a file or a folder; what was written there takes the place of `path` at the
-    end. After an error `path` is as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)
-    try:
-        yield partial
-        for file in [*partial.rglob("*"), partial]:
-            handle = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        if path.is_dir():  # a rename does not replace a folder that holds something
-            old = path.with_name(f".{path.name}.old")
-            _remove(old)
-            path.rename(old)
-            try:
-                partial.rename(path)
-            except BaseException:
-                old.rename(path)
-                raise
-            _remove(old)
-        else:
-            partial.rename(path)
-    except BaseException:
-        _remove(partial)
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager

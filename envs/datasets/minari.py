@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 
 from envs.datasets.episodes import Episodes, Origin
-from envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, replacing, stored
+from envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, stored
+from envs.files import replacing
 
 DATA, METADATA, NAMESPACE = "main_data.hdf5", "metadata.json", "namespace_metadata.json"
 FORMAT_VERSION = "0.5.4"

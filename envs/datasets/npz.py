@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from envs.datasets.episodes import Episodes
-from envs.datasets.files import dump_origin, load_origin, numbers, reading, replacing
+from envs.datasets.files import dump_origin, load_origin, numbers, reading
+from envs.files import replacing
 
 ARRAYS = {"obs": np.float32, "reward": np.float32, "terminated": np.bool_, "lengths": np.int64}
 """Arrays of every file; besides these there are `action`, and its bounds if it is continuous."""

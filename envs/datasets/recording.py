@@ -10,7 +10,8 @@ import numpy as np
 from flax import struct
 
 from envs.datasets.episodes import Episodes, Origin
-from envs.datasets.files import reading, replacing
+from envs.datasets.files import reading
+from envs.files import replacing
 from envs.spaces import Box, Discrete, Space
 from envs.vector import clip_action
 from envs.wrappers import Wrapper

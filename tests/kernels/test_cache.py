@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -15,15 +16,17 @@ print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.eye(7)).sum())
 
 
 def kept(cache_home, **environment):
-    """Files that lie in the cache after a program ran."""
+    """Files that lie in the cache after a program ran, the result of which is right."""
     hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     inherited = {name: value for name, value in os.environ.items() if name not in hidden}
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env={**inherited, "XDG_CACHE_HOME": str(cache_home), **environment},
         check=True,
         capture_output=True,
+        text=True,
     )
+    assert float(done.stdout) == pytest.approx(7 * math.sin(1), abs=1e-5)  # sin of the identity, times it, summed
     return {path.relative_to(cache_home) for path in cache_home.rglob("jit_*-cache")}
 
 

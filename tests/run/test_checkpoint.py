@@ -101,7 +101,7 @@ def test_a_failed_write_leaves_no_trace(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(checkpoint, "sync", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, 2, state(2), {})
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
