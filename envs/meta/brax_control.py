@@ -7,19 +7,23 @@ an environment whose `sys` is replaced, but inside the traced step, so that ever
 import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from brax.base import System
 from flax import struct
 
 from envs.base import Info
-from envs.brax_adapter import BraxEnvironment, BraxState
-from envs.meta.ranges import draw_values, ranges
+from envs.meta.ranges import draw_values
+from envs.meta.splits import check_split, read
 from envs.meta.trials import Family
 from envs.spaces import Box
+
+if TYPE_CHECKING:  # brax takes seconds to import: only who uses these bodies waits for it
+    from brax.base import System
+
+    from envs.brax_adapter import BraxEnvironment, BraxState
 
 BODIES = ("ant", "halfcheetah", "hopper", "walker2d", "reacher", "inverted_pendulum", "inverted_double_pendulum")
 BACKENDS = ("spring", "positional", "generalized")
@@ -38,7 +42,7 @@ class Multipliers:
     """Of every actuator."""
 
 
-def multiplied(sys: System, task: Multipliers) -> System:
+def multiplied(sys: "System", task: Multipliers) -> "System":
     """`sys` with another physics."""
     return sys.tree_replace(
         {
@@ -76,7 +80,9 @@ class BraxControl(Family):
         return f"brax-{self.body}?backend={self.backend}"
 
     @cached_property
-    def env(self) -> BraxEnvironment:
+    def env(self) -> "BraxEnvironment":
+        from envs.brax_adapter import BraxEnvironment
+
         return BraxEnvironment(self.body, self.backend, self.limit)
 
     @property
@@ -84,22 +90,23 @@ class BraxControl(Family):
         return Multipliers(*(jnp.ones(()) for _ in range(4)))
 
     def draw(self, key: jax.Array, split: str) -> Multipliers:
-        return Multipliers(**draw_values(key, ranges("brax.json", "multipliers")[split]))
+        check_split(split)
+        return Multipliers(**draw_values(key, read("brax", "multipliers")[split]))
 
-    def _under(self, task: Multipliers) -> BraxEnvironment:
+    def _under(self, task: Multipliers) -> "BraxEnvironment":
         env = copy.copy(self.env)
-        # Under its own name the cached property of the copy is the copy of brax's environment.
+        # A cached property is an attribute of its name: the copy finds this in place of the unmodified one.
         bare = copy.copy(self.env.env)
         bare.sys = multiplied(bare.sys, task)
         env.__dict__["env"] = bare
         return env
 
-    def reset(self, key: jax.Array, params: Multipliers) -> tuple[jax.Array, BraxState]:
+    def reset(self, key: jax.Array, params: Multipliers) -> "tuple[jax.Array, BraxState]":
         return self._under(params).reset(key, None)
 
     def step(
-        self, key: jax.Array, state: BraxState, action: jax.Array, params: Multipliers
-    ) -> tuple[jax.Array, BraxState, jax.Array, jax.Array, jax.Array, Info]:
+        self, key: jax.Array, state: "BraxState", action: jax.Array, params: Multipliers
+    ) -> "tuple[jax.Array, BraxState, jax.Array, jax.Array, jax.Array, Info]":
         return self._under(params).step(key, state, action, None)
 
     def observation_space(self, params: Any) -> Box:
@@ -111,5 +118,5 @@ class BraxControl(Family):
     def max_steps(self, params: Any) -> int:
         return self.limit
 
-    def render(self, state: BraxState, params: Any) -> np.ndarray:
+    def render(self, state: "BraxState", params: Any) -> np.ndarray:
         return self.env.render(state, None)

@@ -16,7 +16,8 @@ import numpy as np
 
 from envs.base import Info
 from envs.gymnax_adapter import GymnaxEnvironment
-from envs.meta.ranges import draw_values, ranges
+from envs.meta.ranges import draw_values
+from envs.meta.splits import check_split, read
 from envs.meta.trials import Family
 from envs.spaces import Box, Space
 
@@ -69,9 +70,7 @@ class Control(Family):
         if self.limit < 1:
             raise ValueError(f"{self.body}: limit must be at least 1, got {self.limit}")
 
-    @property
-    def cheap_reset(self) -> bool:
-        return True
+    cheap_reset = True
 
     @property
     def name(self) -> str:
@@ -79,7 +78,9 @@ class Control(Family):
 
     @cached_property
     def env(self) -> GymnaxEnvironment:
-        return GymnaxEnvironment(BODIES[self.body].gymnax)
+        # First asked for inside a traced function, its parameters would be tracers otherwise.
+        with jax.ensure_compile_time_eval():
+            return GymnaxEnvironment(BODIES[self.body].gymnax)
 
     @property
     def default_params(self) -> Any:
@@ -88,10 +89,11 @@ class Control(Family):
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32 if isinstance(x, int) else jnp.float32), params)
 
     def draw(self, key: jax.Array, split: str) -> Any:
+        check_split(split)
         task = self.default_params
         if not self.vary:
             return task
-        task = task.replace(**draw_values(key, ranges("control.json", self.body)[split]))
+        task = task.replace(**draw_values(key, read("control", self.body)[split]))
         return task.replace(**BODIES[self.body].derived(task))
 
     @property
@@ -117,7 +119,7 @@ class Control(Family):
         return Box(-np.inf, np.inf, (len(self._kept),))
 
     def action_space(self, params: Any) -> Space:
-        return self.env.action_space(params)
+        return self.env.action_space(self.env.default_params)
 
     def max_steps(self, params: Any) -> int:
         return self.limit

@@ -1,24 +1,13 @@
-"""Numbers drawn from the ranges that `envs/meta/distributions` gives for each split: splits are data."""
+"""Numbers drawn from ranges, the form in which `envs/meta/distributions` gives splits of continuous tasks."""
 
-import functools
-import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-SPLITS = ("train", "test", "heldout")
-
 Intervals = Sequence[Sequence[float]]
 """`[[low, high], ...]`, disjoint."""
-
-
-@functools.cache
-def ranges(file: str, name: str) -> Mapping[str, Mapping[str, Intervals]]:
-    """What `file` says of `name`: by split, for each quantity, the intervals that its values come from."""
-    return json.loads((resources.files("envs.meta") / "distributions" / file).read_text())[name]
 
 
 def draw_values(key: jax.Array, intervals: Mapping[str, Intervals]) -> dict[str, jax.Array]:
