@@ -210,6 +210,8 @@ PPO_COLUMNS = {
     "`brax`": ["brax"],
     "`ppo-atari`": ["ppo-atari"],
     "`paper/...`": ["paper/popgym-s5", "paper/popgym-gru"],
+    "`meta-bandit`, `meta-tabular`": ["meta-bandit", "meta-tabular"],
+    "`meta-darkroom`, `meta-nonstationary`": ["meta-darkroom", "meta-nonstationary"],
     "`debug`": ["debug"],
 }
 

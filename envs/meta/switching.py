@@ -17,7 +17,6 @@ from envs.base import Info
 from envs.meta.trials import Family
 from envs.spaces import Space
 
-
 NEVER = 2**31 - 1
 
 
