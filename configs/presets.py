@@ -129,10 +129,22 @@ META = replace(
 )
 """Trials of 100 steps, each whole within one update, so that what is learnt at its end reaches its beginning."""
 
+META_CONTROL = replace(META, num_envs=64, num_steps=256, eval_envs=64)
+"""Trials of thousands of steps: memory goes on from update to update, gradients do not."""
+
 META_NETWORK = NetworkSettings(width=128, layers=2)
 
 META_VIEW = ObservationSettings(previous_action=False)
 """Trials show the previous action and reward themselves."""
+
+META_CARTPOLE = (
+    "vary=false&velocities=false&limit=200&episodes=16&same_start=true&project_observations=4&gain=1.4142135"
+)
+"""The released task of Lu et al.: CartPole without velocities, whose trials differ by the projection alone."""
+
+META_MIXTURE = "episodes=8&limit=200&scaled=true&project_observations=8&project_actions=true"
+
+META_BRAX = "episodes=4&limit=200&project_observations=32&project_actions=true&actions=8"
 
 DRAMA = DramaSettings(
     num_envs=1,
@@ -499,6 +511,34 @@ PPO_PRESETS: dict[str, PPOExperiment] = {
         total_steps=10_000_000,
         network=META_NETWORK,
         observation=META_VIEW,
+    ),
+    "meta-cartpole": PPOExperiment(
+        ppo=META_CONTROL,
+        env=f"meta/CartPole?{META_CARTPOLE}",
+        eval_env=f"?{META_CARTPOLE}&split=heldout",
+        memory="s5",
+        total_steps=10_000_000,
+        network=META_NETWORK,
+        observation=replace(META_VIEW, normalise_reward=True),
+    ),
+    "meta-control": PPOExperiment(
+        ppo=META_CONTROL,
+        env=f"meta/Mixture?members=CartPole+Acrobot+MountainCar&{META_MIXTURE}",
+        eval_env=f"?members=CartPole+Acrobot+MountainCar&{META_MIXTURE}&split=heldout",
+        memory="s5",
+        total_steps=20_000_000,
+        network=META_NETWORK,
+        observation=replace(META_VIEW, normalise_reward=True),
+    ),
+    "meta-brax": PPOExperiment(
+        ppo=replace(META_CONTROL, learning_rate=3e-4),
+        # walker2d and the double pendulum are never trained on.
+        env=f"meta/Mixture?members=brax-ant+brax-halfcheetah+brax-hopper+brax-reacher+brax-inverted_pendulum&{META_BRAX}",
+        eval_env=f"?members=brax-walker2d+brax-inverted_double_pendulum&{META_BRAX}&split=heldout",
+        memory="s5",
+        total_steps=50_000_000,
+        network=META_NETWORK,
+        observation=replace(META_VIEW, normalise_reward=True),
     ),
     "debug": PPOExperiment(
         ppo=replace(FAST, num_envs=8, num_steps=32, epochs=2, minibatches=2, eval_envs=4),

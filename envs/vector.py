@@ -82,15 +82,24 @@ class Vectorised(VectorEnvironment):
 
     def step(self, key: jax.Array, state: VectorisedState, action: Any, params: Any):
         # Keys are derived where they are used: XLA drops the hashing of those that an environment ignores.
-        keys = jax.random.split(jax.random.fold_in(key, 0), self.num_envs)
+        return self.step_rows(key, self.step_keys(key), state, action, params)
+
+    def step_keys(self, key: jax.Array) -> jax.Array:
+        """The key of each environment's own step in `step(key, ...)`, `[num_envs]`."""
+        return jax.random.split(jax.random.fold_in(key, 0), self.num_envs)
+
+    def step_rows(
+        self, key: jax.Array, keys: jax.Array, state: VectorisedState, action: Any, params: Any, first: int = 0
+    ):
+        """`step(key, ...)` from `keys [num_envs]`, as rows `first, first + 1, ...` of a larger batch take it."""
         action = clip_action(self.action_space(params), action)
         step = jax.vmap(self.env.step, (0, 0, 0, None))
         last_obs, last_state, reward, terminated, truncated, info = step(keys, state.env_state, action, params)
         done = terminated | truncated
         if self.keeps_spares:
-            obs, state = self._restart_from_spares(key, done, last_obs, last_state, state, params)
+            obs, state = self._restart_from_spares(key, first, done, last_obs, last_state, state, params)
         else:
-            fresh = self._resets(key, jnp.arange(self.num_envs), params)
+            fresh = self._resets(key, first + jnp.arange(self.num_envs), params)
             obs, env_state = select_rows(done, fresh, (last_obs, last_state))
             state = VectorisedState(env_state, None, None)
         info = {**info, "reset": done, "valid": jnp.ones_like(done), "final_observation": last_obs}
@@ -105,7 +114,14 @@ class Vectorised(VectorEnvironment):
         return jax.vmap(self.env.reset, (0, None))(keys, params)
 
     def _restart_from_spares(
-        self, key: jax.Array, done: jax.Array, obs: Any, env_state: Any, before: VectorisedState, params: Any
+        self,
+        key: jax.Array,
+        first: int,
+        done: jax.Array,
+        obs: Any,
+        env_state: Any,
+        before: VectorisedState,
+        params: Any,
     ) -> tuple[Any, VectorisedState]:
         # Loops of one round or none, and not branches: under an outer vmap a branch turns into a select, which pays for
         # a reset at every step, whereas a loop still runs zero rounds when no environment of the whole batch needs one.
@@ -113,7 +129,7 @@ class Vectorised(VectorEnvironment):
         def refill(carry):
             used, spare = carry
             # Indices that depend on the carry: XLA would move the resets out of the loop, into every step, otherwise.
-            fresh = self._resets(key, jnp.where(used, jnp.arange(self.num_envs), 0), params)
+            fresh = self._resets(key, jnp.where(used, first + jnp.arange(self.num_envs), 0), params)
             return jnp.zeros_like(used), select_rows(used, fresh, spare)
 
         def restart(carry):

@@ -212,6 +212,8 @@ PPO_COLUMNS = {
     "`paper/...`": ["paper/popgym-s5", "paper/popgym-gru"],
     "`meta-bandit`, `meta-tabular`": ["meta-bandit", "meta-tabular"],
     "`meta-darkroom`, `meta-nonstationary`": ["meta-darkroom", "meta-nonstationary"],
+    "`meta-cartpole`, `meta-control`": ["meta-cartpole", "meta-control"],
+    "`meta-brax`": ["meta-brax"],
     "`debug`": ["debug"],
 }
 

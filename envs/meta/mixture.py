@@ -35,9 +35,9 @@ class Member(Environment):
     """`trials`, seen as all members of a mixture are.
 
     Observation: as of `trials`, the family's part padded with zeros to `width`, the previous action as of the common
-    space, and at the end a mask `[actions]`. Action: of `actions` discrete ones, the mask's are one for each of the
-    member's, and the others do the same as one of these. Or a Box of -1 .. 1 with `actions` entries, of which the member
-    takes the first ones, scaled to its own bounds; the mask is 1 for entries that matter.
+    space, and at the end a mask `[actions]`. Action: one of `actions`, where the mask has one for each of the member's
+    own, and each of the others does the same as one of these; or a Box of -1 .. 1 with `actions` entries, of which the
+    member takes the first ones, scaled to its own bounds, and the mask has those that matter.
     """
 
     trials: Trials
@@ -145,9 +145,10 @@ class Member(Environment):
 class Mixture(VectorEnvironment):
     """`num_envs` environments, of which a block, one after another, belongs to each of `members`.
 
-    Blocks are as equal as they can be, the first ones larger. Each is a `Vectorised` member that `step(key, ...)` steps
-    with `jax.random.fold_in(key, i)`, and `reset` likewise. `info` holds what any member's does: where a member has no
-    such entry, False, 0 or NaN by its type; and `member` (int32), whose place in `members` the row belongs to.
+    Blocks are as equal as they can be, the first ones larger. Each is a `Vectorised` member. Keys are those of one
+    `Vectorised` batch of all rows, so that their hashing, a large part of a cheap environment's step, is done once.
+    `reset(key, ...)` resets block `i` with `jax.random.fold_in(key, i)`. `info` holds what any member's does, where a
+    member has no such entry False, 0 or NaN by its type; and `member` (int32), the row's place in `members`.
     """
 
     members: tuple[Member, ...]
@@ -201,9 +202,10 @@ class Mixture(VectorEnvironment):
         return jnp.concatenate([obs for obs, _ in parts]), tuple(state for _, state in parts)
 
     def step(self, key: jax.Array, state: tuple, action: jax.Array, params: NoParams):
+        keys = Vectorised(self.members[0], self.num_envs).step_keys(key)
         parts = [
-            block.step(jax.random.fold_in(key, i), state[i], action[rows], params)
-            for i, (block, rows) in enumerate(zip(self.blocks, self.rows, strict=True))
+            block.step_rows(key, keys[rows], part, action[rows], params, rows.start)
+            for block, rows, part in zip(self.blocks, self.rows, state, strict=True)
         ]
         obs, states, reward, terminated, truncated, infos = zip(*parts, strict=True)
         info = self._merge(infos)
