@@ -45,6 +45,11 @@ class BraxEnvironment(Environment):
         with jax.ensure_compile_time_eval():
             return brax_envs.get_environment(self.env_name, backend=self.backend)
 
+    @cached_property
+    def observation_size(self) -> int:
+        # brax's own property of this name resets the environment, whose physics is slow outside a compiled program.
+        return jax.eval_shape(self.env.reset, jax.random.key(0)).obs.shape[-1]
+
     @property
     def name(self) -> str:
         return f"brax/{self.env_name}?backend={self.backend}"
@@ -59,7 +64,7 @@ class BraxEnvironment(Environment):
         return env_state.obs, BraxState(env_state, time), env_state.reward, terminated, truncated, {}
 
     def observation_space(self, params: Any) -> Box:
-        return Box(-np.inf, np.inf, (self.env.observation_size,))
+        return Box(-np.inf, np.inf, (self.observation_size,))
 
     def action_space(self, params: Any) -> Box:
         return Box(-1.0, 1.0, (self.env.action_size,))

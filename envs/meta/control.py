@@ -8,18 +8,20 @@ set to fit.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from envs.base import Info
-from envs.gymnax_adapter import GymnaxEnvironment
 from envs.meta.ranges import draw_values
 from envs.meta.splits import check_split, read
 from envs.meta.trials import Family
 from envs.spaces import Box, Space
+
+if TYPE_CHECKING:  # gymnax takes seconds to import: only who uses these environments waits for it
+    from envs.gymnax_adapter import GymnaxEnvironment
 
 
 def _cartpole(task: Any) -> dict[str, Any]:
@@ -75,7 +77,9 @@ class Control(Family):
         return self.body
 
     @cached_property
-    def env(self) -> GymnaxEnvironment:
+    def env(self) -> "GymnaxEnvironment":
+        from envs.gymnax_adapter import GymnaxEnvironment
+
         # First asked for inside a traced function, its parameters would be tracers otherwise.
         with jax.ensure_compile_time_eval():
             return GymnaxEnvironment(BODIES[self.body].gymnax)
