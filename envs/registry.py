@@ -6,6 +6,7 @@
 - `lsd/Random?arms=5&played=2&idle=6`: bandits whose payoffs depend on the last switch; `switching/Random`: tabular MDPs
   that change; `episodic/Random`: tabular episodes with exact values; `dynamical/Diagonal`: linear bandits with a hidden
   state; `classification/wine`: contextual bandits; all with the options of their constructors;
+- `meta/Bandit?arms=10&pulls=100&split=heldout`: trials of several episodes of a task, for learning in context;
 - `atari/Pong`: the games of the Atari 100k protocol to the letter (see `envs.atari`), with options to depart from it
   (`atari/Pong?noop_max=30`), emulated on the host;
 - `envpool/Pong-v5`, `gymnasium/CartPole-v1`: emulators on the host, with their options likewise
@@ -115,6 +116,12 @@ def _classification():
     return _ours(classification_bandit.NAMES)
 
 
+def _meta():
+    from envs import meta
+
+    return _ours(meta.NAMES)
+
+
 def _atari():
     from envs import atari
 
@@ -143,8 +150,10 @@ OURS = {
     "episodic": _episodic,
     "dynamical": _dynamical,
     "classification": _classification,
+    "meta": _meta,
 }
-"""Families of bandits and tabular environments; each gives its names and a constructor by name with options."""
+"""Families of bandits and tabular environments, and of trials of many tasks: each gives its names and a constructor by
+name with options."""
 FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax, **OURS}
 """Families of single environments in JAX: each gives its names and a constructor by name."""
 HOST_POOLS = {"atari": _atari, "envpool": _envpool, "gymnasium": _gymnasium}

@@ -1,0 +1,27 @@
+"""Which tasks are for training and which are kept away from it: data files beside this one, not code.
+
+A file `distributions/<file>.json` holds, by name of the family and then by split, what that family draws tasks from:
+ranges, parameters of priors, or sets of discrete tasks.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "test", "heldout")
+"""`test` has the ranges of `train` and, where tasks are a finite set, other members; `heldout` lies outside both."""
+
+FOLDER = Path(__file__).parent / "distributions"
+
+
+def check_split(split: str) -> None:
+    """Raises ValueError unless `split` is one of `SPLITS`."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+
+
+@functools.cache
+def read(file: str, family: str) -> dict[str, Any]:
+    """What `family` draws tasks from, by split. The caller leaves the answer as it is: it is kept."""
+    return json.loads((FOLDER / f"{file}.json").read_text())[family]
