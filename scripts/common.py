@@ -588,10 +588,10 @@ def from_dict(values: dict[str, Any]) -> Experiment:
 
 
 def default_folder(preset: str, config: Experiment) -> Path:
-    """`runs/<preset>/<env or dataset>-<memory or algorithm>-<time>`."""
-    return Path("runs") / preset / f"{folder_name(config.task, config.chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`runs/<preset>/<env or dataset>-<label>-<time>`."""
+    return Path("runs") / preset / f"{folder_name(config.task, config.label)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def folder_name(task: str, chosen: str) -> str:
-    """`<env or dataset>-<memory or algorithm>` without the characters that a shell would take for its own."""
-    return f"{task.translate(str.maketrans('/?&', '---')).strip('-.')}-{chosen}"
+def folder_name(task: str, label: str) -> str:
+    """`<env or dataset>-<label>` without the characters that a shell would take for its own."""
+    return f"{task.translate(str.maketrans('/?&', '---')).strip('-.')}-{label}"
