@@ -197,8 +197,8 @@ class Trials(Environment):
         return self._observe(state, obs, nothing, jnp.float32(0.0), episode_start=True, trial_start=True), state
 
     def step(self, key: jax.Array, state: TrialState, action: Any, params: NoParams):
-        step_key, restart_key = jax.random.split(key)
-        step = self.family.step(step_key, state.inner, self._family_action(state, action), state.task)
+        # Keys are derived where they are used: XLA drops the hashing of those that a family ignores.
+        step = self.family.step(jax.random.fold_in(key, 0), state.inner, self._family_action(state, action), state.task)
         obs, inner, reward, terminated, truncated, info = step
         steps, inner_length, inner_return = state.steps + 1, state.inner_length + 1, state.inner_return + reward
         inner_done = terminated | truncated
@@ -211,8 +211,7 @@ class Trials(Environment):
             over |= steps >= self.steps
         inner_reset = inner_done & ~over
 
-        keys = (restart_key if state.start_key is None else state.start_key, step_key)
-        obs, inner = self._restart(keys, inner_reset, obs, inner, state.task)
+        obs, inner = self._restart(key, state.start_key, inner_reset, obs, inner, state.task)
 
         info = {
             **info,
@@ -235,20 +234,29 @@ class Trials(Environment):
         obs = self._observe(state, obs, taken, reward, episode_start=inner_reset, trial_start=False)
         return obs, state, reward, over, jnp.bool_(False), info
 
-    def _restart(self, keys: tuple[jax.Array, jax.Array], needed: jax.Array, obs: Any, inner: Any, task: Any):
-        """The opening, with the first of `keys`, of the next inner episode where `needed`, else `obs, inner`."""
+    def _restart(
+        self, key: jax.Array, start_key: jax.Array | None, needed: jax.Array, obs: Any, inner: Any, task: Any
+    ) -> tuple[Any, Any]:
+        """The opening of the next inner episode where `needed`, else `obs, inner`.
+
+        It opens with `start_key`, or where that is None with one that follows from `key`.
+        """
+
+        def fresh(pending, inner):
+            own = jax.random.fold_in(key, pending.astype(jnp.int32))  # 1: the step's own key is that of 0
+            return self.family.restart(own if start_key is None else jnp.where(pending, start_key, key), inner, task)
+
         if self.family.cheap_reset:
-            fresh = self.family.restart(keys[0], inner, task)
-            return jax.tree.map(lambda x, y: jnp.where(needed, x, y), fresh, (obs, inner))
+            return jax.tree.map(lambda x, y: jnp.where(needed, x, y), fresh(jnp.bool_(True), inner), (obs, inner))
 
         def restart(carry):
-            pending, keys, (_, inner) = carry
-            # The keys change places: XLA would move a restart that depends on nothing in the carry out of the loop.
-            return jnp.zeros_like(pending), keys[::-1], self.family.restart(keys[0], inner, task)
+            # The key depends on the carry: XLA would move the restart out of the loop, into every step, otherwise.
+            pending, (_, inner) = carry
+            return jnp.zeros_like(pending), fresh(pending, inner)
 
         # A loop of one round or none: under vmap a branch would pay for a restart at every step, the loop pays for one
         # where any of the batch needs it.
-        return jax.lax.while_loop(lambda carry: carry[0], restart, (needed, keys, (obs, inner)))[2]
+        return jax.lax.while_loop(lambda carry: carry[0], restart, (needed, (obs, inner)))[1]
 
     def _family_action(self, state: TrialState, action: Any) -> Any:
         """The family's action for the agent's."""
