@@ -118,6 +118,22 @@ ATARI = replace(
 )
 """Schulman et al.'s settings for Atari, whose step size falls to zero."""
 
+META = replace(
+    FAST,
+    num_envs=128,
+    num_steps=100,
+    learning_rate=1e-3,
+    entropy=0.003,
+    entropy_end=0.003,
+    eval_envs=256,
+)
+"""Trials of 100 steps, each whole within one update, so that what is learnt at its end reaches its beginning."""
+
+META_NETWORK = NetworkSettings(width=128, layers=2)
+
+META_VIEW = ObservationSettings(previous_action=False)
+"""Trials show the previous action and reward themselves."""
+
 DRAMA = DramaSettings(
     num_envs=1,
     train_every=1,
@@ -447,6 +463,42 @@ PPO_PRESETS: dict[str, PPOExperiment] = {
         memory="gru",
         total_steps=15_000_000,
         network=replace(PAPER_NETWORK, layers=1, residual=False),
+    ),
+    "meta-bandit": PPOExperiment(
+        ppo=META,
+        env="meta/Bandit?arms=10&pulls=100",
+        eval_env="?arms=10&pulls=100&split=heldout",
+        memory="s5",
+        total_steps=10_000_000,
+        network=META_NETWORK,
+        observation=META_VIEW,
+    ),
+    "meta-tabular": PPOExperiment(
+        ppo=META,
+        env="meta/TabularMDP?episodes=10",
+        eval_env="?episodes=10&split=heldout",
+        memory="s5",
+        total_steps=10_000_000,
+        network=META_NETWORK,
+        observation=META_VIEW,
+    ),
+    "meta-darkroom": PPOExperiment(
+        ppo=replace(META, num_steps=200),
+        env="meta/DarkRoom?episodes=10",
+        eval_env="?episodes=10&split=heldout",
+        memory="s5",
+        total_steps=10_000_000,
+        network=META_NETWORK,
+        observation=META_VIEW,
+    ),
+    "meta-nonstationary": PPOExperiment(
+        ppo=replace(META, num_steps=200),
+        env="meta/SwitchingBandit?arms=10&pulls=200&hazard=0.02",
+        eval_env="?arms=10&pulls=200&hazard=0.02&split=heldout",
+        memory="s5",
+        total_steps=10_000_000,
+        network=META_NETWORK,
+        observation=META_VIEW,
     ),
     "debug": PPOExperiment(
         ppo=replace(FAST, num_envs=8, num_steps=32, epochs=2, minibatches=2, eval_envs=4),

@@ -152,7 +152,8 @@ OURS = {
     "classification": _classification,
     "meta": _meta,
 }
-"""Families of bandits and tabular environments, and trials of many tasks; each gives its names and a constructor by name with options."""
+"""Families of bandits and tabular environments, and of trials of many tasks: each gives its names and a constructor by
+name with options."""
 FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax, **OURS}
 """Families of single environments in JAX: each gives its names and a constructor by name."""
 HOST_POOLS = {"atari": _atari, "envpool": _envpool, "gymnasium": _gymnasium}

@@ -61,6 +61,9 @@ class Bandit(Family):
     def max_steps(self, params) -> int:
         return 1
 
+    def optimal_return(self, task) -> jax.Array:
+        return jnp.max(self.means(task))
+
 
 @struct.dataclass
 class BernoulliTask:

@@ -7,8 +7,6 @@ total reward of a trial. The episodes within are called inner episodes.
 """
 
 import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +40,10 @@ class Family(Environment):
     def restart(self, key: jax.Array, state: Any, task: Any) -> tuple[Any, Any]:
         """Opens the next episode of a trial whose last one ended in `state`; a `reset` unless something lives on."""
         return self.reset(key, task)
+
+    def optimal_return(self, task: Any) -> jax.Array | None:
+        """The largest expected return of an inner episode for who knows the task; None where that is not known."""
+        return None
 
 
 class TrialState(struct.PyTreeNode):
@@ -281,41 +283,3 @@ class Trials(Environment):
 def _shapes(family: Family) -> Any:
     """The shapes of a task, which are all that spaces may depend on."""
     return jax.eval_shape(lambda: family.default_params)
-
-
-# ------------------------------------------------------------------------------------------------------------- by name
-
-
-def constructor(family: Callable[..., Family], **defaults: Any) -> Callable[..., Trials]:
-    """Trials of `family`, whose options are those of the family's constructor and of `Trials`, for the registry.
-
-    `defaults` replace those of `Trials`; `pulls` among them stands for `episodes`. An id spells a range of time limits
-    as `least-most`.
-    """
-    own = list(inspect.signature(family).parameters.values())
-    shared = [p for p in inspect.signature(Trials).parameters.values() if p.name != "family"]
-    if "pulls" in defaults:
-        shared = [p.replace(name="pulls") if p.name == "episodes" else p for p in shared]
-    shared = [p.replace(default=defaults.get(p.name, p.default)) for p in shared]
-    kinds = {"time_limit": int | str}
-    shared = [p.replace(annotation=kinds.get(p.name, p.annotation)) for p in shared]
-    taken = {p.name for p in own}
-
-    def make(**options: Any) -> Trials:
-        chosen = {p.name: options.get(p.name, p.default) for p in shared}
-        if "pulls" in chosen:
-            chosen["episodes"] = chosen.pop("pulls")
-        if isinstance(chosen["time_limit"], str):
-            chosen["time_limit"] = _range(chosen["time_limit"])
-        return Trials(family(**{name: value for name, value in options.items() if name in taken}), **chosen)
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    make.__signature__ = inspect.Signature([p.replace(kind=kind) for p in own + shared])  # pyright: ignore[reportFunctionMemberAccess]
-    return make
-
-
-def _range(text: str) -> tuple[int, int]:
-    least, _, most = text.partition("-")
-    if not (least.isdecimal() and most.isdecimal()):
-        raise ValueError(f"time_limit must be a number of steps or a range such as 50-200, got {text!r}")
-    return int(least), int(most)

@@ -1,0 +1,127 @@
+"""gymnax's MetaMaze (after Miconi et al. 2019) as a family of tasks: a maze of pillars and a goal that cannot be seen.
+
+The agent sees the walls of the nine cells around it. Finding the goal pays and moves the agent to a random free cell,
+so that it must find the goal again from elsewhere: what there is to learn in a trial is where the goal is. The previous
+action and reward and the time, which gymnax appends to the observation, are left to `Trials`; and gymnax ends an
+episode when the agent by chance lands on the goal again, which is not done here: only the horizon ends one. Which cells
+may be goals in which split is data, in `distributions/goals.json`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments.misc.meta_maze import generate_maze_layout
+
+from envs.base import Info
+from envs.meta.dark_room import goals
+from envs.meta.trials import Family
+from envs.spaces import Box, Discrete, uniform_below
+
+MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]], np.int32)
+"""Up, right, down, left as (row, column)."""
+GOAL_REWARD = 10.0
+"""That of gymnax."""
+
+
+@struct.dataclass
+class MazeTask:
+    goal: jax.Array
+    """`(2,)`: row and column, counted with the outer wall."""
+
+
+class MazeState(struct.PyTreeNode):
+    position: jax.Array
+    """`(2,)`: row and column, counted with the outer wall."""
+    t: jax.Array
+    """Steps of the inner episode, int32."""
+    found: jax.Array
+    """The step of the inner episode that first reached the goal, int32; the horizon while none did."""
+
+
+@dataclass(frozen=True)
+class MetaMaze(Family):
+    """Observation: walls (1) around the agent, Box(9). Action: Discrete(4). Terminates after `horizon` steps.
+
+    `info`: `success`, whether the goal was reached in this inner episode; `steps_to_goal` (int32), after how many
+    steps, the horizon where it was not.
+    """
+
+    size: int = 9
+    horizon: int = 200
+
+    cheap_reset = True
+
+    def __post_init__(self):
+        goals("MetaMaze", self.size, "train")
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
+
+    @cached_property
+    def free(self) -> np.ndarray:
+        """`(size + 2, size + 2)` bool: where one can walk."""
+        with jax.ensure_compile_time_eval():
+            return np.asarray(generate_maze_layout(self.size, 3))
+
+    @property
+    def start(self) -> np.ndarray:
+        return np.full(2, (self.size + 1) // 2, np.int32)
+
+    def draw(self, key: jax.Array, split: str) -> MazeTask:
+        cells = goals("MetaMaze", self.size, split)
+        return MazeTask(jnp.asarray(cells)[uniform_below(key, len(cells))])
+
+    def observe(self, position: jax.Array) -> jax.Array:
+        walls = jnp.asarray(~self.free, jnp.float32)
+        return jax.lax.dynamic_slice(walls, (position[0] - 1, position[1] - 1), (3, 3)).reshape(-1)
+
+    def reset(self, key: jax.Array, params: MazeTask) -> tuple[jax.Array, MazeState]:
+        position = jnp.asarray(self.start)
+        return self.observe(position), MazeState(position, jnp.int32(0), jnp.int32(self.horizon))
+
+    def step(
+        self, key: jax.Array, state: MazeState, action: jax.Array, params: MazeTask
+    ) -> tuple[jax.Array, MazeState, jax.Array, jax.Array, jax.Array, Info]:
+        t = state.t + 1
+        ahead = state.position + jnp.asarray(MOVES)[action]
+        position = jnp.where(jnp.asarray(self.free)[ahead[0], ahead[1]], ahead, state.position)
+        here = jnp.all(position == params.goal)
+        cells = np.argwhere(self.free).astype(np.int32)
+        position = jnp.where(here, jnp.asarray(cells)[uniform_below(key, len(cells))], position)
+        found = jnp.where(here, jnp.minimum(state.found, t), state.found)
+        # The horizon stands for "not found", so the last step asks whether the agent was there.
+        info = {"success": here | (found < self.horizon), "steps_to_goal": found}
+        state = MazeState(position, t, found)
+        return self.observe(position), state, GOAL_REWARD * here, t >= self.horizon, jnp.bool_(False), info
+
+    def distances(self, goal: np.ndarray) -> np.ndarray:
+        """`(size + 2, size + 2)` int: the fewest steps from every cell to `goal`; -1 for walls. On the host."""
+        distance = np.full(self.free.shape, -1)
+        distance[tuple(goal)] = 0
+        frontier = [tuple(int(i) for i in goal)]
+        while frontier:
+            at = frontier.pop(0)
+            for move in MOVES:
+                to = (at[0] + int(move[0]), at[1] + int(move[1]))
+                if self.free[to] and distance[to] < 0:
+                    distance[to] = distance[at] + 1
+                    frontier.append(to)
+        return distance
+
+    def observation_space(self, params: MazeTask) -> Box:
+        return Box(0.0, 1.0, (9,))
+
+    def action_space(self, params: MazeTask) -> Discrete:
+        return Discrete(len(MOVES))
+
+    def max_steps(self, params: MazeTask) -> int:
+        return self.horizon
+
+    def render(self, state: MazeState, params: MazeTask) -> np.ndarray:
+        image = np.where(self.free[..., None], np.uint8(40), np.uint8(110)).repeat(3, -1)
+        image[tuple(np.asarray(params.goal))] = (60, 200, 90)
+        image[tuple(np.asarray(state.position))] = 255
+        return image.repeat(24, 0).repeat(24, 1)
