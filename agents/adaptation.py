@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents import rbocpd
-from agents.ppo import PPO, PPOState
+from agents.ppo import PPO
 from agents.run.statistics import mean_of_tasks, stratified_bootstrap
 from envs.base import VectorEnvironment
 from envs.spaces import Box, Discrete
@@ -158,8 +158,11 @@ def make_player(
     episodes: int,
     limit: int,
     detector: Detector | None = None,
-) -> Callable[[PPOState, jax.Array, Treatment], Played]:
-    """A compiled function that plays one trial in each environment: state of one seed, key, treatment -> `Played`.
+) -> Callable[[Any, Any, jax.Array, Treatment], Played]:
+    """A compiled function that plays one trial in each environment.
+
+    It maps the network's parameters, those of the environment (with the running statistics of training, where there
+    are any: `agent.env.evaluation_params`), a key and a treatment to a `Played`.
 
     Args:
         env: trials, in the wrappers of the agent's own environment.
@@ -177,9 +180,8 @@ def make_player(
     def apply(params: Any, method: str, *args: Any) -> Any:
         return agent.network.apply({"params": params}, *args, method=method)
 
-    def play(state: PPOState, key: jax.Array, treat: Treatment) -> Played:
+    def play(params: Any, env_params: Any, key: jax.Array, treat: Treatment) -> Played:
         start_key, key = jax.random.split(key)
-        env_params = agent.env.evaluation_params(state.env, env.default_params)
         obs, env_state = env.reset(start_key, env_params)
         no_action = jnp.zeros((batch, *getattr(space, "shape", ())), getattr(space, "dtype", jnp.int32))
         shapes = jax.eval_shape(env.step, start_key, env_state, no_action, env_params)[-1]
@@ -205,9 +207,9 @@ def make_player(
         def one_step_of_all(loop: tuple) -> tuple:
             step, env_state, obs, reset, memory, episode, watch, played = loop
             action_key, env_key = jax.random.split(jax.random.fold_in(key, step))
-            moved, features = apply(state.params, "features_step", memory, obs, reset)
+            moved, features = apply(params, "features_step", memory, obs, reset)
             memory = where_reset(episode >= treat.freeze_after, memory, moved)
-            policy = apply(state.params, "policy", features)
+            policy = apply(params, "policy", features)
             action = policy.mode() if agent.settings.eval_greedy else policy.sample(action_key)
             obs, env_state, _, _, _, info = env.step(env_key, env_state, action, env_params)
             playing = ~played.over & info["valid"]
@@ -352,16 +354,16 @@ def summarise_trials(played: list[Played]) -> dict[str, Any]:
 
 
 def quartiles(returns: np.ndarray) -> tuple[float, ...]:
-    """Edges for a `Detector`: the quartiles of these returns, without those that no return exceeds.
+    """Edges for a `Detector`: the quartiles of these returns, but below their maximum.
 
     Raises:
         ValueError: all returns are the same.
     """
-    edges = np.unique(np.quantile(returns, (0.25, 0.5, 0.75), method="lower"))
-    edges = tuple(float(edge) for edge in edges if edge < returns.max())
-    if not edges:
+    below = returns[returns < returns.max()]
+    if not below.size:
         raise ValueError("all returns are the same: there is nothing for a detector to see")
-    return edges
+    edges = np.quantile(returns, (0.25, 0.5, 0.75), method="lower")
+    return tuple(sorted({float(edge) for edge in np.minimum(edges, below.max())}))
 
 
 # --------------------------------------------------------------------------------------------------------------- cost

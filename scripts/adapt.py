@@ -11,6 +11,7 @@ for Bernoulli bandits (Gittins index, Thompson sampling, UCB1, random), the opti
 Writes `adaptation.json` in each run folder, and `adaptation.md` (also printed) and `adaptation.png` of all in `--out`.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from agents.run.loop import over_seeds, seed_keys
 from configs.experiment import PPOExperiment
 from envs import registry
 from envs.meta.bandits import BernoulliBandit
+from envs.meta.switching import Switching
 from envs.meta.trials import Trials
 from envs.vector import Vectorised
 from envs.wrappers import flat_size
@@ -121,8 +123,8 @@ def read_run(folder: Path, greedy: bool | None) -> Run:
     view = config.observation
     if not isinstance(trials, Trials):
         raise BadRequest(f"{config.env} is not trials of one family of tasks: its members are measured one by one")
-    if view.keep or view.normalise or view.time_limit:
-        raise BadRequest(f"{folder}: adaptation is not measured under observation.keep, normalise or time_limit")
+    if view.keep or view.time_limit:
+        raise BadRequest(f"{folder}: adaptation is not measured under observation.keep or observation.time_limit")
     if greedy is not None:
         config = replace(config, ppo=replace(config.ppo, eval_greedy=greedy))
     agent = make_agent(config, record=is_recorded(folder))
@@ -139,8 +141,11 @@ def read_run(folder: Path, greedy: bool | None) -> Run:
 
 
 def lengthened(trials: Trials, split: str, times: int) -> Trials:
-    """Trials of tasks of a split, `times` as long."""
-    return replace(trials, split=split, episodes=trials.episodes * times, steps=trials.steps * times)
+    """Trials of tasks of a split, `times` as long; a task that switches does so as often a step."""
+    family = trials.family
+    if isinstance(family, Switching):
+        family = replace(family, horizon=family.horizon * times, switches=family.switches * times)
+    return replace(trials, family=family, split=split, episodes=trials.episodes * times, steps=trials.steps * times)
 
 
 def opening_of(run: Run) -> adaptation.Opening:
@@ -163,8 +168,13 @@ def player(run: Run, trials: Trials, options: Options, detector: adaptation.Dete
     play = adaptation.make_player(run.agent, env, opening_of(run), trials.episodes or limit, limit, detector)
     keys = seed_keys(options.seed, run.seeds)
 
+    def play_one(seed: int, treatment: adaptation.Treatment) -> Played:
+        state = run.state(seed)
+        env_params = run.agent.env.evaluation_params(state.env, env.default_params)
+        return jax.device_get(play(state.params, env_params, keys[seed], treatment))
+
     def play_all(treatment: adaptation.Treatment) -> list[Played]:
-        return [jax.device_get(play(run.state(i), keys[i], treatment)) for i in range(run.seeds)]
+        return [play_one(seed, treatment) for seed in range(run.seeds)]
 
     return play_all
 
@@ -175,6 +185,17 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
     Raises:
         BadRequest: changes are asked for where the task does not switch, or trials that cannot be played.
     """
+    switching = isinstance(run.trials.family, Switching)
+    if run.config.observation.normalise and (
+        "reset" in options.ablations or (switching and options.changes != ("off",))
+    ):
+        raise BadRequest(
+            f"{run.folder}: memory is not cleared amid a trial under observation.normalise: "
+            "take --ablations frozen --changes off"
+        )
+    if options.changes and options.changes != ("off",) and not switching:
+        raise BadRequest(f"{run.config.env}: its tasks do not switch within a trial: leave out --changes")
+    wanted = [c for c in ("on", "oracle") if switching and (options.changes is None or c in options.changes)]
     conditions, references = [], []
     detector = None
     for split in options.splits:
@@ -189,16 +210,12 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
 
             kept = play(adaptation.treatment())
             add(kept)
-            known = reference(trials, jax.random.key(options.seed))
+            known = reference(trials, options.seed)
             references += [{"split": split, "length": times, **entry} for entry in known]
             if times != min(options.lengths):
                 continue
             for memory in options.ablations:
                 add(play(adaptation.treatment(memory, freeze_after=options.freeze_after)), memory)
-            switches = any(p.switches.any() for p in kept)
-            if options.changes and not switches:
-                raise BadRequest(f"{run.config.env}: no task switched within a trial: leave out --changes")
-            wanted = [c for c in ("on", "oracle") if switches and (options.changes is None or c in options.changes)]
             if wanted:
                 if detector is None:
                     detector = make_detector(kept, run.trials, options)
@@ -235,29 +252,30 @@ def make_detector(played: list[Played], trials: Trials, options: Options) -> ada
         raise BadRequest(str(error)) from None
 
 
-def reference(trials: Trials, key: jax.Array) -> list[dict[str, Any]]:
+@functools.cache
+def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
     """What is known of the best in trials of this kind, each with a `name` and, by inner episode, `return`."""
     family = trials.family
-    draw_key, play_key = jax.random.split(key)
+    draw_key, play_key = jax.random.split(jax.random.key(seed))
     tasks = jax.vmap(lambda k: family.draw(k, trials.split))(jax.random.split(draw_key, REFERENCE_TASKS))
-    if isinstance(family, BernoulliBandit) and not getattr(family, "hazard", 0.0) and not trials.flip_reward:
-        names = ["random", "ucb1", "thompson"]
-        if trials.episodes <= bandit_oracles.MAX_PULLS:
-            names.append("gittins")
-        result = []
-        for name in names:
-            play = bandit_oracles.simulate(name, play_key, trials.episodes, tasks.means)
-            reward, regret = np.asarray(play.reward).T, np.asarray(play.regret).T
-            total = adaptation.scalar([reward.sum(axis=1)])
-            lost = adaptation.scalar([regret.sum(axis=1)])
-            by_episode = np.round(reward.mean(axis=0), 5).tolist()
-            result.append({"name": name, "total": total, "regret": lost, "return": by_episode})
-        return result
-    try:
-        optimum = jax.vmap(family.optimal_return)(tasks)
-    except (AttributeError, TypeError):
-        return []
-    return [{"name": "optimum", "return": float(jnp.mean(optimum))}]
+    if not isinstance(family, BernoulliBandit):
+        if family.optimal_return(family.default_params) is None:
+            return []
+        best: Any = jax.vmap(family.optimal_return)(tasks)
+        return [{"name": "optimum", "return": float(jnp.mean(best))}]
+    if trials.flip_reward:
+        return []  # these policies are for arms that pay
+    names = ["random", "ucb1", "thompson"]
+    if trials.episodes <= bandit_oracles.MAX_PULLS:
+        names.append("gittins")
+    result = []
+    for name in names:
+        play = bandit_oracles.simulate(name, play_key, trials.episodes, tasks.means)
+        reward, regret = np.asarray(play.reward).T, np.asarray(play.regret).T
+        entry = {"name": name, "total": adaptation.scalar([reward.sum(axis=1)])}
+        entry |= {"regret": adaptation.scalar([regret.sum(axis=1)])}
+        result.append({**entry, "return": np.round(reward.mean(axis=0), 5).tolist()})
+    return result
 
 
 # ------------------------------------------------------------------------------------------------------------ reporting
