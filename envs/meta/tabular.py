@@ -1,7 +1,8 @@
 """Random tabular MDPs, as in RL^2: an inner episode has a fixed number of steps and opens in state 0.
 
-A task is a kernel, whose rows a symmetric Dirichlet prior draws, and mean rewards from a Gaussian prior; the priors are
-data, in `distributions/tabular.json`. Rewards have unit variance.
+A task is a kernel and mean rewards. A row of the kernel is proportional to powers of independent exponentials: with the
+power 1 it is uniform on the simplex, a flat Dirichlet as in RL^2; larger ones make rows sharper. Mean rewards have a
+Gaussian prior and rewards unit variance about them. Powers and priors are data, in `distributions/tabular.json`.
 """
 
 from dataclasses import dataclass
@@ -59,8 +60,8 @@ class TabularMDP(Family):
         prior = read("tabular", "TabularMDP")[split]
         transition_key, mean_key = jax.random.split(key)
         shape = (self.states, self.actions)
-        weights = jnp.full(self.states, prior["concentration"])
-        transition = jax.random.dirichlet(transition_key, weights, shape)
+        weights = jax.random.exponential(transition_key, (*shape, self.states)) ** prior["sharpness"]
+        transition = weights / jnp.sum(weights, axis=-1, keepdims=True)
         means = prior["mean"] + prior["deviation"] * jax.random.normal(mean_key, shape)
         return self.task(transition, means)
 
