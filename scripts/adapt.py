@@ -186,9 +186,8 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
         BadRequest: changes are asked for where the task does not switch, or trials that cannot be played.
     """
     switching = isinstance(run.trials.family, Switching)
-    if run.config.observation.normalise and (
-        "reset" in options.ablations or (switching and options.changes != ("off",))
-    ):
+    clears = "reset" in options.ablations or (switching and options.changes != ("off",))
+    if clears and run.config.observation.normalise:
         raise BadRequest(
             f"{run.folder}: memory is not cleared amid a trial under observation.normalise: "
             "take --ablations frozen --changes off"
@@ -392,7 +391,8 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
             row[1].axvline(training_episodes(results, split, shortest), color="0.7", linewidth=1)
         if changes:
             draw_changes(row[-1], results, split)
-    axes[0, 0].legend(fontsize=7)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(len(handles[0]), 6), fontsize=8)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 

@@ -26,7 +26,7 @@ from agents.bandit_oracles import bayes_optimal_value, gittins_index, gittins_ta
     ],
 )
 def test_classic_indices_are_the_published_ones(wins, losses, discount, published):
-    pulls = int(np.log(1e-5) / np.log(discount))
+    pulls = int(np.log(1e-4) / np.log(discount))
     assert gittins_index(wins, losses, pulls, discount) == pytest.approx(published, abs=6e-5)
 
 
@@ -39,7 +39,7 @@ def test_the_last_pull_is_worth_its_mean_and_two_pulls_by_hand():
 def test_the_table_is_the_index_of_every_arm():
     table = gittins_table(30)
     for remaining, wins, losses in [(30, 0, 0), (15, 3, 2), (10, 0, 5), (1, 2, 2), (2, 20, 8), (20, 9, 1)]:
-        assert table[remaining, wins, losses] == pytest.approx(gittins_index(wins, losses, remaining), abs=2e-4)
+        assert -1e-6 < table[remaining, wins, losses] - gittins_index(wins, losses, remaining) < 2e-4
 
 
 @cache
