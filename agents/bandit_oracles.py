@@ -64,8 +64,9 @@ def gittins_table(pulls: int) -> np.ndarray:
     """Finite-horizon indices of all arms that a trial of `pulls` pulls can meet.
 
     The gain of pulling is convex and piecewise linear in the sure reward of retiring. It is computed on a grid, and its
-    zero found between two grid points: never too low, and too high by less than 2e-4 up to 100 pulls. Longer trials
-    have a coarser grid, with errors up to about 1e-3 for arms that almost always pay.
+    zero found between two grid points: never too low, and too high by some 1e-4 in trials of 100 pulls (6e-4 at most of
+    what was compared with `gittins_index`). Longer trials have a coarser grid: with 400 pulls it is up to 7e-3 for arms
+    that were pulled hundreds of times.
 
     Returns:
         `[pulls + 1, pulls, pulls]` float32 by remaining pulls, wins, losses; 0 where that cannot occur. It is kept: the
@@ -78,7 +79,9 @@ def gittins_table(pulls: int) -> np.ndarray:
         raise ValueError(f"indices are computed for trials of 1 to {MAX_PULLS} pulls, got {pulls}")
     table = np.zeros((pulls + 1, pulls, pulls), np.float32)
     levels = max(64, min(256, 25_600 // pulls))
-    sure = np.linspace(0.0, 1.0, levels + 1)[:, None, None]
+    # Denser towards 0 and 1, where arms that always or never paid lie close to each other.
+    sure = np.sin(np.linspace(0.0, np.pi / 2, levels + 1))[:, None, None] ** 2
+    width = np.diff(sure, axis=0)
     later = np.zeros((levels + 1, pulls + 1, pulls + 1))
     for remaining in range(1, pulls + 1):
         n = pulls - remaining + 1  # counts below n can be met with so many pulls left
@@ -88,7 +91,7 @@ def gittins_table(pulls: int) -> np.ndarray:
         # A cell of the grid lies below the index with all of its width, a part of it, or none.
         above, below = pull[:-1], pull[1:]
         share = np.clip(above / np.maximum(above - below, 1e-300), 0.0, 1.0)
-        table[remaining, :n, :n] = np.sum(share, axis=0) / levels
+        table[remaining, :n, :n] = np.sum(share * width, axis=0)
         later = np.maximum(pull, 0.0)
     return table
 

@@ -33,6 +33,7 @@ from agents.run.loop import over_seeds, seed_keys
 from configs.experiment import PPOExperiment
 from envs import registry
 from envs.meta.bandits import BernoulliBandit
+from envs.meta.splits import SPLITS
 from envs.meta.switching import Switching
 from envs.meta.trials import Trials
 from envs.vector import Vectorised
@@ -40,6 +41,8 @@ from envs.wrappers import flat_size
 from scripts.common import from_dict, is_recorded, make_agent, observed, parse, run_script
 
 Split = Literal["train", "test", "heldout"]
+SPLIT_SEEDS = 1_000_003
+"""What the seed of the trials grows by from split to split."""
 REFERENCE_TASKS = 1000
 """Tasks that what is known of the best is averaged over."""
 TIMED = (1, 64)
@@ -50,7 +53,7 @@ TIMED = (1, 64)
 class Options:
     """How trained agents adapt within the trials of a `meta/` environment."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Run folders."""
     splits: tuple[Split, ...] = ("train", "test", "heldout")
     """Which tasks: of the training distribution, others of it, and beyond it."""
@@ -80,6 +83,8 @@ class Options:
     def __post_init__(self):
         if min(self.lengths, default=0) < 1 or self.trials < 2 or not self.splits:
             raise ValueError("--lengths must be at least 1, --trials at least 2, and --splits name one")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"--seed must lie in [0, 2^31), got {self.seed}")
         if self.freeze_after < 0:
             raise ValueError(f"--freeze-after must not be negative, got {self.freeze_after}")
 
@@ -166,7 +171,8 @@ def player(run: Run, trials: Trials, options: Options, detector: adaptation.Dete
         raise BadRequest(f"{run.config.env}: a trial of it has no bound of steps")
     env = observed(run.config, Vectorised(trials, options.trials))
     play = adaptation.make_player(run.agent, env, opening_of(run), trials.episodes or limit, limit, detector)
-    keys = seed_keys(options.seed, run.seeds)
+    # Train and test may be one distribution: their tasks must still be different ones.
+    keys = seed_keys(options.seed + SPLIT_SEEDS * SPLITS.index(trials.split), run.seeds)
 
     def play_one(seed: int, treatment: adaptation.Treatment) -> Played:
         state = run.state(seed)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import struct
 from scipy import stats
 
 from agents import adaptation, rbocpd
-from agents.adaptation import make_player, opening_of, treatment
+from agents.adaptation import Played, make_player, opening_of, treatment
 from agents.distributions import Categorical
 from agents.networks import ActorCritic
 from envs.base import NoParams
@@ -75,7 +76,7 @@ class Toy(Family):
         return Discrete(ACTIONS)
 
     def max_steps(self, params):
-        return self.length
+        return None if self.random else self.length
 
 
 class Counter:
@@ -100,29 +101,32 @@ def agent_of(network, greedy=True):
     return SimpleNamespace(network=network, settings=SimpleNamespace(eval_greedy=greedy))
 
 
-def play(agent, trials, envs, treat, *, params=None, detector=None, opening=None, seed=0):
+def play_all(agent: Any, trials, envs, treats, *, params=None, detector=None, opening=None) -> list[Played]:
+    """What each of some treatments comes to."""
     env = FlattenObservation(EpisodeStatistics(Vectorised(trials, envs)))
     opening = opening_of(trials.layout) if opening is None else opening
-    limit = trials.max_steps(NoParams())
+    limit = trials.max_steps(NoParams()) or 200
     player = make_player(agent, env, opening, trials.episodes or limit, limit, detector)
-    treats = treat if isinstance(treat, list) else [treat]
-    results = [jax.device_get(player(params, NoParams(), jax.random.key(seed), t)) for t in treats]
-    return results if isinstance(treat, list) else results[0]
+    return [jax.device_get(player(params, NoParams(), jax.random.key(3), treat)) for treat in treats]
+
+
+def play(agent, trials, envs, treat, **options) -> Played:
+    return play_all(agent, trials, envs, [treat], **options)[0]
 
 
 def test_what_the_memory_may_do():
     """Steps since it was cleared, over three episodes of two steps."""
     treats = [treatment(), treatment("reset"), treatment("frozen"), treatment("frozen", freeze_after=0)]
     expected = [[1 + 2, 3 + 4, 5 + 6], [1 + 2] * 3, [1 + 2, 3 + 3, 3 + 3], [1 + 1] * 3]
-    for played, returns in zip(play(agent_of(Counter()), Trials(Toy(), 3), 2, treats), expected, strict=True):
+    for played, returns in zip(play_all(agent_of(Counter()), Trials(Toy(), 3), 2, treats), expected, strict=True):
         assert played.returns.tolist() == [returns] * 2
         assert played.lengths.tolist() == [[2] * 3] * 2
         assert played.finished.all()
-        assert played.regret.tolist() == [returns] * 2
+        np.testing.assert_array_equal(played.regret, [returns] * 2)
         assert played.over.all()
     # Steps 11 and 12 of a memory that is kept are the first to succeed.
     long = play(agent_of(Counter()), Trials(Toy(), 7), 1, treatment())
-    assert long.success.tolist() == [[False] * 5 + [True] * 2]
+    np.testing.assert_array_equal(long.success, [[False] * 5 + [True] * 2])
 
 
 def test_a_budget_of_steps_cuts_the_last_episode():
@@ -142,8 +146,7 @@ def test_a_policy_without_memory_has_the_curve_of_its_mean_and_regrets_are_count
     uniform.network.shown = lambda count: jnp.full_like(count, -1)  # no entry: all logits are equal
     trials, envs = Trials(Toy(random=True), 4), 300
     env = FlattenObservation(EpisodeStatistics(Vectorised(trials, envs)))
-    player = make_player(uniform, env, opening_of(trials.layout), 4, 200)
-    played = jax.device_get(player(None, NoParams(), jax.random.key(3), treatment()))
+    played = play(uniform, trials, envs, treatment())
 
     start, key = jax.random.split(jax.random.key(3))
     _, env_state = env.reset(start, NoParams())
@@ -198,7 +201,7 @@ def recurrent():
 def test_reset_each_episode_equals_separate_trials_of_one_episode(recurrent):
     agent, trials, params = recurrent
     alone = play(agent, replace(trials, episodes=1), 1, treatment(), params=params)
-    kept, reset = play(agent, trials, 1, [treatment(), treatment("reset")], params=params)
+    kept, reset = play_all(agent, trials, 1, [treatment(), treatment("reset")], params=params)
     assert reset.returns[0].tolist() == [alone.returns[0, 0]] * 3
     # The two things that this takes: the memory is cleared, and the step before is not shown.
     assert kept.returns[0, 0] == alone.returns[0, 0]
@@ -226,7 +229,7 @@ def test_what_clears_the_memory_where_the_task_switches():
     agent = agent_of(Counter(lambda count: (count == 1).astype(jnp.int32)))
     treats = [treatment(changes=c) for c in adaptation.CHANGES]
     trials = Trials(Toy(length=1, switch=40), 100)
-    off, on, oracle = play(agent, trials, 2, treats, detector=detector)
+    off, on, oracle = play_all(agent, trials, 2, treats, detector=detector)
 
     # The stream of action 0: 39 zeros, then ones, one detector by itself.
     alone, alarm_at = rbocpd.init_grid(2, 100), None
@@ -237,7 +240,7 @@ def test_what_clears_the_memory_where_the_task_switches():
             break
     assert alarm_at is not None
     for played, cleared in ((off, [0]), (on, [0, alarm_at + 1]), (oracle, [0, 40])):
-        assert [np.flatnonzero(row).tolist() for row in played.regret] == [cleared] * 2
+        assert [np.flatnonzero(row).tolist() for row in np.asarray(played.regret)] == [cleared] * 2
         assert played.switches.tolist() == [1, 1]
         assert played.false_alarms.tolist() == [0, 0]
     assert on.detected.tolist() == [1, 1]
