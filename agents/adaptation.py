@@ -353,6 +353,12 @@ def summarise_trials(played: list[Played]) -> dict[str, Any]:
     return result
 
 
+def gain(played: list[Played], base: list[Played]) -> dict[str, Any]:
+    """By how much the returns of whole trials exceed those of the same trials under another treatment: a `scalar`."""
+    pairs = zip(played, base, strict=True)
+    return scalar([np.asarray(p.returns - b.returns, np.float64).sum(axis=1) for p, b in pairs])
+
+
 def quartiles(returns: np.ndarray) -> tuple[float, ...]:
     """Edges for a `Detector`: the quartiles of these returns, but below their maximum.
 

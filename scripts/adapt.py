@@ -41,6 +41,8 @@ from envs.wrappers import flat_size
 from scripts.common import from_dict, is_recorded, make_agent, observed, parse, run_script
 
 Split = Literal["train", "test", "heldout"]
+AS_TRAINED = ("kept", "off")
+"""What is done to the memory, and what clears it, in training."""
 SPLIT_SEEDS = 1_000_003
 """What the seed of the trials grows by from split to split."""
 REFERENCE_TASKS = 1000
@@ -80,13 +82,17 @@ class Options:
     out: Path | None = None
     """Folder of the table and the figure (default: the run folder if there is one, else runs/adaptation)."""
 
-    def __post_init__(self):
-        if min(self.lengths, default=0) < 1 or self.trials < 2 or not self.splits:
-            raise ValueError("--lengths must be at least 1, --trials at least 2, and --splits name one")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"--seed must lie in [0, 2^31), got {self.seed}")
-        if self.freeze_after < 0:
-            raise ValueError(f"--freeze-after must not be negative, got {self.freeze_after}")
+
+def refuse_impossible(options: Options) -> None:
+    """Raises BadRequest."""
+    if not options.runs:
+        raise BadRequest("name at least one run folder")
+    if not options.splits or not options.lengths or min(options.lengths) < 1:
+        raise BadRequest("--splits and --lengths must name at least one, and --lengths be at least 1")
+    if options.trials < 2 or options.freeze_after < 0:
+        raise BadRequest("--trials must be at least 2 and --freeze-after at least 0")
+    if not 0 <= options.seed < 2**31:
+        raise BadRequest(f"--seed must lie in [0, 2^31), got {options.seed}")
 
 
 @dataclass(frozen=True)
@@ -202,31 +208,18 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
         raise BadRequest(f"{run.config.env}: its tasks do not switch within a trial: leave out --changes")
     wanted = [c for c in ("on", "oracle") if switching and (options.changes is None or c in options.changes)]
     conditions, references = [], []
-    detector = None
     for split in options.splits:
         for times in sorted(set(options.lengths)):
             say(f"{run.folder}: {split} tasks, trials x {times}")
             trials = lengthened(run.trials, split, times)
-            play = player(run, trials, options)
-
-            def add(played: list[Played], memory: str = "kept", changes: str = "off", split=split, times=times) -> None:
+            shortest = times == min(options.lengths)
+            played = play_conditions(run, trials, options, options.ablations if shortest else (), wanted * shortest)
+            for (memory, changes), of_seeds in played.items():
                 where = {"split": split, "length": times, "memory": memory, "changes": changes}
-                conditions.append({**where, **adaptation.summarise_trials(played)})
-
-            kept = play(adaptation.treatment())
-            add(kept)
-            known = reference(trials, options.seed)
-            references += [{"split": split, "length": times, **entry} for entry in known]
-            if times != min(options.lengths):
-                continue
-            for memory in options.ablations:
-                add(play(adaptation.treatment(memory, freeze_after=options.freeze_after)), memory)
-            if wanted:
-                if detector is None:
-                    detector = make_detector(kept, run.trials, options)
-                play = player(run, trials, options, detector)
-                for changes in wanted:
-                    add(play(adaptation.treatment(changes=changes)), changes=changes)
+                conditions.append({**where, **adaptation.summarise_trials(of_seeds)})
+                if (memory, changes) != AS_TRAINED:
+                    conditions[-1]["gain"] = adaptation.gain(of_seeds, played[AS_TRAINED])
+            references += [{"split": split, "length": times, **entry} for entry in reference(trials, options.seed)]
     params = run.state(0).params
     seconds = {str(batch): adaptation.step_seconds(run.agent, params, batch) for batch in TIMED}
     return {
@@ -239,14 +232,29 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
         "greedy": run.config.ppo.eval_greedy,
         "state_bytes": adaptation.state_bytes(run.agent),
         "step_seconds": seconds,
-        "detector_edges": None if detector is None else detector.edges,
+        "eta": options.eta if wanted else None,
         "conditions": conditions,
         "references": references,
     }
 
 
+def play_conditions(
+    run: Run, trials: Trials, options: Options, ablations: Sequence[str], changes: Sequence[str]
+) -> dict[tuple[str, str], list[Played]]:
+    """The same trials under every condition, by what is done to the memory and what clears it; `AS_TRAINED` first."""
+    play = player(run, trials, options)
+    played = {AS_TRAINED: play(adaptation.treatment())}
+    for memory in ablations:
+        played[memory, "off"] = play(adaptation.treatment(memory, freeze_after=options.freeze_after))
+    if changes:
+        play = player(run, trials, options, make_detector(played[AS_TRAINED], trials, options))
+    for what in changes:
+        played["kept", what] = play(adaptation.treatment(changes=what))
+    return played
+
+
 def make_detector(played: list[Played], trials: Trials, options: Options) -> adaptation.Detector:
-    """A detector for these trials, its edges the quartiles of the returns of the first split that is measured."""
+    """A detector for these trials. Its edges are the quartiles of the returns that the agent had without it."""
     returns = np.concatenate([p.returns[p.finished] for p in played])
     space = trials.action_space(trials.default_params)
     streams = getattr(space, "n", 1)
@@ -318,8 +326,8 @@ def reference_of(result: dict[str, Any], name: str, split: str, length: int) -> 
 def markdown(results: list[dict[str, Any]]) -> str:
     """All runs and conditions in one table, then what acting costs."""
     lines = [
-        "| run | tasks | trials | first episode | last episodes | last / first | whole trial | of Gittins | regret |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| run | tasks | trials | first episode | last episodes | ratio | whole trial | gain | of Gittins | regret |",
+        "|---" * 10 + "|",
     ]
     seen = set()
     for name, result in zip(names_of(results), results, strict=True):
@@ -329,7 +337,11 @@ def markdown(results: list[dict[str, Any]]) -> str:
             best = reference_of(result, "gittins", c["split"], c["length"])
             share = f"{c['total']['mean'] / best['total']['mean']:.1%}" if best else ""
             cells = (name, c["split"], label_of(c), *(words_of(c[part]) for part in ("first", "last")), ratio)
-            lines.append("| " + " | ".join((*cells, words_of(c["total"]), share, words_of(c.get("regret")))) + " |")
+            lines.append(
+                "| "
+                + " | ".join((*cells, words_of(c["total"]), words_of(c.get("gain")), share, words_of(c.get("regret"))))
+                + " |"
+            )
         for entry in result["references"]:
             key = (result["env"], entry["name"], entry["split"], entry["length"])
             if key in seen or "total" not in entry:
@@ -338,12 +350,15 @@ def markdown(results: list[dict[str, Any]]) -> str:
             longer = "" if entry["length"] == 1 else f"x {entry['length']}"
             first, *_, last = entry["return"]
             cells = (f"*{entry['name']}*", entry["split"], longer, f"{first:.3f}", f"{last:.3f}", "")
-            lines.append("| " + " | ".join((*cells, words_of(entry["total"]), "", words_of(entry["regret"]))) + " |")
+            lines.append(
+                "| " + " | ".join((*cells, words_of(entry["total"]), "", "", words_of(entry["regret"]))) + " |"
+            )
     lines += [
         "",
-        "Returns of inner episodes: of the first, and of the last tenth of those that every trial finished; of a whole",
-        "trial; and the regret of one. Means over seeds and trials, with 95 % intervals over the trials of these very",
-        "agents: how agents differ from seed to seed is in `per_seed` of adaptation.json.",
+        "Returns of inner episodes: of the first, of the last tenth of those that every trial finished, and their ratio;",
+        "of a whole trial, and what it gains on the first row of its tasks, trial by trial; and the regret of one. Means",
+        "over seeds and trials, with 95 % intervals over the trials of these very agents: how agents differ from seed to",
+        "seed is in `per_seed` of adaptation.json.",
     ]
     optima = [entry for result in results for entry in result["references"] if entry["name"] == "optimum"]
     for split in dict.fromkeys(entry["split"] for entry in optima):
@@ -378,7 +393,10 @@ REFERENCE_STYLES = {"gittins": "-.", "thompson": (0, (1, 1)), "optimum": "-."}
 
 
 def draw(results: list[dict[str, Any]], out: Path) -> None:
-    """One row of panels a split: adaptation with its ablations; the longest trials; what clears the memory."""
+    """One row of panels a split: adaptation with its ablations; the longest trials; what clearing the memory gains.
+
+    Long curves show means of neighbouring episodes, and as their bands the means of the intervals of these.
+    """
     import matplotlib.pyplot as plt  # slow to import
 
     plt.switch_backend("Agg")
@@ -408,10 +426,11 @@ def training_episodes(results: list[dict[str, Any]], split: str, length: int) ->
 
 
 def smoothed(values: Sequence[float], points: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Episode numbers, from 1, and means of neighbouring values: at most about `points` groups of near equal size."""
-    groups = np.array_split(np.asarray(values, float), min(points, len(values)))
-    ends = np.cumsum([len(g) for g in groups])
-    return ends - np.array([(len(g) - 1) / 2 for g in groups]), np.array([g.mean() for g in groups])
+    """Episode numbers, from 1, and means of so many neighbouring values each that there are at most `points`."""
+    size = -(-len(values) // points)
+    groups = len(values) // size  # what does not fill a group at the end is left out
+    rows = np.asarray(values, float)[: groups * size].reshape(groups, size)
+    return 1 + (size - 1) / 2 + size * np.arange(groups), rows.mean(axis=1)
 
 
 def draw_curves(axes: Any, results: list[dict[str, Any]], split: str, length: int, title: str) -> None:
@@ -441,20 +460,17 @@ def draw_curves(axes: Any, results: list[dict[str, Any]], split: str, length: in
 
 
 def draw_changes(axes: Any, results: list[dict[str, Any]], split: str) -> None:
-    """Return of a trial by what clears the memory."""
-    width = 0.8 / len(results)
-    for color, (name, result) in enumerate(zip(names_of(results), results, strict=True)):
-        for place, changes in enumerate(adaptation.CHANGES):
-            for c in result["conditions"]:
-                if (c["split"], c["memory"], c["changes"]) != (split, "kept", changes):
-                    continue
-                if c["length"] != min(d["length"] for d in result["conditions"]):
-                    continue
-                x = place + (color - (len(results) - 1) / 2) * width
-                axes.bar(x, c["total"]["mean"], width * 0.9, color=f"C{color}", alpha=0.8, label=name)
-                axes.vlines(x, *c["total"]["ci95"], color="black", linewidth=1.2)
-    axes.set_xticks(range(len(adaptation.CHANGES)), adaptation.CHANGES, fontsize=8)
-    axes.set_title(f"{split} tasks: return of a trial by what clears the memory", fontsize=9)
+    """What clearing the memory gains in the return of a trial, trial by trial."""
+    width, shown = 0.8 / len(results), ("on", "oracle")
+    for color, result in enumerate(results):
+        for c in result["conditions"]:
+            if c["split"] == split and c["changes"] in shown:
+                x = shown.index(c["changes"]) + (color - (len(results) - 1) / 2) * width
+                axes.bar(x, c["gain"]["mean"], width * 0.9, color=f"C{color}", alpha=0.8)
+                axes.vlines(x, *c["gain"]["ci95"], color="black", linewidth=1.2)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_xticks(range(len(shown)), ["detector", "oracle"], fontsize=8)
+    axes.set_title(f"{split} tasks: what clearing the memory gains a trial", fontsize=9)
     axes.tick_params(labelsize=7)
 
 
@@ -481,8 +497,7 @@ def adapt(folders: Sequence[Path], options: Options, out: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(Options, None, arguments, "adapt.py", __doc__ or "")
-    if not options.runs:
-        raise BadRequest("name at least one run folder")
+    refuse_impossible(options)
     out = options.out or (options.runs[0] if len(options.runs) == 1 else Path("runs") / "adaptation")
     adapt(options.runs, options, out)
     return 0
