@@ -90,9 +90,9 @@ def main() -> None:
     for name in arguments.memories:
         own = PPO_PRESETS.get(f"paper/popgym-{name}", preset) if arguments.preset.startswith("paper/") else preset
         network = replace(own.network, width=widths.get(name, own.network.width))
-        config = replace(
-            own, ppo=ppo, env=arguments.env or own.env, memory=name, seeds=arguments.seeds, network=network
-        )
+        config = replace(own, ppo=ppo, memory=name, seeds=arguments.seeds, network=network)
+        if arguments.env:
+            config = replace(config, env=arguments.env, eval_env="")
         contenders.append(prepare(name, config, arguments.updates))
     rounds = [[contender.run() for contender in contenders] for _ in range(arguments.rounds)]
 

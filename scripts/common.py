@@ -46,6 +46,7 @@ from configs.experiment import (
 )
 from configs.presets import DEFAULT, PRESETS
 from envs import datasets, registry
+from envs.base import VectorEnvironment
 from envs.classification_bandit import ClassificationBandit, LinearLoss
 from envs.datasets import Episodes
 from envs.datasets.recording import Recorder
@@ -180,21 +181,31 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
             env = registry.make_vector(config.env, num_envs, copies=copies, seed=seed)
         if config.env.partition("/")[0] in registry.OURS and env.max_steps(env.default_params) is None:
             raise BadRequest(f"{config.env} never ends: give its episodes a length with --observation.time-limit N")
-        env = FlattenObservation(EpisodeStatistics(env))
-        if view.keep:
-            env = MaskObservation(env, view.keep)
-        if record:
-            env = Recorder(env)
-        if view.noise:
-            env = NoiseObservation(env, view.noise)
-        if view.normalise:
-            env = NormaliseObservation(env)
-        if view.previous_action:
-            env = PreviousAction(env, view.previous_reward)
-        if view.normalise_reward:
-            env = NormaliseReward(env, config.ppo.discount)
+        return observed(config, env, record)
     except ValueError as error:
         raise BadRequest(str(error)) from None
+
+
+def observed(config: PPOExperiment, env: VectorEnvironment, record: bool = False) -> Wrapper:
+    """`env` in the wrappers that `config` names; `record` as in `make_environment`.
+
+    Raises:
+        ValueError: a wrapper does not fit it.
+    """
+    view = config.observation
+    env = FlattenObservation(EpisodeStatistics(env))
+    if view.keep:
+        env = MaskObservation(env, view.keep)
+    if record:
+        env = Recorder(env)
+    if view.noise:
+        env = NoiseObservation(env, view.noise)
+    if view.normalise:
+        env = NormaliseObservation(env)
+    if view.previous_action:
+        env = PreviousAction(env, view.previous_reward)
+    if view.normalise_reward:
+        env = NormaliseReward(env, config.ppo.discount)
     return env
 
 

@@ -6,7 +6,8 @@
 
 Each cell is a run folder `<out>/<env or dataset>-<memory or algorithm>`, trained in a process of its own. Repeating the
 command skips finished cells and resumes broken ones. Writes `table.md`, `table.csv`, `curves.png` and `bars.png` after
-every cell; a cell that failed is named with its reason. Exit code 0 if every cell is there, 1 if some failed.
+every cell; a cell that failed is named with its reason. In meta/ environments it ends with how the agents adapt within
+trials (see `adapt.py`): `adaptation.md` and `adaptation.png`. Exit code 0 if every cell is there, 1 if some failed.
 """
 
 import csv
@@ -24,9 +25,11 @@ from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say, write_atomically
 from agents.run.metrics import read_metrics
 from agents.run.statistics import iqm_of_scores, stratified_bootstrap
-from configs.experiment import SequenceExperiment, ValueExperiment
+from configs.experiment import PPOExperiment, SequenceExperiment, ValueExperiment
 from configs.presets import PRESETS
 from scripts import train
+from scripts.adapt import Options as AdaptOptions
+from scripts.adapt import adapt, is_meta
 from scripts.common import algorithms_of, describe, folder_name, make_agent, resolve, run_script, split_preset
 from scripts.plot import PANELS, agent_of, draw_panel
 
@@ -127,6 +130,9 @@ def main(arguments: Sequence[str]) -> int:
     report(out, cells, failures)
     print((out / "table.md").read_text())
     say(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
+    trained = [cell.folder for cell in cells if cell.summary is not None and is_meta(cell.task)]
+    if trained and isinstance(PRESETS[preset], PPOExperiment):
+        adapt(trained, AdaptOptions(), out)
     return 1 if failures else 0
 
 

@@ -1,0 +1,81 @@
+"""How adaptation is measured from the command line: what is written, and what is refused."""
+
+import json
+
+import pytest
+import yaml
+
+from agents.run.errors import BadRequest
+from configs.presets import PRESETS
+from envs import registry
+from envs.meta.switching import Switching
+from envs.meta.trials import Trials
+from scripts import adapt, train
+from scripts.common import describe
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--env", "meta/Bandit?arms=3&pulls=6", "--memory", "none", "--total-steps", "256"]
+    points = ["--log-points", "1", "--eval-points", "1"]
+    assert train.main(["debug", "--quiet", *options, *points, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_run_of_bandits(trained, tmp_path, capsys):
+    options = ["--splits", "test", "--lengths", "2", "--ablations", "reset", "--trials", "40"]
+    assert adapt.main([str(trained), *options, "--out", str(tmp_path)]) == 0
+    result = json.loads((trained / "adaptation.json").read_text())
+    conditions = {(c["split"], c["length"], c["memory"], c["changes"]): c for c in result["conditions"]}
+    assert set(conditions) == {
+        ("test", 2, "kept", "off"),
+        ("test", 2, "reset", "off"),
+    }
+    for c in conditions.values():
+        assert c["episodes"] == 12
+        assert c["trials"] == 40
+        assert len(c["by_episode"]["return"]["mean"]) == 12
+        assert sum(c["by_episode"]["return"]["mean"]) == pytest.approx(c["total"]["mean"], abs=1e-3)
+        assert c["by_episode"]["regret"]["mean"][-1] == pytest.approx(c["regret"]["mean"], abs=1e-3)
+    assert {r["name"] for r in result["references"]} == {"random", "ucb1", "thompson", "gittins"}
+    kept, reset = conditions.values()
+    assert reset["gain"]["mean"] == pytest.approx(reset["total"]["mean"] - kept["total"]["mean"])
+    assert result["state_bytes"] == 0
+    table = (tmp_path / "adaptation.md").read_text()
+    assert table in capsys.readouterr().out
+    assert table.count("| none | test |") == 2
+    assert (tmp_path / "adaptation.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--changes", "oracle"], "do not switch within a trial"),
+        (["--trials", "1"], "--trials must be at least 2"),
+        (["--lengths", "0"], "--lengths be at least 1"),
+        (["--freeze-after", "-1"], "--freeze-after at least 0"),
+    ],
+)
+def test_bad_requests_say_so_in_one_line(trained, arguments, message):
+    with pytest.raises(BadRequest, match=message) as error:
+        adapt.main([str(trained), *arguments])
+    assert "\n" not in str(error.value)
+
+
+def test_runs_of_other_environments_are_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(describe("debug", PRESETS["debug"])))
+    with pytest.raises(BadRequest, match=r"no run of PPO in a meta/ environment") as error:
+        adapt.main([str(tmp_path)])
+    assert "\n" not in str(error.value)
+    with pytest.raises(BadRequest, match="name at least one run"):
+        adapt.main([])
+
+
+def test_longer_trials_switch_as_often_a_step():
+    trials = registry.make("meta/SwitchingBandit?arms=2&pulls=30&switches=2")
+    assert isinstance(trials, Trials)
+    longer = adapt.lengthened(trials, "heldout", 4)
+    assert (longer.episodes, longer.split) == (120, "heldout")
+    assert isinstance(longer.family, Switching)
+    assert (longer.family.horizon, longer.family.switches) == (120, 8)
