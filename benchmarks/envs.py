@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import VectorEnvironment
 from envs.registry import make, make_vector
 from envs.vector import Vectorised
 from envs.wrappers import EpisodeStatistics, FlattenObservation, PreviousAction
@@ -32,7 +33,7 @@ class ResetEveryStep(Vectorised):
         return False
 
 
-def compiled(env: Vectorised, steps: int) -> Callable[[], int]:
+def compiled(env: VectorEnvironment, steps: int) -> Callable[[], int]:
     """A function that takes `steps` steps of all environments and goes on from there when called again."""
     wrapped = PreviousAction(FlattenObservation(EpisodeStatistics(env)))
     params = wrapped.default_params

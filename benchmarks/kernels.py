@@ -12,6 +12,7 @@ noisy machine is noisy for all. Freed memory is kept, in one arena (`kernels.mal
 - wall: minimum / median milliseconds. Their ratio to ours is that of medians.
 - CPU: minimum milliseconds of the process, all threads.
 - memory: what XLA plans for forward + backward, results and temporaries (`memory_analysis`), inputs not counted.
+- On a GPU each of these is a program that does the work 20 times, as starting it can take longer than a scan.
 - first call: seconds to trace, compile and run forward + backward once. That call is in no other number.
 - error: relative L2 distance to the "reference" backend in float64 of the value, the last state and, for random
   cotangents, the gradients of all weights, inputs and the first state; the worst of these. Checked on memory that was
@@ -50,7 +51,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernels import ffi
+from kernels import ffi, mosaic
 from kernels.aaren_scan import aaren_scan
 from kernels.delta_scan import delta_scan
 from kernels.gla_scan import gla_scan
@@ -98,8 +99,12 @@ class Problem:
     torch: Callable[..., tuple[Any, Any]] | None = None
 
     def scans(self) -> dict[str, Scan]:
-        """Contenders by label. Without a C++ compiler "ffi" would be "xla" under another name, so it is left out."""
-        here = [b for b in self.backends if b != "ffi" or (jax.default_backend() == "cpu" and ffi.load(self.cpp))]
+        """Contenders by label. A kernel that cannot be had here would be "xla" under another name: it is left out."""
+        had = {
+            "ffi": lambda: jax.default_backend() == "cpu" and ffi.load(self.cpp),
+            "mosaic": lambda: jax.default_backend() == "gpu" and mosaic.available(self.cpp.removesuffix("_scan")),
+        }
+        here = [b for b in self.backends if b not in had or had[b]()]
         return {LABELS[b]: partial(self.scan, backend=b) for b in here} | self.others
 
 
@@ -252,13 +257,14 @@ def layer(parameters, x, reset, state, backend):
 
 HEADS = {"batch": 16, "heads": 4, "size": 64}
 CPP = ("ffi", "xla", "reference")
+COMPILED = ("mosaic", *CPP)
 PROBLEMS = {
     "linear": Problem(
         "linear_scan, complex64, constant decay",
         {"batch": 32, "state": 128},
         linear_inputs,
         linear,
-        CPP,
+        COMPILED,
         ASSOCIATIVE,
         cpp="linear_scan",
         passes=(2, 5),  # x, h; and g, h, dx
@@ -268,7 +274,7 @@ PROBLEMS = {
         {"batch": 32, "channels": 256},
         linear_real_inputs,
         linear,
-        CPP,
+        COMPILED,
         ASSOCIATIVE,
         cpp="linear_scan",
         passes=(3, 8),  # a, x, h; and g, h, a, dx, da
@@ -278,7 +284,7 @@ PROBLEMS = {
         {"batch": 16, "channels": 256, "state": 16},
         selective_inputs,
         selective,
-        CPP,
+        COMPILED,
         {f"lax.scan, checkpoint per {SEGMENT}": checkpointed(partial(selective, backend="reference"))},
         cpp="selective_scan",
         torch=torch_selective,
@@ -299,7 +305,7 @@ PROBLEMS = {
         {"batch": 16, "width": 128},
         layer_inputs,
         layer,
-        CPP,
+        COMPILED,
         cpp="selective_scan",
     ),
 }
@@ -315,11 +321,12 @@ class Timing:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def add(self, call: Callable[[], Any]) -> None:
+    def add(self, call: Callable[[], Any], times: int = 1) -> None:
+        """Times a call that does its work `times` times."""
         wall, cpu = time.perf_counter(), time.process_time()
         jax.block_until_ready(call())
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
+        self.wall.append((time.perf_counter() - wall) / times)
+        self.cpu.append((time.process_time() - cpu) / times)
 
     @property
     def median_ms(self) -> float:
@@ -408,10 +415,26 @@ def in_double(scan: Scan, inputs: Any, reset: jax.Array, cotangents: Any) -> Any
         return jax.tree.map(np.asarray, run(to_double(inputs), reset, to_double(cotangents)))
 
 
-def finished(first_call: float, memory: int | None, forward, both, truth) -> Contender:
-    with garbage_in_new_memory():
-        error = worst_error((forward(), both()), (truth[0], truth))
-    return Contender(forward, both, first_call, memory, error)
+def repeats() -> int:
+    """How often a timed call does its work. Starting a program on a GPU can take longer than what is timed."""
+    return 20 if jax.default_backend() == "gpu" else 1
+
+
+def repeated(call: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
+    """`call(*inputs)` where that is to be timed by itself, else one program that does it `repeats()` times."""
+    if repeats() == 1:
+        return lambda: call(*inputs)
+
+    def again(_, inputs):  # the barrier: or XLA would see that each round does the same
+        return lax.optimization_barrier((inputs, call(*inputs)))[0]
+
+    program = jax.jit(lambda inputs: lax.fori_loop(0, repeats(), again, inputs))
+    jax.block_until_ready(program(inputs))
+    return lambda: program(inputs)
+
+
+def worst_of(forward: Any, both: Any, truth: Any) -> float:
+    return worst_error((forward, both), (truth[0], truth))
 
 
 def compiled(scan: Scan, inputs, reset, cotangents, truth) -> Contender:
@@ -424,13 +447,13 @@ def compiled(scan: Scan, inputs, reset, cotangents, truth) -> Contender:
     weights, sequence, state = inputs
     forward = jax.jit(scan)
     jax.block_until_ready(forward(weights, sequence, reset, state))
-    return finished(
-        first_call,
-        memory,
-        lambda: forward(weights, sequence, reset, state),
-        lambda: both(inputs, reset, cotangents),
-        truth,
+    with garbage_in_new_memory():
+        error = worst_of(forward(weights, sequence, reset, state), both(inputs, reset, cotangents), truth)
+    timed = (
+        repeated(forward, weights, sequence, reset, state),
+        repeated(jax.jit(forward_and_backward(scan)), inputs, reset, cotangents),
     )
+    return Contender(*timed, first_call, memory, error)
 
 
 def in_torch(scan: Callable, inputs, reset, cotangents, truth) -> Contender:
@@ -455,7 +478,9 @@ def in_torch(scan: Callable, inputs, reset, cotangents, truth) -> Contender:
     both()
     first_call = time.perf_counter() - start
     forward()
-    return finished(first_call, None, forward, both, truth)
+    with garbage_in_new_memory():
+        error = worst_of(forward(), both(), truth)
+    return Contender(forward, both, first_call, None, error)
 
 
 def copying(size: int) -> tuple[Callable[[], Any], int]:
@@ -496,7 +521,7 @@ def measure(problem: Problem, steps: int, rounds: int, small: bool, with_torch: 
     for _ in range(rounds):
         order.shuffle(calls)
         for timing, call in calls:
-            timing.add(call)
+            timing.add(call, repeats())
     pass_bytes = max(x.nbytes for x in jax.tree.leaves(sequence))
     return Measured(problem, sizes, steps, contenders, copy_timing, copied_bytes, pass_bytes)
 

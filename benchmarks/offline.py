@@ -3,6 +3,7 @@
     python -m benchmarks.offline                                  # attention and dm, dm-pendulum's sizes
     python -m benchmarks.offline --memories dm --steps 200 --rounds 5
     python -m benchmarks.offline --contexts 10 20 40 80           # what acting costs, by window and carried on
+    python -m benchmarks.offline --learning --preset dm           # gradient steps alone, one memory beside the other
 
 The loop does what published code does: windows are cut out in NumPy, one after the other, a compiled gradient step is
 called with them, and evaluations step a compiled environment and a compiled policy (on a window of fixed size) from
@@ -46,8 +47,10 @@ def random_episodes(episodes: int = 400, steps: int = 200, references: bool = Fa
     )
 
 
-def agent_of(memory: str, context: int | None = None, episodes: int | None = None) -> SequenceAgent:
-    preset = SEQUENCE_PRESETS["dm-pendulum"]
+def agent_of(
+    memory: str, context: int | None = None, episodes: int | None = None, preset_name: str = "dm-pendulum"
+) -> SequenceAgent:
+    preset = SEQUENCE_PRESETS[preset_name]
     settings = replace(preset.sequence, targets=(-400.0,), acting="window")
     settings = replace(settings, context=context or settings.context, eval_episodes=episodes or settings.eval_episodes)
     return make_sequence(replace(preset, memory=memory, sequence=settings), random_episodes())
@@ -189,6 +192,31 @@ def compare(memory: str, steps: int, rounds: int) -> None:
     report(memory, both, f"cycle of {between} gradient steps and {episodes} episodes", 1)
 
 
+def cost_of_learning(preset: str, memories: list[str], steps: int, rounds: int) -> None:
+    """Gradient steps of each memory in turns, and the ratio to the first memory's."""
+    ready: dict[str, list[Any]] = {}
+    for memory in memories:
+        agent = agent_of(memory, preset_name=preset)
+        start = time.perf_counter()
+        chunk = jax.jit(lambda s, agent=agent: jax.lax.scan(lambda s, _: agent.update(s), s, None, steps)[0])
+        state = jax.block_until_ready(chunk(jax.jit(agent.init)(jax.random.key(0))))
+        ready[memory] = [chunk, state, time.perf_counter() - start]
+    seconds: dict[str, list[float]] = {memory: [] for memory in memories}
+    for _ in range(rounds):
+        for memory, (chunk, state, _) in ready.items():
+            start = time.perf_counter()
+            ready[memory][1] = jax.block_until_ready(chunk(state))
+            seconds[memory].append(time.perf_counter() - start)
+    first = np.array(seconds[memories[0]])
+    for memory, values in seconds.items():
+        ratio = np.median(np.array(values) / first)
+        print(
+            f"{preset}: {memory:10s} {1e3 * np.median(values) / steps:8.3f} ms a gradient step, ratio {ratio:5.2f}; "
+            f"compiled, with the first {steps} steps, in {ready[memory][2]:.0f} s",
+            flush=True,
+        )
+
+
 def cost_of_acting(memory: str, contexts: list[int], rounds: int, episodes: int = 16) -> None:
     """Best time of a step of all episodes, by the size of the window."""
     for context in contexts:
@@ -217,9 +245,13 @@ def main() -> None:
     parser.add_argument("--memories", nargs="+", default=["attention", "dm"])
     parser.add_argument("--steps", type=int, default=100, help="gradient steps a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--preset", choices=list(SEQUENCE_PRESETS), default="dm-pendulum", help="with --learning")
+    parser.add_argument("--learning", action="store_true", help="measure only gradient steps, without a Python loop")
     parser.add_argument("--contexts", type=int, nargs="*", default=[], help="measure only what acting costs")
     args = parser.parse_args()
     keep_freed_memory()
+    if args.learning:
+        return cost_of_learning(args.preset, args.memories, args.steps, args.rounds)
     for memory in args.memories:
         if args.contexts:
             cost_of_acting(memory, args.contexts, args.rounds)

@@ -122,6 +122,11 @@ class Experiment:
         return getattr(self, self.choice)
 
     @property
+    def label(self) -> str:
+        """What tells this run from others of its task: in names of folders, tables and pictures."""
+        return self.chosen
+
+    @property
     def task(self) -> str:
         """What is to be learned: the environment, or the dataset."""
         return getattr(self, self.row)
@@ -313,6 +318,10 @@ class ValueExperiment(OfflineExperiment):
     """Sizes of the memory."""
     bisimulation: BisimulationSettings
     """How histories are seen."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.algorithm}-{self.memory}" if self.memory else self.algorithm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,9 @@ class BraxEnvironment(Environment):
 
     @cached_property
     def env(self) -> Any:
-        return brax_envs.get_environment(self.env_name, backend=self.backend)
+        # First asked for inside a traced function, its arrays would be tracers otherwise.
+        with jax.ensure_compile_time_eval():
+            return brax_envs.get_environment(self.env_name, backend=self.backend)
 
     @property
     def name(self) -> str:

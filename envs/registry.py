@@ -51,7 +51,7 @@ def _brax():
     return brax_adapter.NAMES, brax_adapter.make
 
 
-def _ours(names: Mapping[str, Callable[..., Environment]]):
+def _ours(names: Mapping[str, Callable[..., Environment | Callable[[int], VectorEnvironment]]]):
     """A family of this suite whose constructors take options."""
 
     def construct(name: str, /, **options):
@@ -197,11 +197,15 @@ def env_ids(prefix: str = "") -> list[str]:
 
 
 def make(env_id: str) -> Environment:
-    """One functional environment. Raises UnknownEnvironment; ValueError for emulators, which only come in batches."""
+    """One functional environment. Raises UnknownEnvironment; ValueError for emulators and mixtures, which only come in
+    batches."""
     family, construct = _find(env_id)
     if family in HOST_POOLS:
         raise ValueError(f"{env_id} is an emulator on the host: use make_vector")
-    return construct()
+    made = construct()
+    if not isinstance(made, Environment):
+        raise ValueError(f"{env_id} is a batch of several environments, of which there is no single one")
+    return made
 
 
 def make_vector(env_id: str, num_envs: int, *, copies: int = 1, seed: int = 0) -> VectorEnvironment:
@@ -214,4 +218,6 @@ def make_vector(env_id: str, num_envs: int, *, copies: int = 1, seed: int = 0) -
     family, construct = _find(env_id)
     if family in HOST_POOLS:
         return construct(num_envs, copies=copies, seed=seed)
-    return Vectorised(construct(), num_envs)
+    made = construct()
+    # A family's constructor gives one environment, or what makes a batch of a given size.
+    return Vectorised(made, num_envs) if isinstance(made, Environment) else made(num_envs)

@@ -175,15 +175,29 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
             raise BadRequest(
                 "observation.time_limit is not for emulators: write the limit into the id, ?max_episode_steps=N"
             )
-        if config.env.partition("/")[0] in registry.OURS and not view.time_limit:
-            single = registry.make(config.env)
-            if single.max_steps(single.default_params) is None:
-                raise BadRequest(f"{config.env} never ends: give its episodes a length with --observation.time-limit N")
         if view.time_limit:
             env = Vectorised(TimeLimit(registry.make(config.env), view.time_limit), num_envs)
         else:
             env = registry.make_vector(config.env, num_envs, copies=copies, seed=seed)
+<<<<<<< HEAD
         return observed(config, env, record)
+=======
+        if config.env.partition("/")[0] in registry.OURS and env.max_steps(env.default_params) is None:
+            raise BadRequest(f"{config.env} never ends: give its episodes a length with --observation.time-limit N")
+        env = FlattenObservation(EpisodeStatistics(env))
+        if view.keep:
+            env = MaskObservation(env, view.keep)
+        if record:
+            env = Recorder(env)
+        if view.noise:
+            env = NoiseObservation(env, view.noise)
+        if view.normalise:
+            env = NormaliseObservation(env)
+        if view.previous_action:
+            env = PreviousAction(env, view.previous_reward)
+        if view.normalise_reward:
+            env = NormaliseReward(env, config.ppo.discount)
+>>>>>>> meta-core
     except ValueError as error:
         raise BadRequest(str(error)) from None
 
@@ -601,10 +615,10 @@ def from_dict(values: dict[str, Any]) -> Experiment:
 
 
 def default_folder(preset: str, config: Experiment) -> Path:
-    """`runs/<preset>/<env or dataset>-<memory or algorithm>-<time>`."""
-    return Path("runs") / preset / f"{folder_name(config.task, config.chosen)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`runs/<preset>/<env or dataset>-<label>-<time>`."""
+    return Path("runs") / preset / f"{folder_name(config.task, config.label)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def folder_name(task: str, chosen: str) -> str:
-    """`<env or dataset>-<memory or algorithm>` without the characters that a shell would take for its own."""
-    return f"{task.translate(str.maketrans('/?&', '---')).strip('-.')}-{chosen}"
+def folder_name(task: str, label: str) -> str:
+    """`<env or dataset>-<label>` without the characters that a shell would take for its own."""
+    return f"{task.translate(str.maketrans('/?&', '---')).strip('-.')}-{label}"

@@ -25,7 +25,11 @@ from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say, write_atomically
 from agents.run.metrics import read_metrics
 from agents.run.statistics import iqm_of_scores, stratified_bootstrap
+<<<<<<< HEAD
 from configs.experiment import PPOExperiment, SequenceExperiment
+=======
+from configs.experiment import SequenceExperiment, ValueExperiment
+>>>>>>> meta-core
 from configs.presets import PRESETS
 from scripts import train
 from scripts.adapt import Options as AdaptOptions
@@ -47,7 +51,7 @@ class Options:
 
     memories: tuple[str, ...] = ()
     """Memories, the columns of the table, for presets of agents with a memory (default: s5 gru none, of
-    sequence policies dm attention mamba)."""
+    sequence policies dm attention mamba). Of single-step methods: those that encode histories, with --algorithms."""
     algorithms: tuple[str, ...] = ()
     """Algorithms, the columns of the table, for presets of planners and of single-step methods (default: all)."""
     envs: tuple[str, ...] = ()
@@ -62,12 +66,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Cell:
-    """One memory or algorithm on one environment or dataset."""
+    """One column on one environment or dataset."""
 
     row: str
     """The field that holds the task."""
     task: str
-    chosen: str
+    label: str
+    """Of the column: a memory, an algorithm, or both."""
+    column: tuple[tuple[str, str], ...]
+    """Fields and their values that make it."""
     folder: Path
 
     @property
@@ -94,19 +101,19 @@ def main(arguments: Sequence[str]) -> int:
     out = options.out or Path("runs") / "compare" / preset
     row, tasks = rows_of(preset, options)
     columns = columns_of(preset, options)
-    choice = PRESETS[preset].choice
-    for fixed in (f"--{row}", f"--{choice}", "--resume"):
+    varied = {field for column in columns for field in column}
+    for fixed in (f"--{row}", *(f"--{field}" for field in varied), "--resume"):
         if fixed in training:
             raise BadRequest(f"compare sets {fixed} itself")
     training = ["--seeds", str(options.seeds), *training]
     defaults = train.options_for(preset, training, "compare.py PRESET", __doc__ or "")
     cells = []
     for task in tasks:
-        for chosen in columns:
+        for column in columns:
             # Refuses unknown names before hours of training, not after.
-            config = resolve(replace(defaults.experiment, **{row: task, choice: chosen}))
+            config = resolve(replace(defaults.experiment, **{row: task, **column}))
             make_agent(config).close()
-            cell = Cell(row, task, chosen, out / folder_name(task, chosen))
+            cell = Cell(row, task, config.label, tuple(column.items()), out / folder_name(task, config.label))
             if cell.summary is not None and read_config(cell.folder) != describe(preset, config):
                 raise BadRequest(f"{cell.folder} was trained with other options: choose another --out")
             cells.append(cell)
@@ -118,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     failures: dict[Cell, str] = {}
     for number, cell in enumerate(cells, 1):
         if cell.summary is None:
-            say(f"[{number}/{len(cells)}] {cell.task} with {cell.chosen}")
+            say(f"[{number}/{len(cells)}] {cell.task} with {cell.label}")
             failure = train_cell(preset, cell, training)
             if failure is not None:
                 failures[cell] = failure
@@ -143,21 +150,29 @@ def rows_of(preset: str, options: Options) -> tuple[str, tuple[str, ...]]:
     return row, wanted[row] or (PRESETS[preset].task,)
 
 
-def columns_of(preset: str, options: Options) -> tuple[str, ...]:
-    """The memories or algorithms to compare."""
+def columns_of(preset: str, options: Options) -> list[dict[str, str]]:
+    """What to compare, each as fields of the experiment and their values."""
     wanted = {"memory": options.memories, "algorithm": options.algorithms}
     flags = {"memory": "--memories", "algorithm": "--algorithms"}
     choice = PRESETS[preset].choice
+    histories: tuple[str, ...] = ()
+    if isinstance(PRESETS[preset], ValueExperiment):  # which of its algorithms read histories with a memory
+        histories = wanted.pop("memory")
     for other, given in wanted.items():
         if given and other != choice:
             raise BadRequest(f"{preset} has no {flags[other]} to compare; use {flags[choice]}")
     memories = MIXERS if isinstance(PRESETS[preset], SequenceExperiment) else MEMORIES
-    return wanted[choice] or (memories if choice == "memory" else algorithms_of(PRESETS[preset]))
+    chosen = wanted[choice] or (memories if choice == "memory" else algorithms_of(PRESETS[preset]))
+    if not histories:
+        return [{choice: name} for name in chosen]
+    if not options.algorithms:
+        raise BadRequest(f"--memories of {preset} needs --algorithms, those that read histories")
+    return [{choice: name, "memory": memory} for name in chosen for memory in histories]
 
 
 def train_cell(preset: str, cell: Cell, training: Sequence[str]) -> str | None:
     """Trains one cell in its own process; returns why it failed, or None."""
-    chosen = [f"--{PRESETS[preset].row}", cell.task, f"--{PRESETS[preset].choice}", cell.chosen]
+    chosen = [argument for field, value in ((cell.row, cell.task), *cell.column) for argument in (f"--{field}", value)]
     return train.run_apart([preset, *chosen, "--out", str(cell.folder), "--resume", *training])
 
 
@@ -174,8 +189,8 @@ def report(out: Path, cells: list[Cell], failures: dict[Cell, str]) -> None:
 
 
 def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
-    tasks, columns = list(dict.fromkeys(c.task for c in cells)), list(dict.fromkeys(c.chosen for c in cells))
-    return tasks, columns, {(cell.task, cell.chosen): cell for cell in cells}
+    tasks, columns = list(dict.fromkeys(c.task for c in cells)), list(dict.fromkeys(c.label for c in cells))
+    return tasks, columns, {(cell.task, cell.label): cell for cell in cells}
 
 
 def interval(scores: list[float]) -> tuple[float, float, float]:
@@ -191,20 +206,20 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
     for task in tasks:
         base = at[task, "none"].scores() if "none" in columns else []
         row = []
-        for chosen in columns:
-            cell = at[task, chosen]
+        for label in columns:
+            cell = at[task, label]
             scores = cell.scores()
             if not scores:
                 row.append("**failed**" if cell in failures else "not run")
                 continue
             iqm, low, high = interval(scores)
-            better = bool(base) and chosen != "none" and low > interval(base)[2]
+            better = bool(base) and label != "none" and low > interval(base)[2]
             row.append(f"{iqm:.3f} [{low:.3f}, {high:.3f}]{' *' if better else ''}")
         lines.append(f"| {task} | " + " | ".join(row) + " |")
     if len(tasks) > 1:
         row = []
-        for chosen in columns:
-            scores = [np.array(at[task, chosen].scores()) for task in tasks]
+        for label in columns:
+            scores = [np.array(at[task, label].scores()) for task in tasks]
             if all(len(task) for task in scores):
                 low, high = stratified_bootstrap(scores)
                 row.append(f"{iqm_of_scores(scores):.3f} [{low:.3f}, {high:.3f}]")
@@ -224,7 +239,7 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
             f"Seeds: {', '.join(map(str, seeds))}. {unit.capitalize()} per seed: {', '.join(f'{s:,}' for s in steps)}."
         ]
         lines += [f"Training time of all cells: {sum(s['wall_s'] + s['compile_s'] for s in done) / 60:.1f} minutes."]
-    lines += [f"- **failed**: {cell.task} with {cell.chosen}: {reason}" for cell, reason in failures.items()]
+    lines += [f"- **failed**: {cell.task} with {cell.label}: {reason}" for cell, reason in failures.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -238,14 +253,14 @@ def csv_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
         summary = cell.summary
         if summary is None:
             state = f"failed: {failures[cell]}" if cell in failures else "not run"
-            writer.writerow([cell.task, cell.chosen, state])
+            writer.writerow([cell.task, cell.label, state])
             continue
         scores = cell.scores()
         numbers = interval(scores) if scores else ("", "", "")
         per_seed = " ".join(f"{s:.6g}" for s in scores)
         rest = [summary["train_return"]["mean"], summary["env_steps"], summary["steps_per_s"]]
         writer.writerow(
-            [cell.task, cell.chosen, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
+            [cell.task, cell.label, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
         )
     return text.getvalue()
 
@@ -273,20 +288,20 @@ def draw_curves(cells: list[Cell], out: Path) -> None:
     """One panel a row: the agent's first metric (see `scripts.plot`) of each memory or algorithm."""
     tasks, columns, at = rows_and_columns(cells)
     plt, figure, axes = _figure(len(tasks), 3.6 if len(tasks) > 1 else 6.5, 2.7 if len(tasks) > 1 else 4)
-    label = ""
+    quantity = ""
     for axis, task in zip(axes, tasks, strict=False):
-        for color, chosen in enumerate(columns):
-            path = at[task, chosen].folder / "metrics.jsonl"
+        for color, label in enumerate(columns):
+            path = at[task, label].folder / "metrics.jsonl"
             if path.exists():
                 panel = replace(PANELS[agent_of(read_config(path.parent))][0], dots=None)
-                draw_panel(axis, panel, read_metrics(path), f"C{color}", chosen)
-                label = panel.label
+                draw_panel(axis, panel, read_metrics(path), f"C{color}", label)
+                quantity = panel.label
         axis.set_title(short(task), fontsize=9)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=8)
     figure.supxlabel(f"{WORDS[cells[0].row][1]} per seed", fontsize=9)
-    figure.supylabel(label, fontsize=9)
+    figure.supylabel(quantity, fontsize=9)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
@@ -296,15 +311,15 @@ def draw_bars(cells: list[Cell], out: Path) -> None:
     tasks, columns, at = rows_and_columns(cells)
     plt, figure, axes = _figure(1, max(6.0, 1.1 * len(tasks) + 2), 4)
     width = 0.8 / len(columns)
-    for color, chosen in enumerate(columns):
+    for color, label in enumerate(columns):
         for place, task in enumerate(tasks):
-            scores = at[task, chosen].scores()
+            scores = at[task, label].scores()
             if not scores:
                 continue
             x = place + (color - (len(columns) - 1) / 2) * width
             iqm, low, high = interval(scores)
-            label = chosen if task == next(e for e in tasks if at[e, chosen].scores()) else None
-            axes[0].bar(x, iqm, width * 0.9, color=f"C{color}", alpha=0.8, label=label)
+            first = task == next(e for e in tasks if at[e, label].scores())
+            axes[0].bar(x, iqm, width * 0.9, color=f"C{color}", alpha=0.8, label=label if first else None)
             axes[0].vlines(x, low, high, color="black", linewidth=1.2)
             axes[0].plot([x] * len(scores), scores, ".", color="black", markersize=3)
     axes[0].axhline(0, color="black", linewidth=0.6)

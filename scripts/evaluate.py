@@ -26,7 +26,7 @@ from agents.run.loop import evaluation, over_seeds, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
 from agents.sequence_policy import SequenceAgent
-from configs.experiment import DramaExperiment, OfflineExperiment, PPOExperiment
+from configs.experiment import DramaExperiment, OfflineExperiment, PPOExperiment, ValueExperiment
 from scripts.common import from_dict, is_recorded, make_agent, parse, run_script, with_episodes
 
 FRAME_MS = 150
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str]) -> int:
         "preset": preset,
         "env": config.evaluated,
         config.choice: config.chosen,
+        **({"memory": config.memory} if isinstance(config, ValueExperiment) else {}),
         "chunk": manifest["chunk"],
         "episodes_per_seed": options.episodes,
         "greedy": greedy,

@@ -428,7 +428,7 @@ def as_recorded(config: PPOExperiment) -> PPOExperiment:
 def make_workshop(config: PPOExperiment, options: Tiers | Expert) -> Workshop:
     if options.steps < 1 or not options.tiers:
         raise BadRequest("--steps must be at least 1 and --tiers name at least one")
-    out = options.out or Path("runs") / "datasets" / folder_name(config.env, config.chosen)
+    out = options.out or Path("runs") / "datasets" / folder_name(config.env, config.label)
     return Workshop(config, out, options.steps, options.format)
 
 

@@ -14,7 +14,7 @@ import tyro
 from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say
 from agents.run.metrics import Row, read_metrics
-from configs.experiment import EXPERIMENTS
+from configs.experiment import EXPERIMENTS, ValueExperiment
 from scripts.common import parse, run_script
 
 
@@ -106,9 +106,11 @@ def agent_of(config: dict[str, Any]) -> str:
     return config.get("agent", "ppo")
 
 
-def chosen_of(config: dict[str, Any]) -> str:
-    """The memory or the algorithm of a `config.yaml`."""
-    return config[EXPERIMENTS[agent_of(config)].choice]
+def label_of(config: dict[str, Any]) -> str:
+    """The memory or the algorithm, or both, of a `config.yaml`."""
+    chosen = config[EXPERIMENTS[agent_of(config)].choice]
+    history = config.get("memory") if agent_of(config) == ValueExperiment.agent else ""
+    return f"{chosen}-{history}" if history else chosen
 
 
 def task_of(config: dict[str, Any]) -> str:
@@ -191,7 +193,7 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
     for panel, axes in zip(panels, all_axes.flat, strict=True):
         seeds = 0
         for color, (config, rows) in enumerate(runs):
-            label = chosen_of(config) if len(tasks) == 1 else f"{task_of(config)}, {chosen_of(config)}"
+            label = label_of(config) if len(tasks) == 1 else f"{task_of(config)}, {label_of(config)}"
             seeds = max(seeds, draw_panel(axes, panel, rows, f"C{color}", label))
         axes.set_xlabel("return asked for" if panel.targets else steps_of(runs[0][0]))
         axes.set_ylabel(panel.label)

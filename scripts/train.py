@@ -26,7 +26,7 @@ from agents.run.loop import Agent, LoopSettings, seed_keys, train
 from agents.run.metrics import Row, read_metrics
 from agents.run.statistics import summarise
 from agents.stepmix import StepMix
-from configs.experiment import Experiment, OfflineExperiment
+from configs.experiment import Experiment, OfflineExperiment, ValueExperiment
 from configs.presets import PRESETS
 from scripts.common import default_folder, describe, divide, make_agent, parse, resolve, run_script, split_preset
 from scripts.dream import draw_dream
@@ -95,7 +95,7 @@ def run(
         say(f"{folder.path} is already complete")
         return folder.path
     settings = LoopSettings(
-        label=f"{config.task} {config.chosen}",
+        label=f"{config.task} {config.label}",
         seeds=config.seeds,
         seed=config.seed,
         plan=divide(config, agent),
@@ -125,7 +125,10 @@ def run(
     if isinstance(config, OfflineExperiment):
         described_task["dataset"] = config.dataset
         numbers |= other_evaluations(read_metrics(folder.path / "metrics.jsonl"))
-    folder.write_summary({"preset": preset, **described_task, config.choice: config.chosen, **numbers})
+    described_task[config.choice] = config.chosen
+    if isinstance(config, ValueExperiment):
+        described_task["memory"] = config.memory
+    folder.write_summary({"preset": preset, **described_task, **numbers})
     final = numbers["eval_return"]["mean"]
     say(
         f"done: eval return {'n/a' if final is None else f'{final:.3f}'} (mean of {config.seeds}), "

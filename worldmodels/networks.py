@@ -19,16 +19,21 @@ fan_in_uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"
 
 
 class Norm(nn.Module):
-    """The normalisation of one layer. Batch normalisation uses the batch in training, running statistics elsewhere."""
+    """The normalisation of one layer. Batch normalisation uses the batch in training, running statistics elsewhere.
+
+    Means and variances are float32; `dtype` is that of the result, and so of what is kept for the backward pass.
+    """
 
     kind: Literal["batch", "rms", "layer"]
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`x[n, ..., channels]`."""
         if self.kind == "batch":
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
-        return nn.RMSNorm(1e-5)(x) if self.kind == "rms" else nn.LayerNorm(1e-5)(x)
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)(x)
+        kind = nn.RMSNorm if self.kind == "rms" else nn.LayerNorm
+        return kind(1e-5, dtype=self.dtype)(x)
 
 
 def hidden(x: jax.Array, sizes: tuple[int, ...], kernel_init: Any) -> jax.Array:
@@ -105,7 +110,7 @@ class PictureEncoder(nn.Module):
                 channels, self.kernel, stride, pad, kernel_init=trunc_normal, dtype=self.dtype, name=f"Conv_{i}"
             )
             x = convolution(x)
-            x = nn.silu(Norm(self.norm)(x, train))
+            x = nn.silu(Norm(self.norm, self.dtype)(x, train))
         return x.reshape(*leading, -1).astype(jnp.float32)
 
 
@@ -132,7 +137,7 @@ class PictureDecoder(nn.Module):
         shrink = math.prod(self.strides)
         grid = (height // shrink, width // shrink, self.channels[-1])
         x = Dense(math.prod(grid), kernel_init=trunc_normal)(z).reshape(-1, *grid).astype(self.dtype)
-        x = nn.silu(Norm(self.norm)(x, train))
+        x = nn.silu(Norm(self.norm, self.dtype)(x, train))
         last = len(self.channels) - 1
         for layer in range(last, -1, -1):
             grow = Convolution(
@@ -146,5 +151,5 @@ class PictureDecoder(nn.Module):
             )
             x = grow(x)
             if layer:
-                x = nn.silu(Norm(self.norm)(x, train))
+                x = nn.silu(Norm(self.norm, self.dtype)(x, train))
         return x.reshape(*leading, *self.picture).astype(jnp.float32)

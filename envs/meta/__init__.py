@@ -1,15 +1,18 @@
 """Families of tasks for learning in context, in trials of several episodes: see `envs.meta.trials`."""
 
 from collections.abc import Callable
+from functools import partial
 
-from envs.base import Environment
+from envs.base import Environment, VectorEnvironment
+from envs.meta import brax_control, control, mixture
 from envs.meta.bandits import BernoulliBandit, GaussianBandit
 from envs.meta.dark_room import DarkKeyToDoor, DarkRoom
 from envs.meta.maze import MetaMaze
 from envs.meta.naming import constructor
 from envs.meta.tabular import TabularMDP
+from envs.meta.trials import Trials
 
-NAMES: dict[str, Callable[..., Environment]] = {
+TRIALS: dict[str, Callable[..., Trials]] = {
     "Bandit": constructor(BernoulliBandit, pulls=100),
     "GaussianBandit": constructor(GaussianBandit, pulls=100),
     "SwitchingBandit": constructor(BernoulliBandit, pulls=300, hazard=0.01),
@@ -18,5 +21,15 @@ NAMES: dict[str, Callable[..., Environment]] = {
     "DarkRoom": constructor(DarkRoom, episodes=10),
     "DarkKeyToDoor": constructor(DarkKeyToDoor, episodes=10),
     "MetaMaze": constructor(MetaMaze, episodes=4),
+    **{body: constructor(partial(control.Control, body), episodes=8) for body in control.BODIES},
+    **{
+        f"brax-{body}": constructor(partial(brax_control.BraxControl, body), episodes=4) for body in brax_control.BODIES
+    },
+}
+"""Trials by the names of their families."""
+
+NAMES: dict[str, Callable[..., Environment | Callable[[int], VectorEnvironment]]] = {
+    **TRIALS,
+    "Mixture": mixture.constructor(TRIALS),
 }
 """Public names of the family `meta`."""

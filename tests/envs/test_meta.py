@@ -20,7 +20,6 @@ from envs.meta.trials import Family, Trials
 from envs.spaces import Box, Discrete
 from envs.vector import Vectorised
 
-
 NAMES = [
     "Bandit",
     "GaussianBandit",

@@ -1,5 +1,6 @@
 """Learning from recorded episodes on the command line: what a run leaves behind, how it resumes, what is refused."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -15,6 +16,7 @@ import yaml
 from agents.run import checkpoint, loop
 from agents.run.errors import BadRequest
 from agents.run.loop import seed_keys
+from configs.presets import PRESETS
 from envs import datasets
 from envs.datasets import Episodes, Origin
 from scripts import compare, evaluate, plot, train
@@ -266,3 +268,19 @@ def test_comparisons_are_by_dataset():
         compare.main(["popgym-fast", "--datasets", "recorded.npz"])
     with pytest.raises(BadRequest, match="sets --dataset itself"):
         compare.main(["dm-pendulum", "--dataset", "recorded.npz"])
+
+
+def test_histories_are_compared_by_their_memory_too():
+    two = compare.Options(algorithms=("iql", "cql"), memories=("gru", "s5"))
+    columns = compare.columns_of("offline-pendulum", two)
+    assert [(c["algorithm"], c["memory"]) for c in columns] == [
+        ("iql", "gru"),
+        ("iql", "s5"),
+        ("cql", "gru"),
+        ("cql", "s5"),
+    ]
+    labels = [dataclasses.replace(PRESETS["offline-pendulum"], **column).label for column in columns]  # type: ignore[arg-type]
+    assert labels == ["iql-gru", "iql-s5", "cql-gru", "cql-s5"]
+    assert PRESETS["offline-pendulum"].label == "iql"
+    with pytest.raises(BadRequest, match="needs --algorithms"):
+        compare.columns_of("offline-pendulum", compare.Options(memories=("gru",)))
