@@ -23,8 +23,7 @@ from envs.vector import Vectorised
 from envs.wrappers import flat_size, flatten, vector_space
 
 
-@struct.dataclass
-class MemberState:
+class MemberState(struct.PyTreeNode):
     trial: TrialState
     scramble: jax.Array | None
     """Discrete: a permutation `[actions]`; Box: an orthogonal matrix `[actions, actions]`; None where not projected."""
@@ -104,7 +103,7 @@ class Member(Environment):
             return (action if scramble is None else scramble[action]) % space.n
         turned = action if scramble is None else jnp.clip(scramble @ action, -1.0, 1.0)
         low, high = (np.broadcast_to(np.asarray(x, np.float32), space.shape) for x in (space.low, space.high))
-        return low + (high - low) * 0.5 * (turned[: self.own_actions].reshape(space.shape) + 1.0)
+        return jnp.asarray(low + (high - low) * 0.5 * (turned[: self.own_actions].reshape(space.shape) + 1.0))
 
     def _mask(self, scramble: jax.Array | None) -> jax.Array:
         if scramble is None:
