@@ -74,8 +74,6 @@ def test_aggregates_of_the_table_are_the_published_ones():
 def finished(tmp_path_factory):
     """Two games, politely killed in the first one's training, and the same command again."""
     out = tmp_path_factory.mktemp("runs") / "benchmark"
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the children, which compile longer than they train
     arguments = ["ppo-atari", "--games", "Alien", "MsPacman", "--seeds", "1", "--out", str(out), *TINY]
     command = [sys.executable, str(kill_resume.ROOT / "scripts" / "atari100k.py"), *arguments]
     process = subprocess.Popen(command, cwd=out.parent, stderr=subprocess.PIPE, text=True)
@@ -92,7 +90,6 @@ def finished(tmp_path_factory):
     with contextlib.redirect_stderr(io.StringIO()) as said:
         assert atari100k.main(arguments) == 0
     assert f"resuming after {done[-1]} of 10 chunks" in said.getvalue()
-    monkeypatch.undo()
     return out, arguments
 
 
