@@ -430,8 +430,9 @@ def repeated(call: Callable[..., Any], times: int, *fed: Any) -> Callable[[], An
 
     def again(_, fed):
         results = jax.tree.leaves(lax.optimization_barrier(call(*fed)))
-        zero = 0.0 * sum(jnp.real(x.reshape(-1)[0]).astype(jnp.float32) for x in results)  # NaN for all XLA knows
-        zero = 0.0 * jnp.stack([jnp.real(x.reshape(-1)[0]).astype(jnp.float32) for x in results]).sum()  # may be NaN
+        first = [jnp.real(x.reshape(-1)[0]).astype(jnp.float32) for x in results]
+        zero = 0.0 * jnp.stack(first).sum()  # NaN for all that XLA knows
+        return jax.tree.map(lambda x: x + zero.astype(x.dtype), fed)
 
     program = jax.jit(lambda *fed: lax.fori_loop(0, times, again, fed))
     jax.block_until_ready(program(*fed))
