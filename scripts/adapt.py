@@ -69,7 +69,7 @@ class Options:
     changes: tuple[Literal["off", "on", "oracle"], ...] | None = None
     """What clears the memory where the task switches, in trials of the training's length: nothing, a detector, the
     switch itself (default: all three, for environments whose task switches)."""
-    eta: Literal["paper", "squared", "certified"] = "squared"
+    eta: Literal["paper", "squared", "certified"] = "paper"
     """The detector's prior of a change (see the planners' page on R-BOCPD)."""
     eta_delta: float = 0.05
     """With eta=certified, the probability of a false alarm in a stream."""
@@ -243,7 +243,7 @@ def play_conditions(
 ) -> dict[tuple[str, str], list[Played]]:
     """The same trials under every condition, by what is done to the memory and what clears it; `AS_TRAINED` first."""
     play = player(run, trials, options)
-    played = {AS_TRAINED: play(adaptation.treatment())}
+    played: dict[tuple[str, str], list[Played]] = {AS_TRAINED: play(adaptation.treatment())}
     for memory in ablations:
         played[memory, "off"] = play(adaptation.treatment(memory, freeze_after=options.freeze_after))
     if changes:
@@ -355,10 +355,10 @@ def markdown(results: list[dict[str, Any]]) -> str:
             )
     lines += [
         "",
-        "Returns of inner episodes: of the first, of the last tenth of those that every trial finished, and their ratio;",
-        "of a whole trial, and what it gains on the first row of its tasks, trial by trial; and the regret of one. Means",
-        "over seeds and trials, with 95 % intervals over the trials of these very agents: how agents differ from seed to",
-        "seed is in `per_seed` of adaptation.json.",
+        "Returns of inner episodes: of the first, of the last tenth of those that every trial finished, their ratio;",
+        "of a whole trial, and what it gains on the first row of its tasks, trial by trial; the regret of one. Means",
+        "over seeds and trials, with 95 % intervals over the trials of these very agents: how agents differ from seed",
+        "to seed is in `per_seed` of adaptation.json.",
     ]
     optima = [entry for result in results for entry in result["references"] if entry["name"] == "optimum"]
     for split in dict.fromkeys(entry["split"] for entry in optima):

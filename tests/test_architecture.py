@@ -44,10 +44,3 @@ def test_pins_are_exact_and_name_no_address(pins):
         assert line.count("==") == 1, line
         assert "://" not in line, line
         assert "@" not in line, line
-
-
-def test_flax_linen_imports_without_warnings():
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, "-W", "error::DeprecationWarning:flax", "-c", "import flax.linen"], check=True)

@@ -1,6 +1,7 @@
 """Environments with known answers: each isolates one thing that an agent with memory can get wrong."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,3 +136,45 @@ class ResetLeak(VectorEnvironment):
 
     def max_steps(self, params):
         return 2
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf(VectorEnvironment):
+    """The one of `parts`, alike in sizes and spaces, that `chosen` names. As the number may be traced, one compiled
+    program trains on all of them."""
+
+    parts: tuple[VectorEnvironment, ...]
+    chosen: jax.Array
+
+    @property
+    def num_envs(self) -> int:  # type: ignore[override]
+        return self.parts[0].num_envs
+
+    @property
+    def name(self):
+        return "OneOf"
+
+    @property
+    def default_params(self):
+        return NoParams()
+
+    def choose(self, results: list[Any]) -> Any:
+        return jax.tree.map(lambda *x: jax.lax.select_n(self.chosen, *x), *results)
+
+    def reset(self, key, params):
+        obs, states = zip(*(part.reset(key, params) for part in self.parts), strict=True)
+        return self.choose(list(obs)), states
+
+    def step(self, key, state, action, params):
+        steps = [part.step(key, s, action, params) for part, s in zip(self.parts, state, strict=True)]
+        obs, reward, terminated, truncated, info = self.choose([(obs, *rest) for obs, _, *rest in steps])
+        return obs, tuple(s for _, s, *_ in steps), reward, terminated, truncated, info
+
+    def observation_space(self, params):
+        return self.parts[0].observation_space(params)
+
+    def action_space(self, params):
+        return self.parts[0].action_space(params)
+
+    def max_steps(self, params):
+        return max(part.max_steps(params) or 0 for part in self.parts)

@@ -83,6 +83,14 @@ def test_simulated_index_policy_earns_its_exact_value():
     assert abs(total.mean() - gittins_value(16)) < 3.5 * stats.sem(total)
 
 
+def test_policies_know_how_many_pulls_remain(monkeypatch):
+    """The good arm is pulled where three remain, of five: third."""
+    third = lambda key, seen, remaining: jnp.full(seen.wins.shape[0], remaining == 3, jnp.int32)  # noqa: E731
+    monkeypatch.setitem(bandit_oracles.POLICIES, "third", third)
+    play = simulate("third", jax.random.key(0), 5, jnp.array([[0.0, 1.0]]))
+    assert np.asarray(play.reward)[:, 0].tolist() == [0, 0, 1, 0, 0]
+
+
 def test_gamma_draws():
     for shape in (1.0, 2.5, 40.0):
         drawn = jax.jit(bandit_oracles.draw_gamma)(jax.random.key(1), jnp.full(20_000, shape))

@@ -1,7 +1,7 @@
 """PPO on environments with known answers, for every registered memory."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from envs.spaces import Box, MultiDiscrete
 from envs.vector import Vectorised
 from envs.wrappers import EpisodeStatistics, FlattenObservation
 from memory import MEMORIES, make_memory
-from tests.agents.probes import ActOnObservation, ConstantReward, CutConstantReward, Recall, ResetLeak
+from tests.agents.probes import ActOnObservation, ConstantReward, CutConstantReward, OneOf, Recall, ResetLeak
 
 DISCOUNT = 0.9
 SETTINGS = PPOSettings(
@@ -64,29 +64,54 @@ def train(agent: PPO, updates: int):
     return run(jax.random.key(0))
 
 
+@partial(jax.jit, static_argnums=0)
+def values_of(network: ActorCritic, params: Any, obs: jax.Array, reset: jax.Array) -> jax.Array:
+    out: Any = network.apply({"params": params}, network.initial_state(1), obs, reset)
+    return out[2][:, 0]
+
+
 def values(agent: PPO, state, observations: list[list[float]]) -> np.ndarray:
     """Values of an episode's observations, from its start."""
     obs = jnp.asarray(observations)[:, None]
-    reset = jnp.arange(len(observations))[:, None] == 0
-    network = agent.network
-    out: Any = network.apply({"params": state.params}, network.initial_state(1), obs, reset)
-    return np.asarray(out[2])[:, 0]
+    return np.asarray(values_of(agent.network, state.params, obs, jnp.arange(len(observations))[:, None] == 0))
 
 
 def vectorised(probe) -> Vectorised:
     return Vectorised(probe, SETTINGS.num_envs)
 
 
+PROBES = (vectorised(Recall(4)), ResetLeak(SETTINGS.num_envs), vectorised(ConstantReward(2)))
+RUNS = np.array([0, 0, 0, 0, 0, 1, 2])  # the probe of each run: five seeds of the first, one of the others
+RECALLS, LEAK, CONSTANT = slice(5), 5, 6
+UPDATES = 150
+
+
 @cache
-def discounting(memory: str):
-    agent = make_ppo(vectorised(ConstantReward(2)), memory, 100)
-    state, metrics = train(agent, 100)
-    return agent, state, metrics
+def trained(memory: str):
+    """One compiled program trains on all the probes -> agent, last states, final returns and metrics `[RUNS, ...]`."""
+
+    @jax.jit
+    @jax.vmap
+    def run(seed, probe):
+        agent = make_ppo(OneOf(PROBES, probe), memory, UPDATES)
+        state, metrics = jax.lax.scan(
+            lambda s, _: agent.update(s), agent.init(jax.random.key(seed)), None, length=UPDATES
+        )
+        return state, agent.evaluate(state, jax.random.key(1))["eval/return"], metrics
+
+    seeds = np.where(RUNS == 0, np.arange(len(RUNS)), 0)
+    return make_ppo(PROBES[0], memory, UPDATES), *run(seeds, RUNS)
+
+
+def late_return(metrics, runs) -> float:
+    """Mean return of the episodes of the last 20 updates."""
+    return float(metrics["train/return_sum"][runs, -20:].sum() / metrics["train/episodes"][runs, -20:].sum())
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_values_of_constant_reward_are_discounted(memory):
-    agent, state, _ = discounting(memory)
+    agent, states, _, _ = trained(memory)
+    state = jax.tree.map(lambda x: x[CONSTANT], states)
     for cue in (-1.0, 1.0):
         np.testing.assert_allclose(values(agent, state, [[cue, 0.0], [cue, 1.0]]), [1 + DISCOUNT, 1.0], atol=0.1)
 
@@ -94,38 +119,25 @@ def test_values_of_constant_reward_are_discounted(memory):
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_first_ratio_is_one(memory):
     """The learner's first minibatch sees the policy that acted: in every update, over resets and chunk boundaries."""
-    _, _, metrics = discounting(memory)
+    _, _, _, metrics = trained(memory)
     assert float(jnp.max(metrics["loss/ratio_error"])) < 1e-5
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_recalls_a_cue_after_three_steps(memory):
     """The middle one of five seeds: `gla` misses the cue in 3 of 24, which of them the last bits of sums decide."""
-    agent = make_ppo(vectorised(Recall(4)), memory, 150)
-
-    @jax.jit
-    @jax.vmap
-    def run(key):
-        state, metrics = jax.lax.scan(lambda s, _: agent.update(s), agent.init(key), None, length=150)
-        return agent.evaluate(state, jax.random.key(1))["eval/return"], metrics
-
-    scores, metrics = run(jax.vmap(jax.random.key)(jnp.arange(5)))
+    _, _, scores, metrics = trained(memory)
     if memory == "none":
-        last = metrics["train/return_sum"][:, -20:].sum() / metrics["train/episodes"][:, -20:].sum()
-        assert abs(float(last) - 0.5) < 0.1, "without memory only chance is possible"
+        assert abs(late_return(metrics, RECALLS) - 0.5) < 0.1, "without memory only chance is possible"
     else:
-        assert float(jnp.median(scores)) > 0.95
+        assert float(jnp.median(scores[RECALLS])) > 0.95
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_nothing_leaks_through_a_reset(memory):
     """A leaking memory would earn 1 where a clean one can only earn 0."""
-    updates = 80
-    agent = make_ppo(ResetLeak(SETTINGS.num_envs), memory, updates)
-    _, metrics = train(agent, updates)
-    late = float(metrics["train/return_sum"][-20:].sum() / metrics["train/episodes"][-20:].sum())
     # 20 updates of 16 x 12 episodes of +-1: standard error 0.016.
-    assert abs(late) < 0.08
+    assert abs(late_return(trained(memory)[3], LEAK)) < 0.08
 
 
 def test_the_leak_detector_can_detect():

@@ -16,25 +16,29 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts import train
+
 ROOT = Path(__file__).resolve().parents[2]
 CLOCKS = {"wall_s", "steps_per_s"}
 TRAIN = (sys.executable, str(ROOT / "scripts" / "train.py"))
 DEBUG = (
-    *("debug", "--seeds", "2", "--checkpoint-seconds", "0", "--total-steps", "40960"),
-    *("--log-points", "40", "--eval-points", "8", "--observation.normalise", "--quiet"),
+    *("debug", "--seeds", "2", "--checkpoint-seconds", "0", "--total-steps", "10240"),
+    *("--log-points", "10", "--eval-points", "3", "--observation.normalise", "--quiet"),
 )
-COMMAND = [*TRAIN, *DEBUG]
+IMPORTS = 5.0
+"""About the seconds until a process that trains begins to compile."""
 
 
-def start(folder: Path, env: str, *, resume: bool, options: Sequence[str] = DEBUG) -> subprocess.Popen:
-    """Trains with a preset and `options` in `folder`."""
-    command = [*TRAIN, *options, "--env", env, "--out", str(folder), *(["--resume"] if resume else [])]
-    return subprocess.Popen(command, cwd=folder.parent, stderr=subprocess.PIPE, text=True)
+def start(folder: Path, env: str, options: Sequence[str] = DEBUG) -> subprocess.Popen:
+    """Trains with a preset and `options` in `folder`, or goes on there, in a process to be killed."""
+    command = [*TRAIN, *options, "--env", env, "--out", str(folder), "--resume"]
+    return subprocess.Popen(command, cwd=folder.parent)
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+def finish(folder: Path, env: str, options: Sequence[str] = DEBUG) -> dict:
+    """The same to the end, in this process, which has imported what it takes -> the run's summary."""
+    assert train.main([*options, "--env", env, "--out", str(folder), "--resume"]) == 0
+    return json.loads((folder / "summary.json").read_text())
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -63,17 +67,15 @@ def first_chunk(folder: Path, process: subprocess.Popen) -> float:
 
 
 def compare(parent: Path, kills: int, seed: int, env: str, options: Sequence[str] = DEBUG) -> None:
-    """Asserts bitwise equality of final state and metrics after `kills` kills at random moments."""
+    """Asserts bitwise equality of final state and metrics after `kills` kills at random moments. What is resumed last
+    was begun by another process: only the folder connects them."""
     rng = random.Random(seed)
     whole, broken = parent / "whole", parent / "broken"
-    process = start(whole, env, resume=False, options=options)
-    warm_up = first_chunk(whole, process)
-    started = time.monotonic()
-    finish(process)
-    training = time.monotonic() - started
+    summary = finish(whole, env, options)
+    warm_up, training = IMPORTS + summary["compile_s"], summary["wall_s"]
     done = 0
     while done < kills:
-        process = start(broken, env, resume=True, options=options)
+        process = start(broken, env, options)
         # Mostly while it trains and checkpoints, sometimes before the first chunk.
         if rng.random() < 0.8:
             first_chunk(broken, process)
@@ -83,14 +85,14 @@ def compare(parent: Path, kills: int, seed: int, env: str, options: Sequence[str
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             done += 1
-        process.wait()
+        assert process.wait() in (0, -signal.SIGKILL)
         lines = len((broken / "metrics.jsonl").read_text().splitlines()) if (broken / "metrics.jsonl").exists() else 0
         print(f"kill {done}: {lines} log points on disk", flush=True)
         if (broken / "summary.json").exists():
             # It got to its end: begin a new broken run after checking this one.
             check(whole, broken)
             shutil.rmtree(broken)
-    finish(start(broken, env, resume=True, options=options))
+    finish(broken, env, options)
     check(whole, broken)
 
 

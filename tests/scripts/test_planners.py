@@ -95,7 +95,8 @@ def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(preset, tmp_pa
     assert kill_resume.final_state(whole) == kill_resume.final_state(broken)
 
 
-def test_compare_plot_and_evaluate(tmp_path, capsys):
+def test_compare_plot_and_evaluate(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "run_apart", lambda arguments: train.main(arguments) or None)
     out = tmp_path / "comparison"
     arguments = ["--seeds", "2", "--total-steps", "4000", "--log-points", "4", "--out", str(out), "--quiet"]
     assert compare.main(["lsd", "--algorithms", "greedy", "round-robin", *arguments]) == 0
