@@ -203,7 +203,8 @@ class Mixture(VectorEnvironment):
     def step(self, key: jax.Array, state: tuple, action: jax.Array, params: NoParams):
         keys = Vectorised(self.members[0], self.num_envs).step_keys(key)
         parts = [
-            block.step_rows(key, keys[rows], part, action[rows], params, rows.start)
+            # A barrier: XLA would otherwise compute parts of a block again for each array that is joined below.
+            jax.lax.optimization_barrier(block.step_rows(key, keys[rows], part, action[rows], params, rows.start))
             for block, rows, part in zip(self.blocks, self.rows, state, strict=True)
         ]
         obs, states, reward, terminated, truncated, infos = zip(*parts, strict=True)
