@@ -65,7 +65,7 @@ def recalled(seq_reset: bool, forget: jax.Array) -> jax.Array:
     """Share of questions whose reward a model that was trained on the like gives the highest probability of all."""
     world = make_world("mamba2", SMALL_WORLD, Box(0.0, 1.0, (SYMBOLS + 1,)))
     settings = replace(LOSS, seq_reset=seq_reset)
-    params: Any = train(world, lambda key: recall_rows(key, 32, forget), settings, 1000, 3e-3, jax.random.key(0))[0]
+    params: Any = train(world, lambda key: recall_rows(key, 32, forget), settings, 1300, 1.5e-3, jax.random.key(0))[0]
     rows = recall_rows(jax.random.key(1), QUESTIONS, forget)
     apply: Any = lambda method, *args: world.apply({"params": params}, *args, method=method)  # noqa: E731
     z = latents.sample(jax.random.key(2), apply("posterior", rows.obs))
