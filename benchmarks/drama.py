@@ -7,9 +7,9 @@
 The loop is what a straightforward port does: one call for each environment step, each draw from the replay, each
 imagined step and each gradient step, with the time spent only in calling. Both do the same work; they alternate.
 
-`--parts` times the one program against its parts instead, each compiled by itself: acting in the environment, the
-world model's gradient step and that of the behaviour, draws from the replay included; and says what XLA counts of
-arithmetic in them and what memory they need.
+`--parts` times the one program beside its parts instead, each compiled by itself: the world model's gradient step and
+that of the behaviour, draws from the replay included, and acting (but in emulators, which cannot be rewound); and says
+what XLA counts of arithmetic in them and what memory they need.
 """
 
 import argparse
@@ -140,8 +140,8 @@ def time_parts(agent: Drama, programs: Any, states: Any, updates: int, rounds: i
         print(line)
     plan = programs.chunk.func.memory_analysis()
     if plan:
-        state, temporary = plan.argument_size_in_bytes / 2**30, plan.temp_size_in_bytes / 2**30
-        print(f"whole program            state {state:.2f} GiB, temporary {temporary:.2f} GiB")
+        kept, temporary = plan.argument_size_in_bytes / 2**30, plan.temp_size_in_bytes / 2**30
+        print(f"whole program            state {kept:.2f} GiB, temporary {temporary:.2f} GiB")
     print(f"loss of the world model  {losses[0]:.2f} in the first round, {losses[-1]:.2f} in the last")
     return states
 

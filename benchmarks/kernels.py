@@ -11,8 +11,8 @@ noisy machine is noisy for all. Freed memory is kept, in one arena (`kernels.mal
 
 - wall: minimum / median milliseconds. Their ratio to ours is that of medians.
 - CPU: minimum milliseconds of the process, all threads.
+- On a GPU both are a 20th of a program that does the work 20 times, as starting it can take longer than a scan.
 - memory: what XLA plans for forward + backward, results and temporaries (`memory_analysis`), inputs not counted.
-- On a GPU each of these is a program that does the work 20 times, as starting it can take longer than a scan.
 - first call: seconds to trace, compile and run forward + backward once. That call is in no other number.
 - error: relative L2 distance to the "reference" backend in float64 of the value, the last state and, for random
   cotangents, the gradients of all weights, inputs and the first state; the worst of these. Checked on memory that was
@@ -439,10 +439,6 @@ def repeated(call: Callable[..., Any], times: int, *fed: Any) -> Callable[[], An
     return lambda: program(*fed)
 
 
-def worst_of(forward: Any, both: Any, truth: Any) -> float:
-    return worst_error((forward, both), (truth[0], truth))
-
-
 def compiled(scan: Scan, inputs, reset, cotangents, truth) -> Contender:
     start = time.perf_counter()
     both = jax.jit(forward_and_backward(scan)).lower(inputs, reset, cotangents).compile()
@@ -454,7 +450,9 @@ def compiled(scan: Scan, inputs, reset, cotangents, truth) -> Contender:
     forward = jax.jit(scan)
     jax.block_until_ready(forward(weights, sequence, reset, state))
     with garbage_in_new_memory():
-        error = worst_of(forward(weights, sequence, reset, state), both(inputs, reset, cotangents), truth)
+        error = worst_error(
+            (forward(weights, sequence, reset, state), both(inputs, reset, cotangents)), (truth[0], truth)
+        )
     again, times = jax.jit(forward_and_backward(scan)), repeats()
     timed = (
         repeated(lambda weights, state: forward(weights, sequence, reset, state), times, weights, state),
@@ -486,7 +484,7 @@ def in_torch(scan: Callable, inputs, reset, cotangents, truth) -> Contender:
     first_call = time.perf_counter() - start
     forward()
     with garbage_in_new_memory():
-        error = worst_of(forward(), both(), truth)
+        error = worst_error((forward(), both()), (truth[0], truth))
     return Contender(forward, both, first_call, None, error)
 
 

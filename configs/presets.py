@@ -132,15 +132,28 @@ META = replace(
 META_CONTROL = replace(META, num_envs=64, num_steps=256, eval_envs=64)
 """Trials of thousands of steps: memory goes on from update to update, gradients do not."""
 
-META_NETWORK = NetworkSettings(width=128, layers=2)
-
-META_VIEW = ObservationSettings(previous_action=False)
-"""Trials show the previous action and reward themselves."""
+META_EXPERIMENT = PPOExperiment(
+    ppo=META,
+    env="meta/Bandit?arms=10&pulls=100",
+    eval_env="?arms=10&pulls=100&split=heldout",
+    memory="s5",
+    total_steps=10_000_000,
+    network=NetworkSettings(width=128, layers=2),
+    observation=ObservationSettings(previous_action=False),  # trials show it, and the reward, themselves
+)
 
 META_CARTPOLE = (
     "vary=false&velocities=false&limit=200&episodes=16&same_start=true&project_observations=4&gain=1.4142135"
 )
 """The released task of Lu et al.: CartPole without velocities, whose trials differ by the projection alone."""
+
+META_CONTROL_EXPERIMENT = replace(
+    META_EXPERIMENT,
+    ppo=META_CONTROL,
+    env=f"meta/CartPole?{META_CARTPOLE}",
+    eval_env=f"?{META_CARTPOLE}&split=heldout",
+    observation=replace(META_EXPERIMENT.observation, normalise_reward=True),
+)
 
 META_MIXTURE = "episodes=8&limit=200&scaled=true&project_observations=8&project_actions=true"
 
@@ -476,69 +489,34 @@ PPO_PRESETS: dict[str, PPOExperiment] = {
         total_steps=15_000_000,
         network=replace(PAPER_NETWORK, layers=1, residual=False),
     ),
-    "meta-bandit": PPOExperiment(
-        ppo=META,
-        env="meta/Bandit?arms=10&pulls=100",
-        eval_env="?arms=10&pulls=100&split=heldout",
-        memory="s5",
-        total_steps=10_000_000,
-        network=META_NETWORK,
-        observation=META_VIEW,
-    ),
-    "meta-tabular": PPOExperiment(
-        ppo=META,
-        env="meta/TabularMDP?episodes=10",
-        eval_env="?episodes=10&split=heldout",
-        memory="s5",
-        total_steps=10_000_000,
-        network=META_NETWORK,
-        observation=META_VIEW,
-    ),
-    "meta-darkroom": PPOExperiment(
+    "meta-bandit": META_EXPERIMENT,
+    "meta-tabular": replace(META_EXPERIMENT, env="meta/TabularMDP?episodes=10", eval_env="?episodes=10&split=heldout"),
+    "meta-darkroom": replace(
+        META_EXPERIMENT,
         ppo=replace(META, num_steps=200),
         env="meta/DarkRoom?episodes=10",
         eval_env="?episodes=10&split=heldout",
-        memory="s5",
-        total_steps=10_000_000,
-        network=META_NETWORK,
-        observation=META_VIEW,
     ),
-    "meta-nonstationary": PPOExperiment(
+    "meta-nonstationary": replace(
+        META_EXPERIMENT,
         ppo=replace(META, num_steps=200),
         env="meta/SwitchingBandit?arms=10&pulls=200&hazard=0.02",
         eval_env="?arms=10&pulls=200&hazard=0.02&split=heldout",
-        memory="s5",
-        total_steps=10_000_000,
-        network=META_NETWORK,
-        observation=META_VIEW,
     ),
-    "meta-cartpole": PPOExperiment(
-        ppo=META_CONTROL,
-        env=f"meta/CartPole?{META_CARTPOLE}",
-        eval_env=f"?{META_CARTPOLE}&split=heldout",
-        memory="s5",
-        total_steps=10_000_000,
-        network=META_NETWORK,
-        observation=replace(META_VIEW, normalise_reward=True),
-    ),
-    "meta-control": PPOExperiment(
-        ppo=META_CONTROL,
+    "meta-cartpole": META_CONTROL_EXPERIMENT,
+    "meta-control": replace(
+        META_CONTROL_EXPERIMENT,
         env=f"meta/Mixture?members=CartPole+Acrobot+MountainCar&{META_MIXTURE}",
         eval_env=f"?members=CartPole+Acrobot+MountainCar&{META_MIXTURE}&split=heldout",
-        memory="s5",
         total_steps=20_000_000,
-        network=META_NETWORK,
-        observation=replace(META_VIEW, normalise_reward=True),
     ),
-    "meta-brax": PPOExperiment(
+    "meta-brax": replace(
+        META_CONTROL_EXPERIMENT,
         ppo=replace(META_CONTROL, learning_rate=3e-4),
         # walker2d and the double pendulum are never trained on.
         env=f"meta/Mixture?members=brax-ant+brax-halfcheetah+brax-hopper+brax-reacher+brax-inverted_pendulum&{META_BRAX}",
         eval_env=f"?members=brax-walker2d+brax-inverted_double_pendulum&{META_BRAX}&split=heldout",
-        memory="s5",
         total_steps=50_000_000,
-        network=META_NETWORK,
-        observation=replace(META_VIEW, normalise_reward=True),
     ),
     "debug": PPOExperiment(
         ppo=replace(FAST, num_envs=8, num_steps=32, epochs=2, minibatches=2, eval_envs=4),

@@ -26,10 +26,9 @@ import tyro
 from agents import adaptation, bandit_oracles, rbocpd
 from agents.adaptation import Played
 from agents.ppo import PPO
-from agents.run import checkpoint
 from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say, write_atomically
-from agents.run.loop import over_seeds, seed_keys
+from agents.run.loop import seed_keys
 from configs.experiment import PPOExperiment
 from envs import registry
 from envs.meta.bandits import BernoulliBandit
@@ -38,7 +37,7 @@ from envs.meta.switching import Switching
 from envs.meta.trials import Trials
 from envs.vector import Vectorised
 from envs.wrappers import flat_size
-from scripts.common import from_dict, is_recorded, make_agent, observed, parse, run_script
+from scripts.common import from_dict, is_recorded, make_agent, observed, parse, restored, run_script
 
 Split = Literal["train", "test", "heldout"]
 AS_TRAINED = ("kept", "off")
@@ -116,35 +115,33 @@ class Run:
         return jax.tree.map(lambda x: x[seed], self.states)
 
 
-def is_meta(env_id: str) -> bool:
-    """Whether an environment is trials of tasks."""
-    return env_id.partition("/")[0] == "meta"
+def is_trials(env_id: str) -> bool:
+    """Whether an environment is trials of one family of tasks, and no mixture of several."""
+    return env_id.startswith("meta/") and not env_id.startswith("meta/Mixture")
 
 
 def read_run(folder: Path, greedy: bool | None) -> Run:
     """The run in `folder` at its newest checkpoint. Raises BadRequest where it is none of trials, or has none."""
     stored = read_config(folder)
     config = from_dict(stored)
-    if type(config) is not PPOExperiment or not is_meta(config.env):
-        raise BadRequest(f"{folder} is no run of PPO in a meta/ environment: there is no adaptation to measure")
+    if type(config) is not PPOExperiment or not is_trials(config.env):
+        raise BadRequest(
+            f"{folder} is no run of PPO in trials of one family of tasks (meta/..., but no mixture): "
+            "there is no adaptation to measure"
+        )
     try:
         trials = registry.make(config.env)
     except ValueError as error:
         raise BadRequest(str(error)) from None
     view = config.observation
-    if not isinstance(trials, Trials):
-        raise BadRequest(f"{config.env} is not trials of one family of tasks: its members are measured one by one")
+    assert isinstance(trials, Trials)
     if view.keep or view.time_limit:
         raise BadRequest(f"{folder}: adaptation is not measured under observation.keep or observation.time_limit")
     if greedy is not None:
         config = replace(config, ppo=replace(config.ppo, eval_greedy=greedy))
     agent = make_agent(config, record=is_recorded(folder))
     assert isinstance(agent, PPO)
-    template = jax.eval_shape(over_seeds(agent.init, config.seeds), seed_keys(config.seed, config.seeds))
-    found = checkpoint.restore(folder / "checkpoints", template)
-    if found is None:
-        raise BadRequest(f"{folder} has no intact checkpoint")
-    states, manifest = found
+    states, manifest = restored(folder, agent, config)
     return Run(folder, stored.get("preset", ""), config, agent, states, manifest["chunk"], trials)
 
 

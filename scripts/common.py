@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -29,8 +30,9 @@ from agents.odice import ODICE
 from agents.offline_data import OfflineData
 from agents.offline_values import OfflineAgent
 from agents.ppo import PPO
+from agents.run import checkpoint
 from agents.run.errors import BadRequest, Diverged, Interrupted
-from agents.run.loop import Agent, Plan, plan
+from agents.run.loop import Agent, Plan, over_seeds, plan, seed_keys
 from agents.sequence_policy import SequenceAgent, SequencePolicy
 from agents.td3bc import TD3BC
 from configs.experiment import (
@@ -261,6 +263,19 @@ def options_of(
 def divide(config: Experiment, agent: Agent) -> Plan:
     """How the updates of `config` are divided into chunks."""
     return plan(config.total_steps, agent.steps_per_update, config.log_points)
+
+
+def restored(run: Path, agent: Agent, config: Experiment) -> tuple[Any, dict[str, Any]]:
+    """The states of all seeds, leaves `[seeds, ...]`, and the manifest of the newest intact checkpoint of a run.
+
+    Raises:
+        BadRequest: there is none.
+    """
+    template = jax.eval_shape(over_seeds(agent.init, config.seeds), seed_keys(config.seed, config.seeds))
+    found = checkpoint.restore(run / "checkpoints", template)
+    if found is None:
+        raise BadRequest(f"{run} has no intact checkpoint")
+    return found
 
 
 def is_recorded(run: Path) -> bool:

@@ -29,7 +29,7 @@ from configs.experiment import PPOExperiment, SequenceExperiment, ValueExperimen
 from configs.presets import PRESETS
 from scripts import train
 from scripts.adapt import Options as AdaptOptions
-from scripts.adapt import adapt, is_meta
+from scripts.adapt import adapt, is_trials
 from scripts.common import algorithms_of, describe, folder_name, make_agent, resolve, run_script, split_preset
 from scripts.plot import PANELS, agent_of, draw_panel
 
@@ -130,9 +130,7 @@ def main(arguments: Sequence[str]) -> int:
     report(out, cells, failures)
     print((out / "table.md").read_text())
     say(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
-    trained = [cell.folder for cell in cells if cell.summary is not None and is_meta(cell.task)]
-    if trained and isinstance(PRESETS[preset], PPOExperiment):
-        adapt(trained, AdaptOptions(), out)
+    report_adaptation(preset, cells, out)
     return 1 if failures else 0
 
 
@@ -182,6 +180,18 @@ def report(out: Path, cells: list[Cell], failures: dict[Cell, str]) -> None:
     if any(cell.summary for cell in cells):
         draw_curves(cells, out / "curves.png")
         draw_bars(cells, out / "bars.png")
+
+
+def report_adaptation(preset: str, cells: list[Cell], out: Path) -> None:
+    """How agents that PPO trained on trials adapt. What was trained and reported stands, whether that can be measured
+    or not."""
+    trained = [cell.folder for cell in cells if cell.summary is not None and is_trials(cell.task)]
+    if not trained or type(PRESETS[preset]) is not PPOExperiment:
+        return
+    try:
+        adapt(trained, AdaptOptions(), out)
+    except BadRequest as error:
+        say(f"adaptation was not measured: {error}")
 
 
 def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:

@@ -18,13 +18,11 @@ import numpy as np
 import tyro
 
 from agents.drama import Drama, Dream
-from agents.run import checkpoint
 from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say
-from agents.run.loop import over_seeds, seed_keys
 from envs.spaces import Box
 from envs.wrappers import FlattenObservation
-from scripts.common import from_dict, make_agent, parse, run_script
+from scripts.common import from_dict, make_agent, parse, restored, run_script
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,11 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     agent = make_agent(config, options.seed)
     if not isinstance(agent, Drama):
         raise BadRequest(f"{options.run} is a run of {config.agent}, which has no world model")
-    keys = seed_keys(config.seed, config.seeds)
-    found = checkpoint.restore(options.run / "checkpoints", jax.eval_shape(over_seeds(agent.init, config.seeds), keys))
-    if found is None:
-        raise BadRequest(f"{options.run} has no intact checkpoint")
-    for picture in draw_dream(agent, found[0], options.run, options.context, options.horizon, options.seed):
+    states, _ = restored(options.run, agent, config)
+    for picture in draw_dream(agent, states, options.run, options.context, options.horizon, options.seed):
         say(f"wrote {picture}")
     return 0
 

@@ -19,15 +19,14 @@ from agents.conservative import Conservative
 from agents.drama import Drama
 from agents.offline_values import OfflineAgent
 from agents.ppo import PPO
-from agents.run import checkpoint
 from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say, write_atomically
-from agents.run.loop import evaluation, over_seeds, seed_keys
+from agents.run.loop import evaluation, seed_keys
 from agents.run.metrics import number
 from agents.run.statistics import summarise
 from agents.sequence_policy import SequenceAgent
 from configs.experiment import DramaExperiment, OfflineExperiment, PPOExperiment, ValueExperiment
-from scripts.common import from_dict, is_recorded, make_agent, parse, run_script, with_episodes
+from scripts.common import from_dict, is_recorded, make_agent, parse, restored, run_script, with_episodes
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture
@@ -78,12 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     learner = make_agent(config, options.seed, is_recorded(options.run))
     agent = learner.ppo if isinstance(learner, Conservative) else learner
     assert isinstance(agent, PPO | Drama | SequenceAgent | OfflineAgent)
-    keys = seed_keys(config.seed, config.seeds)
-    template = jax.eval_shape(over_seeds(learner.init, config.seeds), keys)
-    found = checkpoint.restore(options.run / "checkpoints", template)
-    if found is None:
-        raise BadRequest(f"{options.run} has no intact checkpoint")
-    states, manifest = found
+    states, manifest = restored(options.run, learner, config)
     states = states.ppo if isinstance(learner, Conservative) else states  # evaluated is the learner alone
 
     metrics = jax.device_get(jax.jit(evaluation(agent, config.seeds))(states, seed_keys(options.seed, config.seeds)))

@@ -34,10 +34,8 @@ from agents.recording import (
     random_player,
     save_policy,
 )
-from agents.run import checkpoint
 from agents.run.errors import BadRequest, Interrupted
 from agents.run.folder import read_config, say, versions, write_atomically
-from agents.run.loop import over_seeds, seed_keys
 from configs.experiment import ObservationSettings, PPOExperiment
 from configs.presets import PPO_PRESETS, PRESETS
 from envs.datasets import Episodes, Origin, load, pendulum, save
@@ -54,6 +52,7 @@ from scripts.common import (
     make_environment,
     make_ppo,
     parse,
+    restored,
     run_script,
     split_preset,
 )
@@ -382,13 +381,8 @@ def record_expert(options: Expert) -> None:
     if not (options.run / "summary.json").exists():
         raise BadRequest(f"{options.run} is not finished: continue it with train.py --resume")
     trained = make_ppo(stored, record=is_recorded(options.run))
-    found = checkpoint.restore(
-        options.run / "checkpoints",
-        jax.eval_shape(over_seeds(trained.init, stored.seeds), seed_keys(stored.seed, stored.seeds)),
-    )
-    if found is None:
-        raise BadRequest(f"{options.run} has no intact checkpoint")
-    policy = policy_of(trained, jax.tree.map(lambda x: x[0], found[0]))
+    states, _ = restored(options.run, trained, stored)
+    policy = policy_of(trained, jax.tree.map(lambda x: x[0], states))
     config = as_recorded(stored)
     workshop = make_workshop(config, options)
     player, _ = recorded_player(make_ppo(replace(config, seeds=1), record=True))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from envs.base import Info
-from envs.meta.splits import check_split, read
+from envs.meta.splits import drawn_from
 from envs.meta.trials import Family
 from envs.spaces import Discrete
 
@@ -25,7 +25,10 @@ class BanditState:
 
 @dataclass(frozen=True)
 class Bandit(Family):
-    """What kinds of bandits share. Observation: Discrete(1). Action: Discrete(arms). `info`: `regret`."""
+    """What kinds of bandits share. Their tasks have `means [arms]`, the expected rewards.
+
+    Observation: Discrete(1). Action: Discrete(arms). `info`: `regret`.
+    """
 
     arms: int = 10
 
@@ -34,10 +37,6 @@ class Bandit(Family):
     def __post_init__(self):
         if not ARMS[0] <= self.arms <= ARMS[1]:
             raise ValueError(f"arms must lie in {ARMS[0]} .. {ARMS[1]}, got {self.arms}")
-
-    def means(self, task) -> jax.Array:
-        """`[arms]`: expected reward of every arm."""
-        raise NotImplementedError
 
     def reward(self, key: jax.Array, action: jax.Array, task) -> jax.Array:
         raise NotImplementedError
@@ -48,7 +47,7 @@ class Bandit(Family):
     def step(
         self, key: jax.Array, state: BanditState, action: jax.Array, params
     ) -> tuple[jax.Array, BanditState, jax.Array, jax.Array, jax.Array, Info]:
-        means = self.means(params)
+        means = params.means
         info = {"regret": jnp.max(means) - means[action]}
         return jnp.int32(0), state, self.reward(key, action, params), jnp.bool_(True), jnp.bool_(False), info
 
@@ -62,7 +61,7 @@ class Bandit(Family):
         return 1
 
     def optimal_return(self, task) -> jax.Array:
-        return jnp.max(self.means(task))
+        return jnp.max(task.means)
 
 
 @struct.dataclass
@@ -76,15 +75,9 @@ class BernoulliBandit(Bandit):
     """Arms that pay 1 with a probability, each drawn from a prior Beta(1, b); b = 1 is uniform."""
 
     def draw(self, key: jax.Array, split: str) -> BernoulliTask:
-        check_split(split)
-        prior = read("bandits", "Bandit")[split]
-        # The inverse of the distribution function, closed as alpha is 1: gamma variates would compile for seconds.
-        assert prior["alpha"] == 1.0
+        # By the inverse of the distribution function: gamma variates, for other priors, would compile for seconds.
         uniform = jax.random.uniform(key, (self.arms,))
-        return BernoulliTask(1.0 - (1.0 - uniform) ** (1.0 / prior["beta"]))
-
-    def means(self, task: BernoulliTask) -> jax.Array:
-        return task.means
+        return BernoulliTask(1.0 - (1.0 - uniform) ** (1.0 / drawn_from("bandits", "Bandit", split)["beta"]))
 
     def reward(self, key: jax.Array, action: jax.Array, task: BernoulliTask) -> jax.Array:
         return (jax.random.uniform(key) < task.means[action]).astype(jnp.float32)
@@ -103,13 +96,9 @@ class GaussianBandit(Bandit):
     """Arms that pay their mean plus Gaussian noise, means drawn from a Gaussian prior."""
 
     def draw(self, key: jax.Array, split: str) -> GaussianTask:
-        check_split(split)
-        prior = read("bandits", "GaussianBandit")[split]
+        prior = drawn_from("bandits", "GaussianBandit", split)
         means = prior["mean"] + prior["deviation"] * jax.random.normal(key, (self.arms,))
         return GaussianTask(means, jnp.float32(prior["noise"]))
-
-    def means(self, task: GaussianTask) -> jax.Array:
-        return task.means
 
     def reward(self, key: jax.Array, action: jax.Array, task: GaussianTask) -> jax.Array:
         return task.means[action] + task.noise * jax.random.normal(key)

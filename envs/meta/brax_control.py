@@ -16,7 +16,7 @@ from flax import struct
 
 from envs.base import Info
 from envs.meta.ranges import draw_values
-from envs.meta.splits import check_split, read
+from envs.meta.splits import drawn_from
 from envs.meta.trials import Family
 from envs.spaces import Box
 
@@ -88,8 +88,7 @@ class BraxControl(Family):
         return Multipliers(*(jnp.ones(()) for _ in range(4)))
 
     def draw(self, key: jax.Array, split: str) -> Multipliers:
-        check_split(split)
-        return Multipliers(**draw_values(key, read("brax", "multipliers")[split]))
+        return Multipliers(**draw_values(key, drawn_from("brax", "multipliers", split)))
 
     def _under(self, task: Multipliers) -> "BraxEnvironment":
         env = copy.copy(self.env)

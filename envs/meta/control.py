@@ -16,7 +16,7 @@ import numpy as np
 
 from envs.base import Info
 from envs.meta.ranges import draw_values
-from envs.meta.splits import check_split, read
+from envs.meta.splits import check_split, drawn_from, read
 from envs.meta.trials import Family
 from envs.spaces import Box, Space
 
@@ -98,7 +98,7 @@ class Control(Family):
         check_split(split)
         if not self.vary:
             return self.default_params
-        values = draw_values(key, read("control", self.body)[split])
+        values = draw_values(key, drawn_from("control", self.body, split))
         return jnp.stack([values[name] for name in self.drawn])
 
     def physics(self, task: jax.Array) -> Any:

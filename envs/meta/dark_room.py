@@ -38,18 +38,34 @@ def manhattan(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @struct.dataclass
-class RoomTask:
+class GoalTask:
     goal: jax.Array
     """`(2,)`: row and column."""
 
 
-class RoomState(struct.PyTreeNode):
+class SearchState(struct.PyTreeNode):
     position: jax.Array
     """`(2,)`: row and column."""
     t: jax.Array
     """Steps of the inner episode, int32."""
     found: jax.Array
     """The step of the inner episode that first reached the goal, int32; the horizon while none did."""
+
+
+def begin_search(start: np.ndarray, horizon: int) -> SearchState:
+    return SearchState(jnp.asarray(start), jnp.int32(0), jnp.int32(horizon))
+
+
+def go_on(state: SearchState, position: jax.Array, here: jax.Array, horizon: int) -> tuple[SearchState, Info]:
+    """After a step to `position`, which reached the goal if `here` -> the state, and the `info` of search.
+
+    `success`: whether the goal was reached in this inner episode; `steps_to_goal` (int32): after how many steps, the
+    horizon where it was not.
+    """
+    t = state.t + 1
+    found = jnp.where(here, jnp.minimum(state.found, t), state.found)
+    # The horizon stands for "not found", so the last step asks whether the agent is there.
+    return SearchState(position, t, found), {"success": here | (found < horizon), "steps_to_goal": found}
 
 
 @dataclass(frozen=True)
@@ -99,42 +115,38 @@ class Room(Family):
 class DarkRoom(Room):
     """Reward 1 for every step that ends on the goal. Terminates after `horizon` steps, or at the goal if `until_goal`.
 
-    `info`: `success`, whether the goal was reached in this inner episode; `steps_to_goal` (int32), after how many
-    steps, the horizon where it was not.
+    `info`: that of `go_on`.
     """
 
     until_goal: bool = False
 
-    def draw(self, key: jax.Array, split: str) -> RoomTask:
+    def draw(self, key: jax.Array, split: str) -> GoalTask:
         cells = goals("DarkRoom", self.size, split)
-        return RoomTask(jnp.asarray(cells)[uniform_below(key, len(cells))])
+        return GoalTask(jnp.asarray(cells)[uniform_below(key, len(cells))])
 
-    def steps_to_goal(self, task: RoomTask) -> jax.Array:
+    def steps_to_goal(self, task: GoalTask) -> jax.Array:
         """The fewest steps from the start to the goal."""
         return manhattan(jnp.asarray(self.start), task.goal)
 
-    def optimal_return(self, task: RoomTask) -> jax.Array:
+    def optimal_return(self, task: GoalTask) -> jax.Array:
         """1 for the step that arrives and, unless the episode ends there, for each that is left to stay."""
         spare = self.horizon - self.steps_to_goal(task) + 1
         return jnp.clip(spare, 0, 1 if self.until_goal else self.horizon).astype(jnp.float32)
 
-    def reset(self, key: jax.Array, params: RoomTask) -> tuple[jax.Array, RoomState]:
-        position = jnp.asarray(self.start)
-        return self.cell(position), RoomState(position, jnp.int32(0), jnp.int32(self.horizon))
+    def reset(self, key: jax.Array, params: GoalTask) -> tuple[jax.Array, SearchState]:
+        state = begin_search(self.start, self.horizon)
+        return self.cell(state.position), state
 
     def step(
-        self, key: jax.Array, state: RoomState, action: jax.Array, params: RoomTask
-    ) -> tuple[jax.Array, RoomState, jax.Array, jax.Array, jax.Array, Info]:
-        position, t = self.walk(state.position, action), state.t + 1
+        self, key: jax.Array, state: SearchState, action: jax.Array, params: GoalTask
+    ) -> tuple[jax.Array, SearchState, jax.Array, jax.Array, jax.Array, Info]:
+        position = self.walk(state.position, action)
         here = jnp.all(position == params.goal)
-        found = jnp.where(here, jnp.minimum(state.found, t), state.found)
-        # The horizon stands for "not found", so the last step asks where the agent is.
-        info = {"success": here | (found < self.horizon), "steps_to_goal": found}
-        over = (t >= self.horizon) | (here & self.until_goal)
-        state = RoomState(position, t, found)
+        state, info = go_on(state, position, here, self.horizon)
+        over = (state.t >= self.horizon) | (here & self.until_goal)
         return self.cell(position), state, here.astype(jnp.float32), over, jnp.bool_(False), info
 
-    def render(self, state: RoomState, params: RoomTask) -> np.ndarray:
+    def render(self, state: SearchState, params: GoalTask) -> np.ndarray:
         return self.picture(state, {(60, 200, 90): params.goal})
 
 

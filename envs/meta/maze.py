@@ -13,11 +13,10 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from gymnax.environments.misc.meta_maze import generate_maze_layout
 
 from envs.base import Info
-from envs.meta.dark_room import goals
+from envs.meta.dark_room import GoalTask, SearchState, begin_search, go_on, goals
 from envs.meta.trials import Family
 from envs.spaces import Box, Discrete, uniform_below
 
@@ -27,27 +26,11 @@ GOAL_REWARD = 10.0
 """That of gymnax."""
 
 
-@struct.dataclass
-class MazeTask:
-    goal: jax.Array
-    """`(2,)`: row and column, counted with the outer wall."""
-
-
-class MazeState(struct.PyTreeNode):
-    position: jax.Array
-    """`(2,)`: row and column, counted with the outer wall."""
-    t: jax.Array
-    """Steps of the inner episode, int32."""
-    found: jax.Array
-    """The step of the inner episode that first reached the goal, int32; the horizon while none did."""
-
-
 @dataclass(frozen=True)
 class MetaMaze(Family):
     """Observation: walls (1) around the agent, Box(9). Action: Discrete(4). Terminates after `horizon` steps.
 
-    `info`: `success`, whether the goal was reached in this inner episode; `steps_to_goal` (int32), after how many
-    steps, the horizon where it was not.
+    Cells are counted with the outer wall. `info`: that of `envs.meta.dark_room.go_on`.
     """
 
     size: int = 9
@@ -70,32 +53,28 @@ class MetaMaze(Family):
     def start(self) -> np.ndarray:
         return np.full(2, (self.size + 1) // 2, np.int32)
 
-    def draw(self, key: jax.Array, split: str) -> MazeTask:
+    def draw(self, key: jax.Array, split: str) -> GoalTask:
         cells = goals("MetaMaze", self.size, split)
-        return MazeTask(jnp.asarray(cells)[uniform_below(key, len(cells))])
+        return GoalTask(jnp.asarray(cells)[uniform_below(key, len(cells))])
 
     def observe(self, position: jax.Array) -> jax.Array:
         walls = jnp.asarray(~self.free, jnp.float32)
         return jax.lax.dynamic_slice(walls, (position[0] - 1, position[1] - 1), (3, 3)).reshape(-1)
 
-    def reset(self, key: jax.Array, params: MazeTask) -> tuple[jax.Array, MazeState]:
-        position = jnp.asarray(self.start)
-        return self.observe(position), MazeState(position, jnp.int32(0), jnp.int32(self.horizon))
+    def reset(self, key: jax.Array, params: GoalTask) -> tuple[jax.Array, SearchState]:
+        state = begin_search(self.start, self.horizon)
+        return self.observe(state.position), state
 
     def step(
-        self, key: jax.Array, state: MazeState, action: jax.Array, params: MazeTask
-    ) -> tuple[jax.Array, MazeState, jax.Array, jax.Array, jax.Array, Info]:
-        t = state.t + 1
+        self, key: jax.Array, state: SearchState, action: jax.Array, params: GoalTask
+    ) -> tuple[jax.Array, SearchState, jax.Array, jax.Array, jax.Array, Info]:
         ahead = state.position + jnp.asarray(MOVES)[action]
         position = jnp.where(jnp.asarray(self.free)[ahead[0], ahead[1]], ahead, state.position)
         here = jnp.all(position == params.goal)
         cells = np.argwhere(self.free).astype(np.int32)
         position = jnp.where(here, jnp.asarray(cells)[uniform_below(key, len(cells))], position)
-        found = jnp.where(here, jnp.minimum(state.found, t), state.found)
-        # The horizon stands for "not found", so the last step asks whether the agent was there.
-        info = {"success": here | (found < self.horizon), "steps_to_goal": found}
-        state = MazeState(position, t, found)
-        return self.observe(position), state, GOAL_REWARD * here, t >= self.horizon, jnp.bool_(False), info
+        state, info = go_on(state, position, here, self.horizon)
+        return self.observe(position), state, GOAL_REWARD * here, state.t >= self.horizon, jnp.bool_(False), info
 
     def distances(self, goal: np.ndarray) -> np.ndarray:
         """`(size + 2, size + 2)` int: the fewest steps from every cell to `goal`; -1 for walls. On the host."""
@@ -111,16 +90,16 @@ class MetaMaze(Family):
                     frontier.append(to)
         return distance
 
-    def observation_space(self, params: MazeTask) -> Box:
+    def observation_space(self, params: GoalTask) -> Box:
         return Box(0.0, 1.0, (9,))
 
-    def action_space(self, params: MazeTask) -> Discrete:
+    def action_space(self, params: GoalTask) -> Discrete:
         return Discrete(len(MOVES))
 
-    def max_steps(self, params: MazeTask) -> int:
+    def max_steps(self, params: GoalTask) -> int:
         return self.horizon
 
-    def render(self, state: MazeState, params: MazeTask) -> np.ndarray:
+    def render(self, state: SearchState, params: GoalTask) -> np.ndarray:
         image = np.where(self.free[..., None], np.uint8(40), np.uint8(110)).repeat(3, -1)
         image[tuple(np.asarray(params.goal))] = (60, 200, 90)
         image[tuple(np.asarray(state.position))] = 255

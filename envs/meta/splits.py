@@ -21,6 +21,12 @@ def check_split(split: str) -> None:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
+def drawn_from(file: str, family: str, split: str) -> Any:
+    """What `family` draws the tasks of a split from. Raises ValueError for an unknown split."""
+    check_split(split)
+    return read(file, family)[split]
+
+
 @functools.cache
 def read(file: str, family: str) -> dict[str, Any]:
     """What `family` draws tasks from, by split. The caller leaves the answer as it is: it is kept."""

@@ -13,7 +13,7 @@ from flax import struct
 
 from envs.base import Info
 from envs.episodic_mdp import START, Instance, inverse_cdf, optimal_values
-from envs.meta.splits import check_split, read
+from envs.meta.splits import drawn_from
 from envs.meta.trials import Family
 from envs.spaces import Discrete
 
@@ -56,8 +56,7 @@ class TabularMDP(Family):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def draw(self, key: jax.Array, split: str) -> TabularTask:
-        check_split(split)
-        prior = read("tabular", "TabularMDP")[split]
+        prior = drawn_from("tabular", "TabularMDP", split)
         transition_key, mean_key = jax.random.split(key)
         shape = (self.states, self.actions)
         weights = jax.random.exponential(transition_key, (*shape, self.states)) ** prior["sharpness"]

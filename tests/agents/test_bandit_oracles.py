@@ -91,12 +91,6 @@ def test_policies_know_how_many_pulls_remain(monkeypatch):
     assert np.asarray(play.reward)[:, 0].tolist() == [0, 0, 1, 0, 0]
 
 
-def test_gamma_draws():
-    for shape in (1.0, 2.5, 40.0):
-        drawn = jax.jit(bandit_oracles.draw_gamma)(jax.random.key(1), jnp.full(20_000, shape))
-        assert stats.kstest(np.asarray(drawn), stats.gamma(shape).cdf).pvalue > 1e-3
-
-
 def test_ucb1_as_in_numpy():
     """Where arms always or never pay, the pulls follow from the formula alone."""
     means, pulls = np.array([0.0, 1.0, 0.0]), 40
@@ -112,7 +106,7 @@ def test_ucb1_as_in_numpy():
 
 
 def test_ten_arms_and_a_hundred_pulls_are_worth_what_duan_et_al_report():
-    """Random 50, Thompson sampling 76.7. Their approximate index earns 82.8; the exact one must not earn less."""
+    """Random 50, Thompson sampling 76.7. The Gittins policy they report earns 82.8; ours must not earn less."""
     means = jax.random.uniform(jax.random.key(0), (600, 10))
     total = {
         p: np.asarray(simulate(p, jax.random.key(1), 100, means).reward).sum(axis=0) for p in ("random", "thompson")

@@ -11,8 +11,8 @@ from flax import struct
 
 from envs import registry
 from envs.meta.bandits import BanditState, BernoulliBandit, BernoulliTask, GaussianBandit, GaussianTask
-from envs.meta.dark_room import DarkKeyToDoor, DarkRoom, KeyDoorTask, RoomTask, goals
-from envs.meta.maze import MazeState, MazeTask, MetaMaze
+from envs.meta.dark_room import DarkKeyToDoor, DarkRoom, GoalTask, KeyDoorTask, SearchState, goals
+from envs.meta.maze import MetaMaze
 from envs.meta.splits import SPLITS
 from envs.meta.switching import Switching
 from envs.meta.tabular import TabularMDP
@@ -392,7 +392,7 @@ def test_the_optimum_of_dark_rooms_is_walked(until_goal):
     family = DarkRoom(size=5, horizon=4, until_goal=until_goal)
     for split in SPLITS:
         for goal in goals("DarkRoom", 5, split):
-            task = RoomTask(jnp.asarray(goal))
+            task = GoalTask(jnp.asarray(goal))
             rewards, info = walk(family, task, [goal])
             steps = int(abs(goal - 2).sum())
             assert int(family.steps_to_goal(task)) == steps == int(info["steps_to_goal"])
@@ -402,7 +402,7 @@ def test_the_optimum_of_dark_rooms_is_walked(until_goal):
 
 
 def test_walls_hold_and_a_goal_not_found_is_no_success():
-    family, task = DarkRoom(size=5, horizon=4), RoomTask(jnp.array([4, 4]))
+    family, task = DarkRoom(size=5, horizon=4), GoalTask(jnp.array([4, 4]))
     rewards, info = walk(family, task, [(-9, 2)])
     assert sum(rewards) == 0.0
     assert not bool(info["success"])
@@ -449,8 +449,8 @@ def test_the_maze_is_that_of_gymnax():
         return obs[:9], state.pos, reward
 
     def ours(cell, action):
-        state = MazeState(cell, jnp.int32(0), jnp.int32(200))
-        obs, state, reward, _, _, info = family.step(jax.random.key(0), state, action, MazeTask(jnp.asarray(goal)))
+        state = SearchState(cell, jnp.int32(0), jnp.int32(200))
+        obs, state, reward, _, _, info = family.step(jax.random.key(0), state, action, GoalTask(jnp.asarray(goal)))
         return obs, state.position, reward, info["success"]
 
     expected = jax.jit(jax.vmap(theirs))(cells, actions)

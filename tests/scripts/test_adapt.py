@@ -10,7 +10,7 @@ from configs.presets import PRESETS
 from envs import registry
 from envs.meta.switching import Switching
 from envs.meta.trials import Trials
-from scripts import adapt, train
+from scripts import adapt, compare, train
 from scripts.common import describe
 
 
@@ -65,11 +65,25 @@ def test_bad_requests_say_so_in_one_line(trained, arguments, message):
 
 def test_runs_of_other_environments_are_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(describe("debug", PRESETS["debug"])))
-    with pytest.raises(BadRequest, match=r"no run of PPO in a meta/ environment") as error:
+    with pytest.raises(BadRequest, match=r"no run of PPO in trials of one family of tasks") as error:
         adapt.main([str(tmp_path)])
     assert "\n" not in str(error.value)
     with pytest.raises(BadRequest, match="name at least one run"):
         adapt.main([])
+
+
+def test_a_comparison_stands_where_adaptation_cannot_be_measured(tmp_path, capsys):
+    assert adapt.is_trials("meta/Bandit?arms=3")
+    mixture = PRESETS["meta-control"].env
+    assert not adapt.is_trials(mixture)
+    assert not adapt.is_trials("popgym/RepeatFirstEasy")
+    (tmp_path / "summary.json").write_text("{}")
+    for task, said in ((mixture, ""), ("meta/Bandit", "adaptation was not measured")):
+        cell = compare.Cell("env", task, "s5", (("memory", "s5"),), tmp_path)
+        compare.report_adaptation("meta-bandit", [cell], tmp_path)
+        printed = "".join(capsys.readouterr())
+        assert said in printed
+        assert bool(said) == bool(printed)
 
 
 def test_longer_trials_switch_as_often_a_step():

@@ -120,3 +120,26 @@ def test_batch_statistics_move_in_training_alone():
     statistics: Any = moved["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(statistics["mean"], 0.1 * rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * rows.var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["batch", "rms", "layer"])
+def test_norms_of_half_the_precision_count_in_float32(kind):
+    """Sums of 40,000 bfloat16 numbers would stop growing early."""
+    x = jnp.asarray(np.random.default_rng(3).normal(3.0, 2.0, (10_000, 4, 3)), jnp.bfloat16)
+    norm = Norm(kind, jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x, True)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    y, moved = jax.jit(lambda v, x: norm.apply(v, x, True, mutable=["batch_stats"]))(variables, x)
+    assert y.dtype == jnp.bfloat16
+
+    exact = np.asarray(x, np.float64)
+    axes = (0, 1) if kind == "batch" else -1
+    mean = 0.0 if kind == "rms" else exact.mean(axes, keepdims=True)
+    deviation = np.sqrt(((exact - mean) ** 2).mean(axes, keepdims=True) + 1e-5)
+    # Results have 8 bits.
+    np.testing.assert_allclose(np.asarray(y, np.float64), (exact - mean) / deviation, rtol=2**-7, atol=2**-9)
+    if kind == "batch":
+        statistics: Any = moved["batch_stats"]["BatchNorm_0"]
+        assert statistics["mean"].dtype == statistics["var"].dtype == jnp.float32
+        np.testing.assert_allclose(statistics["mean"], 0.1 * mean.reshape(-1), rtol=1e-4)
+        np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * deviation.reshape(-1) ** 2, rtol=1e-4)
