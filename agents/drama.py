@@ -654,7 +654,7 @@ class Drama:
         policy = self._policy(params["actor"], actor_norm, batch.x)
         log_prob, entropy = policy.log_prob(batch.action), policy.entropy()
         logits = self._value(params["critic"], batch.x)
-        if s.behaviour == "ppo":
+        if batch.log_prob is not None:
             gain, ratio, kl = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, s.ppo_clip)
             cost, counts = -gain, batch.weight > 0
             clipped = (jnp.abs(ratio - 1.0) > s.ppo_clip).astype(jnp.float32)
