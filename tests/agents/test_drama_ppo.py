@@ -65,9 +65,15 @@ def dreamt() -> Imagined:
     return out.replace(log_prob=jnp.asarray(chosen(log_p, out.action), jnp.float32))
 
 
+def recorded(out: Imagined) -> np.ndarray:
+    """What the old policy says of the actions."""
+    assert out.log_prob is not None
+    return np.asarray(out.log_prob, np.float64)
+
+
 def kl_of(behaviour: Any, out: Imagined) -> float:
     """How far a policy has moved, over the steps that count: E[(r - 1) - log r]."""
-    log_ratio = chosen(log_probs(behaviour, out.x[:-1]), out.action) - np.asarray(out.log_prob, np.float64)
+    log_ratio = chosen(log_probs(behaviour, out.x[:-1]), out.action) - recorded(out)
     return float(np.mean((np.expm1(log_ratio) - log_ratio)[np.asarray(out.weight) > 0]))
 
 
@@ -138,11 +144,11 @@ def test_loss_and_gradient_of_the_clipped_objective_by_definition():
     """Against a policy that is far from the one that learns. The gradient of the logits is written down; only the
     network that has them is taken as it is."""
     shift = np.random.default_rng(1).normal(scale=0.4, size=(HORIZON, N))
-    out = dreamt().replace(log_prob=dreamt().log_prob + jnp.asarray(shift, jnp.float32))
+    out = dreamt().replace(log_prob=jnp.asarray(recorded(dreamt()) + shift, jnp.float32))
     after, metrics = learn(out, **ONCE)
     log_p, advantage = log_probs(started().behaviour, out.x[:-1]), advantages(out)
     p, weight = np.exp(log_p), np.asarray(out.weight, np.float64)
-    ratio, counts = np.exp(chosen(log_p, out.action) - np.asarray(out.log_prob, np.float64)), weight > 0
+    ratio, counts = np.exp(chosen(log_p, out.action) - recorded(out)), weight > 0
     entropy = -(p * log_p).sum(-1)
     objective = np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
     assert float(metrics["loss/policy"]) == pytest.approx(
@@ -216,7 +222,7 @@ def test_steps_after_an_end_teach_nothing_and_stop_nothing():
     ended = out.weight == 0
     assert 0.2 < float(jnp.mean(ended)) < 0.95
     other = out.replace(
-        log_prob=jnp.where(ended, -30.0, out.log_prob), action=jnp.where(ended, (out.action + 1) % 3, out.action)
+        log_prob=jnp.where(ended, -30.0, recorded(out)), action=jnp.where(ended, (out.action + 1) % 3, out.action)
     )
     for settings in ({"behaviour": "ppo", "ppo_epochs": 8, "ppo_kl": bound()}, MINIBATCHES):
         (a, metrics), (b, same) = learn(out, **settings), learn(other, **settings)
