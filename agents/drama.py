@@ -6,6 +6,7 @@ world model on replayed windows, imagines trajectories from replayed contexts, a
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -18,10 +19,12 @@ from agents.control import when
 from agents.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
 from agents.evaluation import play_episodes, record_steps
 from agents.laprop import laprop
+from agents.proximal import clipped_surrogate, deal_minibatches
 from agents.returns import lambda_returns
 from envs.spaces import Box, MultiDiscrete, Space
 from envs.vector import clip_action
 from envs.wrappers import RunningStatistics, Wrapper, flat_size, flatten
+from kernels.masked import masked_mean
 from memory.base import where_reset
 from worldmodels import latents
 from worldmodels.networks import MLP, behaviour_mlp
@@ -91,6 +94,17 @@ class DramaSettings:
     return_scale: float
     """Share of the running range of returns that an update keeps."""
 
+    behaviour: Literal["reinforce", "ppo"]
+    """Policy and value take one step on what was imagined, or the steps of PPO."""
+    ppo_clip: float
+    """Of PPO: clipping range of the probability ratio."""
+    ppo_epochs: int
+    """Of PPO: passes over the imagined steps."""
+    ppo_minibatch: int
+    """Of PPO: imagined steps of a gradient step (all of them where there are fewer)."""
+    ppo_kl: float
+    """Of PPO: no further step of an update once the policy is this far (KL) from the one that imagined."""
+
     optimiser: Literal["laprop", "adam"]
     """Optimiser of all parts."""
     warmup: int
@@ -132,7 +146,7 @@ class DramaSettings:
         positive = (
             "num_envs train_every batch_size imagine_batch context horizon eval_envs eval_episodes acting_window "
             "temperature imagine_temperature world_learning_rate world_max_norm behaviour_learning_rate "
-            "behaviour_max_norm"
+            "behaviour_max_norm ppo_clip ppo_epochs ppo_minibatch"
         )
         for name in positive.split():
             if not 0 < getattr(self, name) < float("inf"):
@@ -140,7 +154,7 @@ class DramaSettings:
         for name in ("discount", "lambda_", "slow_critic", "return_scale"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"drama.{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "entropy", "free_nats", "representation"):
+        for name in ("warmup", "weight_decay", "entropy", "free_nats", "representation", "ppo_kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"drama.{name} must not be negative, got {getattr(self, name)}")
         if self.batch_length < 2:
@@ -149,6 +163,12 @@ class DramaSettings:
             raise ValueError(
                 f"drama.imagine_batch ({self.imagine_batch}) must be a multiple of drama.context ({self.context}) "
                 "where drama.imagine_from is every"
+            )
+        imagined = self.imagine_batch * self.horizon
+        if self.behaviour == "ppo" and imagined % min(self.ppo_minibatch, imagined):
+            raise ValueError(
+                f"drama.ppo_minibatch ({self.ppo_minibatch}) must divide the {imagined} imagined steps of an update "
+                "(drama.imagine_batch x drama.horizon)"
             )
         # Every window that lies within a lane is a start; an update draws without replacement.
         needed = max(
@@ -236,9 +256,23 @@ class Imagined(struct.PyTreeNode):
 
     x: jax.Array
     action: jax.Array
+    log_prob: jax.Array | None
+    """Of the actions when they were drawn; only PPO asks for it."""
     reward: jax.Array
     goes_on: jax.Array
     weight: jax.Array
+
+
+class Batch(struct.PyTreeNode):
+    """What policy and value learn from: imagined steps, leaves `[horizon, n, ...]` or `[rows, ...]`. Constants all."""
+
+    x: jax.Array
+    action: jax.Array
+    log_prob: jax.Array | None
+    weight: jax.Array
+    advantage: jax.Array
+    goal: jax.Array
+    slow_goal: jax.Array
 
 
 class Dream(struct.PyTreeNode):
@@ -504,10 +538,10 @@ class Drama:
         context_key, key = jax.random.split(key)
         imagination, ended = self.remember(state, steps, context_key)
         keys = jax.random.split(key, self.settings.horizon)
-        imagination, (x, action) = jax.lax.scan(
+        imagination, taken = jax.lax.scan(
             lambda imagination, key: self.imagine_step(state, imagination, key), imagination, keys
         )
-        return self.judge(state, imagination, x, action, ended), imagination.statistics
+        return self.judge(state, imagination, *taken, ended), imagination.statistics
 
     def remember(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[ImaginationState, jax.Array]:
         """What imagination begins with after replayed steps `[context, n, ...]`, and whether these ended there."""
@@ -532,23 +566,31 @@ class Drama:
 
     def imagine_step(
         self, state: DramaState, imagination: ImaginationState, key: jax.Array
-    ) -> tuple[ImaginationState, tuple[jax.Array, jax.Array]]:
-        """One imagined step -> what follows, the policy's input and its action."""
+    ) -> tuple[ImaginationState, tuple[jax.Array, jax.Array, jax.Array | None]]:
+        """One imagined step -> what follows; the policy's input, its action and, for PPO, the action's `log_prob`."""
         action_key, latent_key = jax.random.split(key)
         x, statistics = imagination.x, imagination.statistics
-        action = self._policy(state.behaviour["actor"], statistics, x).sample(action_key)
+        policy = self._policy(state.behaviour["actor"], statistics, x)
+        action = policy.sample(action_key)
+        log_prob = policy.log_prob(action) if self.settings.behaviour == "ppo" else None
         n = x.shape[0]
         if self.settings.actor_norm == "forward":
             statistics = statistics.update(x, jnp.ones(n, bool))
         never = jnp.zeros(n, bool)
         memory, d = self._world(state, "step", imagination.memory, imagination.z, self._numbers(action), never)
         z = latents.sample(latent_key, self._world(state, "prior", d))
-        return ImaginationState(memory, z, d, statistics), (x, action)
+        return ImaginationState(memory, z, d, statistics), (x, action, log_prob)
 
     def judge(
-        self, state: DramaState, imagination: ImaginationState, x: jax.Array, action: jax.Array, ended: jax.Array
+        self,
+        state: DramaState,
+        imagination: ImaginationState,
+        x: jax.Array,
+        action: jax.Array,
+        log_prob: jax.Array | None,
+        ended: jax.Array,
     ) -> Imagined:
-        """Rewards and ends of the trajectory `x`, `action` `[horizon, n, ...]` that led to `imagination`."""
+        """Rewards and ends of a trajectory `x`, `action`, `log_prob` `[horizon, n, ...]` that led to `imagination`."""
         x = jnp.concatenate([x, imagination.x[None]])
         d = x[..., -self.world.memory.width :]
         d = d[1:] if self.settings.reward_index == "after" else d[:-1]
@@ -558,12 +600,12 @@ class Drama:
             # What the context ended with counts too: nothing that follows an end is real.
             alive = jnp.concatenate([1.0 - ended[None], goes_on[:-1]])
             weight = jnp.cumprod(alive, axis=0)
-        return Imagined(x, action, self._world(state, "reward", d), goes_on, weight)
+        return Imagined(x, action, log_prob, self._world(state, "reward", d), goes_on, weight)
 
     def learn_behaviour(
         self, state: DramaState, imagined: Imagined, statistics: RunningStatistics
     ) -> tuple[DramaState, Metrics]:
-        """One gradient step of policy and value on imagined trajectories."""
+        """Policy and value learn from imagined trajectories: one gradient step, or those of PPO."""
         s, bins = self.settings, TwoHot()
 
         def returns(critic):
@@ -579,23 +621,14 @@ class Drama:
         advantage = (goal - value[:-1]) / jnp.maximum(1.0, scale)
         x = imagined.x[:-1]
 
-        def loss(params):
-            policy = self._policy(params["actor"], state.actor_norm, x)
-            log_prob, entropy = policy.log_prob(imagined.action), policy.entropy()
-            logits = self._value(params["critic"], x)
-            policy_loss = -log_prob * advantage - s.entropy * entropy
-            value_loss = bins.loss(logits, goal) + bins.loss(logits, slow_goal)
-            weighted = lambda y: jnp.mean(imagined.weight * y)  # noqa: E731
-            metrics = {
-                "loss/policy": weighted(policy_loss),
-                "loss/value": weighted(value_loss),
-                "loss/entropy": weighted(entropy),
-            }
-            return metrics["loss/policy"] + metrics["loss/value"], metrics
-
-        gradient, metrics = jax.grad(loss, has_aux=True)(state.behaviour)
-        step, optimiser = self._behaviour_optimiser.update(gradient, state.behaviour_optimiser)
-        behaviour = self._move(state.behaviour, step)
+        batch = Batch(x, imagined.action, imagined.log_prob, imagined.weight, advantage, goal, slow_goal)
+        learner = (state.behaviour, state.behaviour_optimiser)
+        if s.behaviour == "ppo":
+            key, deal_key = jax.random.split(state.key)
+            state = state.replace(key=key)
+            (behaviour, optimiser), metrics = self._proximal_steps(learner, state.actor_norm, batch, deal_key)
+        else:
+            (behaviour, optimiser), metrics = self._behaviour_step(learner, state.actor_norm, batch)
         slow = jax.tree.map(
             lambda slow, new: s.slow_critic * slow + (1.0 - s.slow_critic) * new, state.slow_critic, behaviour["critic"]
         )
@@ -603,7 +636,6 @@ class Drama:
             rows = x.reshape(-1, x.shape[-1])
             statistics = statistics.update(rows, jnp.ones(rows.shape[0], bool))
         metrics |= {
-            "loss/behaviour_grad_norm": optax.tree.norm(gradient),
             "train/imagined_reward": jnp.mean(imagined.reward),
             "train/imagined_return": jnp.mean(goal),
             "train/return_scale": scale,
@@ -616,8 +648,69 @@ class Drama:
             return_scale=scale,
         ), metrics
 
+    def _behaviour_loss(self, params: Any, actor_norm: RunningStatistics, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """Loss of policy and value to minimise, metrics."""
+        s, bins = self.settings, TwoHot()
+        policy = self._policy(params["actor"], actor_norm, batch.x)
+        log_prob, entropy = policy.log_prob(batch.action), policy.entropy()
+        logits = self._value(params["critic"], batch.x)
+        if batch.log_prob is not None:
+            gain, ratio, kl = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, s.ppo_clip)
+            cost, counts = -gain, batch.weight > 0
+            clipped = (jnp.abs(ratio - 1.0) > s.ppo_clip).astype(jnp.float32)
+            metrics = {"loss/kl": masked_mean(kl, counts), "loss/clip_fraction": masked_mean(clipped, counts)}
+        else:
+            cost, metrics = -log_prob * batch.advantage, {}
+        policy_loss = cost - s.entropy * entropy
+        value_loss = bins.loss(logits, batch.goal) + bins.loss(logits, batch.slow_goal)
+        weighted = lambda y: jnp.mean(batch.weight * y)  # noqa: E731
+        metrics |= {
+            "loss/policy": weighted(policy_loss),
+            "loss/value": weighted(value_loss),
+            "loss/entropy": weighted(entropy),
+        }
+        return metrics["loss/policy"] + metrics["loss/value"], metrics
+
+    def _behaviour_step(
+        self, learner: tuple[Any, Any], actor_norm: RunningStatistics, batch: Batch
+    ) -> tuple[tuple[Any, Any], Metrics]:
+        """One gradient step of `learner`: the parameters of policy and value, and their optimiser's state."""
+        behaviour, optimiser = learner
+        gradient, metrics = jax.grad(self._behaviour_loss, has_aux=True)(behaviour, actor_norm, batch)
+        step, optimiser = self._behaviour_optimiser.update(gradient, optimiser)
+        behaviour = self._move(behaviour, step)
+        return (behaviour, optimiser), metrics | {"loss/behaviour_grad_norm": optax.tree.norm(gradient)}
+
+    def _proximal_steps(
+        self, learner: tuple[Any, Any], actor_norm: RunningStatistics, batch: Batch, key: jax.Array
+    ) -> tuple[tuple[Any, Any], Metrics]:
+        """The gradient steps of PPO on minibatches of a batch `[horizon, n, ...]`."""
+        s = self.settings
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+        n = rows.goal.shape[0]
+        minibatches = n // min(s.ppo_minibatch, n)
+        # A single minibatch is the batch as it is: nothing is gathered.
+        dealt = deal_minibatches(key, n, s.ppo_epochs, minibatches) if minibatches > 1 else None
+
+        def one_minibatch(carry, x):
+            before, going = carry
+            count, chosen = x
+            minibatch = rows if chosen is None else jax.tree.map(lambda row: row[chosen], rows)
+            after, metrics = self._behaviour_step(before, actor_norm, minibatch)
+            # The first step is always taken: nothing but the statistics of the policy's input can have moved.
+            going &= (count == 0) | (metrics["loss/kl"] <= s.ppo_kl)
+            return (jax.tree.map(partial(jnp.where, going), after, before), going), (metrics, going)
+
+        xs = (jnp.arange(s.ppo_epochs * minibatches), dealt)
+        (learner, _), (losses, taken) = jax.lax.scan(one_minibatch, (learner, jnp.ones((), bool)), xs)
+        return learner, {name: masked_mean(values, taken) for name, values in losses.items()} | {
+            # What ended the update counts too.
+            "loss/kl": losses["loss/kl"][-1],
+            "train/behaviour_steps": jnp.sum(taken, dtype=jnp.float32),
+        }
+
     def learn(self, state: DramaState) -> tuple[DramaState, Metrics]:
-        """One gradient step of everything from what was kept."""
+        """Everything learns from what was kept."""
         s, replay = self.settings, self.replay
         key, train_key, world_key, context_key, imagine_key = jax.random.split(state.key, 5)
         kept, starts = replay.draw_training(state.replay, train_key, s.batch_size, s.batch_length)

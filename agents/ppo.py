@@ -6,7 +6,6 @@ rollout began, so the first minibatch sees exactly the policy that acted (its pr
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from flax import struct
 from agents.control import when
 from agents.evaluation import play_episodes, record_steps
 from agents.networks import ActorCritic
+from agents.proximal import clipped_surrogate, deal_minibatches
 from agents.returns import generalised_advantages
 from envs.wrappers import Wrapper
 from kernels.masked import masked_mean
@@ -258,10 +258,8 @@ class PPO:
             deviation = jnp.sqrt(masked_mean((advantage - mean) ** 2, batch.valid))
             advantage = (advantage - mean) / (deviation + 1e-8)
 
-        log_ratio = policy.log_prob(batch.action) - batch.log_prob
-        ratio = jnp.exp(log_ratio)
-        clipped = jnp.clip(ratio, 1.0 - s.clip, 1.0 + s.clip)
-        policy_loss = -masked_mean(jnp.minimum(ratio * advantage, clipped * advantage), batch.valid)  # eq. 7
+        gain, ratio, kl = clipped_surrogate(policy.log_prob(batch.action), batch.log_prob, advantage, s.clip)
+        policy_loss = -masked_mean(gain, batch.valid)
 
         target = batch.advantage + batch.value
         value_error = (value - target) ** 2
@@ -277,8 +275,7 @@ class PPO:
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "loss/entropy": entropy,
-            # The low-variance estimator of KL(old || new): E[(r - 1) - log r].
-            "loss/kl": masked_mean(ratio - 1.0 - log_ratio, batch.valid),
+            "loss/kl": masked_mean(kl, batch.valid),
             "loss/clip_fraction": masked_mean((jnp.abs(ratio - 1.0) > s.clip).astype(jnp.float32), batch.valid),
             "loss/ratio_error": jnp.max(jnp.where(batch.valid, jnp.abs(ratio - 1.0), 0.0)),
         }
@@ -324,11 +321,8 @@ class PPO:
             params = jax.tree.map(lambda p, d: p - learning_rate * d, params, step)
             return (params, optimiser_state), metrics | {"loss/grad_norm": optax.tree.norm(gradient)}
 
-        shuffles = jax.vmap(partial(jax.random.permutation, x=s.num_envs))(jax.random.split(shuffle_key, s.epochs))
-        carry = (state.params, state.optimiser)
-        (params, optimiser_state), losses = jax.lax.scan(
-            one_minibatch, carry, shuffles.reshape(s.epochs * s.minibatches, -1)
-        )
+        dealt = deal_minibatches(shuffle_key, s.num_envs, s.epochs, s.minibatches)
+        (params, optimiser_state), losses = jax.lax.scan(one_minibatch, (state.params, state.optimiser), dealt)
         state = state.replace(params=params, optimiser=optimiser_state, updates=state.updates + 1)
 
         target = advantage + value

@@ -57,8 +57,8 @@ def stepwise(agent: Drama) -> Callable[[DramaState, int], DramaState]:
         for step_key in keys[4:]:
             imagination, step = imagine_step(light, imagination, step_key)
             steps.append(step)
-        x, action = (jnp.stack(column) for column in zip(*steps, strict=True))
-        light, _ = learn_behaviour(light, judge(light, imagination, x, action, ended), imagination.statistics)
+        taken = jax.tree.map(lambda *column: jnp.stack(column), *steps)
+        light, _ = learn_behaviour(light, judge(light, imagination, *taken, ended), imagination.statistics)
         return light.replace(replay=counted, key=key)
 
     def run(state: DramaState, n: int) -> DramaState:
