@@ -11,6 +11,7 @@ from flax import linen as nn
 from tests.kernels.cases import CASES
 
 T, B = 13, 3
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 

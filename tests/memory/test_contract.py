@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
 # A zero weight times a NaN is NaN: where sequences are matrix products, only a reset that opens a chunk forgets it.
 FORGETS_NAN_INSIDE_A_CHUNK = sorted(set(MEMORIES) - {"attention", "deltanet", "gla", "mamba2"})
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 EACH = pytest.mark.parametrize("name", sorted(MEMORIES))
 
 
