@@ -92,11 +92,14 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
     f = jnp.asarray(played / (idle + played), dtype)[:, None]
     steps, precision = (128, 1e-14) if dtype == jnp.float64 else (80, 1e-7)
     tiny = jnp.finfo(dtype).tiny
+    largest = jnp.max(jnp.abs(g))
 
     def bound(m):
         score = g - m * f
         best = jnp.max(score, axis=0)
-        return m + jnp.sum(best), score >= best
+        # Compilers may round the scores differently in the maximum and in the comparison: then none would equal it.
+        rounding = 4 * jnp.finfo(dtype).eps * (largest + m)
+        return m + jnp.sum(best), score >= best - rounding
 
     def touch(m):
         """A line that touches D: where, D there, each arm's plays a round (the least among equal choices)."""
