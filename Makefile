@@ -27,7 +27,7 @@ demo: $(READY)
 	@echo "look at runs/demo/curves.png, runs/demo/table.md and runs/demo/popgym-RepeatPreviousEasy-s5/eval.gif"
 
 test: $(READY)
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
