@@ -66,6 +66,8 @@ class Played(NamedTuple):
     """bool; None where the family does not say."""
     regret: jax.Array | None
     """Summed over the steps of the episode; None where the family does not say."""
+    steps_to_goal: jax.Array | None
+    """int32, the horizon where it was not reached; None where the family does not say."""
     over: jax.Array
     """`[B]` bool: the trial ended within the limit of steps."""
     switches: jax.Array
@@ -192,6 +194,7 @@ def make_player(
             finished=zeros.astype(bool),
             success=zeros.astype(bool) if "success" in shapes else None,
             regret=zeros if "regret" in shapes else None,
+            steps_to_goal=zeros.astype(jnp.int32) if "steps_to_goal" in shapes else None,
             over=jnp.zeros(batch, bool),
             switches=nothing,
             detected=nothing,
@@ -237,15 +240,15 @@ def make_player(
         """`played` after one step; out of range is dropped."""
         at = (lanes, jnp.where(playing, info["episode"], episodes))
 
-        def put(kept: jax.Array | None, name: str) -> jax.Array | None:
-            return None if kept is None else kept.at[at].max(info[name], mode="drop")
-
-        regret = played.regret
+        regret, success, steps_to_goal = played.regret, played.success, played.steps_to_goal
         return played._replace(
             returns=played.returns.at[at].set(info["inner_return"], mode="drop"),
             lengths=played.lengths.at[at].set(info["inner_length"], mode="drop"),
             finished=played.finished.at[at].set(info["inner_done"], mode="drop"),
-            success=put(played.success, "success"),
+            success=None if success is None else success.at[at].max(info["success"], mode="drop"),
+            steps_to_goal=None
+            if steps_to_goal is None
+            else steps_to_goal.at[at].set(info["steps_to_goal"], mode="drop"),
             regret=None if regret is None else regret.at[at].add(info["regret"], mode="drop"),
             over=played.over | info["episode_done"],
         )
@@ -308,7 +311,8 @@ def summarise_trials(played: list[Played]) -> dict[str, Any]:
 
     Returns:
         `episodes`, the inner episodes that every trial finished; `by_episode`, curves over these of `return`, `length`,
-        and where known `success` and `regret` (cumulated from the trial's first step); and of whole trials `total`,
+        and where known `success`, `steps_to_goal` and `regret` (cumulated from the trial's first step); of these steps
+        `first_steps_to_goal` and `last_steps_to_goal`, like `first` and `last`; and of whole trials `total`,
         `regret`, `first` and `last`: the return of the first inner episode and that of the last tenth of them (at least
         one); where tasks switched, `switches`, `detected`, `delay` and `false_alarms`, means over trials.
 
@@ -332,6 +336,11 @@ def summarise_trials(played: list[Played]) -> dict[str, Any]:
         "last": scalar([r[:, -tenth:].mean(axis=1) for r in returns]),
         "total": scalar([p.returns.sum(axis=1, dtype=np.float64) for p in played]),
     }
+    if played[0].steps_to_goal is not None:
+        steps = [np.asarray(p.steps_to_goal, np.float64)[:, :complete] for p in played]
+        curves["steps_to_goal"] = curve(steps)
+        result["first_steps_to_goal"] = scalar([n[:, 0] for n in steps])
+        result["last_steps_to_goal"] = scalar([n[:, -tenth:].mean(axis=1) for n in steps])
     if played[0].regret is not None:
         cumulated = [np.cumsum(np.asarray(p.regret), axis=1, dtype=np.float64) for p in played]
         curves["regret"] = curve([c[:, :complete] for c in cumulated])

@@ -32,6 +32,7 @@ from agents.run.loop import seed_keys
 from configs.experiment import PPOExperiment
 from envs import registry
 from envs.meta.bandits import BernoulliBandit
+from envs.meta.dark_room import Room
 from envs.meta.splits import SPLITS
 from envs.meta.switching import Switching
 from envs.meta.trials import Trials
@@ -272,7 +273,12 @@ def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
         if family.optimal_return(family.default_params) is None:
             return []
         best: Any = jax.vmap(family.optimal_return)(tasks)
-        return [{"name": "optimum", "return": float(jnp.mean(best))}]
+        entry = {"name": "optimum", "return": float(jnp.mean(best))}
+        if isinstance(family, Room):
+            # Within the horizon, as the agent's own are counted.
+            steps = jnp.minimum(jax.vmap(family.steps_to_goal)(tasks), family.horizon)
+            entry["steps_to_goal"] = float(jnp.mean(steps))
+        return [entry]
     if trials.flip_reward:
         return []  # these policies are for arms that pay
     names = ["random", "ucb1", "thompson"]
@@ -361,6 +367,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
     for split in dict.fromkeys(entry["split"] for entry in optima):
         values = sorted({f"{entry['return']:.3f}" for entry in optima if entry["split"] == split})
         lines.append(f"The best return of an inner episode for who knows the task, {split}: {', '.join(values)}.")
+    lines += steps_to_goal(results)
     detections = [
         (name, c)
         for name, r in zip(names_of(results), results, strict=True)
@@ -385,12 +392,29 @@ def markdown(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def steps_to_goal(results: list[dict[str, Any]]) -> list[str]:
+    """The table of how soon goals are reached, where families say so."""
+    rows = []
+    for name, result in zip(names_of(results), results, strict=True):
+        for c in result["conditions"]:
+            if "first_steps_to_goal" in c:
+                best = reference_of(result, "optimum", c["split"], c["length"])
+                fewest = f"{best['steps_to_goal']:.2f}" if best else ""
+                steps = " | ".join(words_of(c[f"{part}_steps_to_goal"]) for part in ("first", "last"))
+                rows.append(f"| {name} | {c['split']} | {label_of(c)} | {steps} | {fewest} |")
+    if not rows:
+        return []
+    head = "| run | tasks | trials | steps to the goal, first episode | last episodes | fewest, for who knows it |"
+    return ["", head, "|---" * 6 + "|", *rows]
+
+
 STYLES = {"kept": "-", "frozen": "--", "reset": ":"}
 REFERENCE_STYLES = {"gittins": "-.", "thompson": (0, (1, 1)), "optimum": "-."}
 
 
 def draw(results: list[dict[str, Any]], out: Path) -> None:
-    """One row of panels a split: adaptation with its ablations; the longest trials; what clearing the memory gains.
+    """One row of panels a split: adaptation with its ablations; steps to the goal, where there is one; the longest
+    trials; what clearing the memory gains.
 
     Long curves show means of neighbouring episodes, and as their bands the means of the intervals of these.
     """
@@ -401,15 +425,19 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     splits = list(dict.fromkeys(c["split"] for c in conditions))
     shortest, longest = (f(c["length"] for c in conditions) for f in (min, max))
     changes = any(c["changes"] != "off" for c in conditions)
-    columns = 1 + (longest > shortest) + changes
+    goals = any("steps_to_goal" in c["by_episode"] for c in conditions)
+    columns = 1 + goals + (longest > shortest) + changes
     figure, axes = plt.subplots(
         len(splits), columns, figsize=(5.2 * columns, 3.4 * len(splits)), layout="constrained", squeeze=False
     )
     for row, split in zip(axes, splits, strict=True):
         draw_curves(row[0], results, split, shortest, "return by inner episode")
+        if goals:
+            draw_curves(row[1], results, split, shortest, "steps to the goal by inner episode", "steps_to_goal")
         if longest > shortest:
-            draw_curves(row[1], results, split, longest, f"in trials {longest} times as long")
-            row[1].axvline(training_episodes(results, split, shortest), color="0.7", linewidth=1)
+            at = row[1 + goals]
+            draw_curves(at, results, split, longest, f"return in trials {longest} times as long")
+            at.axvline(training_episodes(results, split, shortest), color="0.7", linewidth=1)
         if changes:
             draw_changes(row[-1], results, split)
     handles = axes[0, 0].get_legend_handles_labels()
@@ -430,13 +458,15 @@ def smoothed(values: Sequence[float], points: int = 60) -> tuple[np.ndarray, np.
     return 1 + (size - 1) / 2 + size * np.arange(groups), rows.mean(axis=1)
 
 
-def draw_curves(axes: Any, results: list[dict[str, Any]], split: str, length: int, title: str) -> None:
-    """Return by inner episode of every run, its ablations, and what is known of the best."""
+def draw_curves(
+    axes: Any, results: list[dict[str, Any]], split: str, length: int, title: str, what: str = "return"
+) -> None:
+    """Return (or `what`) by inner episode of every run, its ablations, and what is known of the best."""
     for color, (name, result) in enumerate(zip(names_of(results), results, strict=True)):
         for c in result["conditions"]:
-            if (c["split"], c["length"], c["changes"]) != (split, length, "off"):
+            if (c["split"], c["length"], c["changes"]) != (split, length, "off") or what not in c["by_episode"]:
                 continue
-            curve = c["by_episode"]["return"]
+            curve = c["by_episode"][what]
             at, mean = smoothed(curve["mean"])
             text = name if c["memory"] == "kept" else f"{name}, {c['memory']}"
             axes.plot(at, mean, STYLES[c["memory"]], color=f"C{color}", label=text, linewidth=1.4)
@@ -444,12 +474,12 @@ def draw_curves(axes: Any, results: list[dict[str, Any]], split: str, length: in
                 axes.fill_between(at, *(smoothed(curve[p])[1] for p in ("low", "high")), color=f"C{color}", alpha=0.2)
     for name, style in REFERENCE_STYLES.items():
         entry = reference_of(results[0], name, split, length)
-        if entry is None:
+        if entry is None or what not in entry:
             continue
-        if isinstance(entry["return"], float):
-            axes.axhline(entry["return"], linestyle=style, color="black", linewidth=1, label=name)
+        if isinstance(entry[what], float):
+            axes.axhline(entry[what], linestyle=style, color="black", linewidth=1, label=name)
         else:
-            axes.plot(*smoothed(entry["return"]), linestyle=style, color="black", linewidth=1, label=name)
+            axes.plot(*smoothed(entry[what]), linestyle=style, color="black", linewidth=1, label=name)
     axes.set_title(f"{split} tasks: {title}", fontsize=9)
     axes.set_xlabel("inner episode of the trial", fontsize=8)
     axes.grid(alpha=0.3)

@@ -16,6 +16,7 @@ from agents.adaptation import Played, make_player, opening_of, treatment
 from agents.distributions import Categorical
 from agents.networks import ActorCritic
 from envs.base import NoParams
+from envs.meta.dark_room import DarkRoom
 from envs.meta.trials import Family, Trials
 from envs.spaces import Box, Discrete
 from envs.vector import Vectorised
@@ -82,15 +83,15 @@ class Toy(Family):
 class Counter:
     """A network whose memory counts the steps since it was cleared, this one included, and whose action is `shown`."""
 
-    def __init__(self, shown=lambda count: count):
-        self.shown = shown
+    def __init__(self, shown=lambda count: count, actions=ACTIONS):
+        self.shown, self.actions = shown, actions
 
     def initial_state(self, batch):
         return jnp.zeros(batch, jnp.int32)
 
     def apply(self, variables, *args, method):
         if method == "policy":
-            return Categorical(jax.nn.one_hot(self.shown(args[0]), ACTIONS) * 100.0)
+            return Categorical(jax.nn.one_hot(self.shown(args[0]), self.actions) * 100.0)
         memory, _, reset = args
         memory = jnp.where(reset, 0, memory) + 1
         return memory, memory
@@ -127,6 +128,26 @@ def test_what_the_memory_may_do():
     # Steps 11 and 12 of a memory that is kept are the first to succeed.
     long = play(agent_of(Counter()), Trials(Toy(), 7), 1, treatment())
     np.testing.assert_array_equal(long.success, [[False] * 5 + [True] * 2])
+
+
+def test_steps_to_the_goal_are_counted_as_the_room_says():
+    """An agent that counts its steps goes up four times and then right: it passes the goals of that way, no others."""
+    room = DarkRoom(until_goal=True)
+    trials = Trials(room, episodes=3)
+    walker = Counter(lambda count: jnp.where((count - 1) % room.horizon < 4, 1, 2), actions=5)
+    played = play(agent_of(walker), trials, 64, treatment("reset"))
+    assert played.steps_to_goal is not None
+    assert played.success is not None
+    # An episode ends at the goal, or at the horizon.
+    np.testing.assert_array_equal(played.steps_to_goal, played.lengths)
+    passed = {(row, 4): 4 - row for row in range(4)} | {(0, column): column for column in range(5, 9)}
+    reached = played.steps_to_goal[played.success]
+    assert set(reached.tolist()) <= set(passed.values())
+    assert 0 < len(reached) < played.success.size
+    assert (played.steps_to_goal[~played.success] == room.horizon).all()
+    summary = adaptation.summarise_trials([played])
+    assert summary["first_steps_to_goal"]["mean"] == pytest.approx(played.lengths[:, 0].mean())
+    assert summary["by_episode"]["steps_to_goal"]["mean"] == summary["by_episode"]["length"]["mean"]
 
 
 def test_a_budget_of_steps_cuts_the_last_episode():

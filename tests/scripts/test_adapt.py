@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
 from agents.run.errors import BadRequest
 from configs.presets import PRESETS
 from envs import registry
+from envs.meta.dark_room import goals
 from envs.meta.switching import Switching
 from envs.meta.trials import Trials
 from scripts import adapt, compare, train
@@ -84,6 +86,17 @@ def test_a_comparison_stands_where_adaptation_cannot_be_measured(tmp_path, capsy
         printed = "".join(capsys.readouterr())
         assert said in printed
         assert bool(said) == bool(printed)
+
+
+def test_the_best_way_to_a_goal_is_known():
+    """Goals of the room are spread over cells whose distance from the middle is known."""
+    trials = registry.make("meta/DarkRoom?episodes=2")
+    assert isinstance(trials, Trials)
+    (best,) = adapt.reference(trials, 0)
+    cells = goals("DarkRoom", 9, "train")
+    ways = np.abs(cells - 4).sum(axis=1)
+    assert best["steps_to_goal"] == pytest.approx(ways.mean(), abs=4 * ways.std() / np.sqrt(adapt.REFERENCE_TASKS))
+    assert best["return"] == pytest.approx(21 - best["steps_to_goal"], abs=1e-4)  # it stays there
 
 
 def test_longer_trials_switch_as_often_a_step():
