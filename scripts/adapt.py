@@ -32,7 +32,7 @@ from agents.run.loop import seed_keys
 from configs.experiment import PPOExperiment
 from envs import registry
 from envs.meta.bandits import BernoulliBandit
-from envs.meta.dark_room import Room
+from envs.meta.dark_room import DarkKeyToDoor, DarkRoom
 from envs.meta.splits import SPLITS
 from envs.meta.switching import Switching
 from envs.meta.trials import Trials
@@ -274,7 +274,7 @@ def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
             return []
         best: Any = jax.vmap(family.optimal_return)(tasks)
         entry = {"name": "optimum", "return": float(jnp.mean(best))}
-        if isinstance(family, Room):
+        if isinstance(family, DarkRoom | DarkKeyToDoor):
             # Within the horizon, as the agent's own are counted.
             steps = jnp.minimum(jax.vmap(family.steps_to_goal)(tasks), family.horizon)
             entry["steps_to_goal"] = float(jnp.mean(steps))
