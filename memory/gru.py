@@ -5,20 +5,32 @@ import jax.numpy as jnp
 
 from kernels.gru_scan import gru_scan, gru_scan_step
 from memory.base import Memory
-from memory.layers import Dense, gate_orthogonal
+from memory.layers import Dense, gate_orthogonal, log_uniform
 
 
 class GRU(Memory):
     """One GRU layer. State and output: `h (B, width)`.
 
     Attributes:
+        max_timescale: units start with memories of up to this many steps (1: all gates start half open).
         backend: of `kernels.gru_scan`.
     """
 
+    max_timescale: float = 1.0
     backend: str = "auto"
 
+    def __post_init__(self):
+        if self.max_timescale < 1:
+            raise ValueError(f"gru: max_timescale must be at least 1, got {self.max_timescale}")
+        super().__post_init__()
+
     def setup(self):
-        self.inp = Dense(3 * self.width, param_dtype=self.param_dtype)
+        def init_bias(key, shape, dtype):
+            """Units keep `t / (1 + t)` of their state (chrono initialisation, Tallec and Ollivier 2018)."""
+            log_timescale = log_uniform(1.0, self.max_timescale)(key, (self.width,), dtype)
+            return jnp.zeros(shape, dtype).at[self.width : 2 * self.width].set(log_timescale)
+
+        self.inp = Dense(3 * self.width, bias_init=init_bias, param_dtype=self.param_dtype)
         self.Wh = self.param("Wh", gate_orthogonal(3), (self.width, 3 * self.width), self.param_dtype)
         self.bh = self.param("bh", nn.initializers.zeros, (self.width,), self.param_dtype)
 

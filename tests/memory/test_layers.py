@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from memory import Memory
 from memory.aaren import Aaren
@@ -338,6 +339,20 @@ def test_recurrent_weights_start_orthogonal_gate_by_gate(memory, gates):
         np.testing.assert_allclose(block.T @ block, np.eye(WIDTH), atol=1e-5)
     if gates == 4:
         np.testing.assert_array_equal(p["inp"]["bias"], np.repeat([0, 1, 0, 0], WIDTH))
+
+
+def test_units_of_a_gru_start_with_memories_of_all_lengths():
+    """Without input, and without the recurrent weights, a state falls to t / (1 + t) in a step; log t is uniform."""
+    kept = {}
+    for limit in (1.0, 100.0):
+        memory = GRU(512, max_timescale=limit)
+        state, x, reset = jnp.ones((1, 512)), jnp.zeros((1, 1, 512)), jnp.zeros((1, 1), bool)
+        p = jax.jit(memory.init)(jax.random.key(0), state, x, reset)["params"]
+        after, _ = jax.jit(memory.apply)({"params": p | {"Wh": 0 * p["Wh"]}}, state, x, reset)
+        kept[limit] = np.asarray(after[0], np.float64)
+    np.testing.assert_array_equal(kept[1.0], 0.5)
+    log_t = np.log(kept[100.0] / (1 - kept[100.0]))
+    assert stats.kstest(log_t, stats.uniform(0, np.log(100)).cdf).pvalue > 0.01
 
 
 @pytest.mark.parametrize("rows", [(), (B,), (T, B)])
