@@ -32,7 +32,7 @@ from agents.run.loop import seed_keys
 from configs.experiment import PPOExperiment
 from envs import registry
 from envs.meta.bandits import BernoulliBandit
-from envs.meta.dark_room import DarkKeyToDoor, DarkRoom
+from envs.meta.dark_room import DarkRoom
 from envs.meta.splits import SPLITS
 from envs.meta.switching import Switching
 from envs.meta.trials import Trials
@@ -274,7 +274,7 @@ def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
             return []
         best: Any = jax.vmap(family.optimal_return)(tasks)
         entry = {"name": "optimum", "return": float(jnp.mean(best))}
-        if isinstance(family, DarkRoom | DarkKeyToDoor):
+        if isinstance(family, DarkRoom):
             # Within the horizon, as the agent's own are counted.
             steps = jnp.minimum(jax.vmap(family.steps_to_goal)(tasks), family.horizon)
             entry["steps_to_goal"] = float(jnp.mean(steps))
@@ -399,7 +399,7 @@ def steps_to_goal(results: list[dict[str, Any]]) -> list[str]:
         for c in result["conditions"]:
             if "first_steps_to_goal" in c:
                 best = reference_of(result, "optimum", c["split"], c["length"])
-                fewest = f"{best['steps_to_goal']:.2f}" if best else ""
+                fewest = f"{best['steps_to_goal']:.2f}" if best and "steps_to_goal" in best else ""
                 steps = " | ".join(words_of(c[f"{part}_steps_to_goal"]) for part in ("first", "last"))
                 rows.append(f"| {name} | {c['split']} | {label_of(c)} | {steps} | {fewest} |")
     if not rows:

@@ -36,6 +36,36 @@ def test_imports_go_one_way(package):
         assert not imported(file) & others, file
 
 
+SLOW = {"scipy", "matplotlib", "gymnax", "gymnasium", "brax", "envpool", "ale_py", "wandb"}
+"""Whoever uses these waits for them; they take longer to import than JAX."""
+
+
+def at_the_top(file: Path) -> set[str]:
+    """Dotted names that a module imports when it is imported itself."""
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("script", ["train", "compare", "evaluate", "adapt"])
+def test_scripts_start_without_slow_imports(script):
+    waiting, seen = {f"scripts.{script}"}, set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        path = ROOT / name.replace(".", "/")
+        files = [f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()]
+        found = {n for file in files for n in at_the_top(file)}
+        slow = {n for n in found if n.split(".")[0] in SLOW}
+        assert not slow, name
+        waiting |= found - seen
+    assert {"agents.ppo", "envs.registry"} <= seen
+
+
 @pytest.mark.parametrize("pins", ["py311.txt", "py312.txt"])
 def test_pins_are_exact_and_name_no_address(pins):
     lines = (ROOT / "constraints" / pins).read_text().split()

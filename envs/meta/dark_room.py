@@ -17,7 +17,7 @@ from flax import struct
 from envs.base import Info
 from envs.meta.splits import check_split, read
 from envs.meta.trials import Family
-from envs.spaces import Discrete, uniform_below
+from envs.spaces import Box, Discrete, uniform_below
 
 MOVES = np.array([[0, 0], [-1, 0], [0, 1], [1, 0], [0, -1]], np.int32)
 """Stay, up, right, down, left as (row, column)."""
@@ -70,10 +70,15 @@ def go_on(state: SearchState, position: jax.Array, here: jax.Array, horizon: int
 
 @dataclass(frozen=True)
 class Room(Family):
-    """What rooms share. Observation: the cell, Discrete(size * size), row by row. Action: Discrete(5)."""
+    """What rooms share. Action: Discrete(5).
+
+    Observation: the cell, Discrete(size * size), row by row; with `coordinates`, as in the paper, its row and column,
+    Box of two numbers in [-1, 1]. What was learnt of one cell then tells something of its neighbours.
+    """
 
     size: int = 9
     horizon: int = 20
+    coordinates: bool = False
 
     cheap_reset = True
 
@@ -86,15 +91,18 @@ class Room(Family):
     def start(self) -> np.ndarray:
         return np.full(2, self.size // 2, np.int32)
 
-    def cell(self, position: jax.Array) -> jax.Array:
+    def shown(self, position: jax.Array) -> jax.Array:
+        """The observation at a cell."""
+        if self.coordinates:
+            return 2.0 * position / (self.size - 1) - 1.0
         return position[0] * self.size + position[1]
 
     def walk(self, position: jax.Array, action: jax.Array) -> jax.Array:
         """A step that would leave the room stays where it is."""
         return jnp.clip(position + jnp.asarray(MOVES)[action], 0, self.size - 1)
 
-    def observation_space(self, params: Any) -> Discrete:
-        return Discrete(self.size**2)
+    def observation_space(self, params: Any) -> Box | Discrete:
+        return Box(-1.0, 1.0, (2,)) if self.coordinates else Discrete(self.size**2)
 
     def action_space(self, params: Any) -> Discrete:
         return Discrete(len(MOVES))
@@ -135,7 +143,7 @@ class DarkRoom(Room):
 
     def reset(self, key: jax.Array, params: GoalTask) -> tuple[jax.Array, SearchState]:
         state = begin_search(self.start, self.horizon)
-        return self.cell(state.position), state
+        return self.shown(state.position), state
 
     def step(
         self, key: jax.Array, state: SearchState, action: jax.Array, params: GoalTask
@@ -144,7 +152,7 @@ class DarkRoom(Room):
         here = jnp.all(position == params.goal)
         state, info = go_on(state, position, here, self.horizon)
         over = (state.t >= self.horizon) | (here & self.until_goal)
-        return self.cell(position), state, here.astype(jnp.float32), over, jnp.bool_(False), info
+        return self.shown(position), state, here.astype(jnp.float32), over, jnp.bool_(False), info
 
     def render(self, state: SearchState, params: GoalTask) -> np.ndarray:
         return self.picture(state, {(60, 200, 90): params.goal})
@@ -191,7 +199,7 @@ class DarkKeyToDoor(Room):
 
     def reset(self, key: jax.Array, params: KeyDoorTask) -> tuple[jax.Array, KeyDoorState]:
         position = jnp.asarray(self.start)
-        return self.cell(position), KeyDoorState(position, jnp.int32(0), jnp.bool_(False))
+        return self.shown(position), KeyDoorState(position, jnp.int32(0), jnp.bool_(False))
 
     def step(
         self, key: jax.Array, state: KeyDoorState, action: jax.Array, params: KeyDoorTask
@@ -201,7 +209,7 @@ class DarkKeyToDoor(Room):
         opened = state.has_key & jnp.all(position == params.door)
         reward = (picked | opened).astype(jnp.float32)
         state = KeyDoorState(position, t, state.has_key | picked)
-        return self.cell(position), state, reward, opened | (t >= self.horizon), jnp.bool_(False), {"success": opened}
+        return self.shown(position), state, reward, opened | (t >= self.horizon), jnp.bool_(False), {"success": opened}
 
     def render(self, state: KeyDoorState, params: KeyDoorTask) -> np.ndarray:
         return self.picture(state, {(200, 160, 40): params.key, (60, 200, 90): params.door})

@@ -13,7 +13,6 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments.misc.meta_maze import generate_maze_layout
 
 from envs.base import Info
 from envs.meta.dark_room import GoalTask, SearchState, begin_search, go_on, goals
@@ -46,6 +45,8 @@ class MetaMaze(Family):
     @cached_property
     def free(self) -> np.ndarray:
         """`(size + 2, size + 2)` bool: where one can walk."""
+        from gymnax.environments.misc.meta_maze import generate_maze_layout  # gymnax takes seconds to import
+
         with jax.ensure_compile_time_eval():
             return np.asarray(generate_maze_layout(self.size, 3))
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from scipy.stats import binom
 
 from envs.base import Info
 from envs.meta.trials import Family
@@ -71,6 +70,8 @@ class Switching(Family):
         """Segments of a trial, with a hazard so many that more are less likely than 1e-9."""
         if self.switches:
             return self.switches + 1
+        from scipy.stats import binom  # takes seconds to import
+
         return int(binom.isf(1e-9, self.horizon - 1, self.hazard)) + 1
 
     def draw(self, key: jax.Array, split: str) -> SwitchingTask:

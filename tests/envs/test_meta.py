@@ -409,6 +409,15 @@ def test_walls_hold_and_a_goal_not_found_is_no_success():
     assert int(info["steps_to_goal"]) == 4
 
 
+def test_coordinates_are_rows_and_columns_from_one_wall_to_the_other():
+    family, key = DarkRoom(size=5, coordinates=True), jax.random.key(0)
+    task = GoalTask(jnp.array([4, 4]))
+    obs, state = family.reset(key, task)
+    seen = [obs, *(family.step(key, state.replace(position=jnp.array(at)), 0, task)[0] for at in ((0, 4), (3, 2)))]
+    np.testing.assert_allclose(seen, [[0, 0], [-1, 1], [0.5, 0]])
+    assert family.observation_space(task) == Box(-1.0, 1.0, (2,))
+
+
 def test_the_optimum_of_key_to_door_is_walked():
     family = DarkKeyToDoor(size=5, horizon=8)
     for key, door in (((0, 0), (4, 3)), ((2, 3), (2, 1)), ((0, 0), (4, 4))):
