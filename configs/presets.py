@@ -120,27 +120,42 @@ ATARI = replace(
 
 META = replace(
     FAST,
-    num_envs=128,
+    num_envs=256,
     num_steps=100,
+    epochs=2,
+    minibatches=8,
     learning_rate=1e-3,
-    entropy=0.003,
-    entropy_end=0.003,
+    value_clip=0.0,
+    entropy=0.02,
+    entropy_end=0.0,
     eval_envs=256,
 )
 """Trials of 100 steps, each whole within one update, so that what is learnt at its end reaches its beginning."""
 
-META_CONTROL = replace(META, num_envs=64, num_steps=256, eval_envs=64)
-"""Trials of thousands of steps: memory goes on from update to update, gradients do not."""
-
 META_EXPERIMENT = PPOExperiment(
-    ppo=META,
+    # Undiscounted: exploring pays at the trial's end.
+    ppo=replace(META, num_envs=512, discount=1.0, eval_envs=1024, eval_greedy=True),
     env="meta/Bandit?arms=10&pulls=100",
     eval_env="?arms=10&pulls=100&split=heldout",
     memory="s5",
-    total_steps=10_000_000,
-    network=NetworkSettings(width=128, layers=2),
-    observation=ObservationSettings(previous_action=False),  # trials show it, and the reward, themselves
+    total_steps=60_000_000,
+    # A GRU whose gates start half open forgets the first pulls before it learns to keep them.
+    network=NetworkSettings(width=64, heads=(64,), memory_options=("gru.max_timescale=100",)),
+    observation=ObservationSettings(previous_action=False, normalise_reward=True),  # trials show both themselves
 )
+
+META_CONTROL = replace(
+    META,
+    num_envs=64,
+    num_steps=256,
+    epochs=4,
+    minibatches=4,
+    value_clip=0.2,
+    entropy=0.003,
+    entropy_end=0.003,
+    eval_envs=64,
+)
+"""Trials of thousands of steps: memory goes on from update to update, gradients do not."""
 
 META_CARTPOLE = (
     "vary=false&velocities=false&limit=200&episodes=16&same_start=true&project_observations=4&gain=1.4142135"
@@ -152,7 +167,8 @@ META_CONTROL_EXPERIMENT = replace(
     ppo=META_CONTROL,
     env=f"meta/CartPole?{META_CARTPOLE}",
     eval_env=f"?{META_CARTPOLE}&split=heldout",
-    observation=replace(META_EXPERIMENT.observation, normalise_reward=True),
+    total_steps=10_000_000,
+    network=NetworkSettings(width=128, layers=2),
 )
 
 META_MIXTURE = "episodes=8&limit=200&scaled=true&project_observations=8&project_actions=true"
@@ -495,18 +511,27 @@ PPO_PRESETS: dict[str, PPOExperiment] = {
         network=replace(PAPER_NETWORK, layers=1, residual=False),
     ),
     "meta-bandit": META_EXPERIMENT,
-    "meta-tabular": replace(META_EXPERIMENT, env="meta/TabularMDP?episodes=10", eval_env="?episodes=10&split=heldout"),
+    "meta-tabular": replace(
+        META_EXPERIMENT,
+        ppo=META,
+        env="meta/TabularMDP?episodes=10",
+        eval_env="?episodes=10&split=heldout",
+        total_steps=10_000_000,
+    ),
     "meta-darkroom": replace(
         META_EXPERIMENT,
         ppo=replace(META, num_steps=200),
-        env="meta/DarkRoom?episodes=10",
-        eval_env="?episodes=10&split=heldout",
+        env="meta/DarkRoom?episodes=10&coordinates=true",
+        eval_env="?episodes=10&coordinates=true&split=heldout",
+        total_steps=12_000_000,
+        network=replace(META_EXPERIMENT.network, encoder=(64,)),
     ),
     "meta-nonstationary": replace(
         META_EXPERIMENT,
         ppo=replace(META, num_steps=200),
         env="meta/SwitchingBandit?arms=10&pulls=200&hazard=0.02",
         eval_env="?arms=10&pulls=200&hazard=0.02&split=heldout",
+        total_steps=10_000_000,
     ),
     "meta-cartpole": META_CONTROL_EXPERIMENT,
     "meta-control": replace(

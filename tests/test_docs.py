@@ -215,7 +215,8 @@ PPO_COLUMNS = {
     "`brax`": ["brax"],
     "`ppo-atari`": ["ppo-atari"],
     "`paper/...`": ["paper/popgym-s5", "paper/popgym-gru"],
-    "`meta-bandit`, `meta-tabular`": ["meta-bandit", "meta-tabular"],
+    "`meta-bandit`": ["meta-bandit"],
+    "`meta-tabular`": ["meta-tabular"],
     "`meta-darkroom`, `meta-nonstationary`": ["meta-darkroom", "meta-nonstationary"],
     "`meta-cartpole`, `meta-control`": ["meta-cartpole", "meta-control"],
     "`meta-brax`": ["meta-brax"],
@@ -244,7 +245,7 @@ def test_values_of_presets():
             assert numbers("`ppo.clip`, `ppo.value_clip`", column) == [ppo.clip, ppo.value_clip]
             assert body["`ppo.bootstrap_truncated`"][column] == ("yes" if ppo.bootstrap_truncated else "no")
             assert numbers("`ppo.value_coefficient`", column) == [ppo.value_coefficient]
-            assert numbers("`ppo.entropy`", column) == [ppo.entropy] == [ppo.entropy_end]
+            assert numbers("`ppo.entropy`, `_end`", column) == [ppo.entropy, ppo.entropy_end]
             assert numbers("`ppo.eval_envs`", column) == [ppo.eval_envs]
             assert body["`network.activation`"][column] == PPO_PRESETS[preset].network.activation
 
