@@ -397,7 +397,7 @@ SEQUENCE_SMALL = replace(
     to_go_weight=0.0,
     action_weight=1.0,
     epoch=250,
-    targets=(-1200.0, -800.0, -400.0, -150.0),
+    targets=(-1200.0, -800.0, -400.0, -250.0, -150.0),
     eval_episodes=64,
     acting="both",
 )

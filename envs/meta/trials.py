@@ -101,6 +101,9 @@ class Trials(Environment):
     A rotation is of the bounds scaled to -1 .. 1, and what it carries outside is clipped."""
     flip_reward: bool = False
     """The sign of rewards is drawn for every trial."""
+    end_reward: float = 0.0
+    """What the agent receives besides where an inner episode terminates, not where it is cut. Where every step pays
+    alike, as in CartPole, whoever discounts loses nothing by ending an episode: the next one goes on paying."""
     same_start: bool = False
     """All inner episodes of a trial open with the same random numbers, hence in the same state."""
     time_limit: tuple[int, int] | int = 0
@@ -221,6 +224,8 @@ class Trials(Environment):
             "inner_length": inner_length,
             "inner_reset": inner_reset,
         }
+        if self.end_reward:
+            reward += self.end_reward * terminated
         if state.sign is not None:
             reward = reward * state.sign
         state = state.replace(

@@ -84,6 +84,7 @@ VARIATIONS = {
             "gain": 2.0,
             "project_actions": True,
             "flip_reward": True,
+            "end_reward": -1.5,
             "time_limit": (2, 4),
         },
     ),
@@ -146,7 +147,8 @@ def numpy_trials(family, options, before, actions, row):
         again = done and not over
         seen = np.zeros(3) if again else np.array([total, length, second])
         seen = seen if at.projection is None else seen @ at.projection
-        reward = raw if at.sign is None else raw * at.sign
+        received = raw + options.get("end_reward", 0.0) * (total > 2.5)
+        reward = received if at.sign is None else received * at.sign
         expected = {
             "obs": np.concatenate([seen, taken, [reward, again, 0.0]]),
             "reward": reward,
