@@ -415,7 +415,8 @@ def test_coordinates_are_rows_and_columns_from_one_wall_to_the_other():
     family, key = DarkRoom(size=5, coordinates=True), jax.random.key(0)
     task = GoalTask(jnp.array([4, 4]))
     obs, state = family.reset(key, task)
-    seen = [obs, *(family.step(key, state.replace(position=jnp.array(at)), jnp.int32(0), task)[0] for at in ((0, 4), (3, 2)))]
+    cells = [state.replace(position=jnp.array(cell)) for cell in ((0, 4), (3, 2))]
+    seen = [obs, *(family.step(key, cell, jnp.int32(0), task)[0] for cell in cells)]
     np.testing.assert_allclose(seen, [[0, 0], [-1, 1], [0.5, 0]])
     assert family.observation_space(task) == Box(-1.0, 1.0, (2,))
 
