@@ -160,8 +160,8 @@ META_CARTPOLE = (
     "vary=false&velocities=false&limit=200&episodes=16&same_start=true"
     "&project_observations=4&gain=1.4142135&end_reward=-5"
 )
-"""The released task of Lu et al.: CartPole without velocities, whose trials differ by the projection alone. Falling
-costs something, which it does not there: every step pays 1, and the next episode begins at once."""
+"""After the released task of Lu et al.: CartPole without velocities, whose trials differ by the projection alone.
+Falling costs something, which it does not there: every step pays 1, and the next episode begins at once."""
 
 META_CONTROL_EXPERIMENT = replace(
     META_EXPERIMENT,

@@ -1,5 +1,7 @@
 """Gated recurrent unit (Cho et al. 2014), with the parameters of flax's `GRUCell`, gates side by side."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -20,8 +22,8 @@ class GRU(Memory):
     backend: str = "auto"
 
     def __post_init__(self):
-        if self.max_timescale < 1:
-            raise ValueError(f"gru: max_timescale must be at least 1, got {self.max_timescale}")
+        if not 1 <= self.max_timescale < math.inf:
+            raise ValueError(f"gru: max_timescale must be at least 1 and finite, got {self.max_timescale}")
         super().__post_init__()
 
     def setup(self):

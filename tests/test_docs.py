@@ -247,6 +247,7 @@ def test_values_of_presets():
             assert numbers("`ppo.value_coefficient`", column) == [ppo.value_coefficient]
             assert numbers("`ppo.entropy`, `_end`", column) == [ppo.entropy, ppo.entropy_end]
             assert numbers("`ppo.eval_envs`", column) == [ppo.eval_envs]
+            assert body["`ppo.eval_greedy`"][column] == ("yes" if ppo.eval_greedy else "no")
             assert body["`network.activation`"][column] == PPO_PRESETS[preset].network.activation
 
 

@@ -7,12 +7,13 @@ import numpy as np
 
 
 def interquartile_mean(scores: np.ndarray, axis: int | None = None) -> Any:
-    """Mean of the middle half of the entries of `scores`, all of them or those along `axis`."""
+    """Mean of the middle half of the entries of `scores`, all of them or along `axis`; NaN where one of them is."""
     # By hand, as scipy.stats takes as long to import as JAX.
     scores = np.asarray(scores, float)
     ordered = np.sort(scores.ravel() if axis is None else np.moveaxis(scores, axis, 0), axis=0)
     cut = len(ordered) // 4
-    return ordered[cut : len(ordered) - cut].mean(axis=0)
+    # Sorted last, a NaN would be cut off.
+    return np.where(np.isnan(ordered).any(axis=0), np.nan, ordered[cut : len(ordered) - cut].mean(axis=0))[()]
 
 
 def human_normalised(score: Any, random: float, human: float) -> Any:

@@ -78,10 +78,11 @@ class Control(Family):
 
     @cached_property
     def env(self) -> "GymnaxEnvironment":
-        from envs.gymnax_adapter import GymnaxEnvironment
-
-        # First asked for inside a traced function, its parameters would be tracers otherwise.
+        # First asked for inside a traced function, its parameters, and what gymnax makes when it is imported, would be
+        # tracers otherwise.
         with jax.ensure_compile_time_eval():
+            from envs.gymnax_adapter import GymnaxEnvironment
+
             return GymnaxEnvironment(BODIES[self.body].gymnax)
 
     @property

@@ -102,8 +102,9 @@ class Trials(Environment):
     flip_reward: bool = False
     """The sign of rewards is drawn for every trial."""
     end_reward: float = 0.0
-    """What the agent receives besides where an inner episode terminates, not where it is cut. Where every step pays
-    alike, as in CartPole, whoever discounts loses nothing by ending an episode: the next one goes on paying."""
+    """What the agent receives besides where an inner episode terminates (be it by success, or at a horizon that belongs
+    to the task), not where a limit cuts it. Where every step pays alike, as in CartPole, whoever discounts loses next
+    to nothing by ending an episode before the trial's last ones: the next one goes on paying."""
     same_start: bool = False
     """All inner episodes of a trial open with the same random numbers, hence in the same state."""
     time_limit: tuple[int, int] | int = 0

@@ -411,13 +411,18 @@ def test_walls_hold_and_a_goal_not_found_is_no_success():
     assert int(info["steps_to_goal"]) == 4
 
 
-def test_coordinates_are_rows_and_columns_from_one_wall_to_the_other():
-    family, key = DarkRoom(size=5, coordinates=True), jax.random.key(0)
-    task = GoalTask(jnp.array([4, 4]))
+@pytest.mark.parametrize("make", [DarkRoom, DarkKeyToDoor])
+def test_coordinates_are_rows_and_columns_from_one_wall_to_the_other(make):
+    corner = jnp.array([4, 4])
+    family, key = make(size=5, coordinates=True), jax.random.key(0)
+    task = GoalTask(corner) if make is DarkRoom else KeyDoorTask(corner, jnp.array([0, 0]))
     obs, state = family.reset(key, task)
     cells = [state.replace(position=jnp.array(cell)) for cell in ((0, 4), (3, 2))]
     seen = [obs, *(family.step(key, cell, jnp.int32(0), task)[0] for cell in cells)]
     np.testing.assert_allclose(seen, [[0, 0], [-1, 1], [0.5, 0]])
+    trials = Trials(family, episodes=2)
+    opening, _ = trials.reset(key, trials.default_params)
+    np.testing.assert_array_equal(opening[trials.layout["observation"]], [0, 0])
     assert family.observation_space(task) == Box(-1.0, 1.0, (2,))
 
 

@@ -23,6 +23,15 @@ def test_interquartile_mean_drops_a_quarter_at_each_end():
     assert interquartile_mean(scores) == pytest.approx(np.sort(scores)[10:30].mean())
 
 
+@pytest.mark.parametrize("axis", [None, 0, -1])
+def test_interquartile_mean_is_scipys_trimmed_mean(axis):
+    scores = np.random.default_rng(0).normal(size=(9, 7))
+    np.testing.assert_allclose(interquartile_mean(scores, axis), stats.trim_mean(scores, 0.25, axis), rtol=1e-12)
+    scores[2, 3] = np.nan  # a seed that diverged is not cut off as if it were the best
+    np.testing.assert_allclose(interquartile_mean(scores, axis), stats.trim_mean(scores, 0.25, axis), rtol=1e-12)
+    assert np.isnan(interquartile_mean(scores, axis)).any()
+
+
 def test_human_normalised_scores():
     """Pong from -20.7 (random) to 14.6 (human)."""
     np.testing.assert_allclose(human_normalised([-20.7, 14.6, -3.05, 49.9], -20.7, 14.6), [0.0, 1.0, 0.5, 2.0])
