@@ -37,7 +37,7 @@ def test_imports_go_one_way(package):
 
 
 SLOW = {"scipy", "matplotlib", "gymnax", "gymnasium", "brax", "envpool", "ale_py", "wandb"}
-"""Whoever uses these waits for them; they take longer to import than JAX."""
+"""These take seconds to import, or import what does: only who uses them waits for them."""
 
 
 def at_the_top(file: Path) -> set[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 def interquartile_mean(scores: np.ndarray, axis: int | None = None) -> Any:
     """Mean of the middle half of the entries of `scores`, all of them or along `axis`; NaN where one of them is."""
-    # By hand, as scipy.stats takes as long to import as JAX.
+    # By hand, as scipy.stats takes seconds to import.
     scores = np.asarray(scores, float)
     ordered = np.sort(scores.ravel() if axis is None else np.moveaxis(scores, axis, 0), axis=0)
     cut = len(ordered) // 4
