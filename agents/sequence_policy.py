@@ -35,7 +35,9 @@ class SequenceSettings:
     batch_size: int
     """Windows in a batch."""
     learning_rate: float
-    """Step size, constant after its rise."""
+    """Step size, from its rise on."""
+    learning_rate_end: float
+    """The same at the end of training; linear in between."""
     warmup: int
     """Updates over which the step size rises."""
     weight_decay: float
@@ -70,7 +72,7 @@ class SequenceSettings:
         for name in positive.split():
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"sequence.{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "obs_weight", "to_go_weight"):
+        for name in ("learning_rate_end", "warmup", "weight_decay", "obs_weight", "to_go_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"sequence.{name} must not be negative, got {getattr(self, name)}")
         for name in ("alpha_T", "alpha_cap"):
@@ -225,10 +227,15 @@ class SequenceAgent:
     @property
     def optimiser(self) -> optax.GradientTransformation:
         s = self.settings
+
+        def step_size(count):
+            rise = jnp.minimum((count + 1) / max(s.warmup, 1), 1.0)
+            return rise * (s.learning_rate + (s.learning_rate_end - s.learning_rate) * count / self.total_updates)
+
         return optax.chain(
             optax.clip_by_global_norm(s.max_grad_norm),
             optax.adamw(
-                lambda count: s.learning_rate * jnp.minimum((count + 1) / max(s.warmup, 1), 1.0),
+                step_size,
                 eps=s.adam_eps,
                 weight_decay=s.weight_decay,
                 mask=lambda params: jax.tree_util.tree_map_with_path(is_decayed, params),

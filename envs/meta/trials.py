@@ -95,6 +95,8 @@ class Trials(Environment):
     """Width of a random orthogonal projection of observations, fresh for every trial; 0 leaves them as they are."""
     gain: float = 1.0
     """What projected observations are multiplied by; sqrt(2) in the published code."""
+    noise: float = 0.0
+    """Standard deviation of the Gaussian noise on each entry of the observation, after its projection."""
     project_actions: bool = False
     """A rotation (with reflections) of actions, fresh for every trial; of discrete ones a permutation.
 
@@ -117,6 +119,8 @@ class Trials(Environment):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.episodes and not self.steps:
             raise ValueError("a trial must end: episodes or steps must be positive")
+        if not 0.0 <= self.noise < float("inf"):
+            raise ValueError(f"noise must not be negative, got {self.noise}")
         if not self.gain > 0.0:
             raise ValueError(f"gain must be positive, got {self.gain}")
         if self.time_limit != 0 and not 1 <= self._limits[0] <= self._limits[1] < 2**16:
@@ -198,7 +202,10 @@ class Trials(Environment):
             inner_length=jnp.int32(0),
         )
         nothing = jnp.zeros(flat_size(self.family.action_space(task)))
-        return self._observe(state, obs, nothing, jnp.float32(0.0), episode_start=True, trial_start=True), state
+        noise_key = jax.random.fold_in(key, 6)
+        return self._observe(
+            noise_key, state, obs, nothing, jnp.float32(0.0), episode_start=True, trial_start=True
+        ), state
 
     def step(self, key: jax.Array, state: TrialState, action: Any, params: NoParams):
         # Keys are derived where they are used: XLA drops the hashing of those that a family ignores.
@@ -237,7 +244,8 @@ class Trials(Environment):
             inner_length=jnp.where(inner_done, 0, inner_length),
         )
         taken = flatten(self.family.action_space(state.task), action)
-        obs = self._observe(state, obs, taken, reward, episode_start=inner_reset, trial_start=False)
+        noise_key = jax.random.fold_in(key, 2)  # 0 is that of the step, 1 that of a restart
+        obs = self._observe(noise_key, state, obs, taken, reward, episode_start=inner_reset, trial_start=False)
         return obs, state, reward, over, jnp.bool_(False), info
 
     def _restart(
@@ -281,11 +289,21 @@ class Trials(Environment):
         return jnp.clip(centre + half * turned, low, high).reshape(space.shape).astype(space.dtype)
 
     def _observe(
-        self, state: TrialState, obs: Any, action: jax.Array, reward: jax.Array, *, episode_start: Any, trial_start: Any
+        self,
+        key: jax.Array,
+        state: TrialState,
+        obs: Any,
+        action: jax.Array,
+        reward: jax.Array,
+        *,
+        episode_start: Any,
+        trial_start: Any,
     ) -> jax.Array:
         obs = flatten(self.family.observation_space(state.task), obs)
         if state.projection is not None:
             obs = obs @ state.projection
+        if self.noise:
+            obs = obs + self.noise * jax.random.normal(key, obs.shape)
         rest = jnp.stack([jnp.asarray(x, jnp.float32) for x in (reward, episode_start, trial_start)])
         return jnp.concatenate([obs, action, rest])
 

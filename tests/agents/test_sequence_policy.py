@@ -244,6 +244,7 @@ SETTINGS = replace(
     context=LIMIT,
     batch_size=32,
     learning_rate=1e-2,
+    learning_rate_end=1e-2,
     warmup=10,
     return_scale=8.0,
     epoch=25,
@@ -515,9 +516,10 @@ def test_share_of_the_teacher():
 # ------------------------------------------------------------------------------------------------------------ optimiser
 
 
-def test_step_size_rises_and_stays():
+@pytest.mark.parametrize("end", [1e-2, 2e-3])
+def test_step_size_rises_and_then_stays_or_falls(end):
     """Under a constant gradient an update of Adam is the step size."""
-    agent = agent_of(weight_decay=0.0, adam_eps=1e-12)
+    agent = agent_of(total_updates=200, learning_rate_end=end, weight_decay=0.0, adam_eps=1e-12)
     params = {"kernel": jnp.ones((3, 3))}
     optimiser: Any = agent.optimiser
 
@@ -526,7 +528,8 @@ def test_step_size_rises_and_stays():
         return state, change["kernel"][0, 0]
 
     changes: Any = jax.lax.scan(step, optimiser.init(params), None, length=200)[1]
-    expected = -SETTINGS.learning_rate * np.minimum(np.arange(1, 201) / 10, 1.0)
+    expected = -np.interp(np.arange(200), (0, 200), (SETTINGS.learning_rate, end))
+    expected *= np.minimum(np.arange(1, 201) / 10, 1.0)
     np.testing.assert_allclose(changes, expected, rtol=1e-3)
 
 

@@ -239,6 +239,34 @@ def test_episodes_of_a_trial_open_alike_only_if_asked():
     assert len(openings(False)) == 4
 
 
+def test_noise_is_independent_and_touches_the_observation_alone():
+    noise, envs, steps = 0.3, 64, 20
+    played = {}
+    for deviation in (0.0, noise):
+        env = Vectorised(Trials(Probe(), steps=steps, project_observations=5, flip_reward=True, noise=deviation), envs)
+
+        @jax.jit
+        def play(key, env=env):
+            def step(state, key):
+                obs, state, reward, *_ = env.step(key, state, jnp.full((envs, 2), 0.5), None)
+                return state, (obs, reward)
+
+            obs, state = env.reset(key, None)
+            # One step short of the trial's end.
+            later, rewards = jax.lax.scan(step, state, jax.random.split(key, steps - 1))[1]
+            return jnp.concatenate([obs[None], later]), rewards
+
+        played[deviation] = jax.tree.map(np.asarray, play(jax.random.key(2)))
+    (clean, rewards), (noisy, same_rewards) = played[0.0], played[noise]
+    np.testing.assert_array_equal(rewards, same_rewards)
+    np.testing.assert_array_equal(clean[..., 5:], noisy[..., 5:])
+    errors = (noisy - clean)[..., :5] / noise  # [steps, envs, 5]
+    assert abs(errors.mean()) < 4 / np.sqrt(errors.size)
+    assert abs(errors.var() - 1.0) < 4 * np.sqrt(2 / errors.size)
+    for one, other in ((errors[1:], errors[:-1]), (errors[:, 1:], errors[:, :-1]), (errors[..., 1:], errors[..., :-1])):
+        assert abs(np.mean(one * other)) < 4 / np.sqrt(one.size)
+
+
 def test_the_same_key_gives_the_same_trial():
     env = Trials(BernoulliBandit(), episodes=5, project_observations=3, project_actions=True)
     reset = jax.jit(env.reset)
