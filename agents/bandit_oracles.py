@@ -1,7 +1,9 @@
 """What a bandit's trial is worth: index policies by dynamic programming, Bayes-optimal values, and simple baselines.
 
-Arms pay 1 with unknown probabilities and have the prior Beta(1, 1), so an arm is known by its counts of wins and
-losses. Two Gittins indices are meant by the name, and both are a supremum over stopping times tau >= 1:
+Bernoulli arms pay 1 with unknown probabilities and have the prior Beta(1, 1), so an arm is known by its counts of wins
+and losses. Gaussian arms pay an unknown mean with a normal prior and normal noise of known deviations, so an arm is
+known by its posterior mean and its count. Two Gittins indices are meant by the name, and both are a supremum over
+stopping times tau >= 1:
 
     sup_tau E[sum_{t < tau} discount^t r_t] / E[sum_{t < tau} discount^t]
 
@@ -209,3 +211,99 @@ def simulate(policy: str, key: jax.Array, pulls: int, means: jax.Array) -> Play:
 @partial(jax.jit, static_argnums=2)
 def _play_gittins(table: jax.Array, key: jax.Array, pulls: int, means: jax.Array) -> Play:
     return _play(partial(gittins_policy, table), key, pulls, means)
+
+
+# ----------------------------------------------------------------------------------------------------- Gaussian arms
+
+
+@cache
+def gaussian_gittins_table(pulls: int, prior_pulls: float = 1.0) -> np.ndarray:
+    """Finite-horizon, undiscounted indices of Gaussian arms, above their posterior means, in deviations of the noise.
+
+    An arm's index is its posterior mean plus what is here: shifting all rewards shifts it (Gittins, Glazebrook and
+    Weber 2011, section 7). The gain of pulling is computed on a grid of posterior means less the sure reward, and taken
+    as linear between its points, which makes the normal expectation exact; the zero is interpolated.
+
+    Args:
+        prior_pulls: what the prior is worth in pulls, (deviation of noise / deviation of prior)^2.
+
+    Returns:
+        `[pulls + 1, pulls]` float32 by remaining pulls and pulls of the arm; 0 where that cannot occur. It is kept: the
+        caller leaves it as it is.
+
+    Raises:
+        ValueError: more than MAX_PULLS pulls, or none; or prior_pulls not positive.
+    """
+    if not 1 <= pulls <= MAX_PULLS or not 0 < prior_pulls < np.inf:
+        raise ValueError(f"indices need 1 to {MAX_PULLS} pulls and a positive prior_pulls, got {pulls}, {prior_pulls}")
+    from scipy.special import ndtr  # slow to import
+
+    table = np.zeros((pulls + 1, pulls), np.float32)
+    # Dense about zero, where the gain bends, the more so the more often the arm was pulled.
+    above = prior_pulls**-0.5 * np.geomspace(1e-3, 8.0, 180)
+    mean = np.concatenate([-above[::-1], [0.0], above])
+    later = np.zeros((pulls + 1, len(mean)))  # gain by remaining pulls, of an arm that was pulled once more
+    for n in range(pulls - 1, -1, -1):
+        known, most = prior_pulls + n, pulls - n
+        spread = np.sqrt(1 / known - 1 / (known + 1))
+        z = (mean[:, None] - mean[:-1]) / spread
+        # E[(mean' - corner)+], exact for a gain that is linear between the points of the grid.
+        beyond = spread * (np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) + z * ndtr(z))
+        bends = np.diff(np.diff(later[:most], axis=1) / np.diff(mean), axis=1, prepend=0.0)
+        pull = mean + later[:most, :1] + bends @ beyond.T
+        table[1 : most + 1, n] = [-np.interp(0.0, gain, mean) for gain in pull]
+        later = np.zeros_like(later)
+        later[1 : most + 1] = np.maximum(pull, 0.0)
+    return table
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _play_gaussian(
+    policy: str, key: jax.Array, pulls: int, means: jax.Array, prior: tuple[float, float, float], table: jax.Array
+) -> Play:
+    lanes = jnp.arange(means.shape[0])
+    centre, deviation, noise = prior
+    prior_pulls = (noise / deviation) ** 2
+
+    def pull(seen: tuple[jax.Array, jax.Array], step: tuple[jax.Array, jax.Array]):
+        t, key = step
+        policy_key, reward_key = jax.random.split(key)
+        total, count = seen
+        mean = (prior_pulls * centre + total) / (prior_pulls + count)
+        if policy == "thompson":
+            score = mean + noise * jax.lax.rsqrt(prior_pulls + count) * jax.random.normal(policy_key, mean.shape)
+        elif policy == "gittins":
+            score = mean + noise * table[pulls - t, count.astype(jnp.int32)]
+        else:
+            score = jax.random.uniform(policy_key, mean.shape)
+        arm = jnp.argmax(score, axis=-1)
+        expected = means[lanes, arm]
+        reward = expected + noise * jax.random.normal(reward_key, expected.shape)
+        seen = (total.at[lanes, arm].add(reward), count.at[lanes, arm].add(1.0))
+        return seen, Play(reward, jnp.max(means, axis=-1) - expected)
+
+    nothing = (jnp.zeros(means.shape), jnp.zeros(means.shape))
+    return jax.lax.scan(pull, nothing, (jnp.arange(pulls), jax.random.split(key, pulls)))[1]
+
+
+GAUSSIAN_POLICIES = ("random", "thompson")
+"""Policies of any length of trial; `gittins` is the third name of `simulate_gaussian`."""
+
+
+def simulate_gaussian(
+    policy: str, key: jax.Array, pulls: int, means: jax.Array, prior: tuple[float, float, float] = (0.0, 1.0, 1.0)
+) -> Play:
+    """As `simulate`, for Gaussian arms.
+
+    Args:
+        policy: random, thompson, or gittins (the finite-horizon index, undiscounted).
+        prior: mean and deviation of the prior of means, and deviation of the noise of rewards, as policies know them.
+
+    Raises:
+        ValueError: an unknown policy, or a trial too long for the table of `gittins`.
+    """
+    if policy not in (*GAUSSIAN_POLICIES, "gittins"):
+        known = ", ".join(GAUSSIAN_POLICIES)
+        raise ValueError(f"unknown policy {policy!r} of Gaussian bandits: known are {known}, gittins")
+    table = gaussian_gittins_table(pulls, (prior[2] / prior[1]) ** 2) if policy == "gittins" else np.zeros((1, 1))
+    return _play_gaussian(policy, key, pulls, means, prior, jnp.asarray(table))

@@ -6,7 +6,7 @@
 For every run: the return by inner episode on tasks of each split; the same in trials 4 and 16 times as long; with the
 memory frozen after the first inner episode, and cleared at each one; and where the task switches within a trial, with
 the memory cleared by a change-point detector or by the switch itself. Beside it what is known of the best: the policies
-for Bernoulli bandits (Gittins index, Thompson sampling, UCB1, random), the optimum where the family computes it.
+for bandits (Gittins index, Thompson sampling, random, for Bernoulli arms UCB1), the optimum where a family computes it.
 
 Writes `adaptation.json` in each run folder, and `adaptation.md` (also printed) and `adaptation.png` of all in `--out`.
 """
@@ -31,9 +31,9 @@ from agents.run.folder import read_config, say, write_atomically
 from agents.run.loop import seed_keys
 from configs.experiment import PPOExperiment
 from envs import registry
-from envs.meta.bandits import BernoulliBandit
+from envs.meta.bandits import BernoulliBandit, GaussianBandit
 from envs.meta.dark_room import DarkRoom
-from envs.meta.splits import SPLITS
+from envs.meta.splits import SPLITS, drawn_from
 from envs.meta.switching import Switching
 from envs.meta.trials import Trials
 from envs.vector import Vectorised
@@ -269,7 +269,7 @@ def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
     family = trials.family
     draw_key, play_key = jax.random.split(jax.random.key(seed))
     tasks = jax.vmap(lambda k: family.draw(k, trials.split))(jax.random.split(draw_key, REFERENCE_TASKS))
-    if not isinstance(family, BernoulliBandit):
+    if not isinstance(family, BernoulliBandit | GaussianBandit):
         if family.optimal_return(family.default_params) is None:
             return []
         best: Any = jax.vmap(family.optimal_return)(tasks)
@@ -281,12 +281,16 @@ def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
         return [entry]
     if trials.flip_reward:
         return []  # these policies are for arms that pay
-    names = ["random", "ucb1", "thompson"]
-    if trials.episodes <= bandit_oracles.MAX_PULLS:
-        names.append("gittins")
+    if isinstance(family, BernoulliBandit):
+        names, simulate = bandit_oracles.POLICIES, bandit_oracles.simulate
+    else:  # the policies know what the agent could learn in training
+        known = drawn_from("bandits", "GaussianBandit", "train")
+        prior = (known["mean"], known["deviation"], known["noise"])
+        names = bandit_oracles.GAUSSIAN_POLICIES
+        simulate = functools.partial(bandit_oracles.simulate_gaussian, prior=prior)
     result = []
-    for name in names:
-        play = bandit_oracles.simulate(name, play_key, trials.episodes, tasks.means)
+    for name in [*names, *(["gittins"] if trials.episodes <= bandit_oracles.MAX_PULLS else [])]:
+        play = simulate(name, play_key, trials.episodes, tasks.means)
         reward, regret = np.asarray(play.reward).T, np.asarray(play.regret).T
         entry = {"name": name, "total": adaptation.scalar([reward.sum(axis=1)])}
         entry |= {"regret": adaptation.scalar([regret.sum(axis=1)])}

@@ -6,10 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, optimize, stats
 
 from agents import bandit_oracles
-from agents.bandit_oracles import bayes_optimal_value, gittins_index, gittins_table, simulate
+from agents.bandit_oracles import (
+    bayes_optimal_value,
+    gaussian_gittins_table,
+    gittins_index,
+    gittins_table,
+    simulate,
+    simulate_gaussian,
+)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +124,70 @@ def test_ten_arms_and_a_hundred_pulls_are_worth_what_duan_et_al_report():
     assert total.mean() > 82.8 - 2 * stats.sem(total)
 
 
+# ------------------------------------------------------------------------------------------------------- Gaussian arms
+
+
+def gain_of_two(mean, prior_pulls):
+    """What two pulls of a Gaussian arm are worth beyond nothing, in closed form: retire after the first if it pays."""
+    spread = np.sqrt(1 / prior_pulls - 1 / (prior_pulls + 1))
+    return mean + spread * stats.norm.pdf(mean / spread) + mean * stats.norm.cdf(mean / spread)
+
+
+def gain_of_three(mean, prior_pulls):
+    spread = np.sqrt(1 / prior_pulls - 1 / (prior_pulls + 1))
+
+    def later(moved):
+        return max(gain_of_two(moved, prior_pulls + 1), 0.0) * stats.norm.pdf(moved, mean, spread)
+
+    turn = optimize.brentq(gain_of_two, -5, 5, args=(prior_pulls + 1,))
+    return mean + integrate.quad(later, turn, mean + 9 * spread)[0]
+
+
+@pytest.mark.parametrize("prior_pulls", [1.0, 0.25])
+def test_indices_of_gaussian_arms(prior_pulls):
+    table = gaussian_gittins_table(12, prior_pulls)
+    np.testing.assert_array_equal(table[1], 0.0)  # the last pull is worth its mean
+    for n in (0, 4, 9):
+        for remaining, gain in ((2, gain_of_two), (3, gain_of_three)):
+            index = -optimize.brentq(gain, -9, 9, args=(prior_pulls + n,))
+            assert table[remaining, n] == pytest.approx(index, abs=1e-3), (n, remaining)
+    # A prior worth one pull and one pull more are a prior worth two.
+    np.testing.assert_allclose(
+        table[1:9, 1:4], gaussian_gittins_table(11, prior_pulls + 1)[1:9, :3], atol=2e-3 * prior_pulls**-0.5
+    )
+
+
+def test_thompson_sampling_of_gaussian_arms_chooses_by_its_posterior():
+    """Two pulls of two arms: the first again with the chance that a draw of N(r / 2, 1 / 2) exceeds one of N(0, 1)."""
+    means = np.broadcast_to([1.5, -0.5], (20_000, 2))
+    regret = np.asarray(simulate_gaussian("thompson", jax.random.key(0), 2, jnp.asarray(means)).regret)
+    good = regret == 0
+    for first, mean in ((good[0], 1.5), (~good[0], -0.5)):
+        again = (good[1] == good[0])[first]
+        assert abs(again.mean() - stats.norm.cdf(mean / 2 / np.sqrt(1 / 2 + 1 + 1 / 4))) < 4 * 0.5 / np.sqrt(again.size)
+    assert abs(good[0].mean() - 0.5) < 4 * 0.5 / np.sqrt(len(means))
+
+
+def test_the_gaussian_index_policy_earns_more_than_thompson_sampling_in_its_own_units():
+    """In a prior of any mean and scale, the same rewards but for these."""
+    means = jax.random.normal(jax.random.key(0), (2000, 5))
+    total = {
+        p: np.asarray(simulate_gaussian(p, jax.random.key(1), 40, means).reward).sum(axis=0)
+        for p in ("random", "thompson", "gittins")
+    }
+    assert abs(total["random"].mean()) < 4 * stats.sem(total["random"])
+    gained = total["gittins"] - total["thompson"]
+    assert gained.mean() > 3 * stats.sem(gained)
+    scaled = simulate_gaussian("gittins", jax.random.key(1), 40, 7.0 + 3.0 * means, (7.0, 3.0, 3.0)).reward
+    np.testing.assert_allclose(np.asarray(scaled).sum(axis=0).mean() / 3 - 280 / 3, total["gittins"].mean(), rtol=1e-2)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
+        lambda: gaussian_gittins_table(bandit_oracles.MAX_PULLS + 1),
+        lambda: gaussian_gittins_table(3, 0.0),
+        lambda: simulate_gaussian("ucb1", jax.random.key(0), 3, jnp.zeros((1, 2))),
         lambda: gittins_table(bandit_oracles.MAX_PULLS + 1),
         lambda: gittins_index(0, 0, 0),
         lambda: gittins_index(0, 0, 5, 1.5),

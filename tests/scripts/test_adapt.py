@@ -99,6 +99,13 @@ def test_the_best_way_to_a_goal_is_known():
     assert best["return"] == pytest.approx(21 - best["steps_to_goal"], abs=1e-4)  # it stays there
 
 
+def test_policies_of_gaussian_bandits_play_what_agents_are_trained_on():
+    entries = {r["name"]: r for r in adapt.reference(registry.make("meta/GaussianBandit?arms=4&pulls=12"), 0)}
+    assert set(entries) == {"random", "thompson", "gittins"}
+    assert entries["gittins"]["total"]["mean"] > entries["random"]["total"]["mean"] + 5
+    assert entries["gittins"]["regret"]["mean"] < entries["random"]["regret"]["mean"] - 5
+
+
 def test_longer_trials_switch_as_often_a_step():
     trials = registry.make("meta/SwitchingBandit?arms=2&pulls=30&switches=2")
     assert isinstance(trials, Trials)
