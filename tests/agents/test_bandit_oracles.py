@@ -150,7 +150,7 @@ def test_indices_of_gaussian_arms(prior_pulls):
     np.testing.assert_array_equal(table[1], 0.0)  # the last pull is worth its mean
     for n in (0, 4, 9):
         for remaining, gain in ((2, gain_of_two), (3, gain_of_three)):
-            index = -optimize.brentq(gain, -9, 9, args=(prior_pulls + n,))
+            zero: Any = optimize.brentq(gain, -9, 9, args=(prior_pulls + n,))
             assert table[remaining, n] == pytest.approx(-zero, abs=1e-3), (n, remaining)
     # A prior worth one pull and one pull more are a prior worth two.
     np.testing.assert_allclose(
