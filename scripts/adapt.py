@@ -7,6 +7,7 @@ For every run: the return by inner episode on tasks of each split; the same in t
 memory frozen after the first inner episode, and cleared at each one; and where the task switches within a trial, with
 the memory cleared by a change-point detector or by the switch itself. Beside it what is known of the best: the policies
 for bandits (Gittins index, Thompson sampling, random, for Bernoulli arms UCB1), the optimum where a family computes it.
+Of a mixture each member is played by itself, and those members of the evaluation's mixture that training had not.
 
 Writes `adaptation.json` in each run folder, and `adaptation.md` (also printed) and `adaptation.png` of all in `--out`.
 """
@@ -33,6 +34,7 @@ from configs.experiment import PPOExperiment
 from envs import registry
 from envs.meta.bandits import BernoulliBandit, GaussianBandit
 from envs.meta.dark_room import DarkRoom
+from envs.meta.mixture import Member, Mixture
 from envs.meta.splits import SPLITS, drawn_from
 from envs.meta.switching import Switching
 from envs.meta.trials import Trials
@@ -47,6 +49,8 @@ SPLIT_SEEDS = 1_000_003
 """What the seed of the trials grows by from split to split."""
 REFERENCE_TASKS = 1000
 """Tasks that what is known of the best is averaged over."""
+MOST_MEMBERS = 64
+"""Environments of a mixture that is made only to be asked for its members."""
 TIMED = (1, 64)
 """Batches whose acting is timed."""
 
@@ -106,7 +110,10 @@ class Run:
     states: Any
     """One for each seed, leaves `[seeds, ...]`."""
     chunk: int
-    trials: Trials
+    tasks: dict[str, Trials | Member]
+    """What it was trained on, by the names of a mixture's members; one family alone has the name ''."""
+    unseen: dict[str, Member]
+    """Members of the mixture that it was evaluated in, where it was not trained on them."""
 
     @property
     def seeds(self) -> int:
@@ -117,8 +124,26 @@ class Run:
 
 
 def is_trials(env_id: str) -> bool:
-    """Whether an environment is trials of one family of tasks, and no mixture of several."""
-    return env_id.startswith("meta/") and not env_id.startswith("meta/Mixture")
+    """Whether an environment is made of trials, of one family of tasks or a mixture of several."""
+    return env_id.startswith("meta/")
+
+
+def tasks_of(env_id: str) -> dict[str, Trials | Member]:
+    """The trials of an environment, by the names of a mixture's members. Raises ValueError for an unknown one."""
+    if not env_id.startswith("meta/Mixture"):
+        trials = registry.make(env_id)
+        assert isinstance(trials, Trials)
+        return {"": trials}
+    mixture = registry.make_vector(env_id, MOST_MEMBERS)
+    assert isinstance(mixture, Mixture)
+    members = mixture.members
+    if len({member.name for member in members}) < len(members):
+        raise ValueError(f"{env_id}: two members have one name")
+    return {member.name: member for member in members}
+
+
+def trials_of(task: Trials | Member) -> Trials:
+    return task.trials if isinstance(task, Member) else task
 
 
 def read_run(folder: Path, greedy: bool | None) -> Run:
@@ -126,16 +151,14 @@ def read_run(folder: Path, greedy: bool | None) -> Run:
     stored = read_config(folder)
     config = from_dict(stored)
     if type(config) is not PPOExperiment or not is_trials(config.env):
-        raise BadRequest(
-            f"{folder} is no run of PPO in trials of one family of tasks (meta/..., but no mixture): "
-            "there is no adaptation to measure"
-        )
+        raise BadRequest(f"{folder} is no run of PPO in trials (meta/...): there is no adaptation to measure")
     try:
-        trials = registry.make(config.env)
+        tasks = tasks_of(config.env)
+        evaluated = tasks_of(config.evaluated) if is_trials(config.evaluated) else {}
     except ValueError as error:
         raise BadRequest(str(error)) from None
+    unseen = {name: task for name, task in evaluated.items() if name not in tasks and isinstance(task, Member)}
     view = config.observation
-    assert isinstance(trials, Trials)
     if view.keep or view.time_limit:
         raise BadRequest(f"{folder}: adaptation is not measured under observation.keep or observation.time_limit")
     if greedy is not None:
@@ -143,38 +166,44 @@ def read_run(folder: Path, greedy: bool | None) -> Run:
     agent = make_agent(config, record=is_recorded(folder))
     assert isinstance(agent, PPO)
     states, manifest = restored(folder, agent, config)
-    return Run(folder, stored.get("preset", ""), config, agent, states, manifest["chunk"], trials)
+    return Run(folder, stored.get("preset", ""), config, agent, states, manifest["chunk"], tasks, unseen)
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
 
 
-def lengthened(trials: Trials, split: str, times: int) -> Trials:
+def lengthened(task: Trials | Member, split: str, times: int) -> Trials | Member:
     """Trials of tasks of a split, `times` as long; a task that switches does so as often a step."""
-    family = trials.family
+    if isinstance(task, Member):
+        trials = lengthened(task.trials, split, times)
+        assert isinstance(trials, Trials)
+        return replace(task, trials=trials)
+    family = task.family
     if isinstance(family, Switching):
         family = replace(family, horizon=family.horizon * times, switches=family.switches * times)
-    return replace(trials, family=family, split=split, episodes=trials.episodes * times, steps=trials.steps * times)
+    return replace(task, family=family, split=split, episodes=task.episodes * times, steps=task.steps * times)
 
 
-def opening_of(run: Run) -> adaptation.Opening:
+def opening_of(run: Run, task: Trials | Member) -> adaptation.Opening:
     """What observations are where a trial opens, the wrapper for previous actions included."""
-    parts = list(adaptation.opening_of(run.trials.layout))
-    view, space = run.config.observation, run.trials.action_space(run.trials.default_params)
+    parts = list(adaptation.opening_of(task.layout))
+    view, params = run.config.observation, task.default_params
     if view.previous_action:
-        begin = run.trials.layout["trial_start"].stop
-        end = begin + flat_size(space) + view.previous_reward
+        begin = flat_size(task.observation_space(params))
+        end = begin + flat_size(task.action_space(params)) + view.previous_reward
         parts += [(slice(begin, end), 0.0), (slice(end, end + 1), 1.0)]
     return tuple(parts)
 
 
-def player(run: Run, trials: Trials, options: Options, detector: adaptation.Detector | None = None) -> Callable:
+def player(
+    run: Run, task: Trials | Member, options: Options, detector: adaptation.Detector | None = None
+) -> Callable[[adaptation.Treatment], list[Played]]:
     """Plays trials with every seed of a run: treatment -> one `Played` of host arrays for each."""
-    limit = trials.max_steps(trials.default_params)
+    limit = task.max_steps(task.default_params)
     if limit is None:
         raise BadRequest(f"{run.config.env}: a trial of it has no bound of steps")
-    env = observed(run.config, Vectorised(trials, options.trials))
-    play = adaptation.make_player(run.agent, env, opening_of(run), trials.episodes or limit, limit, detector)
+    env, trials = observed(run.config, Vectorised(task, options.trials)), trials_of(task)
+    play = adaptation.make_player(run.agent, env, opening_of(run, task), trials.episodes or limit, limit, detector)
     # Train and test may be one distribution: their tasks must still be different ones.
     keys = seed_keys(options.seed + SPLIT_SEEDS * SPLITS.index(trials.split), run.seeds)
 
@@ -195,7 +224,7 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
     Raises:
         BadRequest: changes are asked for where the task does not switch, or trials that cannot be played.
     """
-    switching = isinstance(run.trials.family, Switching)
+    switching = any(isinstance(trials_of(task).family, Switching) for task in run.tasks.values())
     clears = "reset" in options.ablations or (switching and options.changes != ("off",))
     if clears and run.config.observation.normalise:
         raise BadRequest(
@@ -206,18 +235,23 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
         raise BadRequest(f"{run.config.env}: its tasks do not switch within a trial: leave out --changes")
     wanted = [c for c in ("on", "oracle") if switching and (options.changes is None or c in options.changes)]
     conditions, references = [], []
-    for split in options.splits:
+    measured = [(name, task, split) for name, task in run.tasks.items() for split in options.splits]
+    measured += [(f"{name} (never trained on)", task, "heldout") for name, task in run.unseen.items()]
+    for name, task, split in measured:
+        label = ", ".join(part for part in (name, split) if part)
         for times in sorted(set(options.lengths)):
-            say(f"{run.folder}: {split} tasks, trials x {times}")
-            trials = lengthened(run.trials, split, times)
+            say(f"{run.folder}: {label} tasks, trials x {times}")
+            longer = lengthened(task, split, times)
             shortest = times == min(options.lengths)
-            played = play_conditions(run, trials, options, options.ablations if shortest else (), wanted * shortest)
-            for (memory, changes), of_seeds in played.items():
-                where = {"split": split, "length": times, "memory": memory, "changes": changes}
+            changes = wanted * (shortest and isinstance(trials_of(task).family, Switching))
+            played = play_conditions(run, longer, options, options.ablations if shortest else (), changes)
+            for (memory, cleared), of_seeds in played.items():
+                where = {"split": label, "length": times, "memory": memory, "changes": cleared}
                 conditions.append({**where, **adaptation.summarise_trials(of_seeds)})
-                if (memory, changes) != AS_TRAINED:
+                if (memory, cleared) != AS_TRAINED:
                     conditions[-1]["gain"] = adaptation.gain(of_seeds, played[AS_TRAINED])
-            references += [{"split": split, "length": times, **entry} for entry in reference(trials, options.seed)]
+            known = reference(trials_of(longer), options.seed)
+            references += [{"split": label, "length": times, **entry} for entry in known]
     params = run.state(0).params
     seconds = {str(batch): adaptation.step_seconds(run.agent, params, batch) for batch in TIMED}
     return {
@@ -237,24 +271,24 @@ def measure(run: Run, options: Options) -> dict[str, Any]:
 
 
 def play_conditions(
-    run: Run, trials: Trials, options: Options, ablations: Sequence[str], changes: Sequence[str]
+    run: Run, task: Trials | Member, options: Options, ablations: Sequence[str], changes: Sequence[str]
 ) -> dict[tuple[str, str], list[Played]]:
     """The same trials under every condition, by what is done to the memory and what clears it; `AS_TRAINED` first."""
-    play = player(run, trials, options)
+    play = player(run, task, options)
     played: dict[tuple[str, str], list[Played]] = {AS_TRAINED: play(adaptation.treatment())}
     for memory in ablations:
         played[memory, "off"] = play(adaptation.treatment(memory, freeze_after=options.freeze_after))
     if changes:
-        play = player(run, trials, options, make_detector(played[AS_TRAINED], trials, options))
+        play = player(run, task, options, make_detector(played[AS_TRAINED], task, options))
     for what in changes:
         played["kept", what] = play(adaptation.treatment(changes=what))
     return played
 
 
-def make_detector(played: list[Played], trials: Trials, options: Options) -> adaptation.Detector:
+def make_detector(played: list[Played], task: Trials | Member, options: Options) -> adaptation.Detector:
     """A detector for these trials. Its edges are the quartiles of the returns that the agent had without it."""
     returns = np.concatenate([p.returns[p.finished] for p in played])
-    space = trials.action_space(trials.default_params)
+    space = task.action_space(task.default_params)
     streams = getattr(space, "n", 1)
     try:
         eta = rbocpd.make_eta(options.eta, options.eta_delta / streams)
