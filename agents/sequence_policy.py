@@ -112,6 +112,7 @@ class SequencePolicy(nn.Module):
         discrete: they are one-hot.
         max_timestep: steps from here on are not told apart.
         deep: embeddings and action head have a hidden layer; else they are linear, and a tanh bounds the action.
+        see_actions: False: the tokens of actions are blank, so that no prediction follows from an action before.
     """
 
     mixer: TokenMixer
@@ -120,6 +121,7 @@ class SequencePolicy(nn.Module):
     discrete: bool
     max_timestep: int
     deep: bool
+    see_actions: bool = True
 
     def setup(self):
         width = self.mixer.width
@@ -176,6 +178,7 @@ class SequencePolicy(nn.Module):
         return self.token(self.embed_obs(obs), timestep)
 
     def third(self, action: jax.Array, timestep: jax.Array) -> jax.Array:
+        action = action if self.see_actions else jnp.zeros_like(action)
         return self.token(self.embed_action(action), timestep)
 
     def token(self, embedded: jax.Array, timestep: jax.Array) -> jax.Array:

@@ -254,6 +254,8 @@ class MixerSettings:
     """Layers of the mixer, one after another."""
     deep: bool
     """Embeddings and action head have a hidden layer; else they are linear, and a tanh bounds the action."""
+    see_actions: bool = True
+    """Show it the actions before: recorded ones may tell which policy took them, and its own then mislead it."""
     memory_options: tuple[str, ...] = ()
     """Options of mixers as `mixer.option=value` (see the memory page in docs; dm has those of mamba)."""
 

@@ -478,6 +478,7 @@ def make_sequence(config: SequenceExperiment, episodes: Episodes | None = None) 
             discrete=episodes.discrete,
             max_timestep=max(int(episodes.lengths.max()), env.max_steps(env.default_params) or 0),
             deep=sizes.deep,
+            see_actions=sizes.see_actions,
         )
         data = OfflineData.of(episodes, view.mean, view.deviation)
         agent = SequenceAgent(env, policy, data, settings, view, total_updates=1)

@@ -186,6 +186,14 @@ def test_padding_is_inert(mixer):
         np.testing.assert_array_equal(x[2:, SHORT], x[2:, GARBAGE])
 
 
+def test_blank_actions_are_seen_by_nothing():
+    policy, w = policy_of(mixer_of("dm")).copy(see_actions=False), windows()
+    params = parameters(policy, w)
+    both = quick(lambda w, action: (policy.apply(params, **w), policy.apply(params, **(w | {"action": action}))))
+    one, other = both(w, np.random.default_rng(1).normal(size=w["action"].shape).astype(np.float32))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
 # --------------------------------------------------------------------------------------------------------------- agents
 
 
