@@ -93,14 +93,16 @@ class Predictions(struct.PyTreeNode):
 
 
 class Embedding(nn.Module):
-    """`h = W x`, or `h + V gelu(h)` where `deep`."""
+    """`h = W x + b`, or `h + V gelu(h)` where `deep`. `b` begins as PyTorch's, which published code has, does."""
 
     width: int
     deep: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = Dense(self.width)(x)
+        # Not at 0: of a single number, as the return-to-go is, the normalisation that follows would leave the sign.
+        limit = x.shape[-1] ** -0.5
+        h = Dense(self.width, bias_init=lambda *args: jax.random.uniform(*args, minval=-limit, maxval=limit))(x)
         return h + Dense(self.width)(nn.gelu(h)) if self.deep else h
 
 

@@ -186,6 +186,16 @@ def test_padding_is_inert(mixer):
         np.testing.assert_array_equal(x[2:, SHORT], x[2:, GARBAGE])
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_how_large_a_return_is_asked_for_is_seen_from_the_beginning(deep):
+    """Normalised, the embedding of one number keeps its sign alone if nothing is added to it."""
+    policy = policy_of(mixer_of("none")).copy(deep=deep)
+    to_go, timestep = jnp.array([-0.2, -0.4, -0.8, -1.6]), jnp.zeros(4, jnp.int32)
+    tokens = quick(lambda: policy.init_with_output(KEY, to_go, timestep, method="first")[0])()
+    distance = np.linalg.norm(tokens[:, None] - tokens[None], axis=-1)
+    assert np.all(np.diff(distance[0]) > 0.05 * np.linalg.norm(tokens[0]))
+
+
 def test_blank_actions_are_seen_by_nothing():
     policy, w = policy_of(mixer_of("dm")).copy(see_actions=False), windows()
     params = parameters(policy, w)
