@@ -198,6 +198,8 @@ class Player:
             if not self.over and not self.face(self.find(things[0]), sides):
                 self.carry(things[0])
                 self.put_somewhere()
+                if self.find(things[0]) is None:  # to put it down has turned it
+                    return None
                 assert self.over or self.face(self.find(things[0]), sides)
             return self.act(AHEAD)
         for thing, other, turned in ((things[1], things[0], 0), (things[0], things[1], 2)):
@@ -216,14 +218,18 @@ class Player:
         self.put_somewhere()
         return self.meet(kind, things)
 
+    def has(self, thing):
+        return self.find(thing) is not None or tuple(np.asarray(self.state.state.agent.pocket).tolist()) == thing
+
     def make(self, thing):
-        """Plays until `thing` lies about or is carried."""
+        """Plays until `thing` lies about or is carried; the agent's steps can turn things by the way."""
         for row in np.asarray(self.task.rules):
             needs, made = read_rule(row)
-            if row[0] and made == thing:
+            if row[0] and made == thing and not self.has(thing):
                 for need in needs:
                     self.make(need)
-                self.meet(list(RULES).index(row[0]), needs)
+                if not self.has(thing):
+                    self.meet(list(RULES).index(row[0]), needs)
 
     def play(self):
         goal = np.asarray(self.task.goal)
