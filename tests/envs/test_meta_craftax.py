@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.meta.craftax_worlds import GAMES, CraftaxWorlds
+from envs.meta.craftax_worlds import GAMES, CraftaxWorlds, World
 from envs.meta.splits import SPLITS, read
 from envs.registry import make
 
@@ -71,10 +71,11 @@ def test_tasks_come_from_their_split(family):
 
         class Seeds(CraftaxWorlds):
             def world(self, seed, day_length):  # all but the world itself
-                return seed, day_length
+                return World(None, day_length, seed)
 
         draw = jax.jit(jax.vmap(partial(Seeds("CraftaxClassic").draw, split=split)))
-        seeds, days = map(np.asarray, draw(jax.random.split(jax.random.key(0), 400)))
+        drawn = draw(jax.random.split(jax.random.key(0), 400))
+        seeds, days = np.asarray(drawn.seed), np.asarray(drawn.day_length)
         assert ((seeds >= low) & (seeds < high)).all()
         assert len(set(seeds)) > 395
         assert abs((seeds - low).mean() / (high - low) - 0.5) < 4.5 / np.sqrt(12 * 400)

@@ -1,6 +1,7 @@
 """XLand against its package and a player in NumPy: every ruleset can be solved, and no split knows another's goals."""
 
 import sys
+from collections.abc import Sequence
 from functools import cache, partial
 
 import jax
@@ -143,7 +144,7 @@ class Player:
         found = np.argwhere((self.grid == thing).all(-1))
         return tuple(map(int, found[0])) if len(found) else None
 
-    def face(self, cell, sides=range(4)):
+    def face(self, cell, sides: Sequence[int] = range(4)):
         """Walks until `cell` is ahead, and the agent looks at it along one of the directions `sides`."""
         agent = self.state.state.agent
         start = (*map(int, np.asarray(agent.position)), int(agent.direction))
@@ -291,6 +292,6 @@ def test_a_task_that_changes_changes_the_goal_at_once(functions):
     before = Ruleset(jnp.asarray([1, 12, 11, 0, 0], jnp.uint8), rules, lying)
     player = Player((reset, step), jax.random.key(1), before)
     assert player.face(player.find((3, 2)))
-    player.task = before.replace(goal=jnp.asarray([1, 3, 2, 0, 0], jnp.uint8))
+    player.task = Ruleset(jnp.asarray([1, 3, 2, 0, 0], jnp.uint8), rules, lying)
     player.act(PICK_UP)
     assert player.rewards[-1] > 0.0
