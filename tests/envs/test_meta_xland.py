@@ -149,7 +149,8 @@ class Player:
         agent = self.state.state.agent
         start = (*map(int, np.asarray(agent.position)), int(agent.direction))
         free = self.grid[..., 0] == FLOOR
-        came, frontier = {start: None}, [start]
+        came: dict[tuple, tuple | None] = {start: None}
+        frontier = [start]
         while frontier:
             at = frontier.pop(0)
             y, x, d = at
@@ -166,8 +167,8 @@ class Player:
         else:
             return False
         actions = []
-        while came[at] is not None:
-            at, action = came[at]
+        while (before := came[at]) is not None:
+            at, action = before
             actions.append(action)
         for action in reversed(actions):
             self.act(action)
