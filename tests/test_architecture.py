@@ -36,7 +36,7 @@ def test_imports_go_one_way(package):
         assert not imported(file) & others, file
 
 
-SLOW = {"scipy", "matplotlib", "gymnax", "gymnasium", "brax", "envpool", "ale_py", "wandb"}
+SLOW = {"scipy", "matplotlib", "gymnax", "gymnasium", "brax", "envpool", "ale_py", "wandb", "xminigrid", "craftax"}
 """These take seconds to import, or import what does: only who uses them waits for them."""
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from functools import partial
 
 from envs.base import Environment, VectorEnvironment
-from envs.meta import brax_control, control, mixture
+from envs.meta import brax_control, control, craftax_worlds, mixture
 from envs.meta.bandits import BernoulliBandit, GaussianBandit
 from envs.meta.dark_room import DarkKeyToDoor, DarkRoom
 from envs.meta.maze import MetaMaze
 from envs.meta.naming import constructor
 from envs.meta.tabular import TabularMDP
 from envs.meta.trials import Trials
+from envs.meta.xland import XLand
 
 TRIALS: dict[str, Callable[..., Trials]] = {
     "Bandit": constructor(BernoulliBandit, pulls=100),
@@ -25,6 +26,8 @@ TRIALS: dict[str, Callable[..., Trials]] = {
     **{
         f"brax-{body}": constructor(partial(brax_control.BraxControl, body), episodes=4) for body in brax_control.BODIES
     },
+    "XLand": constructor(XLand, episodes=10),
+    **{name: constructor(partial(craftax_worlds.CraftaxWorlds, name), episodes=4) for name in craftax_worlds.GAMES},
 }
 """Trials by the names of their families."""
 
