@@ -128,6 +128,7 @@ def test_longer_trials_switch_as_often_a_step():
     trials = registry.make("meta/SwitchingBandit?arms=2&pulls=30&switches=2")
     assert isinstance(trials, Trials)
     longer = adapt.lengthened(trials, "heldout", 4)
+    assert isinstance(longer, Trials)
     assert (longer.episodes, longer.split) == (120, "heldout")
     assert isinstance(longer.family, Switching)
     assert (longer.family.horizon, longer.family.switches) == (120, 8)
