@@ -219,7 +219,8 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
                 row.append("**failed**" if cell in failures else "not run")
                 continue
             iqm, low, high = interval(scores)
-            better = bool(base) and label != "none" and low > interval(base)[2]
+            # The interval of a single seed is a point, and lies above another by chance alone.
+            better = label != "none" and min(len(base), len(scores)) > 1 and low > interval(base)[2]
             row.append(f"{iqm:.3f} [{low:.3f}, {high:.3f}]{' *' if better else ''}")
         lines.append(f"| {task} | " + " | ".join(row) + " |")
     if len(tasks) > 1:
