@@ -62,7 +62,8 @@ class Options:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Run folders."""
     splits: tuple[Split, ...] = ("train", "test", "heldout")
-    """Which tasks: of the training distribution, others of it, and beyond it."""
+    """Which tasks: of the training distribution, others of it, and beyond it. Members of a mixture that training had
+    not are played on heldout alone."""
     lengths: tuple[int, ...] = (1, 4, 16)
     """Trials so many times as long as in training."""
     ablations: tuple[Literal["frozen", "reset"], ...] = ("frozen", "reset")
@@ -301,11 +302,13 @@ def make_detector(played: list[Played], task: Trials | Member, options: Options)
 def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
     """What is known of the best in trials of this kind, each with a `name` and, by inner episode, `return`."""
     family = trials.family
+    bandit = isinstance(family, BernoulliBandit | GaussianBandit)
+    # Asked by its shape: a task may be a whole world.
+    if not bandit and jax.eval_shape(lambda: family.optimal_return(family.default_params)) is None:
+        return []
     draw_key, play_key = jax.random.split(jax.random.key(seed))
     tasks = jax.vmap(lambda k: family.draw(k, trials.split))(jax.random.split(draw_key, REFERENCE_TASKS))
-    if not isinstance(family, BernoulliBandit | GaussianBandit):
-        if family.optimal_return(family.default_params) is None:
-            return []
+    if not bandit:
         best: Any = jax.vmap(family.optimal_return)(tasks)
         entry = {"name": "optimum", "return": float(jnp.mean(best))}
         if isinstance(family, DarkRoom):
@@ -447,7 +450,7 @@ def steps_to_goal(results: list[dict[str, Any]]) -> list[str]:
 
 
 STYLES = {"kept": "-", "frozen": "--", "reset": ":"}
-REFERENCE_STYLES = {"gittins": "-.", "thompson": (0, (1, 1)), "optimum": "-."}
+REFERENCE_STYLES = {"gittins": "-.", "thompson": (0, (1, 1)), "optimum": (0, (5, 1))}
 
 
 def draw(results: list[dict[str, Any]], out: Path) -> None:
@@ -478,8 +481,8 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
             at.axvline(training_episodes(results, split, shortest), color="0.7", linewidth=1)
         if changes:
             draw_changes(row[-1], results, split)
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=min(len(handles[0]), 6), fontsize=8)
+    handles = {label: h for at in axes.flat for h, label in zip(*at.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
@@ -511,7 +514,8 @@ def draw_curves(
             if c["memory"] == "kept":
                 axes.fill_between(at, *(smoothed(curve[p])[1] for p in ("low", "high")), color=f"C{color}", alpha=0.2)
     for name, style in REFERENCE_STYLES.items():
-        entry = reference_of(results[0], name, split, length)
+        known = (reference_of(result, name, split, length) for result in results)
+        entry = next((entry for entry in known if entry is not None), None)
         if entry is None or what not in entry:
             continue
         if isinstance(entry[what], float):

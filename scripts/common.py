@@ -606,6 +606,10 @@ def from_dict(values: dict[str, Any]) -> Experiment:
 
     values = {key: value for key, value in values.items() if key != "preset"}
     agent = values.pop("agent", PPOExperiment.agent)
+    sequence = values.get("sequence")
+    if isinstance(sequence, dict) and "learning_rate" in sequence:
+        # Runs that were made before their step size could fall keep it as it was.
+        values["sequence"] = {"learning_rate_end": sequence["learning_rate"], **sequence}
     try:
         if agent not in EXPERIMENTS:
             raise ValueError(f"unknown agent {agent!r}")

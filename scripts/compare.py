@@ -237,7 +237,8 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
     lines += [
         "",
         "Final evaluation return: interquartile mean over seeds and 95 % bootstrap interval (stratified by task in the",
-        "last row)." + (" A star: the whole interval lies above that of `none`." if "none" in columns else ""),
+        "last row)."
+        + (" A star: the whole interval lies above that of `none` (two seeds or more)." if "none" in columns else ""),
     ]
     if done:
         seeds = sorted({s["seeds"] for s in done})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import yaml
 
 from agents.run import checkpoint
 from agents.run.errors import BadRequest, Diverged
+from configs.presets import PRESETS, SEQUENCE_PRESETS
 from scripts import compare, evaluate, plot, train
 from scripts.common import describe, from_dict, run_script
 from tests.scripts import kill_resume
@@ -205,10 +207,16 @@ def test_compare_reports_failures_and_skips_what_is_done(tmp_path, capsys):
 
 
 def test_configurations_survive_yaml():
-    from configs.presets import PRESETS
-
     for name, preset in PRESETS.items():
         assert from_dict(yaml.safe_load(yaml.safe_dump(describe(name, preset)))) == preset
+
+
+def test_runs_from_before_step_sizes_could_fall_keep_theirs():
+    preset = SEQUENCE_PRESETS["dm-pendulum"]
+    stored = describe("dm-pendulum", preset)
+    del stored["sequence"]["learning_rate_end"]
+    rate = preset.sequence.learning_rate
+    assert from_dict(stored) == replace(preset, sequence=replace(preset.sequence, learning_rate_end=rate))
 
 
 def test_scripts_run_as_a_user_starts_them(tmp_path, monkeypatch, capsys):
