@@ -124,10 +124,12 @@ def bayes_optimal_value(pulls: int) -> float:
 
 
 class Seen(NamedTuple):
-    """What a policy knows of a batch of Bernoulli bandits, `[B, arms]` float32."""
+    """What a policy knows of a batch of bandits, `[B, arms]` float32."""
 
-    wins: jax.Array
-    losses: jax.Array
+    total: jax.Array
+    """Sum of the rewards: of a Bernoulli arm, its wins."""
+    count: jax.Array
+    """Pulls."""
 
 
 Policy = Callable[[jax.Array, Seen, jax.Array], jax.Array]
@@ -137,28 +139,28 @@ Policy = Callable[[jax.Array, Seen, jax.Array], jax.Array]
 def random_policy(key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
     """Any arm, with equal chances."""
     del remaining
-    return jax.random.randint(key, seen.wins.shape[:1], 0, seen.wins.shape[1])
+    return jax.random.randint(key, seen.count.shape[:1], 0, seen.count.shape[1])
 
 
 def thompson_sampling(key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
     """The best arm of a draw from the posterior (Thompson 1933)."""
     del remaining
-    return jnp.argmax(jax.random.beta(key, 1.0 + seen.wins, 1.0 + seen.losses), axis=-1).astype(jnp.int32)
+    return jnp.argmax(jax.random.beta(key, 1.0 + seen.total, 1.0 + seen.count - seen.total), axis=-1).astype(jnp.int32)
 
 
 def ucb1(key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
     """Each arm once, then the largest mean + sqrt(2 log t / n) (Auer et al. 2002)."""
     del key, remaining
-    n = seen.wins + seen.losses
+    n = seen.count
     t = jnp.sum(n, axis=-1, keepdims=True)
-    bound = seen.wins / jnp.maximum(n, 1.0) + jnp.sqrt(2 * jnp.log(jnp.maximum(t, 1.0)) / jnp.maximum(n, 1.0))
+    bound = seen.total / jnp.maximum(n, 1.0) + jnp.sqrt(2 * jnp.log(jnp.maximum(t, 1.0)) / jnp.maximum(n, 1.0))
     return jnp.argmax(jnp.where(n == 0, jnp.inf, bound), axis=-1).astype(jnp.int32)
 
 
 def gittins_policy(table: jax.Array, key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
     """The arm with the largest index of a `gittins_table`; the first of equals."""
     del key
-    at = (remaining, seen.wins.astype(jnp.int32), seen.losses.astype(jnp.int32))
+    at = (remaining, seen.total.astype(jnp.int32), (seen.count - seen.total).astype(jnp.int32))
     return jnp.argmax(table[at], axis=-1).astype(jnp.int32)
 
 
@@ -171,7 +173,8 @@ class Play(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _play(policy: Any, key: jax.Array, pulls: int, means: jax.Array) -> Play:
+def _play(policy: Any, key: jax.Array, pulls: int, means: jax.Array, noise: Any = None) -> Play:
+    """`noise`: deviation of Gaussian rewards; None for Bernoulli ones."""
     lanes = jnp.arange(means.shape[0])
 
     def pull(seen: Seen, step: tuple[jax.Array, jax.Array]):
@@ -179,8 +182,11 @@ def _play(policy: Any, key: jax.Array, pulls: int, means: jax.Array) -> Play:
         policy_key, reward_key = jax.random.split(key)
         arm = policy(policy_key, seen, pulls - t)
         mean = means[lanes, arm]
-        reward = (jax.random.uniform(reward_key, mean.shape) < mean).astype(jnp.float32)
-        seen = Seen(seen.wins.at[lanes, arm].add(reward), seen.losses.at[lanes, arm].add(1.0 - reward))
+        if noise is None:
+            reward = (jax.random.uniform(reward_key, mean.shape) < mean).astype(jnp.float32)
+        else:
+            reward = mean + noise * jax.random.normal(reward_key, mean.shape)
+        seen = Seen(seen.total.at[lanes, arm].add(reward), seen.count.at[lanes, arm].add(1.0))
         return seen, Play(reward, jnp.max(means, axis=-1) - mean)
 
     nothing = Seen(jnp.zeros(means.shape), jnp.zeros(means.shape))
@@ -257,47 +263,62 @@ def gaussian_gittins_table(pulls: int, prior_pulls: float = 1.0) -> np.ndarray:
     return table
 
 
+class Prior(NamedTuple):
+    """What a policy knows of Gaussian arms before it pulls any."""
+
+    mean: float
+    deviation: float
+    """Of the arms' means."""
+    noise: float
+    """Deviation of rewards."""
+
+    @property
+    def pulls(self) -> Any:
+        """What the prior is worth in pulls."""
+        return (self.noise / self.deviation) ** 2
+
+    def posterior(self, seen: Seen) -> tuple[jax.Array, jax.Array]:
+        """Mean and deviation of each arm's mean."""
+        known = self.pulls + seen.count
+        return (self.pulls * self.mean + seen.total) / known, self.noise * jax.lax.rsqrt(known)
+
+
+def gaussian_thompson_sampling(prior: Prior, key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
+    """The best arm of a draw from the posterior."""
+    del remaining
+    mean, deviation = prior.posterior(seen)
+    return jnp.argmax(mean + deviation * jax.random.normal(key, mean.shape), axis=-1).astype(jnp.int32)
+
+
+def gaussian_gittins_policy(
+    prior: Prior, table: jax.Array, key: jax.Array, seen: Seen, remaining: jax.Array
+) -> jax.Array:
+    """The arm with the largest index of a `gaussian_gittins_table`; the first of equals."""
+    del key
+    above = table[remaining, seen.count.astype(jnp.int32)]
+    return jnp.argmax(prior.posterior(seen)[0] + prior.noise * above, axis=-1).astype(jnp.int32)
+
+
 @partial(jax.jit, static_argnums=(0, 2))
 def _play_gaussian(
-    policy: str, key: jax.Array, pulls: int, means: jax.Array, prior: tuple[float, float, float], table: jax.Array
+    policy: str, key: jax.Array, pulls: int, means: jax.Array, prior: Prior, table: jax.Array | None
 ) -> Play:
-    lanes = jnp.arange(means.shape[0])
-    centre, deviation, noise = prior
-    prior_pulls = (noise / deviation) ** 2
-
-    def pull(seen: tuple[jax.Array, jax.Array], step: tuple[jax.Array, jax.Array]):
-        t, key = step
-        policy_key, reward_key = jax.random.split(key)
-        total, count = seen
-        mean = (prior_pulls * centre + total) / (prior_pulls + count)
-        if policy == "thompson":
-            score = mean + noise * jax.lax.rsqrt(prior_pulls + count) * jax.random.normal(policy_key, mean.shape)
-        elif policy == "gittins":
-            score = mean + noise * table[pulls - t, count.astype(jnp.int32)]
-        else:
-            score = jax.random.uniform(policy_key, mean.shape)
-        arm = jnp.argmax(score, axis=-1)
-        expected = means[lanes, arm]
-        reward = expected + noise * jax.random.normal(reward_key, expected.shape)
-        seen = (total.at[lanes, arm].add(reward), count.at[lanes, arm].add(1.0))
-        return seen, Play(reward, jnp.max(means, axis=-1) - expected)
-
-    nothing = (jnp.zeros(means.shape), jnp.zeros(means.shape))
-    return jax.lax.scan(pull, nothing, (jnp.arange(pulls), jax.random.split(key, pulls)))[1]
+    policies: dict[str, Policy] = {"random": random_policy, "thompson": partial(gaussian_thompson_sampling, prior)}
+    if table is not None:
+        policies["gittins"] = partial(gaussian_gittins_policy, prior, table)
+    return _play(policies[policy], key, pulls, means, prior.noise)
 
 
 GAUSSIAN_POLICIES = ("random", "thompson")
 """Policies of any length of trial; `gittins` is the third name of `simulate_gaussian`."""
 
 
-def simulate_gaussian(
-    policy: str, key: jax.Array, pulls: int, means: jax.Array, prior: tuple[float, float, float] = (0.0, 1.0, 1.0)
-) -> Play:
+def simulate_gaussian(policy: str, key: jax.Array, pulls: int, means: jax.Array, prior: Prior) -> Play:
     """As `simulate`, for Gaussian arms.
 
     Args:
         policy: random, thompson, or gittins (the finite-horizon index, undiscounted).
-        prior: mean and deviation of the prior of means, and deviation of the noise of rewards, as policies know them.
+        prior: what policies know; its noise is also that of the rewards.
 
     Raises:
         ValueError: an unknown policy, or a trial too long for the table of `gittins`.
@@ -305,5 +326,5 @@ def simulate_gaussian(
     if policy not in (*GAUSSIAN_POLICIES, "gittins"):
         known = ", ".join(GAUSSIAN_POLICIES)
         raise ValueError(f"unknown policy {policy!r} of Gaussian bandits: known are {known}, gittins")
-    table = gaussian_gittins_table(pulls, (prior[2] / prior[1]) ** 2) if policy == "gittins" else np.zeros((1, 1))
-    return _play_gaussian(policy, key, pulls, means, prior, jnp.asarray(table))
+    table = jnp.asarray(gaussian_gittins_table(pulls, prior.pulls)) if policy == "gittins" else None
+    return _play_gaussian(policy, key, pulls, means, prior, table)

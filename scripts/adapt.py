@@ -322,7 +322,7 @@ def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
         names, simulate = bandit_oracles.POLICIES, bandit_oracles.simulate
     else:  # the policies know what the agent could learn in training
         known = drawn_from("bandits", "GaussianBandit", "train")
-        prior = (known["mean"], known["deviation"], known["noise"])
+        prior = bandit_oracles.Prior(known["mean"], known["deviation"], known["noise"])
         names = bandit_oracles.GAUSSIAN_POLICIES
         simulate = functools.partial(bandit_oracles.simulate_gaussian, prior=prior)
     result = []

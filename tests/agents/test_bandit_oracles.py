@@ -11,6 +11,7 @@ from scipy import integrate, optimize, stats
 
 from agents import bandit_oracles
 from agents.bandit_oracles import (
+    Prior,
     bayes_optimal_value,
     gaussian_gittins_table,
     gittins_index,
@@ -93,7 +94,7 @@ def test_simulated_index_policy_earns_its_exact_value():
 
 def test_policies_know_how_many_pulls_remain(monkeypatch):
     """The good arm is pulled where three remain, of five: third."""
-    third = lambda key, seen, remaining: jnp.full(seen.wins.shape[0], remaining == 3, jnp.int32)  # noqa: E731
+    third = lambda key, seen, remaining: jnp.full(seen.count.shape[0], remaining == 3, jnp.int32)  # noqa: E731
     monkeypatch.setitem(bandit_oracles.POLICIES, "third", third)
     play = simulate("third", jax.random.key(0), 5, jnp.array([[0.0, 1.0]]))
     assert np.asarray(play.reward)[:, 0].tolist() == [0, 0, 1, 0, 0]
@@ -126,6 +127,8 @@ def test_ten_arms_and_a_hundred_pulls_are_worth_what_duan_et_al_report():
 
 
 # ------------------------------------------------------------------------------------------------------- Gaussian arms
+
+STANDARD = Prior(mean=0.0, deviation=1.0, noise=1.0)
 
 
 def gain_of_two(mean, prior_pulls):
@@ -161,7 +164,7 @@ def test_indices_of_gaussian_arms(prior_pulls):
 def test_thompson_sampling_of_gaussian_arms_chooses_by_its_posterior():
     """Two pulls of two arms: the first again with the chance that a draw of N(r / 2, 1 / 2) exceeds one of N(0, 1)."""
     means = np.broadcast_to([1.5, -0.5], (20_000, 2))
-    regret = np.asarray(simulate_gaussian("thompson", jax.random.key(0), 2, jnp.asarray(means)).regret)
+    regret = np.asarray(simulate_gaussian("thompson", jax.random.key(0), 2, jnp.asarray(means), STANDARD).regret)
     good = regret == 0
     for first, mean in ((good[0], 1.5), (~good[0], -0.5)):
         again = (good[1] == good[0])[first]
@@ -173,13 +176,13 @@ def test_the_gaussian_index_policy_earns_more_than_thompson_sampling_in_its_own_
     """In a prior of any mean and scale, the same rewards but for these."""
     means = jax.random.normal(jax.random.key(0), (2000, 5))
     total = {
-        p: np.asarray(simulate_gaussian(p, jax.random.key(1), 40, means).reward).sum(axis=0)
+        p: np.asarray(simulate_gaussian(p, jax.random.key(1), 40, means, STANDARD).reward).sum(axis=0)
         for p in ("random", "thompson", "gittins")
     }
     assert abs(total["random"].mean()) < 4 * stats.sem(total["random"])
     gained = total["gittins"] - total["thompson"]
     assert gained.mean() > 3 * stats.sem(gained)
-    scaled = simulate_gaussian("gittins", jax.random.key(1), 40, 7.0 + 3.0 * means, (7.0, 3.0, 3.0)).reward
+    scaled = simulate_gaussian("gittins", jax.random.key(1), 40, 7.0 + 3.0 * means, Prior(7.0, 3.0, 3.0)).reward
     np.testing.assert_allclose(np.asarray(scaled).sum(axis=0).mean() / 3 - 280 / 3, total["gittins"].mean(), rtol=1e-2)
 
 
@@ -188,7 +191,7 @@ def test_the_gaussian_index_policy_earns_more_than_thompson_sampling_in_its_own_
     [
         lambda: gaussian_gittins_table(bandit_oracles.MAX_PULLS + 1),
         lambda: gaussian_gittins_table(3, 0.0),
-        lambda: simulate_gaussian("ucb1", jax.random.key(0), 3, jnp.zeros((1, 2))),
+        lambda: simulate_gaussian("ucb1", jax.random.key(0), 3, jnp.zeros((1, 2)), STANDARD),
         lambda: gittins_table(bandit_oracles.MAX_PULLS + 1),
         lambda: gittins_index(0, 0, 0),
         lambda: gittins_index(0, 0, 5, 1.5),
