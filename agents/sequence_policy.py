@@ -106,6 +106,18 @@ class Embedding(nn.Module):
         return h + Dense(self.width)(nn.gelu(h)) if self.deep else h
 
 
+def slow_waves(_: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    """What embeddings of times `[times, width]` begin as: sinusoids, from a quarter of a wave over all times to four.
+
+    So times that are near begin alike. What a return-to-go says depends on the time; of a table whose rows begin at
+    random, as published, each row has to be learnt by itself.
+    """
+    times, width = shape
+    column = jnp.arange(width)
+    quarters = 16.0 ** (column // 2 / max(width // 2 - 1, 1))
+    return jnp.sin(jnp.pi / 2 * (jnp.arange(times)[:, None] / times * quarters + column % 2)).astype(dtype)
+
+
 class SequencePolicy(nn.Module):
     """Tokens, a mixer, and heads. Actions are numbers: vectors in [-1, 1], or one-hot.
 
@@ -131,7 +143,7 @@ class SequencePolicy(nn.Module):
         self.embed_obs = Embedding(width, self.deep)
         self.embed_action = Embedding(width, self.deep)
         self.norm = nn.LayerNorm()
-        self.embed_timestep = nn.Embed(self.max_timestep + 1, width, embedding_init=nn.initializers.normal(0.02))
+        self.embed_timestep = nn.Embed(self.max_timestep + 1, width, embedding_init=slow_waves)
         if self.deep:
             self.action_hidden = Dense(width)
         self.action_out = Dense(self.actions)

@@ -196,6 +196,22 @@ def test_how_large_a_return_is_asked_for_is_seen_from_the_beginning(deep):
     assert np.all(np.diff(distance[0]) > 0.05 * np.linalg.norm(tokens[0]))
 
 
+def test_times_that_are_near_begin_alike():
+    """A readout of the time, fitted to every other row of the table as it begins, tells the rows between. Rows that
+    begin at random tell nothing of each other."""
+
+    def error(table):
+        steps = np.linspace(-1, 1, len(table))
+        readout = np.linalg.lstsq(table[::2], steps[::2], rcond=None)[0]
+        return np.abs(table[1::2] @ readout - steps[1::2]).max()
+
+    policy = policy_of(mixer_of("none")).copy(max_timestep=99)
+    variables: Any = quick(lambda: policy.init(KEY, jnp.zeros(1), jnp.zeros(1, jnp.int32), method="first"))()
+    table = np.asarray(variables["params"]["embed_timestep"]["embedding"])
+    assert error(table) < 0.05
+    assert error(np.random.default_rng(0).normal(size=table.shape)) > 0.5
+
+
 def test_blank_actions_are_seen_by_nothing():
     policy, w = policy_of(mixer_of("dm")).copy(see_actions=False), windows()
     params = parameters(policy, w)
