@@ -30,7 +30,7 @@ from agents.drama import Drama, DramaState
 from agents.run.loop import compile_agent, seed_keys
 from configs.presets import DRAMA_PRESETS
 from kernels.malloc import keep_freed_memory
-from scripts.common import make_drama
+from scripts.factory import make_drama
 
 
 def stepwise(agent: Drama) -> Callable[[DramaState, int], DramaState]:

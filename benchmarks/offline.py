@@ -27,7 +27,7 @@ from configs.presets import SEQUENCE_PRESETS
 from envs.datasets import Episodes, Origin
 from envs.vector import Vectorised
 from kernels.malloc import keep_freed_memory
-from scripts.common import make_sequence
+from scripts.factory import make_sequence
 
 
 def random_episodes(episodes: int = 400, steps: int = 200, references: bool = False) -> Episodes:

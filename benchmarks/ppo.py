@@ -20,7 +20,7 @@ import numpy as np
 from agents.run.loop import compile_agent, seed_keys
 from configs.presets import PPO_PRESETS
 from kernels.malloc import keep_freed_memory
-from scripts.common import make_ppo
+from scripts.factory import make_ppo
 
 
 @dataclass

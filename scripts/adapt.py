@@ -40,7 +40,8 @@ from envs.meta.switching import Switching
 from envs.meta.trials import Trials
 from envs.vector import Vectorised
 from envs.wrappers import flat_size
-from scripts.common import from_dict, is_recorded, make_agent, observed, parse, restored, run_script
+from scripts.common import from_dict, is_recorded, parse, restored, run_script
+from scripts.factory import make_agent, observed
 
 Split = Literal["train", "test", "heldout"]
 AS_TRAINED = ("kept", "off")

@@ -37,7 +37,8 @@ from configs.experiment import DramaExperiment, PPOExperiment
 from configs.presets import PRESETS
 from envs.atari import ATARI_100K
 from scripts import train
-from scripts.common import describe, make_agent, run_script, split_preset, with_episodes
+from scripts.common import describe, run_script, split_preset, with_episodes
+from scripts.factory import make_agent
 
 DEFAULT = "atari100k"
 """The preset that is run when none is named."""

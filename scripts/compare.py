@@ -30,7 +30,8 @@ from configs.presets import PRESETS
 from scripts import train
 from scripts.adapt import Options as AdaptOptions
 from scripts.adapt import adapt, is_trials
-from scripts.common import algorithms_of, describe, folder_name, make_agent, resolve, run_script, split_preset
+from scripts.common import describe, folder_name, run_script, split_preset
+from scripts.factory import algorithms_of, make_agent, resolve
 from scripts.plot import PANELS, agent_of, draw_panel
 
 MEMORIES = ("s5", "gru", "none")

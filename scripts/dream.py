@@ -22,7 +22,8 @@ from agents.run.errors import BadRequest
 from agents.run.folder import read_config, say
 from envs.spaces import Box
 from envs.wrappers import FlattenObservation
-from scripts.common import from_dict, make_agent, parse, restored, run_script
+from scripts.common import from_dict, parse, restored, run_script
+from scripts.factory import make_agent
 
 if TYPE_CHECKING:
     from PIL.Image import Image

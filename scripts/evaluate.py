@@ -26,7 +26,8 @@ from agents.run.metrics import number
 from agents.run.statistics import summarise
 from agents.sequence_policy import SequenceAgent
 from configs.experiment import DramaExperiment, OfflineExperiment, PPOExperiment, ValueExperiment
-from scripts.common import from_dict, is_recorded, make_agent, parse, restored, run_script, with_episodes
+from scripts.common import from_dict, is_recorded, parse, restored, run_script, with_episodes
+from scripts.factory import make_agent
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture

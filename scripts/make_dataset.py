@@ -43,19 +43,8 @@ from envs.datasets.episodes import normalised_score
 from envs.datasets.recording import Step, Tape, joined
 from envs.spaces import Space
 from scripts import train
-from scripts.common import (
-    RECORDINGS,
-    divide,
-    folder_name,
-    from_dict,
-    is_recorded,
-    make_environment,
-    make_ppo,
-    parse,
-    restored,
-    run_script,
-    split_preset,
-)
+from scripts.common import RECORDINGS, folder_name, from_dict, is_recorded, parse, restored, run_script, split_preset
+from scripts.factory import divide, make_environment, make_ppo
 
 Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]
 Format = Literal["npz", "d4rl", "minari"]

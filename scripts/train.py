@@ -28,8 +28,9 @@ from agents.run.statistics import summarise
 from agents.stepmix import StepMix
 from configs.experiment import Experiment, OfflineExperiment, ValueExperiment
 from configs.presets import PRESETS
-from scripts.common import default_folder, describe, divide, make_agent, parse, resolve, run_script, split_preset
+from scripts.common import default_folder, describe, parse, run_script, split_preset
 from scripts.dream import draw_dream
+from scripts.factory import divide, make_agent, resolve
 from scripts.plot import draw_curves
 
 LAST = 5

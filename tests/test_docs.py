@@ -24,7 +24,7 @@ from envs import registry
 from envs.vector import Vectorised
 from memory import MEMORIES, make_memory, memory_options
 from scripts import atari100k, compare, dream, evaluate, plot, train
-from scripts.common import VALUE_METHODS, make_agent, make_sequence, make_values
+from scripts.factory import VALUE_METHODS, make_agent, make_sequence, make_values
 from tests.memory import contract
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import pytest
 from agents.conservative import Conservative, ConservativeSettings, may_hand_over
 from configs.experiment import ConservativeExperiment
 from configs.presets import PRESETS
-from scripts.common import make_agent
+from scripts.factory import make_agent
 
 PRESET = PRESETS["conservative"]
 assert isinstance(PRESET, ConservativeExperiment)

@@ -16,7 +16,7 @@ from agents.run import checkpoint
 from agents.run.errors import BadRequest
 from configs.experiment import DramaExperiment, WorldSettings
 from configs.presets import DRAMA_PRESETS, DRAMA_SMALL
-from scripts.common import make_drama
+from scripts.factory import make_drama
 
 LATENT, WIDTH, CONTEXT, HORIZON, N = 12, 16, 3, 6, 64
 TINY = replace(

@@ -9,7 +9,7 @@ import pytest
 from configs.experiment import DramaExperiment, PPOExperiment
 from configs.presets import DRAMA, DRAMA_WORLD, PRESETS
 from memory import MEMORIES
-from scripts.common import make_agent
+from scripts.factory import make_agent
 
 PRESET = PRESETS["ppo-atari"]
 assert isinstance(PRESET, PPOExperiment)

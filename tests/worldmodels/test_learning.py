@@ -14,7 +14,7 @@ from configs.presets import DRAMA_SMALL, SMALL_WORLD
 from envs.registry import make_vector
 from envs.spaces import Box
 from envs.wrappers import FlattenObservation
-from scripts.common import make_world
+from scripts.factory import make_world
 from worldmodels import latents
 from worldmodels.world_model import LossSettings, Rows, WorldModel
 

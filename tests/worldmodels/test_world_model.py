@@ -15,7 +15,7 @@ from configs.experiment import DramaExperiment
 from configs.presets import DRAMA, DRAMA_WORLD
 from envs.base import NoParams, VectorEnvironment
 from envs.spaces import Box, Discrete
-from scripts.common import make_drama
+from scripts.factory import make_drama
 from tests.worldmodels.small import LOSS, random_parameters, world_model
 from worldmodels.world_model import Rows
 
