@@ -82,7 +82,7 @@ class ODICE(OfflineAgent):
 
     @property
     def policy(self) -> Policy:
-        return Policy(self.settings.policy_hidden, self.action_space)
+        return Policy(self.settings.policy_hidden, self.action_space, bounded=False)
 
     @property
     def optimiser(self) -> optax.GradientTransformation:

@@ -26,7 +26,7 @@ from agents.offline_data import OfflineData
 from envs.datasets import Episodes
 from envs.spaces import Box, Discrete, Space
 from envs.wrappers import Wrapper
-from memory.layers import Dense, orthogonal
+from memory.layers import Dense, orthogonal, uniform
 
 Metrics = dict[str, jax.Array]
 
@@ -123,7 +123,9 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for size in self.sizes:
-            x = Dense(size, kernel_init=orthogonal(math.sqrt(2)))(x)
+            # As PyTorch's: at 0 the normalisation would undo the size of the input, and leave of one number the sign.
+            bias_init = uniform(x.shape[-1] ** -0.5) if self.norm else nn.initializers.zeros
+            x = Dense(size, kernel_init=orthogonal(math.sqrt(2)), bias_init=bias_init)(x)
             x = nn.relu(nn.LayerNorm()(x) if self.norm else x)
         return Dense(self.out, kernel_init=orthogonal(self.out_scale))(x)
 
@@ -163,11 +165,13 @@ class TwinCritic(nn.Module):
 
 
 class Policy(nn.Module):
-    """`x[..., n]` to a distribution of actions: categorical, or a Gaussian in [-1, 1] with a mean that is cut smoothly
-    (tanh) and deviations that do not depend on the state, within [e^-5, e^2]."""
+    """`x[..., n]` to a distribution of actions: categorical, or a Gaussian whose deviations do not depend on the state,
+    within [e^-5, e^2]."""
 
     sizes: tuple[int, ...]
     space: Space
+    bounded: bool = True
+    """The mean is cut smoothly (tanh) to [-1, 1]; else it is free, and cut where it acts."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Categorical | DiagonalGaussian:
@@ -176,7 +180,7 @@ class Policy(nn.Module):
         if isinstance(self.space, Discrete):
             return Categorical(out)
         log_std = self.param("log_std", nn.initializers.zeros, (size,))
-        return DiagonalGaussian(jnp.tanh(out), jnp.clip(log_std, -5.0, 2.0))
+        return DiagonalGaussian(jnp.tanh(out) if self.bounded else out, jnp.clip(log_std, -5.0, 2.0))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

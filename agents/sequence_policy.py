@@ -20,7 +20,7 @@ from agents.data_view import DataView
 from agents.offline_data import OfflineData, Windows
 from envs.wrappers import Wrapper
 from kernels.masked import masked_mean
-from memory.layers import Dense
+from memory.layers import Dense, uniform
 from memory.mixers import TokenMixer
 
 Metrics = dict[str, jax.Array]
@@ -101,8 +101,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # Not at 0: of a single number, as the return-to-go is, the normalisation that follows would leave the sign.
-        limit = x.shape[-1] ** -0.5
-        h = Dense(self.width, bias_init=lambda *args: jax.random.uniform(*args, minval=-limit, maxval=limit))(x)
+        h = Dense(self.width, bias_init=uniform(x.shape[-1] ** -0.5))(x)
         return h + Dense(self.width)(nn.gelu(h)) if self.deep else h
 
 

@@ -410,7 +410,11 @@ VALUES = {**IMITATION, "discount": 0.99, "target_rate": 0.005, "reward_scale": 1
 
 OFFLINE = ValueExperiment(
     bc=BCSettings(**IMITATION),
-    rcbc=RCBCSettings(**IMITATION, return_scale=1000.0, targets=(-150.0,)),
+    rcbc=RCBCSettings(
+        **{**IMITATION, "batch_size": 16_384, "hidden": (1024, 1024), "learning_rate": 1e-3},
+        return_scale=1000.0,
+        targets=(-150.0,),
+    ),
     td3bc=TD3BCSettings(**{**VALUES, "normalise": True}, alpha=2.5, policy_noise=0.2, noise_clip=0.5, policy_delay=2),
     iql=IQLSettings(
         **{**VALUES, "reward_scale": 0.0},
@@ -436,7 +440,7 @@ OFFLINE = ValueExperiment(
     log_points=100,
     eval_points=100,
 )
-"""The published settings of each method for locomotion; the target of RCBC and the sizes of histories are ours."""
+"""The published settings of each method for locomotion; the target of RCBC and what concerns histories are ours."""
 
 
 def small(settings: Any, **changed: Any) -> Any:
@@ -448,9 +452,9 @@ def small(settings: Any, **changed: Any) -> Any:
 OFFLINE_SMALL = replace(
     OFFLINE,
     bc=small(OFFLINE.bc),
-    rcbc=small(OFFLINE.rcbc, targets=(-150.0, -400.0, -800.0, -1200.0)),
+    rcbc=small(OFFLINE.rcbc, batch_size=256, targets=(-150.0, -400.0, -800.0, -1200.0)),
     td3bc=small(OFFLINE.td3bc, reward_scale=0.1),
-    iql=small(OFFLINE.iql, reward_scale=0.1),
+    iql=small(OFFLINE.iql, reward_scale=0.1, decay_steps=0),
     cql=small(OFFLINE.cql, weight=0.5, policy_learning_rate=1e-3, samples=4),
     odice=small(OFFLINE.odice, policy_hidden=(64, 64)),
     history=HistorySettings(width=32, layers=1),
