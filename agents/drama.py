@@ -125,7 +125,8 @@ class DramaSettings:
     lambda_boot: Literal["next", "same"]
     """Value in the return: of the state that follows, or (biased) of the state itself."""
     reward_index: Literal["after", "before"]
-    """Rewards and ends are read from the memory after the action that they follow, or before it."""
+    """Imagined rewards and ends are read from the memory after the action that they follow, or one step early, so that
+    an action's reward counts for the state after it."""
     mask_after_term: bool
     """Imagined steps after an imagined end count nothing."""
     actor_norm: Literal["update", "forward"]
@@ -395,7 +396,7 @@ class Drama:
     @property
     def _loss_settings(self) -> LossSettings:
         s = self.settings
-        return LossSettings(s.free_nats, s.representation, s.seq_reset, s.reward_index)
+        return LossSettings(s.free_nats, s.representation, s.seq_reset)
 
     def _optimiser(self, learning_rate: float, max_norm: float, adam_eps: float) -> optax.GradientTransformation:
         s = self.settings
@@ -815,8 +816,6 @@ class Drama:
         unseen = jax.random.split(key, horizon), rows.action[context:]
         imagined_z, imagined_d = jax.lax.scan(imagine, (memory, d[-1]), unseen)[1]
         imagined_z, d = jnp.concatenate([z[:context], imagined_z]), jnp.concatenate([d, imagined_d])
-        if self.settings.reward_index == "before":
-            d = jnp.concatenate([jnp.zeros_like(d[:1]), d[:-1]])
         return Dream(
             steps=steps,
             reconstruction=self._world(state, "decode", z),

@@ -47,8 +47,6 @@ class LossSettings:
     """Weight of the KL term that pulls the posterior to the prior."""
     seq_reset: bool
     """Clear the memory where an episode opens and predict nothing across; off: it leaks from episode to episode."""
-    reward_index: Literal["after", "before"]
-    """Rewards and ends are read from the memory after the action that they follow, or before it."""
 
 
 class WorldModel(nn.Module):
@@ -166,11 +164,8 @@ class WorldModel(nn.Module):
         dynamics = masked_mean(latents.kl(jax.lax.stop_gradient(target), prior), kept)
         representation = masked_mean(latents.kl(target, jax.lax.stop_gradient(prior)), kept)
 
-        reward, terminal = rows.reward, rows.terminal
-        if settings.reward_index == "before":
-            d, reward, terminal = d[:-1], reward[1:], terminal[1:]
-        reward_loss = jnp.mean(self.bins.loss(self.reward_logits(d), reward))
-        terminal_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(self.terminal_logit(d), terminal))
+        reward_loss = jnp.mean(self.bins.loss(self.reward_logits(d), rows.reward))
+        terminal_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(self.terminal_logit(d), rows.terminal))
 
         # One clip for the whole batch, not one for each element.
         loss = reconstruction + reward_loss + terminal_loss

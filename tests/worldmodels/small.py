@@ -10,7 +10,7 @@ from memory import make_memory
 from worldmodels.networks import VectorDecoder, VectorEncoder
 from worldmodels.world_model import LossSettings, Rows, WorldModel
 
-LOSS = LossSettings(free_nats=1.0, representation=0.1, seq_reset=True, reward_index="after")
+LOSS = LossSettings(free_nats=1.0, representation=0.1, seq_reset=True)
 
 
 def world_model(memory: str, obs: int = 6, width: int = 16, **fields: Any) -> WorldModel:

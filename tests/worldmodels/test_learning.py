@@ -18,7 +18,7 @@ from scripts.factory import make_world
 from worldmodels import latents
 from worldmodels.world_model import LossSettings, Rows, WorldModel
 
-LOSS = LossSettings(DRAMA_SMALL.free_nats, DRAMA_SMALL.representation, seq_reset=True, reward_index="after")
+LOSS = LossSettings(DRAMA_SMALL.free_nats, DRAMA_SMALL.representation, seq_reset=True)
 
 
 def trainer(world: WorldModel, batch: Callable[..., Rows], settings: LossSettings, rate: float):

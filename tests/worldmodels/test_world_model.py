@@ -159,15 +159,8 @@ def distributions(params, rows: Rows, seq_reset: bool):
     return posterior, apply("prior", d), apply("decode", z), apply("reward_logits", d), apply("terminal_logit", d)
 
 
-def cross_entropies(rows: Rows, reconstruction, reward_logits, terminal_logit, shift: bool):
+def cross_entropies(rows: Rows, reconstruction, reward_logits, terminal_logit):
     obs, reward, terminal = (np.asarray(x, np.float64) for x in (rows.obs, rows.reward, rows.terminal))
-    if shift:
-        reward_logits, terminal_logit, reward, terminal = (
-            reward_logits[:-1],
-            terminal_logit[:-1],
-            reward[1:],
-            terminal[1:],
-        )
     pixels = -np.sum(obs * np.log(reconstruction) + (1 - obs) * np.log1p(-reconstruction), -1)
     bins = np.linspace(-20, 20, 255)
     place = np.sign(reward) * np.log1p(np.abs(reward))
@@ -181,8 +174,7 @@ def cross_entropies(rows: Rows, reconstruction, reward_logits, terminal_logit, s
 
 
 @pytest.mark.parametrize("seq_reset", [True, False])
-@pytest.mark.parametrize("reward_index", ["after", "before"])
-def test_every_term_by_definition(sharp, seq_reset, reward_index):
+def test_every_term_by_definition(sharp, seq_reset):
     params, loss = sharp
     posterior, prior, reconstruction, reward_logits, terminal_logit = (
         np.asarray(x, np.float64) for x in distributions(params, ROWS, seq_reset)
@@ -192,16 +184,12 @@ def test_every_term_by_definition(sharp, seq_reset, reward_index):
     kept = ~np.asarray(ROWS.reset[1:]) if seq_reset else np.ones((T - 1, B), bool)
     mean = kl[kept].mean()
     assert abs(kl.mean() - mean) > 1e-3 or not seq_reset, "dropping pairs must matter"
-    pixels, reward, terminal = cross_entropies(
-        ROWS, reconstruction, reward_logits, terminal_logit, reward_index == "before"
-    )
+    pixels, reward, terminal = cross_entropies(ROWS, reconstruction, reward_logits, terminal_logit)
 
     # The largest free nats lie just above and just below the mean, far inside the spread of the single pairs.
     assert np.minimum(kl[kept], mean).mean() < mean - 0.1
     for free in (mean - 0.01, mean + 0.01):
-        settings = replace(
-            LOSS, free_nats=float(free), representation=0.25, seq_reset=seq_reset, reward_index=reward_index
-        )
+        settings = replace(LOSS, free_nats=float(free), representation=0.25, seq_reset=seq_reset)
         total, metrics = loss(params, ROWS, settings)
         assert float(metrics["loss/reconstruction"]) == pytest.approx(pixels, rel=1e-4)
         assert float(metrics["loss/reward"]) == pytest.approx(reward, rel=1e-4)
