@@ -116,7 +116,8 @@ ATARI = replace(
     value_clip=0.1,
     eval_envs=16,
 )
-"""Schulman et al.'s settings for Atari, whose step size falls to zero."""
+"""After Schulman et al.'s settings for Atari, whose step size falls to zero. Theirs: 3 epochs, value weight 1, a clip
+that falls too."""
 
 META = replace(
     FAST,
