@@ -40,7 +40,8 @@ class BisimulationSettings:
     window: int
     """Steps of a history, the present one included; what lies further back is not seen."""
     weight: float
-    """Weight of J; 0: only the value method shapes the encoder (Zhang et al.: 0.5)."""
+    """Weight of J; 0: only the value method shapes the encoder (Zhang et al.: 0.5, of a J that is a mean over features,
+    not the square of a sum, on normalised features, with an optimiser of its own)."""
     model: tuple[int, ...]
     """Sizes of the latent model's hidden layers (Zhang et al.: 512)."""
 
