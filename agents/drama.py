@@ -124,7 +124,7 @@ class DramaSettings:
     """Steps that acting_state=window looks back."""
     lambda_boot: Literal["next", "same"]
     """Value in the return: of the state that follows, or (biased) of the state itself."""
-    reward_index: Literal["after", "before"]
+    reward_index: Literal["after", "early"]
     """Imagined rewards and ends are read from the memory after the action that they follow, or one step early, so that
     an action's reward counts for the state after it."""
     mask_after_term: bool
@@ -158,6 +158,8 @@ class DramaSettings:
         for name in ("warmup", "weight_decay", "entropy", "free_nats", "representation", "ppo_kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"drama.{name} must not be negative, got {getattr(self, name)}")
+        if self.reward_index not in ("after", "early"):  # runs of a third kind were trained on other targets
+            raise ValueError(f"drama.reward_index must be after or early, got {self.reward_index}")
         if self.batch_length < 2:
             raise ValueError(f"drama.batch_length must be at least 2, got {self.batch_length}")
         if self.imagine_from == "every" and self.imagine_batch % self.context:
@@ -599,7 +601,8 @@ class Drama:
         weight = jnp.ones_like(goes_on)
         if self.settings.mask_after_term:
             # What the context ended with counts too: nothing that follows an end is real.
-            alive = jnp.concatenate([1.0 - ended[None], goes_on[:-1]])
+            between = goes_on[:-1] if self.settings.reward_index == "after" else goes_on[1:]
+            alive = jnp.concatenate([1.0 - ended[None], between])
             weight = jnp.cumprod(alive, axis=0)
         return Imagined(x, action, log_prob, self._world(state, "reward", d), goes_on, weight)
 

@@ -42,6 +42,8 @@ class ODICESettings(ValueSettings):
     """What becomes of the backward gradient: projected, kept, left out."""
     layer_norm: bool
     """LayerNorm in the values' networks (published: on, off for AntMaze)."""
+    bounded: bool
+    """The policy's mean is bounded by a tanh (published: off); actions are cut to their bounds either way."""
 
     method: ClassVar[str] = "odice"
 
@@ -82,7 +84,7 @@ class ODICE(OfflineAgent):
 
     @property
     def policy(self) -> Policy:
-        return Policy(self.settings.policy_hidden, self.action_space, bounded=False)
+        return Policy(self.settings.policy_hidden, self.action_space, self.settings.bounded)
 
     @property
     def optimiser(self) -> optax.GradientTransformation:

@@ -6,6 +6,7 @@ and what went before; asked for a high return, it acts as those did who got one.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,16 +106,20 @@ class Embedding(nn.Module):
         return h + Dense(self.width)(nn.gelu(h)) if self.deep else h
 
 
-def slow_waves(_: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
-    """What embeddings of times `[times, width]` begin as: sinusoids, from a quarter of a wave over all times to four.
+def slow_waves(span: int) -> Callable[..., jax.Array]:
+    """What embeddings of times `[times, width]` begin as: sinusoids, from a quarter of a wave in `span` steps to four.
 
     So times that are near begin alike. What a return-to-go says depends on the time; of a table whose rows begin at
     random, as published, each row has to be learnt by itself.
     """
-    times, width = shape
-    column = jnp.arange(width)
-    quarters = 16.0 ** (column // 2 / max(width // 2 - 1, 1))
-    return jnp.sin(jnp.pi / 2 * (jnp.arange(times)[:, None] / times * quarters + column % 2)).astype(dtype)
+
+    def initialise(_, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+        times, width = shape
+        column = jnp.arange(width)
+        quarters = 16.0 ** (column // 2 / max((width - 1) // 2, 1))
+        return jnp.sin(jnp.pi / 2 * (jnp.arange(times)[:, None] / span * quarters + column % 2)).astype(dtype)
+
+    return initialise
 
 
 class SequencePolicy(nn.Module):
@@ -124,6 +129,7 @@ class SequencePolicy(nn.Module):
         actions: entries of an action.
         discrete: they are one-hot.
         max_timestep: steps from here on are not told apart.
+        span: steps of the longest recorded episode, by which times are told apart at the start.
         deep: embeddings and action head have a hidden layer; else they are linear, and a tanh bounds the action.
         see_actions: False: the tokens of actions are blank, so that no prediction follows from an action before.
     """
@@ -133,6 +139,7 @@ class SequencePolicy(nn.Module):
     actions: int
     discrete: bool
     max_timestep: int
+    span: int
     deep: bool
     see_actions: bool = True
 
@@ -142,7 +149,7 @@ class SequencePolicy(nn.Module):
         self.embed_obs = Embedding(width, self.deep)
         self.embed_action = Embedding(width, self.deep)
         self.norm = nn.LayerNorm()
-        self.embed_timestep = nn.Embed(self.max_timestep + 1, width, embedding_init=slow_waves)
+        self.embed_timestep = nn.Embed(self.max_timestep + 1, width, embedding_init=slow_waves(self.span + 1))
         if self.deep:
             self.action_hidden = Dense(width)
         self.action_out = Dense(self.actions)

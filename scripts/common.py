@@ -172,6 +172,8 @@ def from_dict(values: dict[str, Any]) -> Experiment:
     if isinstance(sequence, dict) and "learning_rate" in sequence:
         # Runs that were made before their step size could fall keep it as it was.
         values["sequence"] = {"learning_rate_end": sequence["learning_rate"], **sequence}
+    if isinstance(values.get("odice"), dict):
+        values["odice"] = {"bounded": True, **values["odice"]}  # as it was before there was a choice
     try:
         if agent not in EXPERIMENTS:
             raise ValueError(f"unknown agent {agent!r}")

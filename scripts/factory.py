@@ -369,6 +369,7 @@ def make_sequence(config: SequenceExperiment, episodes: Episodes | None = None) 
             actions=episodes.num_actions or episodes.action.shape[1],
             discrete=episodes.discrete,
             max_timestep=max(int(episodes.lengths.max()), env.max_steps(env.default_params) or 0),
+            span=int(episodes.lengths.max()),
             deep=sizes.deep,
             see_actions=sizes.see_actions,
         )

@@ -151,7 +151,7 @@ def policy_logits(state, x) -> np.ndarray:
     return np.asarray(agent_of().actor.apply({"params": state.behaviour["actor"]}, x), np.float64)
 
 
-@pytest.mark.parametrize(("index", "shift"), [("after", 1), ("before", 0)])
+@pytest.mark.parametrize(("index", "shift"), [("after", 1), ("early", 0)])
 def test_rewards_and_ends_are_read_after_the_action(index, shift):
     agent, out = agent_of(), imagined(reward_index=index)
     d = out.x[shift : shift + HORIZON, :, LATENT:]
@@ -161,15 +161,16 @@ def test_rewards_and_ends_are_read_after_the_action(index, shift):
     np.testing.assert_array_equal(out.goes_on, goes_on)
 
 
-def test_nothing_counts_after_an_end():
-    out = imagined()
+@pytest.mark.parametrize(("index", "late"), [("after", 0), ("early", 1)])
+def test_nothing_counts_after_an_end(index, late):
+    out = imagined(reward_index=index)
     ended = np.asarray(context().terminal[-1])
     weight = np.zeros((HORIZON, N))
     for b in range(N):
         alive = 0.0 if ended[b] else 1.0
         for t in range(HORIZON):
             weight[t, b] = alive
-            alive *= float(out.goes_on[t, b])
+            alive *= float(out.goes_on[min(t + late, HORIZON - 1), b])
     assert 0 < weight[1:].mean() < 0.5
     np.testing.assert_array_equal(out.weight, weight)
     np.testing.assert_array_equal(imagined(mask_after_term=False).weight, 1.0)

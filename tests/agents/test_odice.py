@@ -11,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from agents.odice import ODICE, ODICESettings, conjugate, orthogonalised
-from envs.spaces import Discrete
+from envs.spaces import Box, Discrete
 from tests.agents import offline_cases as cases
 from tests.mirrors import offline as mirror
 
@@ -26,6 +26,7 @@ def settings(**changed) -> ODICESettings:
         "eta": ETA,
         "variant": "orthogonal",
         "layer_norm": True,
+        "bounded": False,
     }
     return ODICESettings(**{**cases.VALUE, "hidden": (4,), **rest, **changed})
 
@@ -151,6 +152,17 @@ def test_policy_imitates_with_the_positive_residuals():
         expected = mirror.numeric_gradient(loss, p["policy"])
         jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=5e-4), gradient["policy"], expected)
     assert weight.max() == 100
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_the_policys_mean_is_bounded_where_asked(bounded):
+    action = np.array([[-1.0], [1.0]], np.float32)
+    limits = {"action_low": action[0], "action_high": action[1]}
+    episodes = cases.one_step_episodes(np.eye(2), action, np.arange(2.0), **limits)
+    agent = ODICE.of(episodes, cases.playground(2, Box(-1.0, 1.0, (1,))), settings(bounded=bounded))
+    far = 1e4 * jax.random.normal(jax.random.key(1), (64, 2))
+    policy: Any = agent.policy.init_with_output(jax.random.key(0), far)[0]
+    assert (float(jnp.abs(policy.mean).max()) <= 1) == bounded
 
 
 def test_greedy_policy_is_the_best_that_the_data_hold():

@@ -1,7 +1,6 @@
 """What the offline methods share: units of actions, observations and rewards, slow copies, evaluation, refusals."""
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import pytest
 from agents.bc import BC, BCSettings
 from agents.data_view import DataView
 from agents.iql import IQL, IQLSettings
-from agents.offline_values import Network, Policy
+from agents.offline_values import Network
 from envs.spaces import Box, Discrete, MultiDiscrete
 from tests.agents import offline_cases as cases
 
@@ -39,13 +38,6 @@ def test_networks_see_the_size_of_a_number_from_the_beginning(norm):
     x = jnp.array([[0.5], [1.0], [2.0], [4.0]])
     out = np.asarray(Network((32, 32), 3, norm).init_with_output(jax.random.key(0), x)[0])
     assert np.linalg.norm(out[:, None] - out, axis=-1)[~np.eye(4, dtype=bool)].min() > 0.05 * np.linalg.norm(out[0])
-
-
-@pytest.mark.parametrize("bounded", [True, False])
-def test_means_of_policies_are_bounded_where_asked(bounded):
-    x = 1e4 * jax.random.normal(jax.random.key(1), (64, 2))
-    policy: Any = Policy((8,), Box(-1.0, 1.0, (1,)), bounded)
-    assert (float(jnp.abs(policy.init_with_output(jax.random.key(0), x)[0].mean).max()) <= 1) == bounded
 
 
 def test_observations_are_standardised_and_rewards_scaled():

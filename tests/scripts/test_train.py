@@ -15,7 +15,7 @@ import yaml
 
 from agents.run import checkpoint
 from agents.run.errors import BadRequest, Diverged
-from configs.presets import PRESETS, SEQUENCE_PRESETS
+from configs.presets import PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
 from scripts import compare, evaluate, plot, train
 from scripts.common import describe, from_dict, run_script
 from tests.scripts import kill_resume
@@ -217,6 +217,13 @@ def test_runs_from_before_step_sizes_could_fall_keep_theirs():
     del stored["sequence"]["learning_rate_end"]
     rate = preset.sequence.learning_rate
     assert from_dict(stored) == replace(preset, sequence=replace(preset.sequence, learning_rate_end=rate))
+
+
+def test_runs_from_before_means_could_be_free_keep_theirs():
+    preset = VALUE_PRESETS["offline"]
+    stored = describe("offline", preset)
+    del stored["odice"]["bounded"]
+    assert from_dict(stored) == replace(preset, odice=replace(preset.odice, bounded=True))
 
 
 def test_scripts_run_as_a_user_starts_them(tmp_path, monkeypatch, capsys):
