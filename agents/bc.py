@@ -68,7 +68,8 @@ class BC(OfflineAgent):
 
 @dataclass(frozen=True)
 class RCBCSettings(BCSettings):
-    """Hyperparameters of return-conditioned behaviour cloning."""
+    """Hyperparameters of return-conditioned behaviour cloning. Published by Emmons et al. (2021) for locomotion:
+    batch_size 16384, hidden 1024 1024, learning_rate 1e-3."""
 
     return_scale: float
     """Returns to go are divided by this (usual: 1000 for locomotion)."""
