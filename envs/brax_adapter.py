@@ -61,7 +61,10 @@ class BraxEnvironment(Environment):
     def step(self, key: jax.Array, state: BraxState, action: jax.Array, params: Any):
         env_state, time = self.env.step(state.env_state, action), state.time + 1
         terminated, truncated = env_state.done > 0.5, time >= self.episode_length
-        return env_state.obs, BraxState(env_state, time), env_state.reward, terminated, truncated, {}
+        # Physics can break down (light links on stiff springs do). One such environment must not spoil a training.
+        sound = jnp.all(jnp.isfinite(env_state.obs)) & jnp.isfinite(env_state.reward)
+        obs, reward = (jnp.where(sound, x, 0.0) for x in (env_state.obs, env_state.reward))
+        return obs, BraxState(env_state, time), reward, terminated | ~sound, truncated, {}
 
     def observation_space(self, params: Any) -> Box:
         return Box(-np.inf, np.inf, (self.observation_size,))

@@ -24,7 +24,8 @@ TRIALS: dict[str, Callable[..., Trials]] = {
     "MetaMaze": constructor(MetaMaze, episodes=4),
     **{body: constructor(partial(control.Control, body), episodes=8) for body in control.BODIES},
     **{
-        f"brax-{body}": constructor(partial(brax_control.BraxControl, body), episodes=4) for body in brax_control.BODIES
+        f"brax-{body}": constructor(partial(brax_control.BraxControl, body, backend=backend), episodes=4)
+        for body, backend in brax_control.BODIES.items()
     },
     "XLand": constructor(XLand, episodes=10),
     **{name: constructor(partial(craftax_worlds.CraftaxWorlds, name), episodes=4) for name in craftax_worlds.GAMES},

@@ -193,38 +193,40 @@ def test_options_hide_velocities_scale_and_cut():
 
 @pytest.fixture(scope="module")
 def pendulum():
-    """The family, and by row of multipliers joint positions and velocities `[30, 4]` under the same random actions."""
+    """The family; joint positions and velocities `[30, 4]` by row of multipliers, under the same random actions; those
+    without multipliers; rewards and ends of the last row, whose physics is broken."""
     family = BraxControl("inverted_pendulum")
-    ones = np.ones((6, 4), np.float32)
+    ones = np.ones((7, 4), np.float32)
     rows = ones.copy()
     rows[1, 0] = 2.0  # mass
     rows[2, 2] = 0.0  # gravity
     rows[3, 2], rows[3, 3] = 0.0, 0.0  # gravity and gain
     rows[4, 3] = 0.5  # gain
     rows[5, 1] = 3.0  # friction: nothing touches anything here
+    rows[6, 0] = np.nan
 
     def play(env, params, key):
         _, state = env.reset(key, params)
 
         def one(state, key):
-            obs, state, *_ = env.step(key, state, jax.random.uniform(key, (1,), minval=-1), params)
-            return state, obs
+            obs, state, reward, end, *_ = env.step(key, state, jax.random.uniform(key, (1,), minval=-1), params)
+            return state, (obs, reward, end)
 
         return jax.lax.scan(one, state, jax.random.split(key, 30))[1]
 
-    keys = jnp.broadcast_to(jax.random.key(5), (6,))
-    ours = jax.jit(jax.vmap(partial(play, family)))(Multipliers(*jnp.asarray(rows.T)), keys)
-    theirs = jax.jit(jax.vmap(partial(play, family.env), in_axes=(None, 0)))(None, keys)
-    return family, np.asarray(ours), np.asarray(theirs)
+    keys = jnp.broadcast_to(jax.random.key(5), (7,))
+    ours, *outcome = jax.jit(jax.vmap(partial(play, family)))(Multipliers(*jnp.asarray(rows.T)), keys)
+    theirs = jax.jit(jax.vmap(partial(play, family.env), in_axes=(None, 0)))(None, keys)[0]
+    return family, np.asarray(ours), np.asarray(theirs), [np.asarray(x[6]) for x in outcome]
 
 
 def test_multipliers_of_one_leave_brax_exactly_as_it_is(pendulum):
-    _, ours, theirs = pendulum
+    _, ours, theirs, _ = pendulum
     np.testing.assert_array_equal(ours[0], theirs[0])
 
 
 def test_each_multiplier_changes_what_it_must(pendulum):
-    family, ours, _ = pendulum
+    family, ours, *_ = pendulum
     sys = family.env.env.sys
     changed = multiplied(sys, Multipliers(*jnp.asarray([2.0, 3.0, 0.5, 4.0])))
     np.testing.assert_array_equal(changed.link.inertia.mass, 2 * sys.link.inertia.mass)
@@ -234,7 +236,7 @@ def test_each_multiplier_changes_what_it_must(pendulum):
     np.testing.assert_array_equal(changed.actuator.gain, 4 * sys.actuator.gain)
     np.testing.assert_array_equal(changed.actuator.gear, sys.actuator.gear)
 
-    plain, heavy, weightless, still, weak, rough = ours
+    plain, heavy, weightless, still, weak, rough, _ = ours
     assert all(np.abs(plain - other).max() > 1e-2 for other in (heavy, weightless, still, weak))
     np.testing.assert_array_equal(plain, rough)
     # Without weight and motor nothing sets the cart in motion.
@@ -242,6 +244,21 @@ def test_each_multiplier_changes_what_it_must(pendulum):
     # Force over mass: the cart's first velocities are half as large.
     start = slice(0, 3)
     np.testing.assert_allclose(heavy[start, 2], weak[start, 2], rtol=0.25, atol=0.02)
+
+
+def test_physics_that_breaks_down_ends_the_episode(pendulum):
+    _, ours, _, (reward, end) = pendulum
+    np.testing.assert_array_equal(ours[6], 0.0)
+    np.testing.assert_array_equal(reward, 0.0)
+    assert end.all()
+
+
+def test_reachers_light_links_get_a_physics_that_bears_them():
+    """On the springs of the other bodies they break down under multipliers of training."""
+    assert {body: make(f"meta/brax-{body}").family.backend for body in ("reacher", "ant")} == {
+        "reacher": "positional",
+        "ant": "spring",
+    }
 
 
 def test_unknown_backend_is_refused():
