@@ -471,6 +471,7 @@ def test_replayed_steps_of_catch_line_up(history):
         ("lambda_", -0.1, r"lambda_ must lie in \[0, 1\]"),
         ("warmup", -1, "warmup must not be negative"),
         ("weight_decay", float("nan"), "weight_decay must not be negative"),
+        ("reward_index", "before", "reward_index must be after or early, got before"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(field, value, message):

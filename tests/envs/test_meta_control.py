@@ -253,8 +253,8 @@ def test_physics_that_breaks_down_ends_the_episode(pendulum):
     assert end.all()
 
 
-def test_reachers_light_links_get_a_physics_that_bears_them():
-    """On the springs of the other bodies they break down under multipliers of training."""
+def test_each_body_has_its_backend():
+    """On springs the reacher's light links break down under multipliers of training."""
     names = [TRIALS[f"brax-{body}"]().family.name for body in ("reacher", "ant")]
     assert names == ["brax-reacher?backend=positional", "brax-ant?backend=spring"]
 
