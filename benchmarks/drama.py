@@ -26,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.drama import Drama, DramaState
-from agents.run.loop import compile_agent, seed_keys
-from configs.presets import DRAMA_PRESETS
-from kernels.malloc import keep_freed_memory
-from scripts.factory import make_drama
+from engram.agents.drama.agent import Drama, DramaState
+from engram.configs.presets import DRAMA_PRESETS
+from engram.kernels.malloc import keep_freed_memory
+from engram.scripts.factory import make_drama
+from engram.training.loop import compile_agent, seed_keys
 
 
 def stepwise(agent: Drama) -> Callable[[DramaState, int], DramaState]:

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import VectorEnvironment
-from envs.registry import make, make_vector
-from envs.vector import Vectorised
-from envs.wrappers import EpisodeStatistics, FlattenObservation, PreviousAction
+from engram.envs.base import VectorEnvironment
+from engram.envs.registry import make, make_vector
+from engram.envs.vector import Vectorised
+from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, PreviousAction
 
 
 class ResetEveryStep(Vectorised):

@@ -7,7 +7,7 @@ in the folder `--out`. A problem is a kernel with its sizes, or a whole layer; i
 kernel and what one would write instead. The first contender is ours (what `backend="auto"` takes).
 
 All contenders of a problem run in one process, in rounds; in a round each runs once, in an order drawn anew, so that a
-noisy machine is noisy for all. Freed memory is kept, in one arena (`kernels.malloc`), for all alike.
+noisy machine is noisy for all. Freed memory is kept, in one arena (`engram.kernels.malloc`), for all alike.
 
 - wall: minimum / median milliseconds. Their ratio to ours is that of medians.
 - CPU: minimum milliseconds of the process, all threads.
@@ -51,14 +51,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernels import ffi, mosaic
-from kernels.aaren_scan import aaren_scan
-from kernels.delta_scan import delta_scan
-from kernels.gla_scan import gla_scan
-from kernels.linear_scan import linear_scan
-from kernels.malloc import keep_freed_memory
-from kernels.selective_scan import selective_scan
-from memory.mamba import Mamba
+from engram.kernels.aaren_scan import aaren_scan
+from engram.kernels.cpu import ffi
+from engram.kernels.delta_scan import delta_scan
+from engram.kernels.gla_scan import gla_scan
+from engram.kernels.gpu import mosaic
+from engram.kernels.linear_scan import linear_scan
+from engram.kernels.malloc import keep_freed_memory
+from engram.kernels.selective_scan import selective_scan
+from engram.memory.mamba import Mamba
 
 LABELS = {"ffi": "ffi (C++)", "xla": "xla", "mosaic": "mosaic", "reference": "reference (lax.scan)"}
 RESET_RATE = 0.02
@@ -550,7 +551,7 @@ def environment(kept: bool, with_torch: bool) -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     names = ("MALLOC_", "GLIBC_TUNABLES", "XLA_FLAGS", "OMP_", "ENGRAM_KERNELS")
     settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(names)]
-    malloc = "keeps freed memory (kernels.malloc)" if kept else "as the system or the environment sets it"
+    malloc = "keeps freed memory (engram.kernels.malloc)" if kept else "as the system or the environment sets it"
     device = jax.devices()[0]
     lines = [
         f"{versions}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",

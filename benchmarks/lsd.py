@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linprog
 
-from agents.lsd import LSD, LSDSettings, relax
-from envs import lsd
-from kernels.malloc import keep_freed_memory
-from tests.mirrors import lsd as mirror
+from engram.agents.planners.lsd import LSD, LSDSettings, relax
+from engram.envs.bandits import last_switch as lsd
+from engram.kernels.malloc import keep_freed_memory
+from tests.oracles import lsd as mirror
 
 SETTINGS = LSDSettings(
     steps_per_update=250, select="actual", explore=0.5, first_epoch=16, epoch_growth=1.5, block_length=3

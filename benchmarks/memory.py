@@ -4,7 +4,7 @@
 
 Prints a Markdown table per number of steps. All layers run in one process, in interleaved rounds; a cell is the
 median wall-clock milliseconds of a round, with its ratio to the GRU's in brackets. The first call (trace, compile and
-one run) of forward + backward is reported apart. Freed memory is kept (`kernels.malloc`), as in the scripts.
+one run) of forward + backward is reported apart. Freed memory is kept (`engram.kernels.malloc`), as in the scripts.
 """
 
 import argparse
@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.kernels import associative_resets
-from kernels.linear_scan import join, split
-from kernels.malloc import keep_freed_memory
-from memory import MEMORIES, Memory, make_memory
-from memory.s5 import S5
+from engram.kernels.linear_scan import join, split
+from engram.kernels.malloc import keep_freed_memory
+from engram.memory import MEMORIES, Memory, make_memory
+from engram.memory.s5 import S5
 
 BASELINE = "gru"
 ASSOCIATIVE = "s5, associative"

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from benchmarks.envs import compiled
-from envs.registry import make_vector
-from kernels.malloc import keep_freed_memory
+from engram.envs.registry import make_vector
+from engram.kernels.malloc import keep_freed_memory
 
 
 def main() -> None:

@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.offline_data import Windows
-from agents.run.loop import compile_agent, seed_keys
-from agents.sequence_policy import SequenceAgent
-from configs.presets import SEQUENCE_PRESETS
-from envs.datasets import Episodes, Origin
-from envs.vector import Vectorised
-from kernels.malloc import keep_freed_memory
-from scripts.factory import make_sequence
+from engram.agents.offline.data import Windows
+from engram.agents.offline.sequence_policy import SequenceAgent
+from engram.configs.presets import SEQUENCE_PRESETS
+from engram.envs.datasets import Episodes, Origin
+from engram.envs.vector import Vectorised
+from engram.kernels.malloc import keep_freed_memory
+from engram.scripts.factory import make_sequence
+from engram.training.loop import compile_agent, seed_keys
 
 
 def random_episodes(episodes: int = 400, steps: int = 200, references: bool = False) -> Episodes:

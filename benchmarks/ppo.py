@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from agents.run.loop import compile_agent, seed_keys
-from configs.presets import PPO_PRESETS
-from kernels.malloc import keep_freed_memory
-from scripts.factory import make_ppo
+from engram.configs.presets import PPO_PRESETS
+from engram.kernels.malloc import keep_freed_memory
+from engram.scripts.factory import make_ppo
+from engram.training.loop import compile_agent, seed_keys
 
 
 @dataclass

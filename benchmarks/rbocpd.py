@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents import rbocpd
-from agents.ucrl import UCRL, UCRLSettings
-from envs.switching_mdp import random_mdp
-from kernels.malloc import keep_freed_memory
-from tests.mirrors import ucrl as mirror
+from engram.agents.planners import change_points as rbocpd
+from engram.agents.planners.ucrl import UCRL, UCRLSettings
+from engram.envs.tabular.switching import random_mdp
+from engram.kernels.malloc import keep_freed_memory
+from tests.oracles import ucrl as mirror
 
 LAWS = {
     "O=2 fair": (0.5, 0.5),

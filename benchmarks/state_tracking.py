@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kernels.malloc import keep_freed_memory
-from memory import Memory, make_memory
+from engram.kernels.malloc import keep_freed_memory
+from engram.memory import Memory, make_memory
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba", {}),

@@ -22,10 +22,10 @@ from functools import partial
 import jax
 import numpy as np
 
-from agents.stepmix import ALGORITHMS, StepMix, StepMixSettings
-from envs import episodic_mdp
-from kernels.malloc import keep_freed_memory
-from tests.mirrors.stepmix import Mirror
+from engram.agents.planners.stepmix import ALGORITHMS, StepMix, StepMixSettings
+from engram.envs.tabular import episodic as episodic_mdp
+from engram.kernels.malloc import keep_freed_memory
+from tests.oracles.stepmix import Mirror
 
 SETTINGS = partial(StepMixSettings, data_episodes=0, gamma=None, delta=0.1)
 

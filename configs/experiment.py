@@ -3,28 +3,29 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from agents.bc import BCSettings, RCBCSettings
-from agents.bisimulation import BisimulationSettings
-from agents.conservative import ConservativeSettings
-from agents.cql import CQLSettings
-from agents.drama import DramaSettings
-from agents.dynlin import DynLinSettings
-from agents.iql import IQLSettings
-from agents.lsd import LSDSettings
-from agents.neucb import NeuCBSettings
-from agents.odice import ODICESettings
-from agents.ppo import PPOSettings
-from agents.sequence_policy import SequenceSettings
-from agents.stepmix import StepMixSettings
-from agents.td3bc import TD3BCSettings
-from agents.ucrl import UCRLSettings
+from engram.agents.drama.agent import DramaSettings
+from engram.agents.offline.bc import BCSettings, RCBCSettings
+from engram.agents.offline.bisimulation import BisimulationSettings
+from engram.agents.offline.cql import CQLSettings
+from engram.agents.offline.iql import IQLSettings
+from engram.agents.offline.odice import ODICESettings
+from engram.agents.offline.sequence_policy import SequenceSettings
+from engram.agents.offline.td3bc import TD3BCSettings
+from engram.agents.planners.dynlin import DynLinSettings
+from engram.agents.planners.lsd import LSDSettings
+from engram.agents.planners.neucb import NeuCBSettings
+from engram.agents.planners.stepmix import StepMixSettings
+from engram.agents.planners.ucrl import UCRLSettings
+from engram.agents.ppo.agent import PPOSettings
+from engram.agents.ppo.conservative import ConservativeSettings
+from engram.errors import BadRequest
 
 
 def require_at_least_one(settings: Any, prefix: str, *names: str) -> None:
-    """Raises ValueError where one of these fields is below 1; the message calls it `prefix` and its name."""
+    """Raises BadRequest where one of these fields is below 1; the message calls it `prefix` and its name."""
     for name in names:
         if getattr(settings, name) < 1:
-            raise ValueError(f"{prefix}{name} must be at least 1, got {getattr(settings, name)}")
+            raise BadRequest(f"{prefix}{name} must be at least 1, got {getattr(settings, name)}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Experiment:
     def __post_init__(self):
         require_at_least_one(self, "", "seeds", "total_steps", "log_points", "eval_points")
         if not 0 <= self.seed < 2**32 - self.seeds:
-            raise ValueError(f"seed must lie in [0, 2^32 - seeds), got {self.seed}")
+            raise BadRequest(f"seed must lie in [0, 2^32 - seeds), got {self.seed}")
 
     @property
     def evaluated(self) -> str:
@@ -151,7 +152,7 @@ class PPOExperiment(Experiment):
     def __post_init__(self):
         super().__post_init__()
         if self.observation.previous_reward and not self.observation.previous_action:
-            raise ValueError("observation.previous_reward needs observation.previous_action")
+            raise BadRequest("observation.previous_reward needs observation.previous_action")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +211,9 @@ class WorldSettings:
         require_at_least_one(self, "world.", "categoricals", "classes", "width", "layers", "head")
         for name in ("unimix", "dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"world.{name} must lie in [0, 1), got {getattr(self, name)}")
+                raise BadRequest(f"world.{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.encoder == "conv" and (self.kernel % 2 == 0 or len(self.channels) != len(self.strides)):
-            raise ValueError("world.kernel must be odd, and world.channels and world.strides of one length")
+            raise BadRequest("world.kernel must be odd, and world.channels and world.strides of one length")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,22 +3,22 @@
 from dataclasses import replace
 from typing import Any
 
-from agents.bc import BCSettings, RCBCSettings
-from agents.bisimulation import BisimulationSettings
-from agents.conservative import ConservativeSettings
-from agents.cql import CQLSettings
-from agents.drama import DramaSettings
-from agents.dynlin import DynLinSettings
-from agents.iql import IQLSettings
-from agents.lsd import LSDSettings
-from agents.neucb import NeuCBSettings
-from agents.odice import ODICESettings
-from agents.ppo import PPOSettings
-from agents.sequence_policy import SequenceSettings
-from agents.stepmix import StepMixSettings
-from agents.td3bc import TD3BCSettings
-from agents.ucrl import UCRLSettings
-from configs.experiment import (
+from engram.agents.drama.agent import DramaSettings
+from engram.agents.offline.bc import BCSettings, RCBCSettings
+from engram.agents.offline.bisimulation import BisimulationSettings
+from engram.agents.offline.cql import CQLSettings
+from engram.agents.offline.iql import IQLSettings
+from engram.agents.offline.odice import ODICESettings
+from engram.agents.offline.sequence_policy import SequenceSettings
+from engram.agents.offline.td3bc import TD3BCSettings
+from engram.agents.planners.dynlin import DynLinSettings
+from engram.agents.planners.lsd import LSDSettings
+from engram.agents.planners.neucb import NeuCBSettings
+from engram.agents.planners.stepmix import StepMixSettings
+from engram.agents.planners.ucrl import UCRLSettings
+from engram.agents.ppo.agent import PPOSettings
+from engram.agents.ppo.conservative import ConservativeSettings
+from engram.configs.experiment import (
     ConservativeExperiment,
     DramaExperiment,
     DynLinExperiment,

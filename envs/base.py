@@ -2,8 +2,8 @@
 
 `Environment` is gymnax 1.0's functional form for a single environment, without auto-reset: a step past the
 end of an episode is undefined. `VectorEnvironment` is what agents see: a batch of `num_envs` environments
-that restart themselves, with the same six-value step over arrays with a leading batch axis. `envs.vector.Vectorised`
-turns the first into the second; emulators on the host implement the second directly.
+that restart themselves, with the same six-value step over arrays with a leading batch axis.
+`engram.envs.vector.Vectorised` turns the first into the second; emulators on the host implement the second directly.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from envs.spaces import Space
+from engram.envs.spaces import Space
 
 Info = dict[str, Any]
 

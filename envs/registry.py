@@ -7,8 +7,8 @@
   that change; `episodic/Random`: tabular episodes with exact values; `dynamical/Diagonal`: linear bandits with a hidden
   state; `classification/wine`: contextual bandits; all with the options of their constructors;
 - `meta/Bandit?arms=10&pulls=100&split=heldout`: trials of several episodes of a task, for learning in context;
-- `atari/Pong`: the games of the Atari 100k protocol to the letter (see `envs.atari`), with options to depart from it
-  (`atari/Pong?noop_max=30`), emulated on the host;
+- `atari/Pong`: the games of the Atari 100k protocol to the letter (see `engram.envs.host.atari`), emulated on the host,
+  with options to depart from it (`atari/Pong?noop_max=30`);
 - `envpool/Pong-v5`, `gymnasium/CartPole-v1`: emulators on the host, with their options likewise
   (`envpool/Breakout-v5?episodic_life=true&repeat_action_probability=0.25`).
 
@@ -25,28 +25,29 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from envs.base import Environment, VectorEnvironment
-from envs.vector import Vectorised
+from engram.envs.base import Environment, VectorEnvironment
+from engram.envs.vector import Vectorised
+from engram.errors import BadRequest, UnknownName
 
 
-class UnknownEnvironment(ValueError):
+class UnknownEnvironment(UnknownName):
     """There is no environment of this id; the message offers close matches."""
 
 
 def _popgym():
-    from envs import popgym
+    from engram.envs import popgym
 
     return popgym.POPGYM, lambda name: popgym.POPGYM[name]()
 
 
 def _gymnax():
-    from envs import gymnax_adapter
+    from engram.envs.adapters import gymnax as gymnax_adapter
 
     return gymnax_adapter.NAMES, gymnax_adapter.GymnaxEnvironment
 
 
 def _brax():
-    from envs import brax_adapter
+    from engram.envs.adapters import brax as brax_adapter
 
     return brax_adapter.NAMES, brax_adapter.make
 
@@ -58,7 +59,7 @@ def _ours(names: Mapping[str, Callable[..., Environment | Callable[[int], Vector
         _check_options(name, options, names[name])
         for option, value in options.items():
             if option == "instance_seed" and not 0 <= value < 2**32:
-                raise ValueError(f"{name}?{option} must lie in 0 .. 2^32 - 1, got {value}")
+                raise BadRequest(f"{name}?{option} must lie in 0 .. 2^32 - 1, got {value}")
         return names[name](**options)
 
     return names, construct
@@ -75,7 +76,7 @@ def _check_options(name: str, options: Mapping[str, Any], constructor: Callable)
 
 
 def _check_option(option: str, value: bool | int | float | str, annotation: Any) -> None:
-    """Raises ValueError unless `value` is of one of the annotated kinds; a tuple, which no id can spell, is none."""
+    """Raises BadRequest unless `value` is of one of the annotated kinds; a tuple, which no id can spell, is none."""
     kinds = set(typing.get_args(annotation) or (annotation,)) & {bool, int, float, str}
     kind = type(value)
     fits = kind in kinds or (kind is int and float in kinds)
@@ -83,47 +84,47 @@ def _check_option(option: str, value: bool | int | float | str, annotation: Any)
         fits &= math.isfinite(value) and abs(value) < 2**32
     if not fits:
         words = " or ".join(sorted(kind.__name__ for kind in kinds))
-        raise ValueError(f"{option} must be {words} (numbers finite and below 2^32), got {value!r}")
+        raise BadRequest(f"{option} must be {words} (numbers finite and below 2^32), got {value!r}")
 
 
 def _lsd():
-    from envs import lsd
+    from engram.envs.bandits import last_switch as lsd
 
     return _ours(lsd.NAMES)
 
 
 def _switching():
-    from envs import switching_mdp
+    from engram.envs.tabular import switching as switching_mdp
 
     return _ours(switching_mdp.NAMES)
 
 
 def _episodic():
-    from envs import episodic_mdp
+    from engram.envs.tabular import episodic as episodic_mdp
 
     return _ours(episodic_mdp.NAMES)
 
 
 def _dynamical():
-    from envs import dynamical_bandit
+    from engram.envs.bandits import dynamical as dynamical_bandit
 
     return _ours(dynamical_bandit.NAMES)
 
 
 def _classification():
-    from envs import classification_bandit
+    from engram.envs.bandits import classification as classification_bandit
 
     return _ours(classification_bandit.NAMES)
 
 
 def _meta():
-    from envs import meta
+    from engram.envs import meta
 
     return _ours(meta.NAMES)
 
 
 def _atari():
-    from envs import atari
+    from engram.envs.host import atari
 
     def construct(name: str, num_envs: int, /, *, copies: int, seed: int, **options):
         _check_options(name, options, atari.AtariOptions)
@@ -133,13 +134,13 @@ def _atari():
 
 
 def _envpool():
-    from envs import envpool_adapter
+    from engram.envs.host import envpool as envpool_adapter
 
     return envpool_adapter.names(), envpool_adapter.make
 
 
 def _gymnasium():
-    from envs import gymnasium_adapter
+    from engram.envs.host import gymnasium as gymnasium_adapter
 
     return gymnasium_adapter.names(), gymnasium_adapter.make
 
@@ -201,10 +202,10 @@ def make(env_id: str) -> Environment:
     batches."""
     family, construct = _find(env_id)
     if family in HOST_POOLS:
-        raise ValueError(f"{env_id} is an emulator on the host: use make_vector")
+        raise BadRequest(f"{env_id} is an emulator on the host: use make_vector")
     made = construct()
     if not isinstance(made, Environment):
-        raise ValueError(f"{env_id} is a batch of several environments, of which there is no single one")
+        raise BadRequest(f"{env_id} is a batch of several environments, of which there is no single one")
     return made
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, VectorEnvironment
-from envs.spaces import Box, Space
+from engram.envs.base import Environment, VectorEnvironment
+from engram.envs.spaces import Box, Space
 
 
 def clip_action(space: Space, action: Any) -> Any:

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, VectorEnvironment
-from envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
-from envs.vector import clip_action, select_rows
+from engram.envs.base import Environment, VectorEnvironment
+from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
+from engram.envs.vector import clip_action, select_rows
+from engram.errors import BadRequest
 
 
 @dataclass(frozen=True)
@@ -160,12 +161,12 @@ def vector_space(size: int) -> Box:
 
 
 def require_vector(wrapper: Wrapper) -> int:
-    """The width of the observations that `wrapper` receives. Raises ValueError when they are not float32 vectors."""
+    """The width of the observations that `wrapper` receives. Raises BadRequest when they are not float32 vectors."""
     space = wrapper.env.observation_space(wrapper.env.default_params)
     if isinstance(space, Box) and space.dtype == "float32" and len(space.shape) == 1:
         return space.shape[0]
     kind = type(wrapper).__name__
-    raise ValueError(f"{kind} needs vector observations: wrap {wrapper.name} in FlattenObservation first")
+    raise BadRequest(f"{kind} needs vector observations: wrap {wrapper.name} in FlattenObservation first")
 
 
 class ObservationWrapper(Wrapper):
@@ -205,7 +206,7 @@ class MaskObservation(ObservationWrapper):
     def __post_init__(self):
         width = require_vector(self)
         if not self.keep or not all(0 <= index < width for index in self.keep):
-            raise ValueError(f"keep={self.keep} must name entries of an observation of width {width}")
+            raise BadRequest(f"keep={self.keep} must name entries of an observation of width {width}")
 
     @classmethod
     def dropping(cls, env: VectorEnvironment, drop: tuple[int, ...]) -> "MaskObservation":

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.backends import clear, pick_backend, state_dtype
-from kernels.linear_scan import linear_scan
+from engram.kernels.backends import clear, pick_backend, state_dtype
+from engram.kernels.linear_scan import linear_scan
 
 BACKENDS = ("reference", "xla")
 
@@ -45,7 +45,7 @@ def aaren_scan(
         `y (T, B, H, V)` in the dtype of `v`, and the last state in float32 or wider.
 
     Raises:
-        ValueError: unknown backend.
+        BadRequest: unknown backend.
     """
     backend = pick_backend(backend, BACKENDS, default="xla")
     dtype = state_dtype(s, v)

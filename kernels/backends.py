@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from engram.errors import BadRequest
+
 log = logging.getLogger(__name__)
 
 
@@ -20,12 +22,12 @@ def pick_backend(backend: str, available: Sequence[str], default: str) -> str:
         default: what "auto" means on this machine.
 
     Raises:
-        ValueError: unknown name; the message lists the known ones.
+        BadRequest: unknown name; the message lists the known ones.
     """
     if backend == "auto":
         return default
     if backend not in available:
-        raise ValueError(f"unknown backend {backend!r}: choose from auto, {', '.join(available)}")
+        raise BadRequest(f"unknown backend {backend!r}: choose from auto, {', '.join(available)}")
     return backend
 
 
@@ -33,7 +35,7 @@ def check_shapes(kernel: str, **arrays: tuple[jax.Array | None, tuple[int, ...]]
     """Compiled kernels trust shapes, so they are checked first: `name=(array or None, the shape it must have)`.
 
     Raises:
-        ValueError: an array has another shape.
+        BadRequest: an array has another shape.
     """
     for name, (array, shape) in arrays.items():
         if array is not None and array.shape != shape:

@@ -16,19 +16,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.backends import clear
+from engram.errors import BadRequest
+from engram.kernels.backends import clear
 
 
 def pick_chunk(chunk: int | None, steps: int) -> int:
     """`chunk`, or where None 16 on a CPU and 64 elsewhere, no longer than `steps` needs.
 
     Raises:
-        ValueError: not a power of 2.
+        BadRequest: not a power of 2.
     """
     if chunk is None:
         chunk = 16 if jax.default_backend() == "cpu" else 64
     if chunk < 1 or chunk & (chunk - 1):
-        raise ValueError(f"chunk must be a power of 2, got {chunk}")
+        raise BadRequest(f"chunk must be a power of 2, got {chunk}")
     return min(chunk, 1 << max(steps - 1, 0).bit_length())
 
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import chunks
-from kernels.backends import check_shapes, pick_backend, state_dtype
+from engram.kernels import chunks
+from engram.kernels.backends import check_shapes, pick_backend, state_dtype
 
 BACKENDS = ("reference", "xla")
 
@@ -58,7 +58,7 @@ def delta_scan(
         `y (T, B, H, V)` in the dtype of `v`, and the last state `(B, H, K, V)` in float32 or wider.
 
     Raises:
-        ValueError: unknown backend, shapes that do not fit (each other or `n_householder`), or a chunk that is not a
+        BadRequest: unknown backend, shapes that do not fit (each other or `n_householder`), or a chunk that is not a
             power of 2.
     """
     (T, B, H, K), V = q.shape, v.shape[-1]

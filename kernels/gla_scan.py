@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import chunks, ffi
-from kernels.backends import check_shapes, pick_backend, state_dtype
+from engram.kernels import chunks
+from engram.kernels.backends import check_shapes, pick_backend, state_dtype
+from engram.kernels.cpu import ffi
 
 BACKENDS = ("reference", "xla", "ffi")
 
@@ -51,7 +52,7 @@ def gla_scan(
         `y (T, B, H, V)` in the dtype of `v`, and the last state `(B, H, K, V)` in float32 or wider.
 
     Raises:
-        ValueError: unknown backend, shapes that do not fit, or a chunk that is not a power of 2.
+        BadRequest: unknown backend, shapes that do not fit, or a chunk that is not a power of 2.
     """
     T, B, H, V = v.shape
     heads, K = max(q.shape[2], k.shape[2]), k.shape[-1]  # one head of either, or both, may stand for all

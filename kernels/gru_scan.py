@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.backends import clear, pick_backend, state_dtype
-from kernels.gates import sigmoid
-from kernels.rows import rows_outer
+from engram.kernels.backends import clear, pick_backend, state_dtype
+from engram.kernels.gates import sigmoid
+from engram.kernels.rows import rows_outer
 
 BACKENDS = ("reference", "xla")
 
@@ -41,7 +41,7 @@ def gru_scan(
         `h (T, B, H)` in the dtype of `xproj`, and the last state `(B, H)` in float32 or wider.
 
     Raises:
-        ValueError: unknown backend.
+        BadRequest: unknown backend.
     """
     backend = pick_backend(backend, BACKENDS, default="xla")
     dtype = state_dtype(xproj, Wh)

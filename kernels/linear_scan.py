@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import ffi, mosaic
-from kernels.backends import check_shapes, clear, compiled_backend, on_cpu_or_not, pick_backend, state_dtype
+from engram.kernels.backends import check_shapes, clear, compiled_backend, on_cpu_or_not, pick_backend, state_dtype
+from engram.kernels.cpu import ffi
+from engram.kernels.gpu import mosaic
 
 BACKENDS = ("reference", "xla", "ffi", "mosaic")
 
@@ -46,7 +47,7 @@ def linear_scan(
         `h (T, B, D)` in the dtype of `x`, and the last state `(B, D)` in float32 / complex64 or wider.
 
     Raises:
-        ValueError: unknown backend, shapes that do not fit, or complex `a` with real `x`.
+        BadRequest: unknown backend, shapes that do not fit, or complex `a` with real `x`.
     """
     dtype = _dtype(a, x)
     decays = x.shape if a.ndim == 3 else x.shape[2:]

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.backends import clear, pick_backend, state_dtype
-from kernels.gates import sigmoid
-from kernels.rows import rows_outer
+from engram.kernels.backends import clear, pick_backend, state_dtype
+from engram.kernels.gates import sigmoid
+from engram.kernels.rows import rows_outer
 
 BACKENDS = ("reference", "xla")
 
@@ -40,7 +40,7 @@ def lstm_scan(
         `h (T, B, H)` in the dtype of `xproj`, and the last `(c, h)`, each `(B, H)` in float32 or wider.
 
     Raises:
-        ValueError: unknown backend.
+        BadRequest: unknown backend.
     """
     backend = pick_backend(backend, BACKENDS, default="xla")
     dtype = state_dtype(xproj, Wh)

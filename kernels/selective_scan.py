@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels import ffi, mosaic
-from kernels.backends import check_shapes, clear, compiled_backend, pick_backend, state_dtype
-from kernels.chunks import divide
+from engram.errors import BadRequest
+from engram.kernels.backends import check_shapes, clear, compiled_backend, pick_backend, state_dtype
+from engram.kernels.chunks import divide
+from engram.kernels.cpu import ffi
+from engram.kernels.gpu import mosaic
 
 BACKENDS = ("reference", "xla", "ffi", "mosaic")
 CHANNEL_TASKS = 16
@@ -63,10 +65,10 @@ def selective_scan(
         `y (T, B, D)` in the dtype of `u`, and the last state `(B, N, D)` in float32 or wider.
 
     Raises:
-        ValueError: unknown backend, shapes that do not fit, or `chunk` < 1.
+        BadRequest: unknown backend, shapes that do not fit, or `chunk` < 1.
     """
     if chunk < 1:
-        raise ValueError(f"selective_scan: chunk must be at least 1, got {chunk}")
+        raise BadRequest(f"selective_scan: chunk must be at least 1, got {chunk}")
     dtype = state_dtype(u, dt, A)
     (T, batch, channels), N = u.shape, len(A)
     weights = (T, batch, N)

@@ -9,18 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.aaren_scan import aaren_scan, aaren_scan_step, initial_state
-from memory.base import Memory
-from memory.layers import Dense, GatedOutput
+from engram.errors import BadRequest
+from engram.kernels.aaren_scan import aaren_scan, aaren_scan_step, initial_state
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, GatedOutput
 
 
 class Aaren(Memory):
-    """One layer of heads and a gated output. State: `(m, u, w)` of `kernels.aaren_scan`, `(B, heads)`, `(B, heads)`,
-    `(B, heads, width / heads)`.
+    """One layer of heads and a gated output. State: `(m, u, w)` of `engram.kernels.aaren_scan`,
+    `(B, heads)`, `(B, heads)`, `(B, heads, width / heads)`.
 
     Attributes:
         heads: must divide the width.
-        backend: of `kernels.aaren_scan`.
+        backend: of `engram.kernels.aaren_scan`.
     """
 
     heads: int = 4
@@ -28,7 +29,7 @@ class Aaren(Memory):
 
     def __post_init__(self):
         if self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"aaren: needs heads that divide width {self.width}")
+            raise BadRequest(f"aaren: needs heads that divide width {self.width}")
         super().__post_init__()
 
     def setup(self):

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernels.backends import clear
-from memory.base import Memory
-from memory.layers import Dense, GatedOutput
+from engram.errors import BadRequest
+from engram.kernels.backends import clear
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, GatedOutput
 
 
 class Attention(Memory):
@@ -38,7 +39,7 @@ class Attention(Memory):
 
     def __post_init__(self):
         if self.window < 1 or self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"attention: needs window >= 1 and heads that divide width {self.width}")
+            raise BadRequest(f"attention: needs window >= 1 and heads that divide width {self.width}")
         super().__post_init__()
 
     def setup(self):

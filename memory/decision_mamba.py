@@ -3,7 +3,7 @@
 A step of the environment is three tokens: return-to-go, observation, action. The fine-grained branch reads them as
 groups `(action before, return-to-go, observation)`, so what it adds to a step's tokens knows nothing of the step's own
 action, which is to be predicted from them. As a group holds two tokens of one step, the block acts in two phases
-(`observe`, `act`) and not token by token, which is why it is a mixer (`memory.mixers`) and no registered memory.
+(`observe`, `act`) and not token by token, which is why it is a mixer (`engram.memory.mixers`) and no registered memory.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kernels.backends import clear
-from memory.layers import Dense
-from memory.mamba import Mamba
+from engram.kernels.backends import clear
+from engram.memory.layers import Dense
+from engram.memory.mamba import Mamba
 
 
 class DecisionState(struct.PyTreeNode):

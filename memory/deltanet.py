@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.causal_conv import causal_conv, causal_conv_step
-from kernels.delta_scan import delta_scan, delta_scan_step
-from memory.base import Memory
-from memory.layers import Dense, head_sizes, init_A_log, init_step_bias, uniform
+from engram.errors import BadRequest
+from engram.kernels.causal_conv import causal_conv, causal_conv_step
+from engram.kernels.delta_scan import delta_scan, delta_scan_step
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, head_sizes, init_A_log, init_step_bias, uniform
 
 
 class DeltaNet(Memory):
@@ -30,7 +31,7 @@ class DeltaNet(Memory):
         decay: forget by a factor per head, made from the input as in Mamba-2.
         conv: taps of the convolution, the current input among them.
         chunk: updates that the learner takes together, a power of 2; 0 for the kernel's choice.
-        backend: of `kernels.delta_scan`.
+        backend: of `engram.kernels.delta_scan`.
     """
 
     heads: int = 4
@@ -46,7 +47,7 @@ class DeltaNet(Memory):
     def __post_init__(self):
         _ = self.sizes  # raises where they do not fit
         if min(self.updates, self.conv) < 1:
-            raise ValueError("deltanet: needs updates and conv >= 1")
+            raise BadRequest("deltanet: needs updates and conv >= 1")
         super().__post_init__()
 
     @property

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.gla_scan import gla_scan, gla_scan_step
-from memory.base import Memory
-from memory.layers import Dense, head_sizes
+from engram.kernels.gla_scan import gla_scan, gla_scan_step
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, head_sizes
 
 GATE_RANK, GATE_ROOT = 16, 16
 """Rank of the gate's projection, and the root that is taken of it: decays start near 1 and move slowly."""
@@ -23,7 +23,7 @@ class GLA(Memory):
         heads: must divide `expand_k * width` and `expand_v * width`.
         expand_k, expand_v: size of all keys and of all values in widths.
         chunk: steps that the learner takes together, a power of 2; 0 for the kernel's choice.
-        backend: of `kernels.gla_scan`.
+        backend: of `engram.kernels.gla_scan`.
     """
 
     heads: int = 4

@@ -5,9 +5,10 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kernels.gru_scan import gru_scan, gru_scan_step
-from memory.base import Memory
-from memory.layers import Dense, gate_orthogonal, log_uniform
+from engram.errors import BadRequest
+from engram.kernels.gru_scan import gru_scan, gru_scan_step
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, gate_orthogonal, log_uniform
 
 
 class GRU(Memory):
@@ -15,7 +16,7 @@ class GRU(Memory):
 
     Attributes:
         max_timescale: units start with memories of up to this many steps (1: all gates start half open).
-        backend: of `kernels.gru_scan`.
+        backend: of `engram.kernels.gru_scan`.
     """
 
     max_timescale: float = 1.0
@@ -23,7 +24,7 @@ class GRU(Memory):
 
     def __post_init__(self):
         if not 1 <= self.max_timescale < math.inf:
-            raise ValueError(f"gru: max_timescale must be at least 1 and finite, got {self.max_timescale}")
+            raise BadRequest(f"gru: max_timescale must be at least 1 and finite, got {self.max_timescale}")
         super().__post_init__()
 
     def setup(self):

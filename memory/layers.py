@@ -8,12 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.convolution import convolve, convolve_transposed
-from kernels.gates import sigmoid
+from engram.errors import BadRequest
+from engram.kernels.convolution import convolve, convolve_transposed
+from engram.kernels.gates import sigmoid
 
 
 class Dense(nn.Dense):
-    """flax's layer, all rows in one plain product, which halves the time of the kernel's gradient (`kernels.rows`)."""
+    """flax's layer, all rows in one plain product, which halves its gradient's time (`engram.kernels.rows`)."""
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[..., n]` -> `[..., features]`."""
@@ -116,13 +117,13 @@ def head_sizes(name: str, width: int, heads: int, expand_k: float, expand_v: flo
     """Size of all keys and of all values of heads.
 
     Raises:
-        ValueError: `heads` does not divide them; the message begins with `name`, the memory's.
+        BadRequest: `heads` does not divide them; the message begins with `name`, the memory's.
     """
     if not (math.isfinite(expand_k) and math.isfinite(expand_v)):
-        raise ValueError(f"{name}: expand_k={expand_k} and expand_v={expand_v} must be finite")
+        raise BadRequest(f"{name}: expand_k={expand_k} and expand_v={expand_v} must be finite")
     sizes = int(expand_k * width), int(expand_v * width)
     if heads < 1 or any(size < 1 or size % heads for size in sizes):
-        raise ValueError(f"{name}: heads={heads} must divide keys and values of sizes {sizes}")
+        raise BadRequest(f"{name}: heads={heads} must divide keys and values of sizes {sizes}")
     return sizes
 
 

@@ -3,7 +3,7 @@
     h[t] = lambda h[t-1] + gamma (B x)      y = Re(C h) + D x      lambda = exp(-exp(nu) + i exp(theta))
 
 The modulus of `lambda` is below 1 whatever the parameters; `gamma = sqrt(1 - |lambda|^2)` keeps the state's variance
-that of its input. As in `memory.s5`, complex matrices act as one real product.
+that of its input. As in `engram.memory.s5`, complex matrices act as one real product.
 """
 
 import math
@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
-from kernels.rows import rows_matmul
-from memory.base import Memory
-from memory.layers import GatedOutput
+from engram.errors import BadRequest
+from engram.kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
+from engram.kernels.rows import rows_matmul
+from engram.memory.base import Memory
+from engram.memory.layers import GatedOutput
 
 
 class LRU(Memory):
@@ -26,7 +27,7 @@ class LRU(Memory):
         state: complex numbers in the state.
         r_min, r_max: the ring on which `lambda` starts, uniform in area; 0 <= r_min < r_max <= 1.
         max_phase: its largest starting phase, radians.
-        backend: of `kernels.linear_scan`.
+        backend: of `engram.kernels.linear_scan`.
     """
 
     state: int = 64
@@ -37,7 +38,7 @@ class LRU(Memory):
 
     def __post_init__(self):
         if self.state < 1 or not 0 <= self.r_min < self.r_max <= 1 or self.max_phase <= 0:
-            raise ValueError("lru: needs state >= 1, 0 <= r_min < r_max <= 1 and max_phase > 0")
+            raise BadRequest("lru: needs state >= 1, 0 <= r_min < r_max <= 1 and max_phase > 0")
         super().__post_init__()
 
     def setup(self):

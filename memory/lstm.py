@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kernels.lstm_scan import lstm_scan, lstm_scan_step
-from memory.base import Memory
-from memory.layers import Dense, gate_orthogonal
+from engram.kernels.lstm_scan import lstm_scan, lstm_scan_step
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, gate_orthogonal
 
 
 def _forget_bias(key, shape, dtype=jnp.float32):
@@ -18,7 +18,7 @@ class LSTM(Memory):
     """One LSTM layer. State: `(c, h)`, each `(B, width)`; output: `h`.
 
     Attributes:
-        backend: of `kernels.lstm_scan`.
+        backend: of `engram.kernels.lstm_scan`.
     """
 
     backend: str = "auto"

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.causal_conv import causal_conv, causal_conv_step
-from kernels.selective_scan import selective_scan, selective_scan_step
-from memory.base import Memory
-from memory.layers import Dense, init_step_bias, uniform
+from engram.errors import BadRequest
+from engram.kernels.causal_conv import causal_conv, causal_conv_step
+from engram.kernels.selective_scan import selective_scan, selective_scan_step
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, init_step_bias, uniform
 
 
 class SelectiveSpace(nn.Module):
@@ -20,7 +21,7 @@ class SelectiveSpace(nn.Module):
     Attributes:
         state: size of the state of each channel.
         rank: of the projection that makes the step sizes.
-        backend: of `kernels.selective_scan`.
+        backend: of `engram.kernels.selective_scan`.
     """
 
     channels: int
@@ -72,7 +73,7 @@ class Mamba(Memory):
         expand: channels of the block in widths.
         conv: taps of the convolution, the current input among them.
         dt_rank: rank of the projection that makes the step sizes; 0 for width / 16, rounded up.
-        backend: of `kernels.selective_scan`.
+        backend: of `engram.kernels.selective_scan`.
     """
 
     state: int = 16
@@ -83,7 +84,7 @@ class Mamba(Memory):
 
     def __post_init__(self):
         if min(self.state, self.expand, self.conv) < 1 or self.dt_rank < 0:
-            raise ValueError("mamba: needs state, expand and conv >= 1, dt_rank >= 0")
+            raise BadRequest("mamba: needs state, expand and conv >= 1, dt_rank >= 0")
         super().__post_init__()
 
     @nn.nowrap

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.causal_conv import causal_conv, causal_conv_step
-from kernels.gla_scan import gla_scan, gla_scan_step
-from memory.base import Memory
-from memory.layers import Dense, init_A_log, init_step_bias, uniform
+from engram.errors import BadRequest
+from engram.kernels.causal_conv import causal_conv, causal_conv_step
+from engram.kernels.gla_scan import gla_scan, gla_scan_step
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, init_A_log, init_step_bias, uniform
 
 
 class Mamba2(Memory):
@@ -25,7 +26,7 @@ class Mamba2(Memory):
         head: channels of a head, which must divide all channels; all of them where there are fewer.
         conv: taps of the convolution, the current input among them.
         chunk: steps that the learner takes together, a power of 2; 0 for the kernel's choice.
-        backend: of `kernels.gla_scan`.
+        backend: of `engram.kernels.gla_scan`.
     """
 
     state: int = 16
@@ -37,9 +38,9 @@ class Mamba2(Memory):
 
     def __post_init__(self):
         if min(self.state, self.expand, self.head, self.conv) < 1:
-            raise ValueError("mamba2: needs state, expand, head and conv >= 1")
+            raise BadRequest("mamba2: needs state, expand, head and conv >= 1")
         if self.channels % self.heads or self.channels > self.heads * self.head:
-            raise ValueError(f"mamba2: heads of {self.head} channels do not divide {self.channels} channels")
+            raise BadRequest(f"mamba2: heads of {self.head} channels do not divide {self.channels} channels")
         super().__post_init__()
 
     @property

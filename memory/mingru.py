@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.linear_scan import linear_scan, linear_scan_step
-from memory.base import Memory
-from memory.layers import Dense, GatedOutput, log_uniform
+from engram.errors import BadRequest
+from engram.kernels.linear_scan import linear_scan, linear_scan_step
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, GatedOutput, log_uniform
 
 
 class MinGRU(Memory):
@@ -20,7 +21,7 @@ class MinGRU(Memory):
     Attributes:
         expand: size of the state in widths.
         max_timescale: the states start with memories of up to this many steps.
-        backend: of `kernels.linear_scan`.
+        backend: of `engram.kernels.linear_scan`.
     """
 
     expand: int = 1
@@ -29,7 +30,7 @@ class MinGRU(Memory):
 
     def __post_init__(self):
         if self.expand < 1 or self.max_timescale <= 1:
-            raise ValueError("mingru: needs expand >= 1 and max_timescale > 1")
+            raise BadRequest("mingru: needs expand >= 1 and max_timescale > 1")
         super().__post_init__()
 
     def setup(self):

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from memory import MEMORIES, make_memory, memory_options
-from memory.base import Memory, State
-from memory.decision_mamba import DecisionMamba
-from memory.stack import Stack
+from engram.memory import MEMORIES, make_memory, memory_options
+from engram.memory.base import Memory, State
+from engram.memory.decision_mamba import DecisionMamba
+from engram.memory.stack import Stack
 
 MIXERS: dict[str, type[Memory]] = {**MEMORIES, "dm": DecisionMamba}
 """Layers by name: `dm` is the block of Decision Mamba, `attention` makes a Decision Transformer."""

@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 
-from memory.base import Memory
-from memory.layers import Dense, GatedOutput
+from engram.memory.base import Memory
+from engram.memory.layers import Dense, GatedOutput
 
 
 class NoMemory(Memory):

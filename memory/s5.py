@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
-from kernels.rows import rows_matmul
-from memory.base import Memory
-from memory.layers import GatedOutput, log_uniform
+from engram.errors import BadRequest
+from engram.kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
+from engram.kernels.rows import rows_matmul
+from engram.memory.base import Memory
+from engram.memory.layers import GatedOutput, log_uniform
 
 PERTURBATION = 0.1
 Complex = npt.NDArray[np.complex128]
@@ -85,7 +86,7 @@ class S5(Memory):
         dt_min, dt_max: step lengths start log-uniform between them. The paper ends at 0.1; from up to 1, tasks that ask
             for the last few inputs are learned several times faster.
         gate: "full_glu" (`W1 u * sigmoid(W2 u)`, `u = gelu(y)`, the paper) or "gelu" (`u` alone).
-        backend: of `kernels.linear_scan`.
+        backend: of `engram.kernels.linear_scan`.
     """
 
     state: int = 64
@@ -98,9 +99,9 @@ class S5(Memory):
 
     def __post_init__(self):
         if self.blocks < 1 or self.state < 2 or self.state % (2 * self.blocks):
-            raise ValueError(f"s5: state ({self.state}) must be a positive multiple of 2 * blocks ({2 * self.blocks})")
+            raise BadRequest(f"s5: state ({self.state}) must be a positive multiple of 2 * blocks ({2 * self.blocks})")
         if not 0 < self.dt_min < self.dt_max:
-            raise ValueError(f"s5: needs 0 < dt_min ({self.dt_min}) < dt_max ({self.dt_max})")
+            raise BadRequest(f"s5: needs 0 < dt_min ({self.dt_min}) < dt_max ({self.dt_max})")
         super().__post_init__()
 
     def setup(self):

@@ -4,7 +4,7 @@ from functools import partial
 
 import flax.linen as nn
 
-from memory.base import Memory
+from engram.memory.base import Memory
 
 
 class Stack(Memory):

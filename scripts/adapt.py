@@ -24,24 +24,25 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from agents import adaptation, bandit_oracles, rbocpd
-from agents.adaptation import Played
-from agents.ppo import PPO
-from agents.run.errors import BadRequest
-from agents.run.folder import read_config, say, write_atomically
-from agents.run.loop import seed_keys
-from configs.experiment import PPOExperiment
-from envs import registry
-from envs.meta.bandits import BernoulliBandit, GaussianBandit
-from envs.meta.dark_room import DarkRoom
-from envs.meta.mixture import Member, Mixture
-from envs.meta.splits import SPLITS, drawn_from
-from envs.meta.switching import Switching
-from envs.meta.trials import Trials
-from envs.vector import Vectorised
-from envs.wrappers import flat_size
-from scripts.common import from_dict, is_recorded, parse, restored, run_script
-from scripts.factory import make_agent, observed
+from engram.agents.planners import change_points as rbocpd
+from engram.agents.ppo.agent import PPO
+from engram.configs.experiment import PPOExperiment
+from engram.envs import registry
+from engram.envs.meta.bandits import BernoulliBandit, GaussianBandit
+from engram.envs.meta.dark_room import DarkRoom
+from engram.envs.meta.mixture import Member, Mixture
+from engram.envs.meta.splits import SPLITS, drawn_from
+from engram.envs.meta.switching import Switching
+from engram.envs.meta.trials import Trials
+from engram.envs.vector import Vectorised
+from engram.envs.wrappers import flat_size
+from engram.errors import BadRequest
+from engram.experiments import adaptation, bandit_oracles
+from engram.experiments.adaptation import Played
+from engram.scripts.common import from_dict, is_recorded, parse, restored, run_script
+from engram.scripts.factory import make_agent, observed
+from engram.training.folder import read_config, say, write_atomically
+from engram.training.loop import seed_keys
 
 Split = Literal["train", "test", "heldout"]
 AS_TRAINED = ("kept", "off")
@@ -131,7 +132,7 @@ def is_trials(env_id: str) -> bool:
 
 
 def tasks_of(env_id: str) -> dict[str, Trials | Member]:
-    """The trials of an environment, by the names of a mixture's members. Raises ValueError for an unknown one."""
+    """The trials of an environment, by the names of a mixture's members. Raises BadRequest for an unknown one."""
     if not env_id.startswith("meta/Mixture"):
         trials = registry.make(env_id)
         assert isinstance(trials, Trials)
@@ -140,7 +141,7 @@ def tasks_of(env_id: str) -> dict[str, Trials | Member]:
     assert isinstance(mixture, Mixture)
     members = mixture.members
     if len({member.name for member in members}) < len(members):
-        raise ValueError(f"{env_id}: two members have one name")
+        raise BadRequest(f"{env_id}: two members have one name")
     return {member.name: member for member in members}
 
 

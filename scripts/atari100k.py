@@ -22,10 +22,16 @@ from typing import Any
 import numpy as np
 import tyro
 
-from agents.run.errors import BadRequest, Interrupted
-from agents.run.folder import read_config, say, write_atomically
-from agents.run.metrics import read_metrics
-from agents.run.statistics import (
+from engram.configs.experiment import DramaExperiment, PPOExperiment
+from engram.configs.presets import PRESETS
+from engram.envs.host.atari import ATARI_100K
+from engram.errors import BadRequest, Interrupted
+from engram.scripts import train
+from engram.scripts.common import describe, run_script, split_preset, with_episodes
+from engram.scripts.factory import make_agent
+from engram.training.folder import read_config, say, write_atomically
+from engram.training.metrics import read_metrics
+from engram.training.statistics import (
     human_normalised,
     iqm_of_scores,
     iqm_of_tasks,
@@ -33,12 +39,6 @@ from agents.run.statistics import (
     median_of_tasks,
     stratified_bootstrap,
 )
-from configs.experiment import DramaExperiment, PPOExperiment
-from configs.presets import PRESETS
-from envs.atari import ATARI_100K
-from scripts import train
-from scripts.common import describe, run_script, split_preset, with_episodes
-from scripts.factory import make_agent
 
 DEFAULT = "atari100k"
 """The preset that is run when none is named."""

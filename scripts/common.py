@@ -14,10 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 import tyro
 
-from agents.run import checkpoint
-from agents.run.errors import BadRequest, Diverged, Interrupted
-from agents.run.loop import Agent, over_seeds, seed_keys
-from configs.experiment import (
+from engram.configs.experiment import (
     EXPERIMENTS,
     DramaExperiment,
     Experiment,
@@ -25,9 +22,12 @@ from configs.experiment import (
     PPOExperiment,
     ValueExperiment,
 )
-from configs.presets import DEFAULT, PRESETS
-from kernels.cache import keep_compiled_programs
-from kernels.malloc import keep_freed_memory
+from engram.configs.presets import DEFAULT, PRESETS
+from engram.errors import BadRequest, Diverged, Interrupted
+from engram.kernels.cache import keep_compiled_programs
+from engram.kernels.malloc import keep_freed_memory
+from engram.training import checkpoint
+from engram.training.loop import Agent, over_seeds, seed_keys
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -176,7 +176,7 @@ def from_dict(values: dict[str, Any]) -> Experiment:
         values["odice"] = {"bounded": True, **values["odice"]}  # as it was before there was a choice
     try:
         if agent not in EXPERIMENTS:
-            raise ValueError(f"unknown agent {agent!r}")
+            raise BadRequest(f"unknown agent {agent!r}")
         return build(EXPERIMENTS[agent], values)
     except (TypeError, ValueError) as error:
         raise BadRequest(f"config.yaml does not describe an experiment: {error}") from None

@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 import tyro
 
-from agents.run.errors import BadRequest
-from agents.run.folder import read_config, say, write_atomically
-from agents.run.metrics import read_metrics
-from agents.run.statistics import iqm_of_scores, stratified_bootstrap
-from configs.experiment import PPOExperiment, SequenceExperiment, ValueExperiment
-from configs.presets import PRESETS
-from scripts import train
-from scripts.adapt import Options as AdaptOptions
-from scripts.adapt import adapt, is_trials
-from scripts.common import describe, folder_name, run_script, split_preset
-from scripts.factory import algorithms_of, make_agent, resolve
-from scripts.plot import PANELS, agent_of, draw_panel
+from engram.configs.experiment import PPOExperiment, SequenceExperiment, ValueExperiment
+from engram.configs.presets import PRESETS
+from engram.errors import BadRequest
+from engram.scripts import train
+from engram.scripts.adapt import Options as AdaptOptions
+from engram.scripts.adapt import adapt, is_trials
+from engram.scripts.common import describe, folder_name, run_script, split_preset
+from engram.scripts.factory import algorithms_of, make_agent, resolve
+from engram.scripts.plot import PANELS, agent_of, draw_panel
+from engram.training.folder import read_config, say, write_atomically
+from engram.training.metrics import read_metrics
+from engram.training.statistics import iqm_of_scores, stratified_bootstrap
 
 MEMORIES = ("s5", "gru", "none")
 """What is compared when no memory is named."""
@@ -294,7 +294,7 @@ def _figure(panels: int, width: float, height: float):
 
 
 def draw_curves(cells: list[Cell], out: Path) -> None:
-    """One panel a row: the agent's first metric (see `scripts.plot`) of each memory or algorithm."""
+    """One panel a row: the agent's first metric (see `engram.scripts.plot`) of each memory or algorithm."""
     tasks, columns, at = rows_and_columns(cells)
     plt, figure, axes = _figure(len(tasks), 3.6 if len(tasks) > 1 else 6.5, 2.7 if len(tasks) > 1 else 4)
     quantity = ""

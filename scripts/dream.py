@@ -17,13 +17,13 @@ import jax
 import numpy as np
 import tyro
 
-from agents.drama import Drama, Dream
-from agents.run.errors import BadRequest
-from agents.run.folder import read_config, say
-from envs.spaces import Box
-from envs.wrappers import FlattenObservation
-from scripts.common import from_dict, parse, restored, run_script
-from scripts.factory import make_agent
+from engram.agents.drama.agent import Drama, Dream
+from engram.envs.spaces import Box
+from engram.envs.wrappers import FlattenObservation
+from engram.errors import BadRequest
+from engram.scripts.common import from_dict, parse, restored, run_script
+from engram.scripts.factory import make_agent
+from engram.training.folder import read_config, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image

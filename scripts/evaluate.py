@@ -15,19 +15,19 @@ import jax
 import numpy as np
 import tyro
 
-from agents.conservative import Conservative
-from agents.drama import Drama
-from agents.offline_values import OfflineAgent
-from agents.ppo import PPO
-from agents.run.errors import BadRequest
-from agents.run.folder import read_config, say, write_atomically
-from agents.run.loop import evaluation, seed_keys
-from agents.run.metrics import number
-from agents.run.statistics import summarise
-from agents.sequence_policy import SequenceAgent
-from configs.experiment import DramaExperiment, OfflineExperiment, PPOExperiment, ValueExperiment
-from scripts.common import from_dict, is_recorded, parse, restored, run_script, with_episodes
-from scripts.factory import make_agent
+from engram.agents.drama.agent import Drama
+from engram.agents.offline.base import OfflineAgent
+from engram.agents.offline.sequence_policy import SequenceAgent
+from engram.agents.ppo.agent import PPO
+from engram.agents.ppo.conservative import Conservative
+from engram.configs.experiment import DramaExperiment, OfflineExperiment, PPOExperiment, ValueExperiment
+from engram.errors import BadRequest
+from engram.scripts.common import from_dict, is_recorded, parse, restored, run_script, with_episodes
+from engram.scripts.factory import make_agent
+from engram.training.folder import read_config, say, write_atomically
+from engram.training.loop import evaluation, seed_keys
+from engram.training.metrics import number
+from engram.training.statistics import summarise
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture

@@ -10,24 +10,24 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from agents import conservative, data_view, dynlin, lsd, neucb, stepmix, ucrl
-from agents.bc import BC, RCBC
-from agents.bisimulation import Bisimulation
-from agents.conservative import Conservative
-from agents.cql import CQL
-from agents.distributions import head_size
-from agents.drama import Drama
-from agents.iql import IQL
-from agents.networks import ActorCritic, check_pictures
-from agents.odice import ODICE
-from agents.offline_data import OfflineData
-from agents.offline_values import OfflineAgent
-from agents.ppo import PPO
-from agents.run.errors import BadRequest
-from agents.run.loop import Agent, Plan, plan
-from agents.sequence_policy import SequenceAgent, SequencePolicy
-from agents.td3bc import TD3BC
-from configs.experiment import (
+from engram.agents.common.distributions import head_size
+from engram.agents.drama.agent import Drama
+from engram.agents.offline import view as data_view
+from engram.agents.offline.base import OfflineAgent
+from engram.agents.offline.bc import BC, RCBC
+from engram.agents.offline.bisimulation import Bisimulation
+from engram.agents.offline.cql import CQL
+from engram.agents.offline.data import OfflineData
+from engram.agents.offline.iql import IQL
+from engram.agents.offline.odice import ODICE
+from engram.agents.offline.sequence_policy import SequenceAgent, SequencePolicy
+from engram.agents.offline.td3bc import TD3BC
+from engram.agents.planners import dynlin, lsd, neucb, stepmix, ucrl
+from engram.agents.ppo import conservative
+from engram.agents.ppo.agent import PPO
+from engram.agents.ppo.conservative import Conservative
+from engram.agents.ppo.networks import ActorCritic, check_pictures
+from engram.configs.experiment import (
     ConservativeExperiment,
     DramaExperiment,
     Experiment,
@@ -37,18 +37,18 @@ from configs.experiment import (
     ValueExperiment,
     WorldSettings,
 )
-from envs import datasets, registry
-from envs.base import VectorEnvironment
-from envs.classification_bandit import ClassificationBandit, LinearLoss
-from envs.datasets import Episodes
-from envs.datasets.recording import Recorder
-from envs.dynamical_bandit import DynamicalBandit
-from envs.episodic_mdp import EpisodicMDP
-from envs.lsd import LSDBandit
-from envs.spaces import Box, Space
-from envs.switching_mdp import SwitchingMDP
-from envs.vector import Vectorised
-from envs.wrappers import (
+from engram.envs import datasets, registry
+from engram.envs.bandits.classification import ClassificationBandit, LinearLoss
+from engram.envs.bandits.dynamical import DynamicalBandit
+from engram.envs.bandits.last_switch import LSDBandit
+from engram.envs.base import VectorEnvironment
+from engram.envs.datasets import Episodes
+from engram.envs.datasets.recording import Recorder
+from engram.envs.spaces import Box, Space
+from engram.envs.tabular.episodic import EpisodicMDP
+from engram.envs.tabular.switching import SwitchingMDP
+from engram.envs.vector import Vectorised
+from engram.envs.wrappers import (
     EpisodeStatistics,
     FlattenObservation,
     MaskObservation,
@@ -60,10 +60,12 @@ from envs.wrappers import (
     Wrapper,
     is_image,
 )
-from memory import make_memory, memory_options
-from memory.mixers import make_mixer, mixer_options
-from worldmodels.networks import PictureDecoder, PictureEncoder, VectorDecoder, VectorEncoder
-from worldmodels.world_model import WorldModel
+from engram.errors import BadRequest
+from engram.memory import make_memory, memory_options
+from engram.memory.mixers import make_mixer, mixer_options
+from engram.training.loop import Agent, Plan, plan
+from engram.worldmodels.networks import PictureDecoder, PictureEncoder, VectorDecoder, VectorEncoder
+from engram.worldmodels.world_model import WorldModel
 
 EVALUATION_LANES = 1_000_003
 PLANNER_STEPS = 2**24
@@ -91,7 +93,7 @@ def make_environment(config: PPOExperiment, num_envs: int, copies: int, seed: in
     """The environment `env` of `config` as its agent sees it: `num_envs` in a batch, wrapped.
 
     Args:
-        record: whether its steps say what was there before noise and normalisation (see `envs.datasets.recording`).
+        record: whether its steps say what was there before noise and normalisation (`engram.envs.datasets.recording`).
 
     Raises:
         BadRequest: unknown id, or wrappers that do not fit it.
@@ -117,7 +119,7 @@ def observed(config: PPOExperiment, env: VectorEnvironment, record: bool = False
     """`env` in the wrappers that `config` names; `record` as in `make_environment`.
 
     Raises:
-        ValueError: a wrapper does not fit it.
+        BadRequest: a wrapper does not fit it.
     """
     view = config.observation
     env = FlattenObservation(EpisodeStatistics(env))
@@ -155,16 +157,16 @@ def options_of(
     """The entries of `options` (`memory.option=value`) that concern `memory`, by bare names.
 
     Raises:
-        ValueError: an entry is not of that form, or names no memory or no option of it.
+        BadRequest: an entry is not of that form, or names no memory or no option of it.
     """
     chosen = {}
     for entry in options:
         name, dot, rest = entry.partition(".")
         option, equals, value = rest.partition("=")
         if not (dot and equals):
-            raise ValueError(f"memory option {entry!r} is not of the form memory.option=value, such as s5.state=128")
+            raise BadRequest(f"memory option {entry!r} is not of the form memory.option=value, such as s5.state=128")
         if option not in known(name):
-            raise ValueError(f"memory {name!r} has no option {option!r}: it has {', '.join(known(name))}")
+            raise BadRequest(f"memory {name!r} has no option {option!r}: it has {', '.join(known(name))}")
         if name == memory:
             chosen[option] = value
     return chosen
@@ -201,13 +203,13 @@ def make_planner(config: Experiment) -> Agent:
     family = config.env.partition("/")[0]
     try:
         if config.eval_env:
-            raise ValueError(f"eval_env is not for {config.agent}, which is scored while it acts")
+            raise BadRequest(f"eval_env is not for {config.agent}, which is scored while it acts")
         # An emulator cannot be made here at all.
         env = None if family in registry.HOST_POOLS else registry.make(config.env)
         if not isinstance(env, kind):
-            raise ValueError(f"{config.agent} does not plan {family}/... environments: see the planners' page in docs")
+            raise BadRequest(f"{config.agent} does not plan {family}/... environments: see the planners' page in docs")
         if config.total_steps > PLANNER_STEPS:
-            raise ValueError(
+            raise BadRequest(
                 f"total_steps must be at most {PLANNER_STEPS:,} for planners, which count in float32, "
                 f"got {config.total_steps:,}"
             )
@@ -329,18 +331,18 @@ def make_dataset_environment(config: OfflineExperiment, episodes: Episodes, num_
     """A batch of the environment that `episodes` are from, or `config` names, seen as it was recorded.
 
     Raises:
-        ValueError: it is unknown, or does not fit the dataset.
+        BadRequest: it is unknown, or does not fit the dataset.
     """
     env_id, origin = dataclasses.replace(config, env=config.env or episodes.origin.env).evaluated, episodes.origin
     if not env_id:
-        raise ValueError(f"{config.dataset} does not say which environment it is from: name it with --env")
+        raise BadRequest(f"{config.dataset} does not say which environment it is from: name it with --env")
     if env_id.partition("/")[0] in registry.HOST_POOLS:
-        raise ValueError(f"{env_id} is an emulator: what learned from recorded episodes is played in JAX environments")
+        raise BadRequest(f"{env_id} is an emulator: what learned from recorded episodes is played in JAX environments")
     single = registry.make(env_id)
     if origin.time_limit:
         single = TimeLimit(single, origin.time_limit)
     if single.max_steps(single.default_params) is None:
-        raise ValueError(f"{env_id} never ends, and {config.dataset} names no time limit")
+        raise BadRequest(f"{env_id} never ends, and {config.dataset} names no time limit")
     env = FlattenObservation(EpisodeStatistics(Vectorised(single, num_envs)))
     if origin.keep:
         env = MaskObservation(env, origin.keep)
@@ -349,7 +351,7 @@ def make_dataset_environment(config: OfflineExperiment, episodes: Episodes, num_
             episodes, env.observation_space(env.default_params), env.action_space(env.default_params)
         )
     except ValueError as error:
-        raise ValueError(f"{config.dataset} does not fit {env_id}: {error}") from None
+        raise BadRequest(f"{config.dataset} does not fit {env_id}: {error}") from None
     return env
 
 
@@ -387,7 +389,7 @@ def make_values(config: ValueExperiment, episodes: Episodes | None = None) -> Of
         if method is None:
             close = difflib.get_close_matches(config.algorithm, VALUE_METHODS, n=3, cutoff=0.4)
             hint = f"did you mean {', '.join(close)}?" if close else f"it is one of {', '.join(VALUE_METHODS)}"
-            raise ValueError(f"unknown algorithm {config.algorithm!r}; {hint}")
+            raise BadRequest(f"unknown algorithm {config.algorithm!r}; {hint}")
         episodes = episodes or load_dataset(config.dataset)
         settings = getattr(config, config.algorithm)
         env = make_dataset_environment(config, episodes, settings.eval_episodes)
@@ -401,7 +403,7 @@ def make_values(config: ValueExperiment, episodes: Episodes | None = None) -> Of
 
 
 def make_world(memory: str, sizes: WorldSettings, space: Any) -> WorldModel:
-    """The world model of observations of `space`. Raises ValueError where they or the memory do not fit `sizes`."""
+    """The world model of observations of `space`. Raises BadRequest where they or the memory do not fit `sizes`."""
     encoder, decoder = coders(sizes, space)
     return WorldModel(
         memory=make_memory(
@@ -424,33 +426,33 @@ def make_world(memory: str, sizes: WorldSettings, space: Any) -> WorldModel:
 
 
 def refuse_reconstruction(sizes: WorldSettings, space: Space) -> None:
-    """Raises ValueError where observations of `space` are not of the kind that is reconstructed."""
+    """Raises BadRequest where observations of `space` are not of the kind that is reconstructed."""
     if (
         sizes.reconstruction == "binary"
         and isinstance(space, Box)
         and (np.min(space.low) < 0 or np.max(space.high) > 1)
     ):
-        raise ValueError(
+        raise BadRequest(
             f"world.reconstruction=binary needs observations in [0, 1], these are in [{space.low}, {space.high}]: "
             "take world.reconstruction=symlog"
         )
     if sizes.reconstruction == "pixels" and not is_image(space):
-        raise ValueError("world.reconstruction=pixels needs uint8 pictures: take world.reconstruction=symlog or binary")
+        raise BadRequest("world.reconstruction=pixels needs uint8 pictures: take world.reconstruction=symlog or binary")
 
 
 def coders(sizes: WorldSettings, space: Any) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder of observations of `space`.
 
     Raises:
-        ValueError: they do not fit it.
+        BadRequest: they do not fit it.
     """
     if sizes.encoder == "mlp":
         if len(space.shape) != 1:
-            raise ValueError(f"world.encoder=mlp needs vectors, observations have shape {space.shape}")
+            raise BadRequest(f"world.encoder=mlp needs vectors, observations have shape {space.shape}")
         return VectorEncoder(sizes.dense), VectorDecoder(sizes.dense[::-1], space.shape[0])
     shrink = math.prod(sizes.strides)
     if len(space.shape) != 3 or space.shape[0] % shrink or space.shape[1] % shrink:
-        raise ValueError(
+        raise BadRequest(
             f"world.encoder=conv needs pictures whose sides are multiples of {shrink}, observations have shape "
             f"{space.shape}: take world.encoder=mlp or other world.strides"
         )

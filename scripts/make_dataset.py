@@ -23,8 +23,15 @@ import jax
 import numpy as np
 import tyro
 
-from agents.ppo import PPO
-from agents.recording import (
+from engram.agents.ppo.agent import PPO
+from engram.configs.experiment import ObservationSettings, PPOExperiment
+from engram.configs.presets import PPO_PRESETS, PRESETS
+from engram.envs.datasets import Episodes, Origin, load, pendulum, save
+from engram.envs.datasets.episodes import normalised_score
+from engram.envs.datasets.recording import Step, Tape, joined
+from engram.envs.spaces import Space
+from engram.errors import BadRequest, Interrupted
+from engram.experiments.recording import (
     Player,
     Policy,
     load_policy,
@@ -34,17 +41,19 @@ from agents.recording import (
     random_player,
     save_policy,
 )
-from agents.run.errors import BadRequest, Interrupted
-from agents.run.folder import read_config, say, versions, write_atomically
-from configs.experiment import ObservationSettings, PPOExperiment
-from configs.presets import PPO_PRESETS, PRESETS
-from envs.datasets import Episodes, Origin, load, pendulum, save
-from envs.datasets.episodes import normalised_score
-from envs.datasets.recording import Step, Tape, joined
-from envs.spaces import Space
-from scripts import train
-from scripts.common import RECORDINGS, folder_name, from_dict, is_recorded, parse, restored, run_script, split_preset
-from scripts.factory import divide, make_environment, make_ppo
+from engram.scripts import train
+from engram.scripts.common import (
+    RECORDINGS,
+    folder_name,
+    from_dict,
+    is_recorded,
+    parse,
+    restored,
+    run_script,
+    split_preset,
+)
+from engram.scripts.factory import divide, make_environment, make_ppo
+from engram.training.folder import read_config, say, versions, write_atomically
 
 Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]
 Format = Literal["npz", "d4rl", "minari"]

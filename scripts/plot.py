@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import tyro
 
-from agents.run.errors import BadRequest
-from agents.run.folder import read_config, say
-from agents.run.metrics import Row, read_metrics
-from configs.experiment import EXPERIMENTS, ValueExperiment
-from scripts.common import parse, run_script
+from engram.configs.experiment import EXPERIMENTS, ValueExperiment
+from engram.errors import BadRequest
+from engram.scripts.common import parse, run_script
+from engram.training.folder import read_config, say
+from engram.training.metrics import Row, read_metrics
 
 
 def band(rows: list[Row], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -19,19 +19,19 @@ import jax
 import numpy as np
 import tyro
 
-from agents.drama import Drama
-from agents.run.errors import BadRequest, Interrupted
-from agents.run.folder import RunFolder, say
-from agents.run.loop import Agent, LoopSettings, seed_keys, train
-from agents.run.metrics import Row, read_metrics
-from agents.run.statistics import summarise
-from agents.stepmix import StepMix
-from configs.experiment import Experiment, OfflineExperiment, ValueExperiment
-from configs.presets import PRESETS
-from scripts.common import default_folder, describe, parse, run_script, split_preset
-from scripts.dream import draw_dream
-from scripts.factory import divide, make_agent, resolve
-from scripts.plot import draw_curves
+from engram.agents.drama.agent import Drama
+from engram.agents.planners.stepmix import StepMix
+from engram.configs.experiment import Experiment, OfflineExperiment, ValueExperiment
+from engram.configs.presets import PRESETS
+from engram.errors import BadRequest, Interrupted
+from engram.scripts.common import default_folder, describe, parse, run_script, split_preset
+from engram.scripts.dream import draw_dream
+from engram.scripts.factory import divide, make_agent, resolve
+from engram.scripts.plot import draw_curves
+from engram.training.folder import RunFolder, say
+from engram.training.loop import Agent, LoopSettings, seed_keys, train
+from engram.training.metrics import Row, read_metrics
+from engram.training.statistics import summarise
 
 LAST = 5
 """Evaluations in the mean of the last ones."""
@@ -83,7 +83,7 @@ def run(
 
     Args:
         agent: of the configuration, on functional environments (default: made here).
-        keep: as for `agents.run.loop.train`, with the run folder first.
+        keep: as for `engram.training.loop.train`, with the run folder first.
     """
     if options.resume and options.out is None:
         raise BadRequest("--resume needs --out, the folder to continue")

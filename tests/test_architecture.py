@@ -11,29 +11,52 @@ MAY_IMPORT = {
     "memory": {"kernels"},
     "envs": set(),
     "worldmodels": {"kernels", "memory"},
-    "agents": {"kernels", "memory", "worldmodels", "envs"},
-    "configs": {"agents"},
-    "scripts": {"kernels", "memory", "worldmodels", "envs", "agents", "configs"},
+    "training": {"envs"},
+    "agents": {"kernels", "memory", "worldmodels", "envs", "training"},
+    "configs": {"agents", "training"},
+    "experiments": {"kernels", "memory", "worldmodels", "envs", "training", "agents", "configs"},
+    "scripts": {"kernels", "memory", "worldmodels", "envs", "training", "agents", "configs", "experiments"},
 }
+"""Folders, and of which others they may import; all may import `engram.errors`."""
+FAMILIES = ("ppo", "drama", "offline", "planners")
 
 
 def imported(file: Path) -> set[str]:
+    """Dotted names of all modules that a file imports anywhere, and of what it imports from them."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.split(".")[0])
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_go_one_way(package):
-    others = {*MAY_IMPORT, "tests", "benchmarks"} - {package} - MAY_IMPORT[package]
-    files = list((ROOT / package).rglob("*.py"))
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_go_one_way(folder):
+    foreign = {*MAY_IMPORT} - {folder} - MAY_IMPORT[folder]
+    files = list((ROOT / folder).rglob("*.py"))
     assert files
     for file in files:
-        assert not imported(file) & others, file
+        parts = [name.split(".") for name in imported(file)]
+        assert not {p[1] for p in parts if p[0] == "engram" and len(p) > 1} & foreign, file
+        assert not {p[0] for p in parts} & {*MAY_IMPORT, "tests", "benchmarks"}, file
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_of_agents_do_not_know_each_other(family):
+    for file in (ROOT / "agents" / family).rglob("*.py"):
+        others = {f"engram.agents.{other}" for other in FAMILIES if other != family}
+        assert not {".".join(name.split(".")[:3]) for name in imported(file)} & others, file
+    for file in (ROOT / "agents" / "common").rglob("*.py"):
+        assert not {".".join(name.split(".")[:3]) for name in imported(file)} & {f"engram.agents.{f}" for f in FAMILIES}
+
+
+def test_every_folder_of_the_package_is_linked():
+    links = {path.name for path in (ROOT / "src" / "engram").iterdir() if path.is_symlink()}
+    assert links == set(MAY_IMPORT)
+    for name in links:
+        assert (ROOT / "src" / "engram" / name).resolve() == ROOT / name
 
 
 SLOW = {"scipy", "matplotlib", "gymnax", "gymnasium", "brax", "envpool", "ale_py", "wandb", "xminigrid", "craftax"}
@@ -53,11 +76,11 @@ def at_the_top(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("script", ["train", "compare", "evaluate", "adapt"])
 def test_scripts_start_without_slow_imports(script):
-    waiting, seen = {f"scripts.{script}"}, set()
+    waiting, seen = {f"engram.scripts.{script}"}, set()
     while waiting:
         name = waiting.pop()
         seen.add(name)
-        path = ROOT / name.replace(".", "/")
+        path = ROOT / "src" / name.replace(".", "/")
         files = [f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()]
         found = {n for file in files for n in at_the_top(file)}
         slow = {n for n in found if n.split(".")[0] in SLOW}
@@ -65,7 +88,7 @@ def test_scripts_start_without_slow_imports(script):
         # Importing a module imports the packages that it lies in.
         parents = {n.rsplit(".", i)[0] for n in found for i in range(n.count(".") + 1)}
         waiting |= (found | parents) - seen
-    assert {"agents.ppo", "envs.registry"} <= seen
+    assert {"engram.agents.ppo.agent", "engram.envs.registry"} <= seen
 
 
 @pytest.mark.parametrize("pins", ["py311.txt", "py312.txt"])

@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.ppo import PPOSettings
-from agents.run.metrics import aggregate
 from benchmarks.offline import random_episodes
-from configs.experiment import EXPERIMENTS, Experiment, NetworkSettings, ObservationSettings, PPOExperiment
-from configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
-from envs import registry
-from envs.vector import Vectorised
-from memory import MEMORIES, make_memory, memory_options
-from scripts import atari100k, compare, dream, evaluate, plot, train
-from scripts.factory import VALUE_METHODS, make_agent, make_sequence, make_values
+from engram.agents.ppo.agent import PPOSettings
+from engram.configs.experiment import EXPERIMENTS, Experiment, NetworkSettings, ObservationSettings, PPOExperiment
+from engram.configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
+from engram.envs import registry
+from engram.envs.vector import Vectorised
+from engram.memory import MEMORIES, make_memory, memory_options
+from engram.scripts import atari100k, compare, dream, evaluate, plot, train
+from engram.scripts.factory import VALUE_METHODS, make_agent, make_sequence, make_values
+from engram.training.metrics import aggregate
 from tests.memory import contract
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from memory.layers import Convolution, Dense, orthogonal
+from engram.memory.layers import Convolution, Dense, orthogonal
 
 trunc_normal = nn.initializers.variance_scaling(1.0, "fan_avg", "truncated_normal")
 """Variance 2 / (fan_in + fan_out), cut at two deviations and rescaled."""

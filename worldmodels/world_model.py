@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from kernels.masked import masked_mean
-from memory.base import Memory, State
-from memory.layers import Dense
-from worldmodels import latents
-from worldmodels.networks import MLP, fan_in_uniform
-from worldmodels.twohot import TwoHot, symlog
+from engram.kernels.masked import masked_mean
+from engram.memory.base import Memory, State
+from engram.memory.layers import Dense
+from engram.worldmodels import latents
+from engram.worldmodels.networks import MLP, fan_in_uniform
+from engram.worldmodels.twohot import TwoHot, symlog
 
 Metrics = dict[str, jax.Array]
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from envs.datasets import d4rl, minari, npz
-from envs.datasets.episodes import Episodes, Origin
+from engram.envs.datasets import d4rl, minari, npz
+from engram.envs.datasets.episodes import Episodes, Origin
+from engram.errors import BadRequest
 
 __all__ = ["Episodes", "Origin", "load", "save"]
 
@@ -15,14 +16,14 @@ def load(path: str | Path, max_episode_steps: int | None = None) -> Episodes:
     """The dataset in `path`: an .npz file, a D4RL file (.hdf5, .h5) or a Minari dataset folder. No code is run.
 
     Args:
-        max_episode_steps: see `envs.datasets.d4rl.read`.
+        max_episode_steps: see `engram.envs.datasets.d4rl.read`.
 
     Raises:
-        ValueError: there is none, or it is damaged; one line that names `path` and what is wrong.
+        BadRequest: there is none, or it is damaged; one line that names `path` and what is wrong.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path}: no such file")
+        raise BadRequest(f"{path}: no such file")
     if path.is_dir():
         return minari.read(path)
     if path.suffix == ".npz":
@@ -30,8 +31,8 @@ def load(path: str | Path, max_episode_steps: int | None = None) -> Episodes:
     if path.suffix in HDF5:
         return d4rl.read(path, max_episode_steps)
     if path.suffix in (".pkl", ".pickle", ".npy", ".pt"):
-        raise ValueError(f"{path}: {path.suffix} files may hold pickles, which can run code, and are not read")
-    raise ValueError(f"{path}: not a dataset, which is {KINDS}")
+        raise BadRequest(f"{path}: {path.suffix} files may hold pickles, which can run code, and are not read")
+    raise BadRequest(f"{path}: not a dataset, which is {KINDS}")
 
 
 def save(episodes: Episodes, path: str | Path) -> None:
@@ -39,12 +40,12 @@ def save(episodes: Episodes, path: str | Path) -> None:
     `path` is replaced as a whole, or left as it was.
 
     Raises:
-        ValueError: another ending, or a folder of something else.
+        BadRequest: another ending, or a folder of something else.
         OSError: it cannot be written.
     """
     path = Path(path)
     if path.suffix and path.is_dir():
-        raise ValueError(f"{path} is a folder: it is left as it is")
+        raise BadRequest(f"{path} is a folder: it is left as it is")
     if path.suffix == ".npz":
         npz.write(episodes, path)
     elif path.suffix in HDF5:
@@ -52,4 +53,4 @@ def save(episodes: Episodes, path: str | Path) -> None:
     elif not path.suffix:
         minari.write(episodes, path)
     else:
-        raise ValueError(f"{path}: not the name of a dataset, which is {KINDS}")
+        raise BadRequest(f"{path}: not the name of a dataset, which is {KINDS}")

@@ -13,9 +13,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from envs.datasets.episodes import Episodes, Origin
-from envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, stored
-from envs.files import replacing
+from engram.envs.atomic_files import replacing
+from engram.envs.datasets.episodes import Episodes, Origin
+from engram.envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, stored
+from engram.errors import BadRequest
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 
@@ -56,14 +57,14 @@ def read(path: Path, max_episode_steps: int | None = None) -> Episodes:
         max_episode_steps: of its environment, for files that have neither `timeouts` nor `next_observations`.
 
     Raises:
-        ValueError: whatever is wrong with the file, in one line that names it.
+        BadRequest: whatever is wrong with the file, in one line that names it.
     """
     with reading(path), h5py.File(path, "r") as file:
         if "episode_0" in file:
-            raise ValueError("is Minari's: load its dataset folder instead")
+            raise BadRequest("is Minari's: load its dataset folder instead")
         missing = [name for name in REQUIRED if not isinstance(file.get(name), h5py.Dataset)]
         if missing:
-            raise ValueError(f"lacks {', '.join(missing)}")
+            raise BadRequest(f"lacks {', '.join(missing)}")
         columns = {
             name: np.atleast_1d(stored(file, name))
             for name in (*REQUIRED, "timeouts", "next_observations")
@@ -72,9 +73,9 @@ def read(path: Path, max_episode_steps: int | None = None) -> Episodes:
         metadata = {name: stored(file, f"metadata/{name}") for name in _METADATA if f"metadata/{name}" in file}
         sizes = {name: len(column) for name, column in columns.items()}
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"columns differ in length: {', '.join(f'{n} {size}' for n, size in sizes.items())}")
+            raise BadRequest(f"columns differ in length: {', '.join(f'{n} {size}' for n, size in sizes.items())}")
         if not sizes["rewards"]:
-            raise ValueError("the dataset is empty")
+            raise BadRequest("the dataset is empty")
 
         obs, successor = (
             None if name not in columns else _table(name, columns[name])
@@ -82,7 +83,7 @@ def read(path: Path, max_episode_steps: int | None = None) -> Episodes:
         )
         assert obs is not None
         if successor is not None and successor.shape != obs.shape:
-            raise ValueError(f"next_observations {successor.shape} do not fit observations {obs.shape}")
+            raise BadRequest(f"next_observations {successor.shape} do not fit observations {obs.shape}")
         reward = _flat("rewards", columns["rewards"], np.float32)
         terminal = _flat("terminals", columns["terminals"], bool)
         timeout = _flat("timeouts", columns["timeouts"], bool) if "timeouts" in columns else None
@@ -96,7 +97,7 @@ def read(path: Path, max_episode_steps: int | None = None) -> Episodes:
             obs, end, terminal, kept = obs[~alone], end[~alone], terminal[~alone], kept[~alone]
             reward, columns["actions"] = reward[~alone], columns["actions"][~alone]
             if not kept.any():
-                raise ValueError("no step has a known successor")
+                raise BadRequest("no step has a known successor")
             added = np.flatnonzero(end & terminal)
             obs = np.insert(obs, added + 1, obs[added], axis=0)
         else:
@@ -124,7 +125,7 @@ def _table(name: str, column: np.ndarray) -> np.ndarray:
 def _flat(name: str, column: np.ndarray, dtype: type) -> np.ndarray:
     column = numbers(name, column, dtype)
     if column.ndim != 1 and column.shape != (len(column), 1):
-        raise ValueError(f"{name} of shape {column.shape} is not one number for each step")
+        raise BadRequest(f"{name} of shape {column.shape} is not one number for each step")
     return column.reshape(-1)
 
 
@@ -139,9 +140,9 @@ def _ends(
         end[:-1] |= np.any(successor[:-1] != obs[1:], axis=1)
     elif timeout is None:
         if limit is None:
-            raise ValueError("has no timeouts: say max_episode_steps, where its environment cut episodes")
+            raise BadRequest("has no timeouts: say max_episode_steps, where its environment cut episodes")
         if limit < 1:
-            raise ValueError(f"max_episode_steps must be at least 1, got {limit}")
+            raise BadRequest(f"max_episode_steps must be at least 1, got {limit}")
         rows = np.arange(len(end))
         start = np.maximum.accumulate(np.where(np.append(True, end[:-1]), rows, 0))
         end |= (rows - start) % limit == limit - 1

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from engram.errors import BadRequest
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -40,7 +42,7 @@ class Episodes:
     Observations are as the environment gives them, before any normalisation; actions as they were executed.
 
     Raises:
-        ValueError: arrays whose sizes do not fit together, numbers that are not finite, an empty dataset.
+        BadRequest: arrays whose sizes do not fit together, numbers that are not finite, an empty dataset.
     """
 
     obs: np.ndarray
@@ -63,23 +65,23 @@ class Episodes:
     def __post_init__(self):
         steps, episodes = len(self.reward), len(self.lengths)
         if not steps:
-            raise ValueError("the dataset is empty")
+            raise BadRequest("the dataset is empty")
         if np.any(self.lengths < 1) or int(self.lengths.sum()) != steps:
-            raise ValueError(f"episode lengths do not add up: {int(self.lengths.sum())} in {steps} steps")
+            raise BadRequest(f"episode lengths do not add up: {int(self.lengths.sum())} in {steps} steps")
         if self.obs.ndim != 2 or len(self.obs) != steps + episodes:
-            raise ValueError(f"observations of shape {self.obs.shape} do not fit {steps} steps in {episodes} episodes")
+            raise BadRequest(f"observations of shape {self.obs.shape} do not fit {steps} steps in {episodes} episodes")
         if len(self.action) != steps:
-            raise ValueError(f"{len(self.action)} actions do not fit {steps} rewards")
+            raise BadRequest(f"{len(self.action)} actions do not fit {steps} rewards")
         if self.terminated.shape != (episodes,):
-            raise ValueError(f"terminated of shape {self.terminated.shape} does not fit {episodes} episodes")
+            raise BadRequest(f"terminated of shape {self.terminated.shape} does not fit {episodes} episodes")
         for name in ("obs", "action", "reward"):
             if not np.all(np.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} has entries that are not finite")
+                raise BadRequest(f"{name} has entries that are not finite")
         if self.discrete:
             if self.num_actions is None or self.action.min() < 0 or self.action.max() >= self.num_actions:
-                raise ValueError(f"discrete actions must lie in [0, {self.num_actions})")
+                raise BadRequest(f"discrete actions must lie in [0, {self.num_actions})")
         elif self.action.ndim != 2 or self.action_low is None or self.action_high is None:
-            raise ValueError("continuous actions [N, A] need their bounds")
+            raise BadRequest("continuous actions [N, A] need their bounds")
 
     @property
     def discrete(self) -> bool:
@@ -109,11 +111,11 @@ class Episodes:
         """Normalised score: 0 for random actions, 100 for the expert.
 
         Raises:
-            ValueError: the dataset does not say what those achieve.
+            BadRequest: the dataset does not say what those achieve.
         """
         low, high = self.origin.ref_min, self.origin.ref_max
         if low is None or high is None or high <= low:
-            raise ValueError(f"the dataset has no usable reference returns (random {low}, expert {high})")
+            raise BadRequest(f"the dataset has no usable reference returns (random {low}, expert {high})")
         return normalised_score(np.asarray(returns), low, high)
 
 

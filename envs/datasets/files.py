@@ -12,7 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from envs.datasets.episodes import Origin
+from engram.envs.datasets.episodes import Origin
+from engram.errors import BadRequest
 
 
 @contextmanager
@@ -21,21 +22,21 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise BadRequest(f"{path}: no such file") from None
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{path}: {' '.join(str(reason).split())}") from None
+        raise BadRequest(f"{path}: {' '.join(str(reason).split())}") from None
 
 
 def stored(group: h5py.Group, name: str) -> Any:
     """The array or text `name` in an open HDF5 file.
 
     Raises:
-        ValueError: it is neither.
+        BadRequest: it is neither.
     """
     found = group.get(name)
     if not isinstance(found, h5py.Dataset):
-        raise ValueError(f"{name} is not an array")
+        raise BadRequest(f"{name} is not an array")
     return found[()]
 
 
@@ -43,11 +44,11 @@ def numbers(name: str, array: Any, dtype: Any) -> np.ndarray:
     """`array` as `dtype`.
 
     Raises:
-        ValueError: it does not hold numbers.
+        BadRequest: it does not hold numbers.
     """
     array = np.asarray(array)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} does not hold numbers but {array.dtype}")
+        raise BadRequest(f"{name} does not hold numbers but {array.dtype}")
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is refused
         return array.astype(dtype, copy=False)
 
@@ -62,7 +63,7 @@ def actions(array: Any, count: Any, low: Any, high: Any) -> dict[str, Any]:
     if array.dtype.kind in "iu":
         array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
         if array.ndim != 1:
-            raise ValueError(f"actions of several integers, shape {array.shape}, are not supported")
+            raise BadRequest(f"actions of several integers, shape {array.shape}, are not supported")
         return {
             "action": array.astype(np.int32),
             "num_actions": int(array.max(initial=0) + 1 if count is None else count),
@@ -86,10 +87,10 @@ def load_origin(values: Mapping[str, Any] | str | bytes) -> Origin:
     """The origin of `dump_origin`, as text or parsed.
 
     Raises:
-        ValueError: it is damaged.
+        BadRequest: it is damaged.
     """
     try:
         fields = json.loads(values) if isinstance(values, str | bytes) else dict(values)
         return Origin(**{**fields, "keep": tuple(fields["keep"])})
     except (TypeError, KeyError, ValueError):
-        raise ValueError("the record of where the data come from is damaged") from None
+        raise BadRequest("the record of where the data come from is damaged") from None

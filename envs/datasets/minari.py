@@ -14,9 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from envs.datasets.episodes import Episodes, Origin
-from envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, stored
-from envs.files import replacing
+from engram.envs.atomic_files import replacing
+from engram.envs.datasets.episodes import Episodes, Origin
+from engram.envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, stored
+from engram.errors import BadRequest
 
 DATA, METADATA, NAMESPACE = "main_data.hdf5", "metadata.json", "namespace_metadata.json"
 FORMAT_VERSION = "0.5.4"
@@ -30,15 +31,15 @@ def write(episodes: Episodes, path: Path) -> None:
     """Writes the dataset folder `path`, `<namespace>/<name>-v<number>` under any root.
 
     Raises:
-        ValueError: the last two parts of `path` are not of this form, or it is a folder of something else.
+        BadRequest: the last two parts of `path` are not of this form, or it is a folder of something else.
     """
     namespace, name = path.absolute().parts[-2:]
     if not re.fullmatch(r"[-\w]+-v\d+", name) or not re.fullmatch(r"[-\w]{2,}", namespace):
-        raise ValueError(
+        raise BadRequest(
             f"{path}: a Minari dataset is a folder <namespace>/<name>-v<number>, of letters, digits, - and _"
         )
     if path.exists() and not (path / "data" / METADATA).exists():
-        raise ValueError(f"{path} exists and is not a Minari dataset: it is left as it is")
+        raise BadRequest(f"{path} exists and is not a Minari dataset: it is left as it is")
     origin = episodes.origin
     metadata = {
         "dataset_id": f"{namespace}/{name}",
@@ -95,13 +96,13 @@ def read(path: Path) -> Episodes:
     """Reads a dataset folder, or the `data` folder in it. Boxes are flattened.
 
     Raises:
-        ValueError: whatever is wrong with it, in one line that names it; spaces other than boxes of numbers and, for
+        BadRequest: whatever is wrong with it, in one line that names it; spaces other than boxes of numbers and, for
             actions, one integer from 0 up.
     """
     data = path if path.name == "data" else path / "data"
     with reading(path):
         if not (data / METADATA).exists():
-            raise ValueError(f"is not a Minari dataset: no data/{METADATA}")
+            raise BadRequest(f"is not a Minari dataset: no data/{METADATA}")
         try:
             metadata = json.loads((data / METADATA).read_text())
             kind, total = metadata["data_format"], metadata["total_episodes"]
@@ -109,24 +110,24 @@ def read(path: Path) -> Episodes:
                 {**json.loads(metadata.get(name, "{}"))} for name in ("observation_space", "action_space")
             )
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{METADATA} is damaged") from None
+            raise BadRequest(f"{METADATA} is damaged") from None
         if kind != "hdf5":
-            raise ValueError(f"holds its data as {kind}; only hdf5 is read")
+            raise BadRequest(f"holds its data as {kind}; only hdf5 is read")
         if obs_space.get("type", "Box") != "Box":
-            raise ValueError(f"observations are {obs_space['type']}; only boxes of numbers are read")
+            raise BadRequest(f"observations are {obs_space['type']}; only boxes of numbers are read")
         discrete = action_space.get("type") == "Discrete"
         if action_space.get("type", "Box") not in ("Box", "Discrete") or action_space.get("start", 0) != 0:
-            raise ValueError(f"actions are {action_space['type']}; only boxes and integers from 0 up are read")
+            raise BadRequest(f"actions are {action_space['type']}; only boxes and integers from 0 up are read")
         with h5py.File(data / DATA, "r") as file:
             found = sum(str(name).startswith("episode_") for name in file)
             if not found:
-                raise ValueError("the dataset is empty")
+                raise BadRequest("the dataset is empty")
             if found != total:
-                raise ValueError(f"{METADATA} says {total} episodes, {DATA} has {found}")
+                raise BadRequest(f"{METADATA} says {total} episodes, {DATA} has {found}")
             parts = [_read_episode(file, f"episode_{index}") for index in range(found)]
         obs, action, reward, terminated = zip(*parts, strict=True)
         if len({array.shape[1:] for array in obs}) > 1 or len({array.shape[1:] for array in action}) > 1:
-            raise ValueError("episodes differ in the shape of their observations or actions")
+            raise BadRequest("episodes differ in the shape of their observations or actions")
         return Episodes(
             obs=np.concatenate(obs),
             reward=np.concatenate(reward),
@@ -146,10 +147,10 @@ def _read_episode(file: h5py.File, name: str) -> tuple[np.ndarray, np.ndarray, n
     """Observations `[T + 1, O]`, actions, rewards and whether it was terminated."""
     group = file.get(name)
     if not isinstance(group, h5py.Group):
-        raise ValueError(f"lacks {name}")
+        raise BadRequest(f"lacks {name}")
     missing = [key for key in ("observations", *STEPS) if key not in group]
     if missing:
-        raise ValueError(f"{name} lacks {', '.join(missing)}")
+        raise BadRequest(f"{name} lacks {', '.join(missing)}")
     obs, action, reward, terminations, truncations = (
         np.atleast_1d(stored(group, key)) for key in ("observations", *STEPS)
     )
@@ -157,13 +158,13 @@ def _read_episode(file: h5py.File, name: str) -> tuple[np.ndarray, np.ndarray, n
     steps = len(reward)
     if not steps or sizes != [steps + 1, steps, steps, steps, steps]:
         rows = (f"{key} {size}" for key, size in zip(("observations", *STEPS), sizes, strict=True))
-        raise ValueError(f"{name} is ragged: {', '.join(rows)}")
+        raise BadRequest(f"{name} is ragged: {', '.join(rows)}")
     obs, reward = numbers("observations", obs, np.float32), numbers("rewards", reward, np.float32)
     ends = numbers("terminations", terminations, bool) | numbers("truncations", truncations, bool)
     if reward.shape != (steps,) or ends.shape != (steps,):
-        raise ValueError(f"{name}: rewards, terminations and truncations are not one number for each step")
+        raise BadRequest(f"{name}: rewards, terminations and truncations are not one number for each step")
     if ends[:-1].any():
-        raise ValueError(f"{name} goes on after its end")
+        raise BadRequest(f"{name} goes on after its end")
     return obs.reshape(steps + 1, math.prod(obs.shape[1:])), action, reward, bool(terminations[-1])
 
 

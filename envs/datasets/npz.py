@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.datasets.episodes import Episodes
-from envs.datasets.files import dump_origin, load_origin, numbers, reading
-from envs.files import replacing
+from engram.envs.atomic_files import replacing
+from engram.envs.datasets.episodes import Episodes
+from engram.envs.datasets.files import dump_origin, load_origin, numbers, reading
+from engram.errors import BadRequest
 
 ARRAYS = {"obs": np.float32, "reward": np.float32, "terminated": np.bool_, "lengths": np.int64}
 """Arrays of every file; besides these there are `action`, and its bounds if it is continuous."""
@@ -29,32 +30,32 @@ def write(episodes: Episodes, path: Path) -> None:
 
 
 def read(path: Path) -> Episodes:
-    """Raises ValueError, in one line that names the file, for whatever is wrong with it."""
+    """Raises BadRequest, in one line that names the file, for whatever is wrong with it."""
     with reading(path):
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise ValueError("not an npz file, or one that was cut short")
+                raise BadRequest("not an npz file, or one that was cut short")
         with np.load(path, allow_pickle=False) as stored:
             missing = sorted({*ARRAYS, "action", "header"} - {*stored.files})
             if missing:
-                raise ValueError(f"lacks {', '.join(missing)}")
+                raise BadRequest(f"lacks {', '.join(missing)}")
             try:
                 arrays = {name: stored[name] for name in stored.files}
             except ValueError as error:
                 if "allow_pickle" not in str(error):
                     raise
-                raise ValueError("holds Python objects, which can run code and are not read") from None
+                raise BadRequest("holds Python objects, which can run code and are not read") from None
         try:
             header = json.loads(str(arrays.pop("header")))
             version, num_actions, origin = header["version"], header["num_actions"], header["origin"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError("its header is damaged") from None
+            raise BadRequest("its header is damaged") from None
         if version != VERSION:
-            raise ValueError(f"is of version {version}, not {VERSION}")
+            raise BadRequest(f"is of version {version}, not {VERSION}")
         continuous = {}
         if num_actions is None:
             if not {"action_low", "action_high"} <= {*arrays}:
-                raise ValueError("lacks the bounds of its continuous actions")
+                raise BadRequest("lacks the bounds of its continuous actions")
             continuous = {name: numbers(name, arrays[name], np.float32) for name in ("action_low", "action_high")}
         return Episodes(
             **{name: numbers(name, arrays[name], dtype) for name, dtype in ARRAYS.items()},

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.datasets.episodes import Episodes, Origin
-from envs.datasets.recording import Recorder, Step, Tape
-from envs.gymnax_adapter import GymnaxEnvironment
-from envs.vector import Vectorised
-from envs.wrappers import FlattenObservation
+from engram.envs.adapters.gymnax import GymnaxEnvironment
+from engram.envs.datasets.episodes import Episodes, Origin
+from engram.envs.datasets.recording import Recorder, Step, Tape
+from engram.envs.vector import Vectorised
+from engram.envs.wrappers import FlattenObservation
 
 ENV = "gymnax/Pendulum-v1"
 NOISE = (0.0, 0.3, 0.6, 0.8, 1.0)

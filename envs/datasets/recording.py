@@ -9,12 +9,13 @@ import jax
 import numpy as np
 from flax import struct
 
-from envs.datasets.episodes import Episodes, Origin
-from envs.datasets.files import reading
-from envs.files import replacing
-from envs.spaces import Box, Discrete, Space
-from envs.vector import clip_action
-from envs.wrappers import Wrapper
+from engram.envs.atomic_files import replacing
+from engram.envs.datasets.episodes import Episodes, Origin
+from engram.envs.datasets.files import reading
+from engram.envs.spaces import Box, Discrete, Space
+from engram.envs.vector import clip_action
+from engram.envs.wrappers import Wrapper
+from engram.errors import BadRequest
 
 
 class Step(struct.PyTreeNode):
@@ -44,11 +45,11 @@ class Recorder(Wrapper):
     def __post_init__(self):
         space, actions = (describe(self.default_params) for describe in (self.observation_space, self.action_space))
         if self.is_host_pool:
-            raise ValueError(f"{self.name} is an emulator on the host: only environments in JAX can be recorded")
+            raise BadRequest(f"{self.name} is an emulator on the host: only environments in JAX can be recorded")
         if not (isinstance(space, Box) and space.dtype == "float32" and len(space.shape) == 1):
-            raise ValueError(f"{self.name} shows pictures: only vectors can be recorded")
+            raise BadRequest(f"{self.name} shows pictures: only vectors can be recorded")
         if not (isinstance(actions, Discrete) or (isinstance(actions, Box) and len(actions.shape) == 1)):
-            raise ValueError(
+            raise BadRequest(
                 f"{self.name} takes {type(actions).__name__} actions: only one integer or a vector can be recorded"
             )
 
@@ -102,7 +103,7 @@ class Tape:
 
     @classmethod
     def load(cls, path: Path) -> "Tape":
-        """What `save` wrote. Raises ValueError for anything else, in one line that names it."""
+        """What `save` wrote. Raises BadRequest for anything else, in one line that names it."""
         with reading(path), np.load(path, allow_pickle=False) as stored:
             return cls(**{field.name: stored[field.name] for field in fields(cls)})
 
@@ -119,7 +120,7 @@ class Tape:
                 many, short and long episodes come as often as they are played.
 
         Raises:
-            ValueError: there is none.
+            BadRequest: there is none.
         """
         begun = np.zeros(self.done.shape[1], int)
         count = np.zeros(self.done.shape[1], int)
@@ -130,7 +131,7 @@ class Tape:
             begun[b] = t + 1
             count[b] += 1
         if not pieces:
-            raise ValueError("no episode came to its end")
+            raise BadRequest("no episode came to its end")
         discrete = isinstance(actions, Discrete)
         bounds = {}
         if isinstance(actions, Box):

@@ -1,17 +1,17 @@
-"""Families of tasks for learning in context, in trials of several episodes: see `envs.meta.trials`."""
+"""Families of tasks for learning in context, in trials of several episodes: see `engram.envs.meta.trials`."""
 
 from collections.abc import Callable
 from functools import partial
 
-from envs.base import Environment, VectorEnvironment
-from envs.meta import brax_control, control, craftax_worlds, mixture
-from envs.meta.bandits import BernoulliBandit, GaussianBandit
-from envs.meta.dark_room import DarkKeyToDoor, DarkRoom
-from envs.meta.maze import MetaMaze
-from envs.meta.naming import constructor
-from envs.meta.tabular import TabularMDP
-from envs.meta.trials import Trials
-from envs.meta.xland import XLand
+from engram.envs.base import Environment, VectorEnvironment
+from engram.envs.meta import brax_control, control, craftax_worlds, mixture
+from engram.envs.meta.bandits import BernoulliBandit, GaussianBandit
+from engram.envs.meta.dark_room import DarkKeyToDoor, DarkRoom
+from engram.envs.meta.maze import MetaMaze
+from engram.envs.meta.naming import constructor
+from engram.envs.meta.tabular import TabularMDP
+from engram.envs.meta.trials import Trials
+from engram.envs.meta.xland import XLand
 
 TRIALS: dict[str, Callable[..., Trials]] = {
     "Bandit": constructor(BernoulliBandit, pulls=100),

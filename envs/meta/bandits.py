@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.base import Info
-from envs.meta.splits import drawn_from
-from envs.meta.trials import Family
-from envs.spaces import Discrete
+from engram.envs.base import Info
+from engram.envs.meta.splits import drawn_from
+from engram.envs.meta.trials import Family
+from engram.envs.spaces import Discrete
+from engram.errors import BadRequest
 
 ARMS = (2, 50)
 
@@ -36,7 +37,7 @@ class Bandit(Family):
 
     def __post_init__(self):
         if not ARMS[0] <= self.arms <= ARMS[1]:
-            raise ValueError(f"arms must lie in {ARMS[0]} .. {ARMS[1]}, got {self.arms}")
+            raise BadRequest(f"arms must lie in {ARMS[0]} .. {ARMS[1]}, got {self.arms}")
 
     def reward(self, key: jax.Array, action: jax.Array, task) -> jax.Array:
         raise NotImplementedError

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Info
-from envs.meta.ranges import draw_values
-from envs.meta.splits import drawn_from
-from envs.meta.trials import Family
-from envs.spaces import Box
+from engram.envs.base import Info
+from engram.envs.meta.ranges import draw_values
+from engram.envs.meta.splits import drawn_from
+from engram.envs.meta.trials import Family
+from engram.envs.spaces import Box
+from engram.errors import BadRequest
 
 if TYPE_CHECKING:  # brax takes seconds to import: only who uses these bodies waits for it
-    from envs.brax_adapter import BraxEnvironment, BraxState
+    from engram.envs.adapters.brax import BraxEnvironment, BraxState
 
 BODIES = {
     "ant": "spring",
@@ -79,9 +80,9 @@ class BraxControl(Family):
 
     def __post_init__(self):
         if self.backend not in BACKENDS:
-            raise ValueError(f"brax-{self.body}: backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+            raise BadRequest(f"brax-{self.body}: backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
         if self.limit < 1:
-            raise ValueError(f"brax-{self.body}: limit must be at least 1, got {self.limit}")
+            raise BadRequest(f"brax-{self.body}: limit must be at least 1, got {self.limit}")
 
     @property
     def name(self) -> str:
@@ -89,7 +90,7 @@ class BraxControl(Family):
 
     @cached_property
     def env(self) -> "BraxEnvironment":
-        from envs.brax_adapter import BraxEnvironment
+        from engram.envs.adapters.brax import BraxEnvironment
 
         return BraxEnvironment(self.body, self.backend, self.limit)
 

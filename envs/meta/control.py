@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Info
-from envs.meta.ranges import draw_values
-from envs.meta.splits import check_split, drawn_from, read
-from envs.meta.trials import Family
-from envs.spaces import Box, Space
+from engram.envs.base import Info
+from engram.envs.meta.ranges import draw_values
+from engram.envs.meta.splits import check_split, drawn_from, read
+from engram.envs.meta.trials import Family
+from engram.envs.spaces import Box, Space
+from engram.errors import BadRequest
 
 if TYPE_CHECKING:  # gymnax takes seconds to import: only who uses these environments waits for it
-    from envs.gymnax_adapter import GymnaxEnvironment
+    from engram.envs.adapters.gymnax import GymnaxEnvironment
 
 
 def _cartpole(task: Any) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class Control(Family):
 
     def __post_init__(self):
         if self.limit < 1:
-            raise ValueError(f"{self.body}: limit must be at least 1, got {self.limit}")
+            raise BadRequest(f"{self.body}: limit must be at least 1, got {self.limit}")
 
     @property
     def name(self) -> str:
@@ -81,7 +82,7 @@ class Control(Family):
         # First asked for inside a traced function, its parameters, and what gymnax makes when it is imported, would be
         # tracers otherwise.
         with jax.ensure_compile_time_eval():
-            from envs.gymnax_adapter import GymnaxEnvironment
+            from engram.envs.adapters.gymnax import GymnaxEnvironment
 
             return GymnaxEnvironment(BODIES[self.body].gymnax)
 

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.base import Info
-from envs.meta.extras import extra
-from envs.meta.ranges import draw_values
-from envs.meta.splits import drawn_from
-from envs.meta.trials import Family
-from envs.spaces import Box, Discrete
+from engram.envs.base import Info
+from engram.envs.meta.extras import extra
+from engram.envs.meta.ranges import draw_values
+from engram.envs.meta.splits import drawn_from
+from engram.envs.meta.trials import Family
+from engram.envs.spaces import Box, Discrete
+from engram.errors import BadRequest
 
 GAMES = {"Craftax": "Craftax-Symbolic-v1", "CraftaxClassic": "Craftax-Classic-Symbolic-v1"}
 """The package's names of them."""
@@ -52,7 +53,7 @@ class CraftaxWorlds(Family):
 
     def __post_init__(self):
         if self.limit < 1:
-            raise ValueError(f"{self.game}: limit must be at least 1, got {self.limit}")
+            raise BadRequest(f"{self.game}: limit must be at least 1, got {self.limit}")
         _ = self.env  # here and not when it is first asked for: a missing package is told at once
 
     @property

@@ -14,21 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Info
-from envs.meta.splits import check_split, read
-from envs.meta.trials import Family
-from envs.spaces import Box, Discrete, uniform_below
+from engram.envs.base import Info
+from engram.envs.meta.splits import check_split, read
+from engram.envs.meta.trials import Family
+from engram.envs.spaces import Box, Discrete, uniform_below
+from engram.errors import BadRequest
 
 MOVES = np.array([[0, 0], [-1, 0], [0, 1], [1, 0], [0, -1]], np.int32)
 """Stay, up, right, down, left as (row, column)."""
 
 
 def goals(family: str, size: int, split: str) -> np.ndarray:
-    """`[n, 2]`: the cells (row, column) that are goals in a split. Raises ValueError for sizes without data."""
+    """`[n, 2]`: the cells (row, column) that are goals in a split. Raises BadRequest for sizes without data."""
     check_split(split)
     sizes = read("goals", family)
     if str(size) not in sizes:
-        raise ValueError(f"size must be one of {', '.join(sizes)}, got {size}")
+        raise BadRequest(f"size must be one of {', '.join(sizes)}, got {size}")
     return np.array(sizes[str(size)][split], np.int32)
 
 
@@ -85,7 +86,7 @@ class Room(Family):
     def __post_init__(self):
         goals("DarkRoom", self.size, "train")
         if self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
+            raise BadRequest(f"horizon must be at least 1, got {self.horizon}")
 
     @property
     def start(self) -> np.ndarray:

@@ -5,9 +5,11 @@ from types import ModuleType
 
 import jax
 
+from engram.errors import BadRequest
+
 
 def extra(module: str, name: str, needed_by: str) -> ModuleType:
-    """The module `module`, which the extra `name` installs. Raises ValueError that says how, where it is missing."""
+    """The module `module`, which the extra `name` installs. Raises BadRequest that says how, where it is missing."""
     package = module.partition(".")[0]
     try:
         # First imported inside a traced function, the arrays that such packages make would be tracers otherwise.
@@ -17,4 +19,4 @@ def extra(module: str, name: str, needed_by: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise ValueError(f'{needed_by} needs the package {package}: pip install -e ".[{name}]"') from None
+        raise BadRequest(f'{needed_by} needs the package {package}: pip install -e ".[{name}]"') from None

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Info
-from envs.meta.dark_room import GoalTask, SearchState, begin_search, go_on, goals
-from envs.meta.trials import Family
-from envs.spaces import Box, Discrete, uniform_below
+from engram.envs.base import Info
+from engram.envs.meta.dark_room import GoalTask, SearchState, begin_search, go_on, goals
+from engram.envs.meta.trials import Family
+from engram.envs.spaces import Box, Discrete, uniform_below
+from engram.errors import BadRequest
 
 MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]], np.int32)
 """Up, right, down, left as (row, column)."""
@@ -29,7 +30,7 @@ GOAL_REWARD = 10.0
 class MetaMaze(Family):
     """Observation: walls (1) around the agent, Box(9). Action: Discrete(4). Terminates after `horizon` steps.
 
-    Cells are counted with the outer wall. `info`: that of `envs.meta.dark_room.go_on`.
+    Cells are counted with the outer wall. `info`: that of `engram.envs.meta.dark_room.go_on`.
     """
 
     size: int = 9
@@ -40,7 +41,7 @@ class MetaMaze(Family):
     def __post_init__(self):
         goals("MetaMaze", self.size, "train")
         if self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
+            raise BadRequest(f"horizon must be at least 1, got {self.horizon}")
 
     @cached_property
     def free(self) -> np.ndarray:

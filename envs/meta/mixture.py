@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, Info, NoParams, VectorEnvironment
-from envs.meta.trials import Trials, TrialState
-from envs.spaces import Box, Discrete
-from envs.vector import Vectorised
-from envs.wrappers import flat_size, flatten, vector_space
+from engram.envs.base import Environment, Info, NoParams, VectorEnvironment
+from engram.envs.meta.trials import Trials, TrialState
+from engram.envs.spaces import Box, Discrete
+from engram.envs.vector import Vectorised
+from engram.envs.wrappers import flat_size, flatten, vector_space
+from engram.errors import BadRequest
 
 
 class MemberState(struct.PyTreeNode):
@@ -48,10 +49,10 @@ class Member(Environment):
 
     def __post_init__(self):
         if self.trials.project_actions:
-            raise ValueError("members of a mixture leave the projection of actions to it")
+            raise BadRequest("members of a mixture leave the projection of actions to it")
         for what, room, needed in (("width", self.width, self.features), ("actions", self.actions, self.own_actions)):
             if room < needed:
-                raise ValueError(f"{what} must be at least {needed} for {self.name}, got {room}")
+                raise BadRequest(f"{what} must be at least {needed} for {self.name}, got {room}")
 
     @property
     def name(self) -> str:
@@ -67,7 +68,7 @@ class Member(Environment):
         space = self.trials.action_space(NoParams())
         if isinstance(space, Discrete) or (isinstance(space, Box) and np.all(np.isfinite([space.low, space.high]))):
             return space
-        raise ValueError(f"a mixture takes Discrete actions or bounded Boxes, not those of {self.name}: {space}")
+        raise BadRequest(f"a mixture takes Discrete actions or bounded Boxes, not those of {self.name}: {space}")
 
     @property
     def own_actions(self) -> int:
@@ -155,13 +156,13 @@ class Mixture(VectorEnvironment):
 
     def __post_init__(self):
         if not 0 < len(self.members) <= self.num_envs:
-            raise ValueError(
+            raise BadRequest(
                 f"a mixture of {len(self.members)} members needs as many environments, got {self.num_envs}"
             )
         for what in ("action_space", "observation_space"):
             spaces = {str(getattr(member, what)(NoParams())) for member in self.members}
             if len(spaces) > 1:
-                raise ValueError(f"members of a mixture must share their {what.replace('_', ' ')}: {sorted(spaces)}")
+                raise BadRequest(f"members of a mixture must share their {what.replace('_', ' ')}: {sorted(spaces)}")
 
     @property
     def name(self) -> str:
@@ -256,11 +257,11 @@ def constructor(names: Mapping[str, Callable[..., Trials]]) -> Callable[..., Cal
         chosen = [name for name in re.split(r"[+,\s]", members) if name]  # queries spell a space as +
         unknown = [name for name in chosen if name not in names]
         if unknown or not chosen:
-            raise ValueError(f"members must be some of {', '.join(names)}, joined by +, got {members!r}")
+            raise BadRequest(f"members must be some of {', '.join(names)}, joined by +, got {members!r}")
         taken = [inspect.signature(names[name]).parameters for name in chosen]
         for option in given:
             if not any(option in parameters for parameters in taken):
-                raise ValueError(f"no member of {'+'.join(chosen)} has an option {option!r}")
+                raise BadRequest(f"no member of {'+'.join(chosen)} has an option {option!r}")
         trials = [
             names[name](**{option: value for option, value in given.items() if option in parameters})
             for name, parameters in zip(chosen, taken, strict=True)

@@ -4,15 +4,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from envs.meta.switching import Switching
-from envs.meta.trials import Family, Trials
+from engram.envs.meta.switching import Switching
+from engram.envs.meta.trials import Family, Trials
+from engram.errors import BadRequest
 
 
 def constructor(family: Callable[..., Family], **defaults: Any) -> Callable[..., Trials]:
     """Trials of `family`. Options: those of the family's constructor and of `Trials`, and `switches` or `hazard`.
 
-    One of the last two lets the task change within the trial (see `envs.meta.switching`). `defaults` replace those of
-    these options; `pulls` among them is another name of `episodes`. A range of time limits is spelled `least-most`.
+    One of the last two lets the task change within the trial (`engram.envs.meta.switching`). `defaults` replace those
+    of these options; `pulls` among them is another name of `episodes`. A range of time limits is spelled `least-most`.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     of_family = [p.replace(kind=keyword) for p in inspect.signature(family).parameters.values()]
@@ -41,7 +42,7 @@ def constructor(family: Callable[..., Family], **defaults: Any) -> Callable[...,
             return trials
         horizon = trials.max_steps(trials.default_params)
         if horizon is None:
-            raise ValueError("switches and hazard need trials of bounded length: give steps")
+            raise BadRequest("switches and hazard need trials of bounded length: give steps")
         return Trials(Switching(member, horizon, switches, hazard), **chosen)
 
     make.__signature__ = inspect.Signature([*options.values()])  # pyright: ignore[reportFunctionMemberAccess]
@@ -49,8 +50,8 @@ def constructor(family: Callable[..., Family], **defaults: Any) -> Callable[...,
 
 
 def time_limits(text: str) -> tuple[int, int]:
-    """`50-200` as (50, 200). Raises ValueError for other texts."""
+    """`50-200` as (50, 200). Raises BadRequest for other texts."""
     least, _, most = text.partition("-")
     if not (least.isdecimal() and most.isdecimal()):
-        raise ValueError(f"time_limit must be a number of steps or a range such as 50-200, got {text!r}")
+        raise BadRequest(f"time_limit must be a number of steps or a range such as 50-200, got {text!r}")
     return int(least), int(most)

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engram.errors import BadRequest
+
 SPLITS = ("train", "test", "heldout")
 """`test` has the ranges of `train` and, where tasks are a finite set, other members; `heldout` lies outside both."""
 
@@ -16,13 +18,13 @@ FOLDER = Path(__file__).parent / "distributions"
 
 
 def check_split(split: str) -> None:
-    """Raises ValueError unless `split` is one of `SPLITS`."""
+    """Raises BadRequest unless `split` is one of `SPLITS`."""
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise BadRequest(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
 def drawn_from(file: str, family: str, split: str) -> Any:
-    """What `family` draws the tasks of a split from. Raises ValueError for an unknown split."""
+    """What `family` draws the tasks of a split from. Raises BadRequest for an unknown split."""
     check_split(split)
     return read(file, family)[split]
 

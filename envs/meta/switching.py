@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Info
-from envs.meta.trials import Family
-from envs.spaces import Space
+from engram.envs.base import Info
+from engram.envs.meta.trials import Family
+from engram.envs.spaces import Space
+from engram.errors import BadRequest
 
 NEVER = 2**31 - 1
 
@@ -51,11 +52,11 @@ class Switching(Family):
 
     def __post_init__(self):
         if (self.switches > 0) == (self.hazard > 0.0):
-            raise ValueError(f"give switches or hazard, one of them: got {self.switches} and {self.hazard}")
+            raise BadRequest(f"give switches or hazard, one of them: got {self.switches} and {self.hazard}")
         if not 0.0 <= self.hazard <= 1.0:
-            raise ValueError(f"hazard must lie in 0 .. 1, got {self.hazard}")
+            raise BadRequest(f"hazard must lie in 0 .. 1, got {self.hazard}")
         if not 0 <= self.switches < self.horizon:
-            raise ValueError(f"switches must be fewer than the {self.horizon} steps of a trial, got {self.switches}")
+            raise BadRequest(f"switches must be fewer than the {self.horizon} steps of a trial, got {self.switches}")
 
     @property
     def cheap_reset(self) -> bool:

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.base import Info
-from envs.episodic_mdp import START, Instance, inverse_cdf, optimal_values
-from envs.meta.splits import drawn_from
-from envs.meta.trials import Family
-from envs.spaces import Discrete
+from engram.envs.base import Info
+from engram.envs.meta.splits import drawn_from
+from engram.envs.meta.trials import Family
+from engram.envs.spaces import Discrete
+from engram.envs.tabular.episodic import START, Instance, inverse_cdf, optimal_values
+from engram.errors import BadRequest
 
 
 @struct.dataclass
@@ -53,7 +54,7 @@ class TabularMDP(Family):
     def __post_init__(self):
         for name in ("states", "actions", "horizon"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise BadRequest(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def draw(self, key: jax.Array, split: str) -> TabularTask:
         prior = drawn_from("tabular", "TabularMDP", split)

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, NoParams
-from envs.meta.splits import check_split
-from envs.spaces import Box, Discrete
-from envs.wrappers import flat_size, flatten, vector_space
+from engram.envs.base import Environment, NoParams
+from engram.envs.meta.splits import check_split
+from engram.envs.spaces import Box, Discrete
+from engram.envs.wrappers import flat_size, flatten, vector_space
+from engram.errors import BadRequest
 
 
 class Family(Environment):
@@ -30,7 +31,7 @@ class Family(Environment):
     """
 
     def draw(self, key: jax.Array, split: str) -> Any:
-        """A task of one of `envs.meta.splits.SPLITS`. Traceable in the key; the split is a Python string."""
+        """A task of one of `engram.envs.meta.splits.SPLITS`. Traceable in the key; the split is a Python string."""
         raise NotImplementedError
 
     @property
@@ -116,17 +117,17 @@ class Trials(Environment):
         check_split(self.split)
         for name in ("episodes", "steps", "project_observations"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise BadRequest(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.episodes and not self.steps:
-            raise ValueError("a trial must end: episodes or steps must be positive")
+            raise BadRequest("a trial must end: episodes or steps must be positive")
         if not 0.0 <= self.noise < float("inf"):
-            raise ValueError(f"noise must not be negative, got {self.noise}")
+            raise BadRequest(f"noise must not be negative, got {self.noise}")
         if not self.gain > 0.0:
-            raise ValueError(f"gain must be positive, got {self.gain}")
+            raise BadRequest(f"gain must be positive, got {self.gain}")
         if self.time_limit != 0 and not 1 <= self._limits[0] <= self._limits[1] < 2**16:
-            raise ValueError(f"time_limit must be 0, or (least, most) with 1 <= least <= most, got {self.time_limit}")
+            raise BadRequest(f"time_limit must be 0, or (least, most) with 1 <= least <= most, got {self.time_limit}")
         if self.project_actions and not isinstance(self.action_space(NoParams()), Box | Discrete):
-            raise ValueError(f"project_actions is for Box and Discrete actions, not those of {self.family.name}")
+            raise BadRequest(f"project_actions is for Box and Discrete actions, not those of {self.family.name}")
 
     @property
     def _limits(self) -> tuple[int, int]:

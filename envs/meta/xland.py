@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Info
-from envs.meta.extras import extra
-from envs.meta.splits import check_split, drawn_from, read
-from envs.meta.trials import Family
-from envs.spaces import Discrete, MultiDiscrete, uniform_below
+from engram.envs.base import Info
+from engram.envs.meta.extras import extra
+from engram.envs.meta.splits import check_split, drawn_from, read
+from engram.envs.meta.trials import Family
+from engram.envs.spaces import Discrete, MultiDiscrete, uniform_below
+from engram.errors import BadRequest
 
 SHAPES = {"ball": 3, "square": 4, "pyramid": 5, "key": 7, "hex": 11, "star": 12}
 COLOURS = {
@@ -77,18 +78,18 @@ class XLand(Family):
     def __post_init__(self):
         known = read("xland", "rulesets")
         if self.rulesets not in known:
-            raise ValueError(f"rulesets must be one of {', '.join(known)}, got {self.rulesets!r}")
+            raise BadRequest(f"rulesets must be one of {', '.join(known)}, got {self.rulesets!r}")
         if self.horizon < 0:
-            raise ValueError(f"horizon must not be negative, got {self.horizon}")
+            raise BadRequest(f"horizon must not be negative, got {self.horizon}")
         _ = self.made  # here and not when it is first asked for: a missing package is told at once
 
     @cached_property
     def made(self) -> tuple[Any, Any]:
-        """The package's environment, and its parameters with no ruleset. Raises ValueError for unknown layouts."""
+        """The package's environment, and its parameters with no ruleset. Raises BadRequest for unknown layouts."""
         package, prefix = extra("xminigrid", "xland", "meta/XLand"), "XLand-MiniGrid-"
         layouts = [name.removeprefix(prefix) for name in package.registered_environments() if name.startswith(prefix)]
         if self.layout not in layouts:
-            raise ValueError(f"layout must be one of {', '.join(layouts)}, got {self.layout!r}")
+            raise BadRequest(f"layout must be one of {', '.join(layouts)}, got {self.layout!r}")
         return package.make(prefix + self.layout, **({"max_steps": self.horizon} if self.horizon else {}))
 
     def draw(self, key: jax.Array, split: str) -> Ruleset:

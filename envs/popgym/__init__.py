@@ -3,19 +3,19 @@
 from collections.abc import Callable
 from functools import partial
 
-from envs.base import Environment
-from envs.popgym.autoencode import Autoencode
-from envs.popgym.battleship import Battleship
-from envs.popgym.cartpole import NoisyPositionOnlyCartPole, PositionOnlyCartPole, VelocityOnlyCartpole
-from envs.popgym.concentration import Concentration
-from envs.popgym.count_recall import CountRecall
-from envs.popgym.higher_lower import HigherLower
-from envs.popgym.labyrinth import LabyrinthEscape, LabyrinthExplore
-from envs.popgym.mine_sweeper import MineSweeper
-from envs.popgym.multiarmed_bandit import MultiarmedBandit
-from envs.popgym.pendulum import NoisyPositionOnlyPendulum, PositionOnlyPendulum
-from envs.popgym.repeat_first import RepeatFirst
-from envs.popgym.repeat_previous import RepeatPrevious
+from engram.envs.base import Environment
+from engram.envs.popgym.autoencode import Autoencode
+from engram.envs.popgym.battleship import Battleship
+from engram.envs.popgym.cartpole import NoisyPositionOnlyCartPole, PositionOnlyCartPole, VelocityOnlyCartpole
+from engram.envs.popgym.concentration import Concentration
+from engram.envs.popgym.count_recall import CountRecall
+from engram.envs.popgym.higher_lower import HigherLower
+from engram.envs.popgym.labyrinth import LabyrinthEscape, LabyrinthExplore
+from engram.envs.popgym.mine_sweeper import MineSweeper
+from engram.envs.popgym.multiarmed_bandit import MultiarmedBandit
+from engram.envs.popgym.pendulum import NoisyPositionOnlyPendulum, PositionOnlyPendulum
+from engram.envs.popgym.repeat_first import RepeatFirst
+from engram.envs.popgym.repeat_previous import RepeatPrevious
 
 POPGYM: dict[str, Callable[[], Environment]] = {
     # Cards, boards and bandits.

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, Info
-from envs.popgym import drawing
-from envs.spaces import Box, Discrete
+from engram.envs.base import Environment, Info
+from engram.envs.popgym import drawing
+from engram.envs.spaces import Box, Discrete
 
 X_THRESHOLD = 2.4
 THETA_THRESHOLD = 12 * math.pi / 180

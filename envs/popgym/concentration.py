@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, Info, NoParams
-from envs.popgym import drawing
-from envs.popgym.deck import CARDS, NUM_COLORS, NUM_RANKS, color, rank, shuffle
-from envs.spaces import Discrete, MultiDiscrete
+from engram.envs.base import Environment, Info, NoParams
+from engram.envs.popgym import drawing
+from engram.envs.popgym.deck import CARDS, NUM_COLORS, NUM_RANKS, color, rank, shuffle
+from engram.envs.spaces import Discrete, MultiDiscrete
 
 NONE = -1
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, Info, NoParams
-from envs.popgym import drawing
-from envs.popgym.deck import CARDS, NUM_COLORS, NUM_RANKS, NUM_SUITS, color, dealt, rank, shuffle, suit
-from envs.spaces import Discrete, MultiDiscrete
+from engram.envs.base import Environment, Info, NoParams
+from engram.envs.popgym import drawing
+from engram.envs.popgym.deck import CARDS, NUM_COLORS, NUM_RANKS, NUM_SUITS, color, dealt, rank, shuffle, suit
+from engram.envs.spaces import Discrete, MultiDiscrete
 
 KINDS = {"colors": (NUM_COLORS, color), "suits": (NUM_SUITS, suit), "ranks": (NUM_RANKS, rank)}
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from envs.popgym.deck import CARDS, NUM_SUITS
+from engram.envs.popgym.deck import CARDS, NUM_SUITS
 
 Color = tuple[int, int, int]
 
@@ -88,7 +88,7 @@ def card(
 ) -> None:
     """A playing card of proportions 5 : 7 with its upper left corner at `corner`; `index` None is face down.
 
-    `index` counts as in `envs.popgym.deck`; `label` is written below the card.
+    `index` counts as in `engram.envs.popgym.deck`; `label` is written below the card.
     """
     x, y = corner
     height = 1.4 * width

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, Info
-from envs.popgym import drawing
-from envs.spaces import Discrete, MultiDiscrete
+from engram.envs.base import Environment, Info
+from engram.envs.popgym import drawing
+from engram.envs.spaces import Discrete, MultiDiscrete
 
 FREE, OBSTACLE, START, GOAL, HIDDEN = range(5)
 NO_ACTION = 4

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, Info, NoParams
-from envs.popgym import drawing
-from envs.popgym.deck import shuffle
-from envs.spaces import Discrete, MultiDiscrete
+from engram.envs.base import Environment, Info, NoParams
+from engram.envs.popgym import drawing
+from engram.envs.popgym.deck import shuffle
+from engram.envs.spaces import Discrete, MultiDiscrete
 
 CLEAR, MINE, VIEWED = 0, 1, 2
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, Info, NoParams
-from envs.popgym import drawing
-from envs.spaces import Discrete
+from engram.envs.base import Environment, Info, NoParams
+from engram.envs.popgym import drawing
+from engram.envs.spaces import Discrete
 
 
 @struct.dataclass

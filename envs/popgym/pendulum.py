@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment, Info
-from envs.popgym import drawing
-from envs.spaces import Box
+from engram.envs.base import Environment, Info
+from engram.envs.popgym import drawing
+from engram.envs.spaces import Box
 
 MAX_SPEED = 8.0
 MAX_TORQUE = 2.0

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Environment, Info, NoParams
-from envs.popgym import drawing
-from envs.popgym.deck import CARDS, NUM_SUITS, DeckState, dealt, shuffle, suit
-from envs.spaces import Discrete
+from engram.envs.base import Environment, Info, NoParams
+from engram.envs.popgym import drawing
+from engram.envs.popgym.deck import CARDS, NUM_SUITS, DeckState, dealt, shuffle, suit
+from engram.envs.spaces import Discrete
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ale_py import roms
 
-from envs.registry import make_vector
+from engram.envs.registry import make_vector
 
 GAMES = {
     "Pong": "pong",

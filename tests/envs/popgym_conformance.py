@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import popgym  # noqa: F401  (registers its ids)
 
-from envs.base import Environment
-from envs.popgym import POPGYM
-from envs.spaces import Discrete, MultiDiscrete
+from engram.envs.base import Environment
+from engram.envs.popgym import POPGYM
+from engram.envs.spaces import Discrete, MultiDiscrete
 
 LEVELS = ("Easy", "Medium", "Hard")
 REWARD_TOLERANCE = 1e-6

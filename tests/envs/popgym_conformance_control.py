@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from envs.popgym.cartpole import THETA_THRESHOLD, X_THRESHOLD
-from envs.popgym.labyrinth import EPISODE_LENGTH, MOVES, OBSTACLE
+from engram.envs.popgym.cartpole import THETA_THRESHOLD, X_THRESHOLD
+from engram.envs.popgym.labyrinth import EPISODE_LENGTH, MOVES, OBSTACLE
 from tests.envs.popgym_conformance import REWARD_TOLERANCE, Check, Report, reference
 
 CONTROL_TOLERANCE = 2e-5

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.gymnax_adapter import NAMES as GYMNAX
-from envs.registry import UnknownEnvironment, env_ids, make, make_vector
-from envs.spaces import Box, Discrete
-from envs.wrappers import flat_size, flatten
+from engram.envs.adapters.gymnax import NAMES as GYMNAX
+from engram.envs.registry import UnknownEnvironment, env_ids, make, make_vector
+from engram.envs.spaces import Box, Discrete
+from engram.envs.wrappers import flat_size, flatten
 
 warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
 
@@ -58,7 +58,7 @@ def play(env, actions, copies=None):
 
 def test_importing_the_registry_imports_no_emulator():
     heavy = ["brax", "envpool", "gymnasium", "gymnax", "ale_py", "mujoco"]
-    code = f"import sys, envs.registry; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, engram.envs.registry; print([name for name in {heavy} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

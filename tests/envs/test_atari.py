@@ -7,9 +7,9 @@ import envpool
 import numpy as np
 import pytest
 
-from envs.atari import ATARI_100K, NAMES, AtariOptions, Emulator
-from envs.registry import UnknownEnvironment, env_ids, make, make_vector
-from envs.spaces import Box, Discrete
+from engram.envs.host.atari import ATARI_100K, NAMES, AtariOptions, Emulator
+from engram.envs.registry import UnknownEnvironment, env_ids, make, make_vector
+from engram.envs.spaces import Box, Discrete
 from tests.envs.atari_conformance import bare, compare, play, reference, small
 
 SEED = 3

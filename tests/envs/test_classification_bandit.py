@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import classification_bandit
-from envs.classification_bandit import DATA_SETS, NAMES, ClassificationBandit, ClassificationState
+from engram.envs.bandits import classification as classification_bandit
+from engram.envs.bandits.classification import DATA_SETS, NAMES, ClassificationBandit, ClassificationState
 
 KEY = jax.random.key(0)
 SMALL = ClassificationBandit(np.array([[0.6, 0.8], [1.0, 0.0], [0.0, -1.0]]), np.array([2, 0, 1]))

@@ -16,12 +16,12 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 from minari.namespace import list_local_namespaces
 
-from agents.offline_data import OfflineData
-from envs.datasets import Episodes, Origin, load, pendulum, save
-from envs.datasets.recording import Recorder, Step, Tape
-from envs.gymnax_adapter import GymnaxEnvironment
-from envs.vector import Vectorised
-from envs.wrappers import (
+from engram.agents.offline.data import OfflineData
+from engram.envs.adapters.gymnax import GymnaxEnvironment
+from engram.envs.datasets import Episodes, Origin, load, pendulum, save
+from engram.envs.datasets.recording import Recorder, Step, Tape
+from engram.envs.vector import Vectorised
+from engram.envs.wrappers import (
     EpisodeStatistics,
     FlattenObservation,
     NoiseObservation,

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import dynamical_bandit
-from envs.dynamical_bandit import NAMES, budgets, from_arrays, growth, normal
-from envs.spaces import Discrete
+from engram.envs.bandits import dynamical as dynamical_bandit
+from engram.envs.bandits.dynamical import NAMES, budgets, from_arrays, growth, normal
+from engram.envs.spaces import Discrete
 
 KEY = jax.random.key(0)
 SYSTEMS = [

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import episodic_mdp
-from envs.episodic_mdp import EpisodicMDP
-from envs.spaces import Discrete, MultiDiscrete
-from envs.vector import Vectorised
+from engram.envs.spaces import Discrete, MultiDiscrete
+from engram.envs.tabular import episodic as episodic_mdp
+from engram.envs.tabular.episodic import EpisodicMDP
+from engram.envs.vector import Vectorised
 
 
 def float64(instance):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import lsd
-from envs.base import NoParams
-from tests.mirrors import lsd as mirror
+from engram.envs.bandits import last_switch as lsd
+from engram.envs.base import NoParams
+from tests.oracles import lsd as mirror
 
 
 def test_transitions():

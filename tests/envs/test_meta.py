@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flax import struct
 
-from envs import registry
-from envs.meta.bandits import BanditState, BernoulliBandit, BernoulliTask, GaussianBandit, GaussianTask
-from envs.meta.dark_room import DarkKeyToDoor, DarkRoom, GoalTask, KeyDoorTask, SearchState, goals
-from envs.meta.maze import MetaMaze
-from envs.meta.splits import SPLITS
-from envs.meta.switching import Switching
-from envs.meta.tabular import TabularMDP
-from envs.meta.trials import Family, Trials
-from envs.spaces import Box, Discrete
-from envs.vector import Vectorised
+from engram.envs import registry
+from engram.envs.meta.bandits import BanditState, BernoulliBandit, BernoulliTask, GaussianBandit, GaussianTask
+from engram.envs.meta.dark_room import DarkKeyToDoor, DarkRoom, GoalTask, KeyDoorTask, SearchState, goals
+from engram.envs.meta.maze import MetaMaze
+from engram.envs.meta.splits import SPLITS
+from engram.envs.meta.switching import Switching
+from engram.envs.meta.tabular import TabularMDP
+from engram.envs.meta.trials import Family, Trials
+from engram.envs.spaces import Box, Discrete
+from engram.envs.vector import Vectorised
 
 NAMES = [
     "Bandit",

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.presets import PRESETS
-from envs.base import NoParams
-from envs.meta import TRIALS
-from envs.meta.brax_control import BraxControl, Multipliers, multiplied
-from envs.meta.control import BODIES, Control
-from envs.meta.mixture import Member, Mixture
-from envs.meta.ranges import draw_values
-from envs.meta.splits import SPLITS, read
-from envs.registry import make, make_vector
-from envs.spaces import Box, Discrete
-from envs.vector import Vectorised
-from envs.wrappers import EpisodeStatistics
+from engram.configs.presets import PRESETS
+from engram.envs.base import NoParams
+from engram.envs.meta import TRIALS
+from engram.envs.meta.brax_control import BraxControl, Multipliers, multiplied
+from engram.envs.meta.control import BODIES, Control
+from engram.envs.meta.mixture import Member, Mixture
+from engram.envs.meta.ranges import draw_values
+from engram.envs.meta.splits import SPLITS, read
+from engram.envs.registry import make, make_vector
+from engram.envs.spaces import Box, Discrete
+from engram.envs.vector import Vectorised
+from engram.envs.wrappers import EpisodeStatistics
 
 # ------------------------------------------------------------------------------------------------------------- splits
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.meta.craftax_worlds import GAMES, CraftaxWorlds, World
-from envs.meta.splits import SPLITS, read
-from envs.registry import make
+from engram.envs.meta.craftax_worlds import GAMES, CraftaxWorlds, World
+from engram.envs.meta.splits import SPLITS, read
+from engram.envs.registry import make
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

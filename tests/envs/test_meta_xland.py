@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.meta.splits import SPLITS, read
-from envs.meta.xland import ABOUT_ONE, ALL, COLOURS, GOALS, RULES, SHAPES, Ruleset, XLand
-from envs.registry import make
+from engram.envs.meta.splits import SPLITS, read
+from engram.envs.meta.xland import ABOUT_ONE, ALL, COLOURS, GOALS, RULES, SHAPES, Ruleset, XLand
+from engram.envs.registry import make
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -13,18 +13,18 @@ from jax.experimental import checkify
 from popgym.envs.battleship import Battleship as PackageBattleship
 from scipy import stats
 
-from envs import spaces
-from envs.popgym import POPGYM
-from envs.popgym.autoencode import PLAY, WATCH, Autoencode
-from envs.popgym.battleship import Battleship
-from envs.popgym.concentration import Concentration
-from envs.popgym.count_recall import CountRecall
-from envs.popgym.deck import shuffle
-from envs.popgym.higher_lower import HigherLower
-from envs.popgym.mine_sweeper import MineSweeper
-from envs.popgym.multiarmed_bandit import MultiarmedBandit
-from envs.popgym.repeat_first import RepeatFirst
-from envs.popgym.repeat_previous import RepeatPrevious
+from engram.envs import spaces
+from engram.envs.popgym import POPGYM
+from engram.envs.popgym.autoencode import PLAY, WATCH, Autoencode
+from engram.envs.popgym.battleship import Battleship
+from engram.envs.popgym.concentration import Concentration
+from engram.envs.popgym.count_recall import CountRecall
+from engram.envs.popgym.deck import shuffle
+from engram.envs.popgym.higher_lower import HigherLower
+from engram.envs.popgym.mine_sweeper import MineSweeper
+from engram.envs.popgym.multiarmed_bandit import MultiarmedBandit
+from engram.envs.popgym.repeat_first import RepeatFirst
+from engram.envs.popgym.repeat_previous import RepeatPrevious
 from tests.envs.popgym_conformance import CHECKS, GAMES, LEVELS, play_ours, random_actions, reference
 
 NAMES = [family + level for family in GAMES for level in LEVELS]

@@ -15,9 +15,14 @@ from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
 from mazelib.generate.HuntAndKill import HuntAndKill
 from scipy import ndimage, stats
 
-from envs.popgym import POPGYM
-from envs.popgym.cartpole import CartPoleParams, NoisyPositionOnlyCartPole, PositionOnlyCartPole, VelocityOnlyCartpole
-from envs.popgym.labyrinth import (
+from engram.envs.popgym import POPGYM
+from engram.envs.popgym.cartpole import (
+    CartPoleParams,
+    NoisyPositionOnlyCartPole,
+    PositionOnlyCartPole,
+    VelocityOnlyCartpole,
+)
+from engram.envs.popgym.labyrinth import (
     EPISODE_LENGTH,
     FREE,
     OBSTACLE,
@@ -26,8 +31,8 @@ from envs.popgym.labyrinth import (
     generate_maze,
     local_view,
 )
-from envs.popgym.pendulum import NoisyPositionOnlyPendulum, PendulumParams, PositionOnlyPendulum
-from envs.spaces import Box
+from engram.envs.popgym.pendulum import NoisyPositionOnlyPendulum, PendulumParams, PositionOnlyPendulum
+from engram.envs.spaces import Box
 from tests.envs.popgym_conformance import LEVELS, reference
 from tests.envs.popgym_conformance_control import (
     BALANCE,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from envs.spaces import Discrete, MultiDiscrete, uniform_below
+from engram.envs.spaces import Discrete, MultiDiscrete, uniform_below
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 52, 65_535, 65_536])

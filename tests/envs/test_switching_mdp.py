@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.spaces import Discrete
-from envs.switching_mdp import (
+from engram.envs.spaces import Discrete
+from engram.envs.tabular.switching import (
     NAMES,
     RandomChanges,
     SwitchingMDP,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import struct
 
-from envs.base import Environment
-from envs.spaces import Box, Discrete
-from envs.vector import Vectorised
+from engram.envs.base import Environment
+from engram.envs.spaces import Box, Discrete
+from engram.envs.vector import Vectorised
 
 NUM_ENVS = 12
 

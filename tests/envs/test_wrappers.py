@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import Environment, NoParams, VectorEnvironment
-from envs.registry import make_vector
-from envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
-from envs.wrappers import (
+from engram.envs.base import Environment, NoParams, VectorEnvironment
+from engram.envs.registry import make_vector
+from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
+from engram.envs.wrappers import (
     EpisodeStatistics,
     FlattenObservation,
     MaskObservation,

@@ -9,14 +9,14 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from kernels import aaren_scan as aaren
-from kernels.aaren_scan import aaren_scan, aaren_scan_step
-from kernels.delta_scan import delta_scan, delta_scan_step
-from kernels.gla_scan import gla_scan, gla_scan_step
-from kernels.gru_scan import gru_scan, gru_scan_step
-from kernels.linear_scan import join, linear_scan, linear_scan_planes, linear_scan_step, split
-from kernels.lstm_scan import lstm_scan, lstm_scan_step
-from kernels.selective_scan import selective_scan, selective_scan_step
+from engram.kernels import aaren_scan as aaren
+from engram.kernels.aaren_scan import aaren_scan, aaren_scan_step
+from engram.kernels.delta_scan import delta_scan, delta_scan_step
+from engram.kernels.gla_scan import gla_scan, gla_scan_step
+from engram.kernels.gru_scan import gru_scan, gru_scan_step
+from engram.kernels.linear_scan import join, linear_scan, linear_scan_planes, linear_scan_step, split
+from engram.kernels.lstm_scan import lstm_scan, lstm_scan_step
+from engram.kernels.selective_scan import selective_scan, selective_scan_step
 
 D, N = 5, 3
 HEADS, KEYS, VALUES = 2, 3, 2

@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import jax
 import jax.numpy as jnp
-from kernels.cache import keep_compiled_programs
+from engram.kernels.cache import keep_compiled_programs
 keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.eye(7)).sum())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.causal_conv import causal_conv, causal_conv_step
+from engram.kernels.causal_conv import causal_conv, causal_conv_step
 
 T, B, D = 11, 3, 2
 

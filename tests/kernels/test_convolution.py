@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels import convolution
-from kernels.convolution import convolve, convolve_transposed
+from engram.kernels import convolution
+from engram.kernels.convolution import convolve, convolve_transposed
 
 X = jax.random.normal(jax.random.key(0), (3, 21, 18, 5))
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels import ffi
-from kernels.gla_scan import gla_scan
-from kernels.linear_scan import linear_scan, linear_scan_planes
-from kernels.selective_scan import selective_scan
+from engram.kernels.cpu import ffi
+from engram.kernels.gla_scan import gla_scan
+from engram.kernels.linear_scan import linear_scan, linear_scan_planes
+from engram.kernels.selective_scan import selective_scan
 from tests.kernels.cases import CASES
 from tests.kernels.test_scans import relative
 
@@ -264,7 +264,7 @@ def test_an_unknown_wish_is_named(forgetful, monkeypatch, caplog):
 
 @needs_compiler
 def test_a_damaged_library_is_built_anew(tmp_path):
-    ask = "from kernels import ffi; assert ffi.load('selective_scan')"
+    ask = "from engram.kernels.cpu import ffi; assert ffi.load('selective_scan')"
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
 
     def library():

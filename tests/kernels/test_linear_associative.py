@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.linear_scan import _backward_associative, _scan, _scan_associative
+from engram.kernels.linear_scan import _backward_associative, _scan, _scan_associative
 from tests.kernels.cases import CASES
 from tests.kernels.test_scans import PATTERNS, B, T, relative, resets
 

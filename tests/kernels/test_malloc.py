@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, threading
-from kernels.malloc import keep_freed_memory
+from engram.kernels.malloc import keep_freed_memory
 took = keep_freed_memory(one_arena=True) if sys.argv[1] == "keep" else None
 def run():
     global faults

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels import backends, mosaic, mosaic_block, mosaic_linear, mosaic_selective
-from kernels.linear_scan import linear_scan, linear_scan_planes
-from kernels.selective_scan import selective_scan
+from engram.kernels import backends
+from engram.kernels.gpu import block as mosaic_block
+from engram.kernels.gpu import linear_scan as mosaic_linear
+from engram.kernels.gpu import mosaic
+from engram.kernels.gpu import selective_scan as mosaic_selective
+from engram.kernels.linear_scan import linear_scan, linear_scan_planes
+from engram.kernels.selective_scan import selective_scan
 from tests.kernels.cases import CASES
 from tests.kernels.test_scans import relative
 
@@ -289,8 +293,8 @@ def test_auto_takes_the_best_a_gpu_can_run(monkeypatch):
 def test_a_cpu_never_imports_pallas():
     program = """
 import sys, jax, jax.numpy as jnp
-from kernels.linear_scan import linear_scan
-from kernels.selective_scan import selective_scan
+from engram.kernels.linear_scan import linear_scan
+from engram.kernels.selective_scan import selective_scan
 x = jnp.ones((3, 2, 4))
 jax.jit(jax.grad(lambda x: linear_scan(jnp.ones(4), x)[0].sum()))(x)
 jax.jit(jax.grad(lambda x: selective_scan(x, x, -jnp.ones((2, 4)), x[..., :2], x[..., :2])[0].sum()))(x)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.rows import rows_matmul, rows_outer
+from engram.kernels.rows import rows_matmul, rows_outer
 
 
 @pytest.mark.parametrize("rows", [(), (3,), (5, 3), (2, 5, 3)])

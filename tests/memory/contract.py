@@ -1,4 +1,4 @@
-"""The contract of `memory.base` as checks of any memory. Each raises AssertionError with the fact that fails.
+"""The contract of `engram.memory.base` as checks of any memory. Each raises AssertionError with the fact that fails.
 
 Time is 14 steps, so that whole, cut and separate runs share the lengths 14, 13, 7 and 1 and compile once.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memory import Memory
+from engram.memory import Memory
 
 T, B = 14, 3
 TOLERANCE = 3e-6

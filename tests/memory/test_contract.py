@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from memory import MEMORIES, Memory, make_memory, memory_options
+from engram.memory import MEMORIES, Memory, make_memory, memory_options
 from tests.memory import contract
 
 WIDTH = 8

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from kernels.linear_scan import linear_scan
-from memory import Memory
-from memory.base import where_reset
-from memory.gru import GRU
+from engram.kernels.linear_scan import linear_scan
+from engram.memory import Memory
+from engram.memory.base import where_reset
+from engram.memory.gru import GRU
 from tests.memory import contract
 
 WIDTH = 6

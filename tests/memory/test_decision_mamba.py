@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memory import UnknownMemory, make_memory
-from memory.decision_mamba import DecisionMamba
-from memory.mixers import MIXERS, make_mixer, mixer_options
+from engram.memory import UnknownMemory, make_memory
+from engram.memory.decision_mamba import DecisionMamba
+from engram.memory.mixers import MIXERS, make_mixer, mixer_options
 from tests.memory.contract import with_nan
 
 STEPS, B, WIDTH, STATE = 5, 2, 4, 3
@@ -118,7 +118,7 @@ def test_a_reset_forgets_a_nan_in_the_state():
 
 
 def test_mixers_are_all_memories_and_dm():
-    from memory import MEMORIES
+    from engram.memory import MEMORIES
 
     assert set(MIXERS) == {*MEMORIES, "dm"}
     assert mixer_options("dm") == mixer_options("mamba")

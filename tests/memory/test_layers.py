@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from memory import Memory
-from memory.aaren import Aaren
-from memory.attention import Attention
-from memory.deltanet import DeltaNet
-from memory.gla import GLA
-from memory.gru import GRU
-from memory.layers import Dense, orthogonal
-from memory.lru import LRU
-from memory.lstm import LSTM
-from memory.mamba import Mamba
-from memory.mamba2 import Mamba2
-from memory.mingru import MinGRU
+from engram.memory import Memory
+from engram.memory.aaren import Aaren
+from engram.memory.attention import Attention
+from engram.memory.deltanet import DeltaNet
+from engram.memory.gla import GLA
+from engram.memory.gru import GRU
+from engram.memory.layers import Dense, orthogonal
+from engram.memory.lru import LRU
+from engram.memory.lstm import LSTM
+from engram.memory.mamba import Mamba
+from engram.memory.mamba2 import Mamba2
+from engram.memory.mingru import MinGRU
 
 T, B, WIDTH = 9, 2, 4
 

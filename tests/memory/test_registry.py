@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from memory import MEMORIES, UnknownMemory, make_memory, memory_options
-from memory.gru import GRU
-from memory.mamba import Mamba
-from memory.s5 import S5
+from engram.memory import MEMORIES, UnknownMemory, make_memory, memory_options
+from engram.memory.gru import GRU
+from engram.memory.mamba import Mamba
+from engram.memory.s5 import S5
 
 
 def test_options_and_defaults():

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memory import Stack, make_memory
-from memory.s5 import PERTURBATION, S5, diagonalised_hippo, hippo_legs, perturbed_hippo
+from engram.memory import Stack, make_memory
+from engram.memory.s5 import PERTURBATION, S5, diagonalised_hippo, hippo_legs, perturbed_hippo
 
 
 @pytest.fixture(scope="module")

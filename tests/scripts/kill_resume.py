@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import train
+from engram.scripts import train
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCKS = {"wall_s", "steps_per_s"}

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import yaml
 
-from agents.run.errors import BadRequest
-from configs.presets import PRESETS
-from envs import registry
-from envs.meta.dark_room import goals
-from envs.meta.switching import Switching
-from envs.meta.trials import Trials
-from scripts import adapt, compare, train
-from scripts.common import describe
+from engram.configs.presets import PRESETS
+from engram.envs import registry
+from engram.envs.meta.dark_room import goals
+from engram.envs.meta.switching import Switching
+from engram.envs.meta.trials import Trials
+from engram.errors import BadRequest
+from engram.scripts import adapt, compare, train
+from engram.scripts.common import describe
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs.experiment import DramaExperiment, PPOExperiment
-from configs.presets import DRAMA, DRAMA_WORLD, PRESETS
-from memory import MEMORIES
-from scripts.factory import make_agent
+from engram.configs.experiment import DramaExperiment, PPOExperiment
+from engram.configs.presets import DRAMA, DRAMA_WORLD, PRESETS
+from engram.memory import MEMORIES
+from engram.scripts.factory import make_agent
 
 PRESET = PRESETS["ppo-atari"]
 assert isinstance(PRESET, PPOExperiment)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from agents.run import checkpoint
-from agents.run.errors import BadRequest, Interrupted
-from scripts import atari100k, train
+from engram.errors import BadRequest, Interrupted
+from engram.scripts import atari100k, train
+from engram.training import checkpoint
 from tests.scripts import kill_resume
 
 TINY = [

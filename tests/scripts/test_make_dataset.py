@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.recording import Player, random_player
-from agents.run import checkpoint, loop
-from agents.run.errors import BadRequest, Interrupted
-from envs.datasets import Episodes, Origin, load
-from envs.datasets.recording import Recorder
-from envs.vector import Vectorised
-from envs.wrappers import FlattenObservation
-from scripts import evaluate, make_dataset
-from scripts.make_dataset import TIERS, Measured
-from tests.agents.probes import ConstantReward
+from engram.envs.datasets import Episodes, Origin, load
+from engram.envs.datasets.recording import Recorder
+from engram.envs.vector import Vectorised
+from engram.envs.wrappers import FlattenObservation
+from engram.errors import BadRequest, Interrupted
+from engram.experiments.recording import Player, random_player
+from engram.scripts import evaluate, make_dataset
+from engram.scripts.make_dataset import TIERS, Measured
+from engram.training import checkpoint, loop
+from tests.agents.ppo.probes import ConstantReward
 
 STEPS = 3000
 RUN = [

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
-from agents.run import checkpoint, loop
-from agents.run.errors import BadRequest
-from agents.run.loop import seed_keys
-from configs.presets import PRESETS
-from envs import datasets
-from envs.datasets import Episodes, Origin
-from scripts import compare, evaluate, plot, train
+from engram.configs.presets import PRESETS
+from engram.envs import datasets
+from engram.envs.datasets import Episodes, Origin
+from engram.errors import BadRequest
+from engram.scripts import compare, evaluate, plot, train
+from engram.training import checkpoint, loop
+from engram.training.loop import seed_keys
 
 STEPS, EPISODES = 6, 7
 

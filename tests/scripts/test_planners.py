@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from agents.run import checkpoint
-from agents.run.errors import BadRequest
-from configs.presets import PLANNER_PRESETS
-from scripts import compare, evaluate, plot, train
+from engram.configs.presets import PLANNER_PRESETS
+from engram.errors import BadRequest
+from engram.scripts import compare, evaluate, plot, train
+from engram.training import checkpoint
 from tests.scripts import kill_resume
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from agents.run import checkpoint
-from agents.run.errors import BadRequest, Diverged
-from configs.presets import PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
-from scripts import compare, evaluate, plot, train
-from scripts.common import describe, from_dict, run_script
+from engram.configs.presets import PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
+from engram.errors import BadRequest, Diverged
+from engram.scripts import compare, evaluate, plot, train
+from engram.scripts.common import describe, from_dict, run_script
+from engram.training import checkpoint
 from tests.scripts import kill_resume
 
 TINY = ["debug", "--quiet", "--memory", "none", "--total-steps", "1024", "--log-points", "2", "--eval-points", "1"]

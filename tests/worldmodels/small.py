@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memory import make_memory
-from worldmodels.networks import VectorDecoder, VectorEncoder
-from worldmodels.world_model import LossSettings, Rows, WorldModel
+from engram.memory import make_memory
+from engram.worldmodels.networks import VectorDecoder, VectorEncoder
+from engram.worldmodels.world_model import LossSettings, Rows, WorldModel
 
 LOSS = LossSettings(free_nats=1.0, representation=0.1, seq_reset=True)
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from worldmodels import latents
+from engram.worldmodels import latents
 
 K, C = 3, 5
 LOGITS = np.random.default_rng(0).normal(0.0, 2.0, (7, K, C))

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs.presets import DRAMA_SMALL, SMALL_WORLD
-from envs.registry import make_vector
-from envs.spaces import Box
-from envs.wrappers import FlattenObservation
-from scripts.factory import make_world
-from worldmodels import latents
-from worldmodels.world_model import LossSettings, Rows, WorldModel
+from engram.configs.presets import DRAMA_SMALL, SMALL_WORLD
+from engram.envs.registry import make_vector
+from engram.envs.spaces import Box
+from engram.envs.wrappers import FlattenObservation
+from engram.scripts.factory import make_world
+from engram.worldmodels import latents
+from engram.worldmodels.world_model import LossSettings, Rows, WorldModel
 
 LOSS = LossSettings(DRAMA_SMALL.free_nats, DRAMA_SMALL.representation, seq_reset=True)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from worldmodels.networks import Norm, PictureDecoder, PictureEncoder
+from engram.worldmodels.networks import Norm, PictureDecoder, PictureEncoder
 
 CHANNELS, STRIDES = (16, 32, 48, 64, 64), (1, 2, 2, 2, 2)
 

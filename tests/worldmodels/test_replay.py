@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from worldmodels.replay import Replay, ReplayState
+from engram.worldmodels.replay import Replay, ReplayState
 
 REPLAY = Replay(capacity=5, lanes=2, sampling="frequency", temperature=2.0, imagine_temperature=3.0, ratio=4.0)
 LENGTH, DRAWS = 3, 20_000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from worldmodels.twohot import TwoHot, symexp, symlog
+from engram.worldmodels.twohot import TwoHot, symexp, symlog
 
 BINS = np.linspace(-20.0, 20.0, 255)
 VALUES = np.array([-1e8, -123456.0, -7.5, -1.0, -1e-3, 0.0, 0.01, 0.5, 1.0, 3.0, 1000.0, 4e8])

@@ -11,13 +11,13 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from configs.experiment import DramaExperiment
-from configs.presets import DRAMA, DRAMA_WORLD
-from envs.base import NoParams, VectorEnvironment
-from envs.spaces import Box, Discrete
-from scripts.factory import make_drama
+from engram.configs.experiment import DramaExperiment
+from engram.configs.presets import DRAMA, DRAMA_WORLD
+from engram.envs.base import NoParams, VectorEnvironment
+from engram.envs.spaces import Box, Discrete
+from engram.scripts.factory import make_drama
+from engram.worldmodels.world_model import Rows
 from tests.worldmodels.small import LOSS, random_parameters, world_model
-from worldmodels.world_model import Rows
 
 T, B, ACTIONS = 9, 4, 3
 
@@ -55,7 +55,7 @@ def count(tree: Any) -> int:
 
 
 def test_published_number_of_parameters(monkeypatch):
-    monkeypatch.setattr("envs.registry.make_vector", lambda _, n, **__: Pictures(n))
+    monkeypatch.setattr("engram.envs.registry.make_vector", lambda _, n, **__: Pictures(n))
     config = DramaExperiment(drama=DRAMA, world=DRAMA_WORLD, env="ale/Any", total_steps=100_000)
     state = jax.eval_shape(make_drama(config).init, jax.random.key(0))
     world = state.world

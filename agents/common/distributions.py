@@ -1,0 +1,99 @@
+"""Action distributions as pytrees: what a policy head returns.
+
+Leading axes are batch axes. Every class has `sample(key)`, `mode()`, `log_prob(action)` and `entropy()`; the last two
+return one number per batch entry, summed over the components of an action.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from engram.envs.spaces import Box, Discrete, MultiDiscrete, Space
+from engram.errors import BadRequest
+
+
+@struct.dataclass
+class Categorical:
+    """One integer action. `logits[..., n]`, unnormalised."""
+
+    logits: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return jax.random.categorical(key, self.logits)
+
+    def mode(self) -> jax.Array:
+        return jnp.argmax(self.logits, axis=-1)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        # A one-hot product: XLA on CPU turns its gradient into one fused loop, a gather's into a scatter.
+        chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=self.logits.dtype)
+        return jnp.sum(jax.nn.log_softmax(self.logits) * chosen, axis=-1)
+
+    def entropy(self) -> jax.Array:
+        log_p = jax.nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+@struct.dataclass
+class MultiCategorical:
+    """Independent integers. `logits[..., sum(nvec)]` holds the components' logits side by side."""
+
+    logits: jax.Array
+    nvec: tuple[int, ...] = struct.field(pytree_node=False)
+
+    def components(self) -> list[Categorical]:
+        bounds = [sum(self.nvec[:i]) for i in range(len(self.nvec) + 1)]
+        return [Categorical(self.logits[..., a:b]) for a, b in itertools.pairwise(bounds)]
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, len(self.nvec))
+        return jnp.stack([c.sample(k) for c, k in zip(self.components(), keys, strict=True)], axis=-1)
+
+    def mode(self) -> jax.Array:
+        return jnp.stack([c.mode() for c in self.components()], axis=-1)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        return sum((c.log_prob(action[..., i]) for i, c in enumerate(self.components())), jnp.zeros(()))
+
+    def entropy(self) -> jax.Array:
+        return sum((c.entropy() for c in self.components()), jnp.zeros(()))
+
+
+@struct.dataclass
+class DiagonalGaussian:
+    """A real vector. `mean[..., d]` and `log_std`, broadcast to it. Not squashed: environments clip to their bounds."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def mode(self) -> jax.Array:
+        return self.mean
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return -jnp.sum(0.5 * z**2 + self.log_std + 0.5 * math.log(2 * math.pi), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        per_component = self.log_std + 0.5 * (1 + math.log(2 * math.pi))
+        return jnp.sum(jnp.broadcast_to(per_component, self.mean.shape), axis=-1)
+
+
+Distribution = Categorical | MultiCategorical | DiagonalGaussian
+
+
+def head_size(space: Space) -> int:
+    """The number of outputs that a policy head needs for `space` (flat actions only)."""
+    match space:
+        case Discrete(n):
+            return n
+        case MultiDiscrete(nvec):
+            return sum(nvec)
+        case Box(shape=(size,)):
+            return size
+    raise BadRequest(f"no policy for the action space {space}: Discrete, MultiDiscrete and one-axis Box are supported")

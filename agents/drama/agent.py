@@ -1,0 +1,829 @@
+"""Drama: a world model with a memory, and behaviour learned in its imagination (arXiv 2410.08893).
+
+One `update` takes `train_every` steps in each environment and then, once there is enough experience, improves the
+world model on replayed windows, imagines trajectories from replayed contexts, and improves policy and value on them.
+`DramaSettings` names each point in which the published code differs from what is done here by default.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from engram.agents.common.control_flow import when
+from engram.agents.common.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
+from engram.agents.common.evaluation import play_episodes, record_steps
+from engram.agents.common.proximal import clipped_surrogate, deal_minibatches
+from engram.agents.common.returns import lambda_returns
+from engram.agents.drama.laprop import laprop
+from engram.envs.spaces import Box, MultiDiscrete, Space
+from engram.envs.vector import clip_action
+from engram.envs.wrappers import RunningStatistics, Wrapper, flat_size, flatten
+from engram.errors import BadRequest
+from engram.kernels.masked import masked_mean
+from engram.memory.base import where_reset
+from engram.worldmodels import latents
+from engram.worldmodels.networks import MLP, behaviour_mlp
+from engram.worldmodels.replay import Replay, ReplayState
+from engram.worldmodels.twohot import TwoHot
+from engram.worldmodels.world_model import LossSettings, Rows, WorldModel
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class DramaSettings:
+    """Hyperparameters of Drama."""
+
+    num_envs: int
+    """Environments stepped in parallel, per seed."""
+    train_every: int
+    """Steps of each environment between two gradient steps."""
+    prefill: int
+    """Random steps, over all environments, before anything is learned."""
+    replay: int
+    """Steps that are kept, over all environments."""
+    sampling: Literal["frequency", "uniform"]
+    """What is replayed: what was replayed less often before, or anything."""
+    temperature: float
+    """Of the frequency-based draws of training windows."""
+    imagine_temperature: float
+    """Of the frequency-based draws of the contexts of imagination."""
+
+    batch_size: int
+    """Windows in a batch of the world model."""
+    batch_length: int
+    """Steps of a window."""
+    world_learning_rate: float
+    """Step size of the world model."""
+    world_max_norm: float
+    """Gradients of the world model are scaled down to this global norm."""
+    free_nats: float
+    """Least cost of each KL term, which is averaged over the batch."""
+    representation: float
+    """Weight of the KL term that pulls the posterior to the prior."""
+
+    imagine_batch: int
+    """Imagined trajectories of an update."""
+    context: int
+    """Replayed steps before imagination begins."""
+    imagine_from: Literal["last", "every"]
+    """Imagination begins after the last step of a context, or after every one (imagine_batch / context contexts)."""
+    horizon: int
+    """Imagined steps."""
+    actor: tuple[int, ...]
+    """Sizes of the policy's hidden layers."""
+    critic: tuple[int, ...]
+    """Sizes of the value's hidden layers."""
+    behaviour_learning_rate: float
+    """Step size of policy and value."""
+    behaviour_max_norm: float
+    """Gradients of policy and value are scaled down to this global norm."""
+    discount: float
+    """Discount factor of the return."""
+    lambda_: float
+    """Lambda of the return: 1 trusts only imagined rewards, 0 only the next value."""
+    entropy: float
+    """Weight of the policy's entropy."""
+    slow_critic: float
+    """Share of the slow critic that an update keeps."""
+    return_scale: float
+    """Share of the running range of returns that an update keeps."""
+
+    behaviour: Literal["reinforce", "ppo"]
+    """Policy and value take one step on what was imagined, or the steps of PPO."""
+    ppo_clip: float
+    """Of PPO: clipping range of the probability ratio."""
+    ppo_epochs: int
+    """Of PPO: passes over the imagined steps."""
+    ppo_minibatch: int
+    """Of PPO: imagined steps of a gradient step (all of them where there are fewer)."""
+    ppo_kl: float
+    """Of PPO: no further step of an update once the policy is this far (KL) from the one that imagined."""
+
+    optimiser: Literal["laprop", "adam"]
+    """Optimiser of all parts."""
+    warmup: int
+    """Updates over which the step sizes rise."""
+    weight_decay: float
+    """Parameters shrink by this share at every update, whatever the step size is."""
+
+    act_on: Literal["posterior", "prior"]
+    """The policy sees the encoded observation, or what the memory predicts for it (one frame blind)."""
+    first_action: Literal["policy", "random"]
+    """What opens an episode."""
+    seq_reset: bool
+    """Clear the memory where an episode opens within a replayed window."""
+    acting_state: Literal["carried", "window"]
+    """The actor carries the memory's state, or computes it afresh from the last acting_window steps."""
+    acting_window: int
+    """Steps that acting_state=window looks back."""
+    lambda_boot: Literal["next", "same"]
+    """Value in the return: of the state that follows, or (biased) of the state itself."""
+    reward_index: Literal["after", "early"]
+    """Imagined rewards and ends are read from the memory after the action that they follow, or one step early, so that
+    an action's reward counts for the state after it."""
+    mask_after_term: bool
+    """Imagined steps after an imagined end count nothing."""
+    actor_norm: Literal["update", "forward"]
+    """When the statistics that normalise the policy's input move: once an update, or whenever the policy is asked."""
+    life_loss_term: bool
+    """A lost life counts as an end, for what the world model predicts; the episode goes on."""
+
+    eval_envs: int
+    """Environments of an evaluation."""
+    eval_episodes: int
+    """Episodes of an evaluation, a multiple of eval_envs."""
+    eval_greedy: bool
+    """Evaluate the most likely action instead of a sampled one."""
+    eval_quota: Literal["fixed", "first"]
+    """Count the same number of episodes of every environment, or (biased to short ones) those that end first."""
+
+    def __post_init__(self):
+        positive = (
+            "num_envs train_every batch_size imagine_batch context horizon eval_envs eval_episodes acting_window "
+            "temperature imagine_temperature world_learning_rate world_max_norm behaviour_learning_rate "
+            "behaviour_max_norm ppo_clip ppo_epochs ppo_minibatch"
+        )
+        for name in positive.split():
+            if not 0 < getattr(self, name) < float("inf"):
+                raise BadRequest(f"drama.{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("discount", "lambda_", "slow_critic", "return_scale"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise BadRequest(f"drama.{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "entropy", "free_nats", "representation", "ppo_kl"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise BadRequest(f"drama.{name} must not be negative, got {getattr(self, name)}")
+        if self.reward_index not in ("after", "early"):  # runs of a third kind were trained on other targets
+            raise BadRequest(f"drama.reward_index must be after or early, got {self.reward_index}")
+        if self.batch_length < 2:
+            raise BadRequest(f"drama.batch_length must be at least 2, got {self.batch_length}")
+        if self.imagine_from == "every" and self.imagine_batch % self.context:
+            raise BadRequest(
+                f"drama.imagine_batch ({self.imagine_batch}) must be a multiple of drama.context ({self.context}) "
+                "where drama.imagine_from is every"
+            )
+        imagined = self.imagine_batch * self.horizon
+        if self.behaviour == "ppo" and imagined % min(self.ppo_minibatch, imagined):
+            raise BadRequest(
+                f"drama.ppo_minibatch ({self.ppo_minibatch}) must divide the {imagined} imagined steps of an update "
+                "(drama.imagine_batch x drama.horizon)"
+            )
+        # Every window that lies within a lane is a start; an update draws without replacement.
+        needed = max(
+            self.batch_size + self.num_envs * (self.batch_length - 1),
+            self.contexts + self.num_envs * (self.context - 1),
+        )
+        if self.prefill < needed:
+            raise BadRequest(
+                f"drama.prefill must be at least {needed} for {self.contexts} contexts of {self.context} steps "
+                f"and {self.batch_size} windows of {self.batch_length} from {self.num_envs} environments, "
+                f"got {self.prefill}"
+            )
+        if self.replay < self.prefill:
+            raise BadRequest(f"drama.replay must hold the prefill of {self.prefill} steps, got {self.replay}")
+        if self.eval_episodes % self.eval_envs:
+            raise BadRequest(
+                f"drama.eval_episodes ({self.eval_episodes}) must be a multiple of drama.eval_envs ({self.eval_envs})"
+            )
+
+    @property
+    def contexts(self) -> int:
+        """Replayed windows from which an update imagines."""
+        return self.imagine_batch // (self.context if self.imagine_from == "every" else 1)
+
+
+class Step(struct.PyTreeNode):
+    """One step of one environment, as it is kept."""
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    terminal: jax.Array
+    reset: jax.Array
+
+
+class Acting(struct.PyTreeNode):
+    """What the actor carries, leaves `(B, ...)`: `memory` and its output `d`, or the last steps `past [B, window, ...]`
+    (observations, actions as numbers, resets)."""
+
+    memory: Any
+    d: jax.Array
+    past: Any
+
+
+class DramaState(struct.PyTreeNode):
+    """Everything that training carries, as one pytree."""
+
+    world: Any
+    world_stats: Any
+    """Running statistics of batch normalisation."""
+    behaviour: Any
+    """Parameters of actor and critic."""
+    slow_critic: Any
+    world_optimiser: Any
+    behaviour_optimiser: Any
+    actor_norm: RunningStatistics
+    return_scale: jax.Array
+    replay: ReplayState
+    key: jax.Array
+    env: Any
+    obs: jax.Array
+    reset: jax.Array
+    acting: Acting
+    updates: jax.Array
+    env_steps: jax.Array
+
+
+class ImaginationState(struct.PyTreeNode):
+    """Where an imagined trajectory is, leaves `[n, ...]`: the memory's state and its output `d`, the latent `z` that is
+    expected next, and the statistics that normalise the policy's input."""
+
+    memory: Any
+    z: jax.Array
+    d: jax.Array
+    statistics: RunningStatistics
+
+    @property
+    def x(self) -> jax.Array:
+        """The policy's input."""
+        return jnp.concatenate([self.z, self.d], axis=-1)
+
+
+class Imagined(struct.PyTreeNode):
+    """Trajectories `[horizon, n, ...]`; `x`, the policy's input, of `horizon + 1` states."""
+
+    x: jax.Array
+    action: jax.Array
+    log_prob: jax.Array | None
+    """Of the actions when they were drawn; only PPO asks for it."""
+    reward: jax.Array
+    goes_on: jax.Array
+    weight: jax.Array
+
+
+class Batch(struct.PyTreeNode):
+    """What policy and value learn from: imagined steps, leaves `[horizon, n, ...]` or `[rows, ...]`. Constants all."""
+
+    x: jax.Array
+    action: jax.Array
+    log_prob: jax.Array | None
+    weight: jax.Array
+    advantage: jax.Array
+    goal: jax.Array
+    slow_goal: jax.Array
+
+
+class Dream(struct.PyTreeNode):
+    """Played `steps` and what the world model makes of them, leaves `[T, B, ...]`.
+
+    `reconstruction` decodes what the encoder makes of each observation. `imagined` is the same in the context, and
+    beyond it what the model expects from the actions alone, as are `reward` and `terminal` (a probability).
+    """
+
+    steps: Step
+    reconstruction: jax.Array
+    imagined: jax.Array
+    reward: jax.Array
+    terminal: jax.Array
+
+
+def policy_size(space: Space) -> int:
+    """Outputs of the policy network: a Gaussian has a mean and a deviation for each entry."""
+    return 2 * head_size(space) if isinstance(space, Box) else head_size(space)
+
+
+def normalise(statistics: RunningStatistics, x: jax.Array) -> jax.Array:
+    """The policy's first layer: `x[..., n]` by its running mean and deviation, within +-10."""
+    variance = jnp.where(statistics.count > 0, statistics.var, 1.0)
+    return jnp.clip((x - statistics.mean) * jax.lax.rsqrt(variance + 1e-8), -10.0, 10.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Drama:
+    """The agent: pure `init`, `update` and `evaluate` over a `DramaState`."""
+
+    env: Wrapper
+    eval_env: Wrapper
+    world: WorldModel
+    settings: DramaSettings
+
+    @property
+    def actor(self) -> MLP:
+        return behaviour_mlp(self.settings.actor, policy_size(self.action_space))
+
+    @property
+    def critic(self) -> MLP:
+        return behaviour_mlp(self.settings.critic, TwoHot().bins)
+
+    @property
+    def action_space(self) -> Space:
+        return self.env.action_space(self.env.default_params)
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.settings.num_envs * self.settings.train_every
+
+    @property
+    def replay(self) -> Replay:
+        s = self.settings
+        capacity = -(-s.replay // s.num_envs)
+        ratio = s.contexts / s.batch_size
+        return Replay(capacity, s.num_envs, s.sampling, s.temperature, s.imagine_temperature, ratio)
+
+    def close(self) -> None:
+        """Frees the emulators, if any; the agent cannot be used afterwards."""
+        self.env.close()
+        self.eval_env.close()
+
+    # ------------------------------------------------------------------------------------------------------ parts
+
+    def _world(self, state: DramaState, method: str, *args: Any) -> Any:
+        """A method of the world model, in inference mode."""
+        return self.world.apply({"params": state.world, **state.world_stats}, *args, method=method)
+
+    def _value(self, params: Any, x: jax.Array) -> Any:
+        """Logits of the value's bins."""
+        return self.critic.apply({"params": params}, x)
+
+    def _policy(self, params: Any, statistics: RunningStatistics, x: jax.Array) -> Distribution:
+        out: Any = self.actor.apply({"params": params}, normalise(statistics, x))
+        space = self.action_space
+        if isinstance(space, Box):
+            mean, log_std = jnp.split(out, 2, axis=-1)
+            return DiagonalGaussian(mean, log_std)
+        return MultiCategorical(out, space.nvec) if isinstance(space, MultiDiscrete) else Categorical(out)
+
+    def _numbers(self, action: Any) -> jax.Array:
+        """Actions as the world model takes them: one-hot, or clipped to their bounds."""
+        return flatten(self.action_space, clip_action(self.action_space, action))
+
+    def init(self, key: jax.Array) -> DramaState:
+        n = self.settings.num_envs
+        key, env_key, world_key, actor_key, critic_key = jax.random.split(key, 5)
+        obs, env_state = self.env.reset(env_key, self.env.default_params)
+        action = jax.vmap(self.action_space.sample)(jax.random.split(key, n))
+        reset = jnp.ones(n, bool)
+        rows = Rows(obs[None], self._numbers(action)[None], jnp.zeros((1, n)), jnp.zeros((1, n)), reset[None])
+        variables = self.world.init(world_key, rows, key, self._loss_settings, method="loss")
+        x = jnp.zeros((1, self.world.categoricals * self.world.classes + self.world.memory.width))
+        behaviour = {
+            "actor": self.actor.init(actor_key, x)["params"],
+            "critic": self.critic.init(critic_key, x)["params"],
+        }
+        step = Step(obs[0], action[0], jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), bool))
+        return DramaState(
+            world=variables["params"],
+            world_stats={name: value for name, value in variables.items() if name != "params"},
+            behaviour=behaviour,
+            slow_critic=jax.tree.map(jnp.copy, behaviour["critic"]),
+            world_optimiser=self._world_optimiser.init(variables["params"]),
+            behaviour_optimiser=self._behaviour_optimiser.init(behaviour),
+            actor_norm=RunningStatistics.empty(x.shape[1:]),
+            return_scale=jnp.zeros(()),
+            replay=self.replay.init(step),
+            key=key,
+            env=env_state,
+            obs=obs,
+            reset=reset,
+            acting=self.start_acting(obs),
+            updates=jnp.zeros((), jnp.int32),
+            env_steps=jnp.zeros((), jnp.int32),
+        )
+
+    @property
+    def _loss_settings(self) -> LossSettings:
+        s = self.settings
+        return LossSettings(s.free_nats, s.representation, s.seq_reset)
+
+    def _optimiser(self, learning_rate: float, max_norm: float, adam_eps: float) -> optax.GradientTransformation:
+        s = self.settings
+        clip = optax.clip_by_global_norm(max_norm)
+        if s.optimiser == "laprop":
+            return optax.chain(clip, laprop(learning_rate, warmup=s.warmup))
+        rate = optax.linear_schedule(0.0, learning_rate, s.warmup) if s.warmup else learning_rate
+        return optax.chain(clip, optax.adam(rate, eps=adam_eps))
+
+    @property
+    def _world_optimiser(self) -> optax.GradientTransformation:
+        return self._optimiser(self.settings.world_learning_rate, self.settings.world_max_norm, 1e-8)
+
+    @property
+    def _behaviour_optimiser(self) -> optax.GradientTransformation:
+        return self._optimiser(self.settings.behaviour_learning_rate, self.settings.behaviour_max_norm, 1e-5)
+
+    def _move(self, params: Any, step: Any) -> Any:
+        return jax.tree.map(lambda p, d: (1.0 - self.settings.weight_decay) * p + d, params, step)
+
+    # ----------------------------------------------------------------------------------------------------- acting
+
+    def start_acting(self, obs: jax.Array) -> Acting:
+        """The actor before its first observation. `obs[B, ...]`: any, for its shape."""
+        n, window = obs.shape[0], self.settings.acting_window
+        d = jnp.zeros((n, self.world.memory.width))
+        if self.settings.acting_state == "carried":
+            return Acting(self.world.memory.initial_state(n), d, ())
+        actions = jnp.zeros((n, window, flat_size(self.action_space)))
+        past = (jnp.zeros((n, window, *obs.shape[1:]), obs.dtype), actions, jnp.ones((n, window), bool))
+        return Acting((), d, past)
+
+    def act(
+        self,
+        state: DramaState,
+        acting: Acting,
+        obs: jax.Array,
+        reset: jax.Array,
+        key: jax.Array,
+        greedy: bool = False,
+        random: jax.Array | bool = False,
+    ) -> tuple[Acting, jax.Array, jax.Array]:
+        """One action from `obs[B, ...]` (at random where `random`).
+
+        Returns:
+            what the actor carries on, the action `[B, ...]`, the policy's input `x[B, n]`.
+        """
+        s = self.settings
+        latent_key, prior_key, action_key, random_key, past_key = jax.random.split(key, 5)
+        d = where_reset(reset, jnp.zeros_like(acting.d), acting.d)
+        z = latents.sample(latent_key, self._world(state, "posterior", obs))
+        seen = z if s.act_on == "posterior" else latents.sample(prior_key, self._world(state, "prior", d))
+        x = jnp.concatenate([seen, d], axis=-1)
+        policy = self._policy(state.behaviour["actor"], state.actor_norm, x)
+        action = policy.mode() if greedy else policy.sample(action_key)
+        random |= reset if s.first_action == "random" else jnp.zeros_like(reset)
+        anything = jax.vmap(self.action_space.sample)(jax.random.split(random_key, obs.shape[0]))
+        action = where_reset(random, anything, action)
+
+        if s.acting_state == "carried":
+            memory, d = self._world(state, "step", acting.memory, z, self._numbers(action), reset)
+            return Acting(memory, d, ()), action, x
+        newest = (obs, self._numbers(action), reset)
+        past = jax.tree.map(lambda old, new: jnp.concatenate([old[:, 1:], new[:, None]], 1), acting.past, newest)
+        frames, actions, resets = jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), past)
+        z = latents.sample(past_key, self._world(state, "posterior", frames))
+        memory = self.world.memory.initial_state(obs.shape[0])
+        _, ds = self._world(state, "sequence", memory, z, actions, resets)
+        return Acting((), ds[-1], past), action, x
+
+    def _terminal(self, terminated: jax.Array, info: dict[str, Any]) -> jax.Array:
+        """What the world model learns as an end."""
+        labelled = self.settings.life_loss_term and "life_lost" in info
+        return terminated | info["life_lost"] if labelled else terminated
+
+    def _collect(self, state: DramaState, key: jax.Array) -> tuple[DramaState, tuple[jax.Array, Metrics]]:
+        """One step in every environment."""
+        s = self.settings
+        act_key, env_key = jax.random.split(key)
+        blind = jnp.sum(state.replay.filled) < s.prefill
+        acting, action, x = self.act(state, state.acting, state.obs, state.reset, act_key, random=blind)
+        obs, env_state, reward, terminated, _, info = self.env.step(env_key, state.env, action, self.env.default_params)
+        step = Step(state.obs, action, reward, self._terminal(terminated, info), state.reset)
+        done = info["episode_done"]
+        metrics = {
+            "train/episodes": jnp.sum(done),
+            "train/return_sum": jnp.sum(jnp.where(done, info["episode_return"], 0.0)),
+            "train/length_sum": jnp.sum(jnp.where(done, info["episode_length"], 0)),
+        }
+        statistics = state.actor_norm
+        if s.actor_norm == "forward":
+            statistics = statistics.update(x, info["valid"])
+        state = state.replace(
+            actor_norm=statistics,
+            replay=self.replay.add(state.replay, step, info["valid"]),
+            env=env_state,
+            obs=obs,
+            reset=info["reset"],
+            acting=acting,
+            env_steps=state.env_steps + jnp.sum(info["valid"], dtype=jnp.int32),
+        )
+        return state, (action, metrics)
+
+    # --------------------------------------------------------------------------------------------------- learning
+
+    def _rows(self, steps: Step) -> Rows:
+        return Rows(
+            obs=steps.obs,
+            action=self._numbers(steps.action),
+            reward=steps.reward,
+            terminal=steps.terminal.astype(jnp.float32),
+            reset=steps.reset,
+        )
+
+    def learn_world(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[DramaState, Metrics]:
+        """One gradient step of the world model on windows `[T, B, ...]`."""
+        rows = self._rows(steps)
+
+        def loss(params):
+            keys = jax.random.split(key)
+            (value, metrics), stats = self.world.apply(
+                {"params": params, **state.world_stats},
+                rows,
+                keys[0],
+                self._loss_settings,
+                method="loss",
+                mutable=list(state.world_stats),
+                rngs={"dropout": keys[1]},
+            )
+            return value, (metrics, stats)
+
+        gradient, (metrics, stats) = jax.grad(loss, has_aux=True)(state.world)
+        step, optimiser = self._world_optimiser.update(gradient, state.world_optimiser)
+        metrics |= {"loss/world_grad_norm": optax.tree.norm(gradient)}
+        world = self._move(state.world, step)
+        return state.replace(world=world, world_stats=stats, world_optimiser=optimiser), metrics
+
+    def imagine(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[Imagined, RunningStatistics]:
+        """Trajectories under the policy that begin after the replayed steps `[context, n, ...]`."""
+        context_key, key = jax.random.split(key)
+        imagination, ended = self.remember(state, steps, context_key)
+        keys = jax.random.split(key, self.settings.horizon)
+        imagination, taken = jax.lax.scan(
+            lambda imagination, key: self.imagine_step(state, imagination, key), imagination, keys
+        )
+        return self.judge(state, imagination, *taken, ended), imagination.statistics
+
+    def remember(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[ImaginationState, jax.Array]:
+        """What imagination begins with after replayed steps `[context, n, ...]`, and whether these ended there."""
+        s, rows = self.settings, self._rows(steps)
+        reset = rows.reset if s.seq_reset else jnp.zeros_like(rows.reset)
+        context_key, key = jax.random.split(key)
+        z = latents.sample(context_key, self._world(state, "posterior", rows.obs))
+        memory = self.world.memory.initial_state(reset.shape[1])
+        if s.imagine_from == "every":
+
+            def one_step(memory, row):
+                memory, d = self._world(state, "step", memory, *row)
+                return memory, (memory, d)
+
+            every = *jax.lax.scan(one_step, memory, (z, rows.action, reset))[1], rows.terminal
+            memory, d, ended = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), every)
+        else:
+            memory, ds = self._world(state, "sequence", memory, z, rows.action, reset)
+            d, ended = ds[-1], rows.terminal[-1]
+        z = latents.sample(key, self._world(state, "prior", d))
+        return ImaginationState(memory, z, d, state.actor_norm), ended
+
+    def imagine_step(
+        self, state: DramaState, imagination: ImaginationState, key: jax.Array
+    ) -> tuple[ImaginationState, tuple[jax.Array, jax.Array, jax.Array | None]]:
+        """One imagined step -> what follows; the policy's input, its action and, for PPO, the action's `log_prob`."""
+        action_key, latent_key = jax.random.split(key)
+        x, statistics = imagination.x, imagination.statistics
+        policy = self._policy(state.behaviour["actor"], statistics, x)
+        action = policy.sample(action_key)
+        log_prob = policy.log_prob(action) if self.settings.behaviour == "ppo" else None
+        n = x.shape[0]
+        if self.settings.actor_norm == "forward":
+            statistics = statistics.update(x, jnp.ones(n, bool))
+        never = jnp.zeros(n, bool)
+        memory, d = self._world(state, "step", imagination.memory, imagination.z, self._numbers(action), never)
+        z = latents.sample(latent_key, self._world(state, "prior", d))
+        return ImaginationState(memory, z, d, statistics), (x, action, log_prob)
+
+    def judge(
+        self,
+        state: DramaState,
+        imagination: ImaginationState,
+        x: jax.Array,
+        action: jax.Array,
+        log_prob: jax.Array | None,
+        ended: jax.Array,
+    ) -> Imagined:
+        """Rewards and ends of a trajectory `x`, `action`, `log_prob` `[horizon, n, ...]` that led to `imagination`."""
+        x = jnp.concatenate([x, imagination.x[None]])
+        d = x[..., -self.world.memory.width :]
+        d = d[1:] if self.settings.reward_index == "after" else d[:-1]
+        goes_on = (self._world(state, "terminal_logit", d) <= 0).astype(jnp.float32)
+        weight = jnp.ones_like(goes_on)
+        if self.settings.mask_after_term:
+            # What the context ended with counts too: nothing that follows an end is real.
+            between = goes_on[:-1] if self.settings.reward_index == "after" else goes_on[1:]
+            alive = jnp.concatenate([1.0 - ended[None], between])
+            weight = jnp.cumprod(alive, axis=0)
+        return Imagined(x, action, log_prob, self._world(state, "reward", d), goes_on, weight)
+
+    def learn_behaviour(
+        self, state: DramaState, imagined: Imagined, statistics: RunningStatistics
+    ) -> tuple[DramaState, Metrics]:
+        """Policy and value learn from imagined trajectories: one gradient step, or those of PPO."""
+        s, bins = self.settings, TwoHot()
+
+        def returns(critic):
+            value = bins.decode(self._value(critic, imagined.x))
+            goal = lambda_returns(imagined.reward, value, imagined.goes_on, s.discount, s.lambda_, s.lambda_boot)
+            return value, goal
+
+        value, goal = returns(state.behaviour["critic"])
+        _, slow_goal = returns(state.slow_critic)
+        ordered = jnp.sort(goal.reshape(-1))
+        spread = ordered[int(0.95 * ordered.size)] - ordered[int(0.05 * ordered.size)]
+        scale = s.return_scale * state.return_scale + (1.0 - s.return_scale) * spread
+        advantage = (goal - value[:-1]) / jnp.maximum(1.0, scale)
+        x = imagined.x[:-1]
+
+        batch = Batch(x, imagined.action, imagined.log_prob, imagined.weight, advantage, goal, slow_goal)
+        learner = (state.behaviour, state.behaviour_optimiser)
+        if s.behaviour == "ppo":
+            key, deal_key = jax.random.split(state.key)
+            state = state.replace(key=key)
+            (behaviour, optimiser), metrics = self._proximal_steps(learner, state.actor_norm, batch, deal_key)
+        else:
+            (behaviour, optimiser), metrics = self._behaviour_step(learner, state.actor_norm, batch)
+        slow = jax.tree.map(
+            lambda slow, new: s.slow_critic * slow + (1.0 - s.slow_critic) * new, state.slow_critic, behaviour["critic"]
+        )
+        if s.actor_norm == "update":
+            rows = x.reshape(-1, x.shape[-1])
+            statistics = statistics.update(rows, jnp.ones(rows.shape[0], bool))
+        metrics |= {
+            "train/imagined_reward": jnp.mean(imagined.reward),
+            "train/imagined_return": jnp.mean(goal),
+            "train/return_scale": scale,
+        }
+        return state.replace(
+            behaviour=behaviour,
+            slow_critic=slow,
+            behaviour_optimiser=optimiser,
+            actor_norm=statistics,
+            return_scale=scale,
+        ), metrics
+
+    def _behaviour_loss(self, params: Any, actor_norm: RunningStatistics, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """Loss of policy and value to minimise, metrics."""
+        s, bins = self.settings, TwoHot()
+        policy = self._policy(params["actor"], actor_norm, batch.x)
+        log_prob, entropy = policy.log_prob(batch.action), policy.entropy()
+        logits = self._value(params["critic"], batch.x)
+        if batch.log_prob is not None:
+            gain, ratio, kl = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, s.ppo_clip)
+            cost, counts = -gain, batch.weight > 0
+            clipped = (jnp.abs(ratio - 1.0) > s.ppo_clip).astype(jnp.float32)
+            metrics = {"loss/kl": masked_mean(kl, counts), "loss/clip_fraction": masked_mean(clipped, counts)}
+        else:
+            cost, metrics = -log_prob * batch.advantage, {}
+        policy_loss = cost - s.entropy * entropy
+        value_loss = bins.loss(logits, batch.goal) + bins.loss(logits, batch.slow_goal)
+        weighted = lambda y: jnp.mean(batch.weight * y)  # noqa: E731
+        metrics |= {
+            "loss/policy": weighted(policy_loss),
+            "loss/value": weighted(value_loss),
+            "loss/entropy": weighted(entropy),
+        }
+        return metrics["loss/policy"] + metrics["loss/value"], metrics
+
+    def _behaviour_step(
+        self, learner: tuple[Any, Any], actor_norm: RunningStatistics, batch: Batch
+    ) -> tuple[tuple[Any, Any], Metrics]:
+        """One gradient step of `learner`: the parameters of policy and value, and their optimiser's state."""
+        behaviour, optimiser = learner
+        gradient, metrics = jax.grad(self._behaviour_loss, has_aux=True)(behaviour, actor_norm, batch)
+        step, optimiser = self._behaviour_optimiser.update(gradient, optimiser)
+        behaviour = self._move(behaviour, step)
+        return (behaviour, optimiser), metrics | {"loss/behaviour_grad_norm": optax.tree.norm(gradient)}
+
+    def _proximal_steps(
+        self, learner: tuple[Any, Any], actor_norm: RunningStatistics, batch: Batch, key: jax.Array
+    ) -> tuple[tuple[Any, Any], Metrics]:
+        """The gradient steps of PPO on minibatches of a batch `[horizon, n, ...]`."""
+        s = self.settings
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+        n = rows.goal.shape[0]
+        minibatches = n // min(s.ppo_minibatch, n)
+        # A single minibatch is the batch as it is: nothing is gathered.
+        dealt = deal_minibatches(key, n, s.ppo_epochs, minibatches) if minibatches > 1 else None
+
+        def one_minibatch(carry, x):
+            before, going = carry
+            count, chosen = x
+            minibatch = rows if chosen is None else jax.tree.map(lambda row: row[chosen], rows)
+            after, metrics = self._behaviour_step(before, actor_norm, minibatch)
+            # The first step is always taken: nothing but the statistics of the policy's input can have moved.
+            going &= (count == 0) | (metrics["loss/kl"] <= s.ppo_kl)
+            return (jax.tree.map(partial(jnp.where, going), after, before), going), (metrics, going)
+
+        xs = (jnp.arange(s.ppo_epochs * minibatches), dealt)
+        (learner, _), (losses, taken) = jax.lax.scan(one_minibatch, (learner, jnp.ones((), bool)), xs)
+        return learner, {name: masked_mean(values, taken) for name, values in losses.items()} | {
+            # What ended the update counts too.
+            "loss/kl": losses["loss/kl"][-1],
+            "train/behaviour_steps": jnp.sum(taken, dtype=jnp.float32),
+        }
+
+    def learn(self, state: DramaState) -> tuple[DramaState, Metrics]:
+        """Everything learns from what was kept."""
+        s, replay = self.settings, self.replay
+        key, train_key, world_key, context_key, imagine_key = jax.random.split(state.key, 5)
+        kept, starts = replay.draw_training(state.replay, train_key, s.batch_size, s.batch_length)
+        state = state.replace(key=key, replay=kept)
+        state, metrics = self.learn_world(state, replay.windows(kept, starts, s.batch_length), world_key)
+
+        kept, starts = replay.draw_imagination(state.replay, context_key, s.contexts, s.context)
+        state = state.replace(replay=kept)
+        imagined, statistics = self.imagine(state, replay.windows(kept, starts, s.context), imagine_key)
+        state, behaviour_metrics = self.learn_behaviour(state, imagined, statistics)
+        return state, metrics | behaviour_metrics
+
+    def update(self, state: DramaState) -> tuple[DramaState, Metrics]:
+        """Act, then learn. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
+        key, collect_key = jax.random.split(state.key)
+        keys = jax.random.split(collect_key, self.settings.train_every)
+        state, (actions, metrics) = jax.lax.scan(self._collect, state.replace(key=key), keys)
+        metrics = jax.tree.map(jnp.sum, metrics)
+
+        # The kept rows stay outside of the loop that `when` makes: they are read alone.
+        rows = state.replay.rows
+        light = state.replace(replay=state.replay.replace(rows=()))
+
+        def learn():
+            after, losses = self.learn(light.replace(replay=light.replay.replace(rows=rows)))
+            return after.replace(replay=after.replay.replace(rows=())), losses
+
+        enough = jnp.sum(state.replay.filled) >= self.settings.prefill
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn)[1])
+        after, losses = when(enough, learn, (light, nothing))
+        state = after.replace(replay=after.replay.replace(rows=rows), updates=state.updates + 1)
+        metrics |= losses | {"train/learned": enough.astype(jnp.float32)}
+        if self.env.is_host_pool:
+            metrics["replay/action"] = actions
+        return state, metrics
+
+    # ------------------------------------------------------------------------------------------------- evaluating
+
+    def _start_play(self, state: DramaState, key: jax.Array) -> tuple[Any, tuple]:
+        env_params = self.env.evaluation_params(state.env, self.eval_env.default_params)
+        obs, env_state = self.eval_env.reset(key, env_params)
+        return env_params, (env_state, obs, jnp.ones(self.eval_env.num_envs, bool), self.start_acting(obs))
+
+    def _play_step(self, state: DramaState, env_params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any, Step]:
+        """One step of evaluation -> next carry `(env_state, obs, reset, acting)`, info, the step."""
+        env_state, obs, reset, acting = carry
+        action_key, env_key = jax.random.split(key)
+        acting, action, _ = self.act(state, acting, obs, reset, action_key, self.settings.eval_greedy)
+        next_obs, env_state, reward, terminated, _, info = self.eval_env.step(env_key, env_state, action, env_params)
+        step = Step(obs, action, reward, self._terminal(terminated, info), reset)
+        return (env_state, next_obs, info["reset"], acting), info, step
+
+    def evaluate(self, state: DramaState, key: jax.Array, axis_name: str | None = None) -> Metrics:
+        """Episodes in fresh environments with the policy of `state`: see `engram.agents.common.evaluation`."""
+        start_key, key = jax.random.split(key)
+        env_params, carry = self._start_play(state, start_key)
+        return play_episodes(
+            lambda carry, key: self._play_step(state, env_params, carry, key)[:2],
+            carry,
+            key,
+            self.eval_env.num_envs,
+            self.settings.eval_episodes,
+            self.eval_env.max_steps(self.eval_env.default_params) or 10_000,
+            axis_name,
+            self.settings.eval_quota,
+        )
+
+    def record(self, state: DramaState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
+        """`num_steps` steps to draw: see `engram.agents.common.evaluation.record_steps`."""
+        start_key, key = jax.random.split(key)
+        env_params, carry = self._start_play(state, start_key)
+
+        def play(carry, key):
+            carry, info, step = self._play_step(state, env_params, carry, key)
+            return carry, info, step.action
+
+        return record_steps(play, carry, key, num_steps)
+
+    def dream(self, state: DramaState, key: jax.Array, context: int, horizon: int) -> Dream:
+        """What the world model makes of `context + horizon` steps in fresh environments, of which it sees the first
+        `context`."""
+        start_key, play_key, first_key, key = jax.random.split(key, 4)
+        env_params, carry = self._start_play(state, start_key)
+
+        def play(carry, key):
+            carry, _, step = self._play_step(state, env_params, carry, key)
+            return carry, step
+
+        steps = jax.lax.scan(play, carry, jax.random.split(play_key, context + horizon))[1]
+        rows = self._rows(steps)
+        z = latents.sample(first_key, self._world(state, "posterior", rows.obs))
+        seen = z[:context], rows.action[:context], rows.reset[:context]
+        memory, d = self._world(state, "sequence", self.world.memory.initial_state(rows.reward.shape[1]), *seen)
+
+        def imagine(carry, x):
+            memory, d = carry
+            key, action = x
+            z = latents.sample(key, self._world(state, "prior", d))
+            memory, d = self._world(state, "step", memory, z, action, jnp.zeros(z.shape[0], bool))
+            return (memory, d), (z, d)
+
+        unseen = jax.random.split(key, horizon), rows.action[context:]
+        imagined_z, imagined_d = jax.lax.scan(imagine, (memory, d[-1]), unseen)[1]
+        imagined_z, d = jnp.concatenate([z[:context], imagined_z]), jnp.concatenate([d, imagined_d])
+        return Dream(
+            steps=steps,
+            reconstruction=self._world(state, "decode", z),
+            imagined=self._world(state, "decode", imagined_z),
+            reward=self._world(state, "reward", d),
+            terminal=nn.sigmoid(self._world(state, "terminal_logit", d)),
+        )

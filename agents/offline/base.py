@@ -1,0 +1,380 @@
+"""What the offline methods that learn from single steps share: settings, networks, the gradient step, playing.
+
+Each method is one file whose `loss` follows its paper. Observations are standardised by the dataset's mean and
+deviation, and continuous actions are rescaled to [-1, 1] by the bounds of the action space, so networks see what those
+of the papers see, whatever the units. The losses of a method are added up and one optimiser takes one step, in which
+stop-gradients keep apart what concerns different parameters. (The published programs take these steps one after the
+other, so that each sees its forerunner's result; here all see the parameters that the step begins with.)
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from engram.agents.common.distributions import Categorical, DiagonalGaussian, head_size
+from engram.agents.common.evaluation import play_episodes, record_steps
+from engram.agents.offline.data import OfflineData
+from engram.agents.offline.view import DataView, refuse_mismatch
+from engram.envs.datasets import Episodes
+from engram.envs.spaces import Box, Discrete, Space
+from engram.envs.wrappers import Wrapper
+from engram.errors import BadRequest
+from engram.memory.layers import Dense, orthogonal, uniform
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class OfflineSettings:
+    """Hyperparameters of every method."""
+
+    batch_size: int
+    """Steps of the dataset in a batch (published: 256)."""
+    hidden: tuple[int, ...]
+    """Sizes of the hidden layers of every network; empty: linear ones, tables where observations are one-hot."""
+    learning_rate: float
+    """Adam's step size."""
+    normalise: bool
+    """Shift and scale observations by the dataset's mean and deviation."""
+    eval_episodes: int
+    """Episodes of an evaluation, a multiple of its environments."""
+
+    method: ClassVar[str] = "offline"
+    """What messages call it."""
+
+    def __post_init__(self):
+        self.require_positive("batch_size", "learning_rate", "eval_episodes")
+        if any(size < 1 for size in self.hidden):
+            raise BadRequest(f"{self.method}.hidden must be positive sizes, got {self.hidden}")
+
+    def require_positive(self, *names: str) -> None:
+        for name in names:
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadRequest(f"{self.method}.{name} must be positive and finite, got {getattr(self, name)}")
+
+    def require_not_negative(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BadRequest(f"{self.method}.{name} must be finite and at least 0, got {getattr(self, name)}")
+
+    def require_share(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadRequest(f"{self.method}.{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ValueSettings(OfflineSettings):
+    """Hyperparameters of every method that learns a value."""
+
+    discount: float
+    """Discount factor of the return (published: 0.99)."""
+    target_rate: float
+    """Share of the way that target networks move towards the learned ones at a step (published: 0.005)."""
+    reward_scale: float
+    """Rewards are multiplied by this; 0: by 1000 / (best - worst return of the dataset), as published for locomotion
+    by IQL and ODICE."""
+    reward_shift: float
+    """And then this is added (published for AntMaze: IQL 1 and -1, ODICE 3 and -3)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_share("discount", "target_rate")
+        self.require_not_negative("reward_scale")
+        if not math.isfinite(self.reward_shift):
+            raise BadRequest(f"{self.method}.reward_shift must be finite, got {self.reward_shift}")
+
+    def rewards(self, episodes: Episodes) -> np.ndarray:
+        """The rewards `[N]` that are learned from.
+
+        Raises:
+            BadRequest: all episodes have the same return, so that there is no scale to be had from them.
+        """
+        scale = self.reward_scale
+        if scale == 0.0:
+            spread = float(np.max(episodes.returns) - np.min(episodes.returns))
+            if spread <= 0.0:
+                raise BadRequest(f"{self.method}.reward_scale=0 needs episodes of different returns: give a scale")
+            scale = 1000.0 / spread
+        return episodes.reward * scale + self.reward_shift
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+class Network(nn.Module):
+    """Dense layers with ReLU, `sizes` times, and then a dense layer of `out` outputs."""
+
+    sizes: tuple[int, ...]
+    out: int
+    norm: bool = False
+    """LayerNorm before each ReLU."""
+    out_scale: float = 1.0
+    """Gain of the orthogonal initialisation of the last layer."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for size in self.sizes:
+            # As PyTorch's: at 0 the normalisation would undo the size of the input, and leave of one number the sign.
+            bias_init = uniform(x.shape[-1] ** -0.5) if self.norm else nn.initializers.zeros
+            x = Dense(size, kernel_init=orthogonal(math.sqrt(2)), bias_init=bias_init)(x)
+            x = nn.relu(nn.LayerNorm()(x) if self.norm else x)
+        return Dense(self.out, kernel_init=orthogonal(self.out_scale))(x)
+
+
+class TwinValue(nn.Module):
+    """Two values of each state: `x[..., n]` -> `[2, ...]`."""
+
+    sizes: tuple[int, ...]
+    norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # Two plain networks and not one `vmap`: products with a leading axis are slow on CPUs.
+        return jnp.stack([Network(self.sizes, 1, self.norm, name=f"twin_{i}")(x)[..., 0] for i in range(2)])
+
+
+class TwinCritic(nn.Module):
+    """Two values of each state and action."""
+
+    sizes: tuple[int, ...]
+    space: Space
+
+    def setup(self):
+        out = self.space.n if isinstance(self.space, Discrete) else 1
+        self.twins = [Network(self.sizes, out) for _ in range(2)]
+
+    def __call__(self, x: jax.Array, action: jax.Array) -> jax.Array:
+        """`x[..., n]`, `action[..., A]` (or `[...]` where discrete) -> `[2, ...]`."""
+        if isinstance(self.space, Discrete):
+            return jnp.sum(self.every(x) * jax.nn.one_hot(action, self.space.n), axis=-1)
+        both = jnp.concatenate([x, action], axis=-1)
+        return jnp.stack([twin(both)[..., 0] for twin in self.twins])
+
+    def every(self, x: jax.Array) -> jax.Array:
+        """Of every discrete action: `x[..., n]` -> `[2, ..., actions]`."""
+        return jnp.stack([twin(x) for twin in self.twins])
+
+
+class Policy(nn.Module):
+    """`x[..., n]` to a distribution of actions: categorical, or a Gaussian whose deviations do not depend on the state,
+    within [e^-5, e^2]."""
+
+    sizes: tuple[int, ...]
+    space: Space
+    bounded: bool = True
+    """The mean is cut smoothly (tanh) to [-1, 1]; else it is free, and cut where it acts."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Categorical | DiagonalGaussian:
+        size = head_size(self.space)
+        out = Network(self.sizes, size, out_scale=1e-2)(x)
+        if isinstance(self.space, Discrete):
+            return Categorical(out)
+        log_std = self.param("log_std", nn.initializers.zeros, (size,))
+        return DiagonalGaussian(jnp.tanh(out) if self.bounded else out, jnp.clip(log_std, -5.0, 2.0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The agent
+
+
+class OfflineState(struct.PyTreeNode):
+    """Everything that training carries, as one pytree."""
+
+    params: Any
+    """By the names of the networks."""
+    target: Any
+    """Slowly moving copies of some of them."""
+    optimiser: Any
+    key: jax.Array
+    updates: jax.Array
+    """Gradient steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class OfflineAgent:
+    """Pure `init`, `update` (one gradient step) and `evaluate` over an `OfflineState`.
+
+    A method defines `init_params`, `loss` and `act`, and which parameters have slow copies (`followed`).
+    """
+
+    data: OfflineData
+    env: Wrapper
+    """Where it is evaluated: observations as in the dataset, before they are standardised."""
+    settings: OfflineSettings
+    view: DataView
+    """How it sees observations, actions and returns of the dataset."""
+
+    followed: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of(cls, episodes: Episodes, env: Wrapper, settings: Any, **fields: Any) -> Self:
+        """The agent that learns from `episodes` and is evaluated in `env`.
+
+        Raises:
+            BadRequest: they do not fit together.
+        """
+        seen, taken = env.observation_space(env.default_params), env.action_space(env.default_params)
+        refuse_mismatch(episodes, seen, taken)
+        if settings.eval_episodes % env.num_envs:
+            raise BadRequest(
+                f"{settings.method}.eval_episodes ({settings.eval_episodes}) must be a multiple of the environments "
+                f"of an evaluation ({env.num_envs})"
+            )
+        # The constant is that of Fujimoto and Gu 2021, section 5.
+        view = DataView.of(episodes, standardise=settings.normalise, constant=1e-3)
+        if not np.all(np.isfinite(view.bound)):
+            raise BadRequest(
+                f"{settings.method} needs bounded actions, those of the dataset lie between {episodes.action_low} and "
+                f"{episodes.action_high}"
+            )
+        if isinstance(settings, ValueSettings):
+            episodes = dataclasses.replace(episodes, reward=settings.rewards(episodes))
+        return cls(OfflineData.of(episodes, view.mean, view.deviation), env, settings, view, **fields)
+
+    @property
+    def steps_per_update(self) -> int:
+        return 1
+
+    @property
+    def action_space(self) -> Space:
+        return self.env.action_space(self.env.default_params)
+
+    @property
+    def obs_size(self) -> int:
+        return self.data.obs.shape[1]
+
+    def close(self) -> None:
+        """Frees the emulators, if any; the agent cannot be used afterwards."""
+        self.env.close()
+
+    # ------------------------------------------------------------------------------------------------------ learning
+
+    def init_params(self, key: jax.Array, size: int) -> dict[str, Any]:
+        """Parameters by the names of the networks, for inputs of `size`."""
+        raise NotImplementedError
+
+    def loss(self, params: Any, target: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """What a gradient step descends, and metrics. `batch.action` is in units of `DataView.to_unit`."""
+        raise NotImplementedError
+
+    def act(self, params: Any, acting: Any, obs: jax.Array, reward: jax.Array, reset: jax.Array) -> tuple[Any, Any]:
+        """The action that is thought best.
+
+        Args:
+            acting: what was carried from the step before, see `start_acting`.
+            obs: `[B, O]`, standardised.
+            reward: `[B]` of the step before.
+            reset: `[B]`: an episode opens here.
+
+        Returns:
+            what is carried on, the action in units of `DataView.to_unit`.
+        """
+        raise NotImplementedError
+
+    def start_acting(self, n: int) -> Any:
+        """What `act` carries before the first observations of `n` environments."""
+        return ()
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        return optax.adam(self.settings.learning_rate)
+
+    def init(self, key: jax.Array) -> OfflineState:
+        params_key, key = jax.random.split(key)
+        params = self.init_params(params_key, self.obs_size)
+        return OfflineState(
+            params=params,
+            # Copies: one array in two places could not be donated.
+            target=jax.tree.map(jnp.copy, {name: params[name] for name in self.followed}),
+            optimiser=self.optimiser.init(params),
+            key=key,
+            updates=jnp.zeros((), jnp.int32),
+        )
+
+    def draw(self, key: jax.Array) -> Any:
+        """A batch of the dataset."""
+        batch = self.data.draw_transitions(key, self.settings.batch_size)
+        return batch.replace(action=self.view.to_unit(batch.action))
+
+    def gradient(self, params: Any, target: Any, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
+        """The direction in which a step goes up, and metrics."""
+        return jax.grad(self.loss, has_aux=True)(params, target, batch, key)
+
+    def update(self, state: OfflineState) -> tuple[OfflineState, Metrics]:
+        """One gradient step. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
+        key, draw_key, loss_key = jax.random.split(state.key, 3)
+        gradient, metrics = self.gradient(state.params, state.target, self.draw(draw_key), loss_key)
+        step, optimiser = self.optimiser.update(gradient, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, step)
+        return state.replace(
+            params=params,
+            target=self.follow(state.target, params),
+            optimiser=optimiser,
+            key=key,
+            updates=state.updates + 1,
+        ), metrics
+
+    def follow(self, target: Any, params: Any) -> Any:
+        """The slow copies after a step that led to `params`."""
+        if not self.followed:
+            return target
+        return optax.incremental_update({name: params[name] for name in self.followed}, target, self._target_rate)
+
+    @property
+    def _target_rate(self) -> float:
+        assert isinstance(self.settings, ValueSettings)
+        return self.settings.target_rate
+
+    # ---------------------------------------------------------------------------------------------------- evaluating
+
+    def _start_play(self, key: jax.Array) -> tuple:
+        n = self.env.num_envs
+        obs, env_state = self.env.reset(key, self.env.default_params)
+        return env_state, obs, jnp.zeros(n), jnp.ones(n, bool), self.start_acting(n)
+
+    def _play_step(self, params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any, Any]:
+        """One step of evaluation -> next carry `(env_state, obs, reward, reset, acting)`, info, action."""
+        env_state, obs, reward, reset, acting = carry
+        acting, action = self.act(params, acting, self.view.normalise(obs), reward, reset)
+        action = self.view.from_unit(action)
+        obs, env_state, reward, _, _, info = self.env.step(key, env_state, action, self.env.default_params)
+        return (env_state, obs, jnp.where(info["valid"], reward, 0.0), info["reset"], acting), info, action
+
+    def _play(self, params: Any, carry: tuple, key: jax.Array, axis_name: str | None) -> Metrics:
+        return play_episodes(
+            lambda carry, key: self._play_step(params, carry, key)[:2],
+            carry,
+            key,
+            self.env.num_envs,
+            self.settings.eval_episodes,
+            self.env.max_steps(self.env.default_params) or 10_000,
+            axis_name,
+        )
+
+    def evaluate(self, state: OfflineState, key: jax.Array, axis_name: str | None = None) -> Metrics:
+        """Episodes in fresh environments with the actions that `state` thinks best: see
+        `engram.agents.common.evaluation.play_episodes`; and `eval/score`, where the dataset has references."""
+        start_key, key = jax.random.split(key)
+        return self.view.with_scores(self._play(state.params, self._start_play(start_key), key, axis_name))
+
+    def record(self, state: OfflineState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
+        """`num_steps` steps to draw: see `engram.agents.common.evaluation.record_steps`."""
+        start_key, key = jax.random.split(key)
+        carry = self._start_play(start_key)
+        return record_steps(lambda carry, key: self._play_step(state.params, carry, key), carry, key, num_steps)
+
+
+def example_action(space: Space) -> jax.Array:
+    """A batch of one action in units of `DataView.to_unit`, for its shape."""
+    return jnp.zeros((1, *space.shape), jnp.float32 if isinstance(space, Box) else jnp.int32)  # type: ignore[union-attr]

@@ -1,0 +1,200 @@
+"""Value methods on histories, whose encoder keeps apart only what rewards and transitions keep apart.
+
+Hong, Dragan and Levine (2023), "Offline RL with observation histories: analyzing and improving sample complexity",
+arXiv 2310.20663: policies that see whole histories cannot stitch what was learned after different pasts, unless the
+encoder phi of histories maps pasts that make no difference to the same place. A bisimulation loss does that, in the
+form of deep bisimulation for control (Zhang et al. 2021, arXiv 2006.10742, eq. 4):
+
+    J(phi) = E[(||phi(h) - phi(h')||_1 - |r - r'| - discount * W2(P(phi(h), a), P(phi(h'), a')))^2]
+
+over pairs of steps of the data. P is a Gaussian model of phi of the next history, learned by its likelihood. J trains
+phi alone: rewards, P and what P sees are held fixed (and P's own loss, unlike in the program of Zhang et al., does not
+reach phi). The value method then works on phi(h) in the place of observations, and its critics also train phi.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from engram.agents.offline.base import Metrics, Network, OfflineAgent
+from engram.agents.offline.cql import CQL, CQLSettings
+from engram.agents.offline.data import OfflineData, Transitions
+from engram.agents.offline.iql import IQL, IQLSettings
+from engram.agents.offline.view import DataView
+from engram.envs.wrappers import flat_size, flatten
+from engram.errors import BadRequest
+from engram.memory import Memory
+from engram.memory.layers import Dense
+
+SMALLEST_DEVIATION, GREATEST_DEVIATION = 1e-4, 10.0
+"""Of the latent model (Zhang et al.'s program)."""
+
+
+@dataclass(frozen=True)
+class BisimulationSettings:
+    """How histories are seen."""
+
+    window: int
+    """Steps of a history, the present one included; what lies further back is not seen."""
+    weight: float
+    """Weight of J; 0: only the value method shapes the encoder (Zhang et al.: 0.5, of a J that is a mean over features,
+    not the square of a sum, on normalised features, with an optimiser of its own)."""
+    model: tuple[int, ...]
+    """Sizes of the latent model's hidden layers (Zhang et al.: 512)."""
+
+    def __post_init__(self):
+        if self.window < 1:
+            raise BadRequest(f"bisimulation.window must be at least 1, got {self.window}")
+        if not 0 <= self.weight < float("inf"):
+            raise BadRequest(f"bisimulation.weight must be finite and at least 0, got {self.weight}")
+        if any(size < 1 for size in self.model):
+            raise BadRequest(f"bisimulation.model must be positive sizes, got {self.model}")
+
+
+class Rows(struct.PyTreeNode):
+    """What the encoder reads, `[T, B, ...]`: observations, the actions before them (0 where an episode opens), and
+    where episodes open."""
+
+    obs: jax.Array
+    before: jax.Array
+    reset: jax.Array
+
+
+class Histories(struct.PyTreeNode):
+    """Steps `[B, ...]` with their pasts: `rows` are `window` of them up to the step, and the one that follows it."""
+
+    rows: Rows
+    action: jax.Array
+    reward: jax.Array
+    terminal: jax.Array
+
+
+class HistoryEncoder(nn.Module):
+    """A dense layer and a memory."""
+
+    memory: Memory
+
+    @nn.compact
+    def __call__(self, rows: Rows) -> jax.Array:
+        """-> `[T, B, width]`."""
+        x = Dense(self.memory.width)(jnp.concatenate([rows.obs, rows.before], axis=-1))
+        return self.memory(self.memory.initial_state(x.shape[1]), x, rows.reset)[1]
+
+
+def histories(data: OfflineData, view: DataView, step: jax.Array, window: int) -> Histories:
+    """The steps with numbers `step[B]`, and their pasts."""
+    episode = data.episode[step]
+    start = data.start[episode]
+    time = (step - start) + jnp.arange(-window + 1, 2)[:, None]  # [window + 1, B]; below 0 before the episode
+    inside = jnp.maximum(time, 0)
+    before = view.numbers(data.action[start + jnp.maximum(time - 1, 0)])
+    # Rows before the episode are not masked: the memory is cleared at each of them and where the episode opens.
+    rows = Rows(
+        obs=data.obs[start + episode + inside],
+        before=jnp.where((time > 0)[..., None], before, 0.0),
+        reset=time <= 0,
+    )
+    here = data.transitions(step)
+    return Histories(rows, view.to_unit(here.action), here.reward, here.terminal)
+
+
+@dataclass(frozen=True, eq=False)
+class Bisimulation(OfflineAgent):
+    """IQL or CQL, by the kind of `settings`, on histories."""
+
+    memory: Memory
+    bisimulation: BisimulationSettings
+
+    followed = ("critic",)
+
+    def __post_init__(self):
+        if not isinstance(self.settings, IQLSettings | CQLSettings):
+            raise BadRequest(f"a memory of histories is for iql and cql, not for {self.settings.method}: leave it out")
+
+    @property
+    def method(self) -> IQL | CQL:
+        """The value method on features."""
+        rest = self.data, self.env
+        if isinstance(self.settings, IQLSettings):
+            return IQL(*rest, self.settings, self.view)
+        assert isinstance(self.settings, CQLSettings)
+        return CQL(*rest, self.settings, self.view)
+
+    @property
+    def optimiser(self) -> Any:
+        return self.method.optimiser
+
+    @property
+    def encoder(self) -> HistoryEncoder:
+        return HistoryEncoder(self.memory)
+
+    @property
+    def model(self) -> Network:
+        return Network(self.bisimulation.model, 2 * self.memory.width, norm=True)
+
+    def init_params(self, key: jax.Array, size: int) -> dict[str, Any]:
+        encoder_key, model_key, key = jax.random.split(key, 3)
+        actions, width = flat_size(self.action_space), self.memory.width
+        rows = Rows(jnp.zeros((1, 1, size)), jnp.zeros((1, 1, actions)), jnp.ones((1, 1), bool))
+        return {
+            "encoder": self.encoder.init(encoder_key, rows)["params"],
+            "model": self.model.init(model_key, jnp.zeros((1, width + actions)))["params"],
+            **self.method.init_params(key, width),
+        }
+
+    def draw(self, key: jax.Array) -> Histories:
+        step = jax.random.randint(key, (self.settings.batch_size,), 0, self.data.steps)
+        return histories(self.data, self.view, step, self.bisimulation.window)
+
+    def features(self, params: Any, rows: Rows) -> Any:
+        """phi of every past: `[T, B, width]`."""
+        return self.encoder.apply({"params": params["encoder"]}, rows)
+
+    def following(self, params: Any, phi: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """P: mean and deviation, `[B, width]`, of phi of the next history."""
+        seen = jnp.concatenate([phi, flatten(self.action_space, action)], axis=-1)
+        out: Any = self.model.apply({"params": params["model"]}, seen)
+        mean, spread = jnp.split(out, 2, axis=-1)
+        return mean, SMALLEST_DEVIATION + (GREATEST_DEVIATION - SMALLEST_DEVIATION) * nn.sigmoid(spread)
+
+    def loss(self, params: Any, target: Any, batch: Histories, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        method_key, pair_key = jax.random.split(key)
+        phi, phi_next = self.features(params, batch.rows)[-2:]
+        step = Transitions(phi, batch.action, batch.reward, jax.lax.stop_gradient(phi_next), batch.terminal)
+        method_loss, metrics = self.method.loss(params, target, step, method_key)
+        model_loss, distance_loss = self.losses(params, step, pair_key)
+        return method_loss + model_loss + self.bisimulation.weight * distance_loss, metrics | {
+            "loss/model": model_loss,
+            "loss/bisimulation": distance_loss,
+        }
+
+    def losses(self, params: Any, step: Transitions, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of the latent model, and J for steps of features, each paired with another one at random."""
+        fixed = jax.lax.stop_gradient
+        mean, deviation = self.following(params, fixed(step.obs), step.action)
+        model_loss = jnp.mean(0.5 * ((fixed(step.next_obs) - mean) / deviation) ** 2 + jnp.log(deviation))
+
+        other = jax.random.permutation(key, step.reward.shape[0])
+        distance = jnp.sum(jnp.abs(step.obs - step.obs[other]), axis=-1)
+        # Between Gaussians with diagonal covariances W2^2 = |m - m'|^2 + |s - s'|^2.
+        squared = jnp.sum((mean - mean[other]) ** 2 + (deviation - deviation[other]) ** 2, axis=-1)
+        goal = jnp.abs(step.reward - step.reward[other]) + self.method.settings.discount * jnp.sqrt(fixed(squared))
+        return model_loss, jnp.mean((distance - goal) ** 2)
+
+    def start_acting(self, n: int) -> tuple[Rows, jax.Array]:
+        """The last `window` rows and the last action as a vector."""
+        window, actions = self.bisimulation.window, flat_size(self.action_space)
+        rows = Rows(jnp.zeros((window, n, self.obs_size)), jnp.zeros((window, n, actions)), jnp.ones((window, n), bool))
+        return rows, jnp.zeros((n, actions))
+
+    def act(self, params: Any, acting: Any, obs: jax.Array, reward: jax.Array, reset: jax.Array) -> tuple[Any, Any]:
+        past, last = acting
+        newest = Rows(obs, jnp.where(reset[:, None], 0.0, last), reset)
+        rows = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), past, newest)
+        # The window is read afresh at every step, as in training: the memory never saw more.
+        _, action = self.method.act(params, (), self.features(params, rows)[-1], reward, reset)
+        return (rows, flatten(self.action_space, action)), action

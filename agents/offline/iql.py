@@ -1,0 +1,111 @@
+"""Implicit Q-learning: the value of the best actions in the data, without ever asking about others.
+
+Kostrikov, Nair and Levine (2021), "Offline reinforcement learning with implicit Q-learning", arXiv 2110.06169.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from engram.agents.offline.base import Metrics, Network, OfflineAgent, Policy, TwinCritic, ValueSettings, example_action
+from engram.agents.offline.data import Transitions
+from engram.errors import BadRequest
+
+
+@dataclass(frozen=True)
+class IQLSettings(ValueSettings):
+    """Hyperparameters of IQL. Published: batch_size 256, hidden 256 256, learning_rate 3e-4, discount 0.99,
+    target_rate 0.005, normalise off, reward_scale 0 for locomotion (AntMaze: 1, shifted by -1)."""
+
+    expectile: float
+    """Which expectile of the actions' values is the value of a state (published: 0.7; AntMaze 0.9)."""
+    temperature: float
+    """Weight of the advantage in the policy's exponent, beta (published: 3; AntMaze 10)."""
+    greatest_weight: float
+    """Weights of imitation are cut here (published: 100)."""
+    decay_steps: int
+    """The policy's step size falls to 0 over these gradient steps, as a cosine; 0: it stays (published: 1 000 000)."""
+
+    method: ClassVar[str] = "iql"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.expectile < 1:
+            raise BadRequest(f"iql.expectile must lie between 0 and 1, got {self.expectile}")
+        self.require_positive("greatest_weight")
+        self.require_not_negative("temperature", "decay_steps")
+
+
+@dataclass(frozen=True, eq=False)
+class IQL(OfflineAgent):
+    """Implicit Q-learning."""
+
+    settings: IQLSettings
+
+    followed = ("critic",)
+
+    @property
+    def value(self) -> Network:
+        return Network(self.settings.hidden, 1)
+
+    @property
+    def critic(self) -> TwinCritic:
+        return TwinCritic(self.settings.hidden, self.action_space)
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.settings.hidden, self.action_space)
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        s = self.settings
+        if not s.decay_steps:
+            return super().optimiser
+        decaying = optax.adam(optax.cosine_decay_schedule(s.learning_rate, s.decay_steps))
+        label = lambda params: {name: "policy" if name == "policy" else "other" for name in params}  # noqa: E731
+        return optax.multi_transform({"policy": decaying, "other": super().optimiser}, label)
+
+    def init_params(self, key: jax.Array, size: int) -> dict[str, Any]:
+        value_key, critic_key, policy_key = jax.random.split(key, 3)
+        x = jnp.zeros((1, size))
+        return {
+            "value": self.value.init(value_key, x)["params"],
+            "critic": self.critic.init(critic_key, x, example_action(self.action_space))["params"],
+            "policy": self.policy.init(policy_key, x)["params"],
+        }
+
+    def _value(self, params: Any, x: jax.Array) -> jax.Array:
+        out: Any = self.value.apply({"params": params["value"]}, x)
+        return out[..., 0]
+
+    def loss(self, params: Any, target: Any, batch: Transitions, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        s, fixed = self.settings, jax.lax.stop_gradient
+        # Eq. 5: V(s) is an expectile over the data's actions of the (slow, smaller) value of state and action.
+        twins: Any = self.critic.apply({"params": target["critic"]}, batch.obs, batch.action)
+        value = self._value(params, batch.obs)
+        advantage = fixed(jnp.min(twins, axis=0)) - value
+        value_loss = jnp.mean(jnp.abs(s.expectile - (advantage < 0)) * advantage**2)
+
+        # Eq. 6: Q(s, a) by V(s'), so that no action outside of the data is asked about.
+        next_value = fixed(self._value(params, batch.next_obs))
+        goal = batch.reward + s.discount * jnp.where(batch.terminal, 0.0, next_value)
+        values: Any = self.critic.apply({"params": params["critic"]}, batch.obs, batch.action)
+        critic_loss = jnp.sum(jnp.mean((values - goal) ** 2, axis=-1))
+
+        # Eq. 7: imitate, and what was better than V(s) exponentially more.
+        weight = jnp.minimum(jnp.exp(s.temperature * fixed(advantage)), s.greatest_weight)
+        policy: Any = self.policy.apply({"params": params["policy"]}, fixed(batch.obs))
+        policy_loss = -jnp.mean(weight * policy.log_prob(batch.action))
+        return value_loss + critic_loss + policy_loss, {
+            "loss/value": value_loss,
+            "loss/critic": critic_loss,
+            "loss/policy": policy_loss,
+            "loss/advantage": jnp.mean(advantage),
+        }
+
+    def act(self, params: Any, acting: Any, obs: jax.Array, reward: jax.Array, reset: jax.Array) -> tuple[Any, Any]:
+        policy: Any = self.policy.apply({"params": params["policy"]}, obs)
+        return acting, policy.mode()

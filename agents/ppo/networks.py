@@ -1,0 +1,120 @@
+"""The recurrent actor-critic: encoder, any memory, a policy head and a value head."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from engram.agents.common.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
+from engram.envs.spaces import Box, Dict, MultiDiscrete, Space
+from engram.errors import BadRequest
+from engram.memory.base import Memory, State
+from engram.memory.layers import Convolution, Dense, orthogonal
+
+ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": nn.tanh, "silu": nn.silu, "gelu": nn.gelu}
+
+
+class MLP(nn.Module):
+    """Dense layers with an activation after each."""
+
+    sizes: tuple[int, ...]
+    activation: str
+    scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for size in self.sizes:
+            x = ACTIVATIONS[self.activation](Dense(size, kernel_init=orthogonal(self.scale))(x))
+        return x
+
+
+class NatureCNN(nn.Module):
+    """The convolutions of Mnih et al. (2015) for uint8 pictures `[..., height, width, channels]` -> `[..., 512]`."""
+
+    @nn.compact
+    def __call__(self, picture: jax.Array) -> jax.Array:
+        batch = picture.shape[:-3]
+        x = picture.reshape(-1, *picture.shape[-3:]).astype(jnp.float32) / 255.0
+        for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            x = nn.relu(Convolution(features, size, stride, kernel_init=orthogonal(math.sqrt(2)))(x))
+        x = nn.relu(nn.Dense(512, kernel_init=orthogonal(math.sqrt(2)))(x.reshape(x.shape[0], -1)))
+        return x.reshape(*batch, 512)
+
+
+def check_pictures(space: Space) -> None:
+    """Raises BadRequest for observations of `space` with pictures that `NatureCNN` cannot take."""
+    for part in (part for _, part in space.spaces) if isinstance(space, Dict) else (space,):
+        if isinstance(part, Box) and len(part.shape) == 3 and min(part.shape[:2]) < 36:
+            raise BadRequest(f"pictures must be [height, width, channels], at least 36 x 36, but are {part.shape}")
+
+
+class Encoder(nn.Module):
+    """Observations to features `[..., sizes[-1]]`. A picture, alone or under `"image"` beside a vector under
+    `"extra"`, first passes the convolutions."""
+
+    sizes: tuple[int, ...]
+    activation: str
+
+    @nn.compact
+    def __call__(self, obs: Any) -> jax.Array:
+        if isinstance(obs, dict):
+            x = jnp.concatenate([NatureCNN()(obs["image"]), obs["extra"]], axis=-1)
+        elif obs.dtype == jnp.uint8:
+            x = NatureCNN()(obs)
+        else:
+            x = obs
+        return MLP(self.sizes, self.activation, math.sqrt(2))(x)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value from one memory.
+
+    The memory's output ("features", `[..., width]`) is separate from the two heads, so that a rollout computes the
+    policy step by step but all values afterwards in one product.
+    """
+
+    memory: Memory
+    action_space: Space
+    encoder: tuple[int, ...]
+    """Sizes of the encoder's layers before the last one, which has the memory's width."""
+    heads: tuple[int, ...]
+    """Sizes of the hidden layers of each head; empty for linear heads."""
+    activation: str
+    head_scale: float
+    """Gain of the orthogonal initialisation of the heads' hidden layers."""
+
+    def setup(self):
+        size = head_size(self.action_space)
+        self.encode = Encoder((*self.encoder, self.memory.width), self.activation)
+        self.actor = MLP(self.heads, self.activation, self.head_scale)
+        self.critic = MLP(self.heads, self.activation, self.head_scale)
+        self.actor_out = Dense(size, kernel_init=orthogonal(0.01))
+        self.critic_out = Dense(1, kernel_init=orthogonal(1.0))
+        if isinstance(self.action_space, Box):
+            self.log_std = self.param("log_std", nn.initializers.zeros, (size,))
+
+    @nn.nowrap
+    def initial_state(self, batch: int) -> State:
+        return self.memory.initial_state(batch)
+
+    def __call__(self, state: State, obs: Any, reset: jax.Array) -> tuple[State, Distribution, jax.Array]:
+        """Learner: `obs[T, B, ...]`, `reset[T, B]` -> state, policy over `[T, B]`, value `[T, B]`."""
+        state, features = self.memory(state, self.encode(obs), reset)
+        return state, self.policy(features), self.value(features)
+
+    def features_step(self, state: State, obs: Any, reset: jax.Array) -> tuple[State, jax.Array]:
+        """Actor: `obs[B, ...]`, `reset[B]` -> state, features `[B, width]`."""
+        return self.memory.step(state, self.encode(obs), reset)
+
+    def policy(self, features: jax.Array) -> Distribution:
+        out = self.actor_out(self.actor(features))
+        if isinstance(self.action_space, Box):
+            return DiagonalGaussian(out, self.log_std)
+        if isinstance(self.action_space, MultiDiscrete):
+            return MultiCategorical(out, self.action_space.nvec)
+        return Categorical(out)
+
+    def value(self, features: jax.Array) -> jax.Array:
+        return self.critic_out(self.critic(features))[..., 0]

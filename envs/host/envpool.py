@@ -1,0 +1,64 @@
+"""envpool's emulators: through their XLA interface where the types allow, else called back from the program.
+
+Which of the two does not matter for speed (the emulation dominates); the interface needs no Python thread.
+"""
+
+import warnings
+from typing import Any
+
+import envpool
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engram.envs.host.gymnasium_spaces import from_gymnasium, to_gymnasium
+from engram.envs.host.pool import CallbackPool, HostPool, Transition
+from engram.errors import BadRequest
+
+
+def names() -> list[str]:
+    return envpool.list_all_envs()
+
+
+class XlaPool(HostPool):
+    """A pool stepped by a custom call in the compiled program. Stepping a stale state cannot be detected here: the
+    pool then simply goes on from where it is."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        handle, _, _, self._xla_step = self.pool.xla()
+        self._handle = np.asarray(handle)
+        self.first_token = np.zeros_like(self._handle)
+
+    def step_lanes(self, token: jax.Array, action: Any) -> tuple[jax.Array, Transition]:
+        # The handle is an address, so it may not get into a state that is saved and loaded by another process: states
+        # carry its difference from the address of this very pool. That is zero, but the compiler cannot know, and so
+        # the calls stay ordered.
+        observation_space, action_space = self.pool_spaces
+        action = to_gymnasium(action_space, action)
+        handle, (obs, reward, terminated, truncated, _) = self._xla_step(token ^ self._handle, action)
+        obs = from_gymnasium(observation_space, obs)
+        return handle ^ self._handle, (obs, reward.astype(jnp.float32), terminated, truncated, {})
+
+
+def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> HostPool:
+    """The pool `name` of `copies * num_envs` lanes; `options` are envpool's (`episodic_life`, `frame_skip`, ...).
+
+    Raises BadRequest for options that the pool does not have and for games of several players.
+    """
+    try:
+        with warnings.catch_warnings():
+            # envpool gives the bounds of its float32 spaces as float64, and gymnasium warns of each of them.
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
+            pool = envpool.make(name, env_type="gymnasium", num_envs=copies * num_envs, seed=seed, **options)
+    except TypeError as error:
+        raise BadRequest(f"envpool/{name}: {error}") from error
+    config = pool.spec.config._asdict()
+    if config["max_num_players"] > 1:
+        raise BadRequest(f"envpool/{name} is a game of several players")
+    first_observation, _ = pool.reset()
+    arrays = [*pool.spec.state_array_spec.values(), *pool.spec.action_array_spec.values()]
+    wide = any(np.dtype(array.dtype).itemsize > 4 for array in arrays)
+    spaces = pool.observation_space, pool.action_space
+    kind = CallbackPool if wide else XlaPool
+    return kind(f"envpool/{name}", pool, first_observation, num_envs, copies, spaces, config.get("max_episode_steps"))

@@ -1,0 +1,85 @@
+"""gymnasium's spaces, and arrays that live in them, in the suite's own terms."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from gymnasium import spaces as gymnasium_spaces
+
+from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
+from engram.errors import BadRequest
+
+FLOAT32 = np.finfo(np.float32)
+
+
+def _nested_tuple(values: Any) -> Any:
+    return tuple(_nested_tuple(value) for value in values) if isinstance(values, list) else values
+
+
+def _bound(values: np.ndarray, missing: float) -> float | tuple:
+    """Bounds as a hashable value, one number when all agree. Packages write 'no bound' as the largest number of the
+    type, some a lower one as the smallest positive number."""
+    values = np.asarray(values, np.float64)
+    values = np.where((np.abs(values) >= FLOAT32.max) | ((values > 0) & (values <= FLOAT32.tiny)), missing, values)
+    same = values.size > 0 and (values == values.flat[0]).all()
+    return float(values.flat[0]) if same else _nested_tuple(values.tolist())
+
+
+def convert(space: Any) -> Space:
+    """A gymnasium space as one of ours: boxes become float32 unless uint8, `MultiBinary` is flattened to
+    `MultiDiscrete`. Raises BadRequest for spaces with no fixed shape (text, sequences, graphs)."""
+    match space:
+        case gymnasium_spaces.Discrete():
+            return Discrete(int(space.n))
+        case gymnasium_spaces.MultiDiscrete() if len(space.shape) == 1:
+            return MultiDiscrete(tuple(int(n) for n in space.nvec))
+        case gymnasium_spaces.MultiBinary():
+            return MultiDiscrete((2,) * int(np.prod(space.shape)))
+        case gymnasium_spaces.Box():
+            dtype = "uint8" if space.dtype == np.uint8 else "float32"
+            return Box(_bound(space.low, -np.inf), _bound(space.high, np.inf), tuple(space.shape), dtype)
+        case gymnasium_spaces.Tuple():
+            return Tuple(tuple(convert(part) for part in space.spaces))
+        case gymnasium_spaces.Dict():
+            return Dict(tuple(sorted((name, convert(part)) for name, part in space.spaces.items())))
+    raise BadRequest(f"spaces like {space!r} are not supported")
+
+
+def from_gymnasium(space: Any, x: Any) -> Any:
+    """Members `x` of a gymnasium space, `(batch, ...)` NumPy or JAX arrays, as members of `convert(space)`."""
+    match space:
+        case gymnasium_spaces.Discrete() | gymnasium_spaces.MultiDiscrete():
+            return (x - space.start.astype(x.dtype)).astype(np.int32)
+        case gymnasium_spaces.MultiBinary():
+            return x.reshape(x.shape[0], -1).astype(np.int32)
+        case gymnasium_spaces.Tuple():
+            return tuple(from_gymnasium(part, y) for part, y in zip(space.spaces, x, strict=True))
+        case gymnasium_spaces.Dict():
+            return {name: from_gymnasium(part, x[name]) for name, part in sorted(space.spaces.items())}
+    return x if x.dtype == np.uint8 else x.astype(np.float32)
+
+
+def to_gymnasium(space: Any, x: Any) -> Any:
+    """Members `x` of `convert(space)`, `(batch, ...)`, as members of `space`: the inverse of `from_gymnasium`."""
+    match space:
+        case gymnasium_spaces.Discrete() | gymnasium_spaces.MultiDiscrete():
+            return x + space.start.astype(x.dtype)
+        case gymnasium_spaces.MultiBinary():
+            return x.reshape(x.shape[0], *space.shape).astype(space.dtype)
+        case gymnasium_spaces.Tuple():
+            return tuple(to_gymnasium(part, y) for part, y in zip(space.spaces, x, strict=True))
+        case gymnasium_spaces.Dict():
+            return {name: to_gymnasium(part, x[name]) for name, part in space.spaces.items()}
+    return x.astype(space.dtype)
+
+
+def structs(space: Space, batch: int) -> Any:
+    """The shapes and dtypes of a batch of members of `space`."""
+    match space:
+        case Tuple():
+            return tuple(structs(part, batch) for part in space.spaces)
+        case Dict():
+            return {name: structs(part, batch) for name, part in space.spaces}
+        case Box():
+            return jax.ShapeDtypeStruct((batch, *space.shape), np.dtype(space.dtype))
+    return jax.ShapeDtypeStruct((batch, *space.shape), np.int32)

@@ -1,0 +1,151 @@
+"""C++ kernels for CPUs, called through XLA's foreign-function interface.
+
+A kernel `name` is the file `name.cc` beside this one. It is compiled on first use with the C++ compiler of the machine,
+for the very CPU it runs on, and kept in the user's cache folder (`cache.py`) under a hash of everything the result
+depends on. Without a compiler, or if anything goes wrong, kernels run on their "xla" backend and one line in the log
+says why.
+
+`ENGRAM_KERNELS=xla` in the environment switches these kernels off, and those for GPUs (`mosaic.py`).
+"""
+
+import ctypes
+import hashlib
+import logging
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from engram.kernels.backends import switched_off
+from engram.kernels.cache import user_folder
+
+COMPILERS = ("g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
+BUILD_SECONDS = 120
+SOURCES = Path(__file__).parent
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def load(name: str) -> bool:
+    """Makes the targets of kernel `name` known to XLA; compiles them if this machine has not yet.
+
+    The targets are the handlers that `name.cc` defines. A failure is logged once; the answer is remembered.
+
+    Returns:
+        whether they can be called.
+    """
+    if switched_off():
+        return False
+    try:
+        with _folder() as folder:
+            library = ctypes.CDLL(str(_compiled(name, folder)))
+        for target in _targets(name):
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
+    except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError) as error:
+        reason = str(getattr(error, "stderr", None) or error).strip() or type(error).__name__
+        log.warning("%s runs without its C++ kernel: %s", name, reason.splitlines()[0])
+        return False
+    return True
+
+
+def if_loaded(name: str, dtype: jnp.dtype, dtypes: tuple[Any, ...]) -> str:
+    """The backend that answers to "ffi": "ffi" if `dtype` is one of `dtypes` and kernel `name` loads, else "xla"."""
+    return "ffi" if dtype in dtypes and load(name) else "xla"
+
+
+def on_cpu(kernel: Callable, otherwise: Callable, *inputs: Any) -> Any:
+    """`kernel(*inputs)` where the program is compiled for a CPU, `otherwise(*inputs)` elsewhere."""
+    return jax.lax.platform_dependent(*inputs, cpu=kernel, default=otherwise)
+
+
+def call(target: str, results: Any, *inputs: jax.Array, **attributes: int) -> Any:
+    """Calls a loaded target. Under `vmap` all inputs get the new leading axis."""
+    return jax.ffi.ffi_call(target, results, vmap_method="broadcast_all")(*inputs, **attributes)
+
+
+def like(*arrays: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Results of the shapes and dtypes of `arrays`."""
+    return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
+
+
+def flags(reset: jax.Array | None, x: jax.Array) -> jax.Array:
+    """`reset`, or the bool `(T, B)` that means the same as None for a sequence `x (T, B, D)`."""
+    return jnp.zeros(x.shape[:2], bool) if reset is None else reset
+
+
+def _targets(name: str) -> list[str]:
+    """The handlers that the source defines."""
+    marker = "XLA_FFI_DEFINE_HANDLER_SYMBOL("
+    lines = (SOURCES / f"{name}.cc").read_text().splitlines()
+    return [line.removeprefix(marker).partition(",")[0] for line in lines if line.startswith(marker)]
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """The user's cache folder, or one for the moment where that cannot be used."""
+    cached = user_folder()
+    if cached is not None:
+        yield cached
+    else:
+        with tempfile.TemporaryDirectory(prefix="engram-") as moment:  # a library stays loaded when its file is gone
+            yield Path(moment)
+
+
+def _compiled(name: str, folder: Path) -> Path:
+    """The path of the shared library in `folder`, built if it is not there."""
+    failure: Exception = OSError(f"no C++ compiler here (looked for {', '.join(COMPILERS)})")
+    for compiler in filter(None, map(shutil.which, COMPILERS)):
+        try:
+            return _built_by(compiler, name, folder)
+        except subprocess.SubprocessError as error:
+            failure = error
+    raise failure
+
+
+def _built_by(compiler: str, name: str, folder: Path) -> Path:
+    source = SOURCES / f"{name}.cc"
+    version = _run(compiler, "--version")
+    headers = (SOURCES / "ffi.h").read_text(), metadata.version("jaxlib")
+    digest = _hash("\0".join((source.read_text(), *headers, version, *FLAGS, _cpu())).encode())
+    # The name also holds a hash of the content: loading a file that a full disk cut short would kill the process.
+    for library in folder.glob(f"{name}-{digest}-*.so"):
+        if library.stem.endswith(_hash(library.read_bytes())):
+            return library
+        library.unlink(missing_ok=True)
+    log.info("compiling %s for this CPU, once", source.name)
+    # Built aside and moved: another process that looks at the same time sees a whole file or none.
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        built = Path(aside) / "library.so"
+        _run(compiler, *FLAGS, f"-isystem{jax.ffi.include_dir()}", "-o", str(built), str(source))
+        return built.replace(folder / f"{name}-{digest}-{_hash(built.read_bytes())}.so")
+
+
+def _run(*command: str) -> str:
+    """Output of a command that succeeds within `BUILD_SECONDS`."""
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=BUILD_SECONDS
+    ).stdout
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

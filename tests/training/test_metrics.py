@@ -1,0 +1,55 @@
+"""Aggregation of metrics over updates and seeds, and plans of runs."""
+
+import numpy as np
+import pytest
+
+from engram.training.loop import plan
+from engram.training.metrics import MetricsLog, aggregate, number, read_metrics
+from engram.training.statistics import summarise
+
+
+def test_episode_means_weigh_episodes_not_updates():
+    metrics = {
+        "train/episodes": np.array([[1, 0], [3, 0]]),
+        "train/return_sum": np.array([[1.0, 0.0], [9.0, 0.0]]),
+        "loss/total": np.array([[1.0, 2.0], [3.0, 4.0]]),
+        "train/regret_last": np.array([[1.0, 2.0], [5.0, 3.0]]),
+        "train/value_min": np.array([[1.0, 5.0], [3.0, 2.0]]),
+    }
+    out = aggregate(metrics)
+    assert out["train/return"][0] == 2.5
+    assert np.isnan(out["train/return"][1])
+    assert number(out["train/return"][1]) is None
+    np.testing.assert_array_equal(out["train/episodes"], [4, 0])
+    np.testing.assert_array_equal(out["loss/total"], [2.0, 3.0])
+    np.testing.assert_array_equal(out["train/regret"], [5.0, 3.0])
+    np.testing.assert_array_equal(out["train/value_min"], [1.0, 2.0])
+
+
+def test_a_resumed_log_drops_lines_of_the_killed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    for step in range(3):
+        log.write({"env_steps": step})
+    log.close()
+    with path.open("a") as file:
+        file.write('{"env_steps": 3, "loss')
+    assert len(read_metrics(path)) == 3
+    log = MetricsLog(path, 2)
+    log.write({"env_steps": 20})
+    log.close()
+    assert [row["env_steps"] for row in read_metrics(path)] == [0, 1, 20]
+
+
+def test_summary_of_missing_scores():
+    assert summarise([None, None])["mean"] is None
+    assert summarise([1.0, None, 3.0])["mean"] == 2.0
+
+
+@pytest.mark.parametrize(("steps", "points"), [(1, 50), (1_000_000, 50), (8192 * 7, 3), (8192 * 50, 50)])
+def test_plans_cover_the_budget_in_equal_chunks(steps, points):
+    division = plan(steps, 8192, points)
+    assert division.updates * 8192 >= steps
+    assert division.updates == division.chunks * division.updates_per_chunk
+    assert division.chunks <= points
+    assert (division.updates - division.updates_per_chunk) * 8192 < steps

@@ -1,0 +1,156 @@
+"""Checkpoints that survive a kill: whole, verified, or ignored.
+
+One checkpoint is a folder `<root>/<chunk>` with the state's arrays, written by orbax, and a `manifest.json` with
+the size and CRC-32 of every file. The folder gets its name by one atomic rename after all of it is on disk, so a kill
+leaves either the whole checkpoint or a `.partial` folder that the next training removes. A checkpoint that was damaged
+later does not match its manifest and the one before it is used. Only arrays are read: no code is run by loading.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from engram.envs.atomic_files import sync
+from engram.errors import BadRequest
+
+KEEP = 2
+log = logging.getLogger(__name__)
+
+
+def _arrays(state: Any) -> dict[str, np.ndarray]:
+    """The leaves by path: random keys as their raw bits, empty leaves (which orbax refuses) left out."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if leaf.size:
+            leaves[jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return leaves
+
+
+def _like(arrays: dict[str, np.ndarray], template: Any) -> Any:
+    """`arrays` in the structure of `template` (arrays or shape-dtype structs)."""
+
+    def leaf_of(path, leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jnp.asarray(arrays[jax.tree_util.keystr(path)]))
+        if not leaf.size:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        array = arrays[jax.tree_util.keystr(path)]
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            raise KeyError(jax.tree_util.keystr(path))
+        return jnp.array(array)  # a copy of its own: the training loop donates it
+
+    return jax.tree_util.tree_map_with_path(leaf_of, template)
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != "manifest.json":
+            data = file.read_bytes()
+            found[str(file.relative_to(folder))] = [len(data), zlib.crc32(data)]
+    return found
+
+
+def save(root: Path, chunk: int, state: Any, extra: dict[str, Any]) -> Path:
+    """Writes checkpoint `chunk`, with `extra` (JSON values) in its manifest, and drops all but the newest two.
+
+    Raises:
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    partial, final = root / f"{chunk}.partial", root / str(chunk)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((partial / "state").absolute(), _arrays(state))
+        manifest = {"chunk": chunk, "files": _files(partial), **extra}
+        (partial / "manifest.json").write_text(json.dumps(manifest))
+        sync(partial)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # tensorstore reports a full disk as a ValueError of many lines; for the caller both are a write that failed.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if not isinstance(error, ValueError) or not code:
+            raise
+        reason = os.strerror(int(code[1]))
+        raise OSError(f"cannot write checkpoint {chunk}: {reason}") from error
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _sync_names(root)
+    for old in checkpoints(root)[:-KEEP]:
+        shutil.rmtree(root / str(old), ignore_errors=True)
+    return final
+
+
+@contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps the tracebacks of orbax's threads off the terminal: what they failed at is raised here as well."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
+
+
+def _sync_names(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checkpoints(root: Path) -> list[int]:
+    """Numbers of the checkpoints under `root`, oldest first, damaged ones included."""
+    return sorted(int(p.name) for p in root.glob("*") if p.name.isdecimal()) if root.is_dir() else []
+
+
+def remove_unfinished(root: Path) -> None:
+    """Removes what a killed run left of a checkpoint. Only for the one process that trains."""
+    for partial in root.glob("*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def restore(root: Path, template: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The newest intact checkpoint as `(state, manifest)`, or None if there is none.
+
+    Args:
+        template: the state's structure, shapes and dtypes (`jax.eval_shape` of the initialiser).
+
+    Raises:
+        BadRequest: the checkpoint is intact but belongs to a differently shaped state.
+    """
+    for chunk in reversed(checkpoints(root)):
+        folder = root / str(chunk)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            intact = manifest["files"] == _files(folder)
+        except (OSError, ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            log.warning("checkpoint %s is damaged or incomplete; using the one before it", folder)
+            continue
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays = checkpointer.restore((folder / "state").absolute())
+        try:
+            return _like(arrays, template), manifest
+        except KeyError as error:
+            raise BadRequest(f"checkpoint {folder} does not fit this configuration (at {error.args[0]})") from None
+    return None

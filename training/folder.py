@@ -1,0 +1,123 @@
+"""The run folder: who may write it, what it holds, and files that are either whole or absent."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from engram.envs.atomic_files import replacing
+from engram.errors import BadRequest
+
+RECORDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "brax", "envpool", "numpy")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces `path` by `text` in one rename; a kill or a full disk leaves the old content."""
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+def versions() -> dict[str, Any]:
+    """Packages, Python, device and git commit, for `versions.json`."""
+    packages = {}
+    for name in RECORDED:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = None
+    root = Path(__file__).resolve().parents[1]
+    git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "device": jax.devices()[0].device_kind,
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "git_commit": git.stdout.strip() or None,
+    }
+
+
+class RunFolder:
+    """An open run folder, locked against a second process for as long as this one lives."""
+
+    def __init__(self, path: Path, config: dict[str, Any], resume: bool):
+        """Opens or creates `path`.
+
+        Raises:
+            BadRequest: it cannot be written, is in use, holds a run and `resume` is off, or holds a run of
+                another configuration.
+        """
+        self.path = path
+        if path.exists() and not resume and (not path.is_dir() or any(path.iterdir())):
+            raise BadRequest(f"{path} already exists: choose another --out, or continue it with --resume")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            # Kept open: the lock is the process's, and goes with it however it ends.
+            self._lock = (path / ".lock").open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadRequest(f"{path} is in use by another process") from None
+        except OSError as error:
+            raise BadRequest(f"cannot write to {path}: {error.strerror}") from None
+        stored = self.config()
+        if stored is not None and stored != config:
+            changed = sorted(_differences(stored, config))
+            raise BadRequest(f"{path} holds a run of another configuration; these differ: {', '.join(changed)}")
+        try:
+            if stored is None:
+                write_atomically(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+                write_atomically(path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        except OSError as error:
+            raise BadRequest(f"cannot write to {path}: {error.strerror}") from None
+
+    def config(self) -> dict[str, Any] | None:
+        """The stored configuration, or None before it was written."""
+        return read_config(self.path) if (self.path / "config.yaml").exists() else None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.path / "summary.json").exists()
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`config.yaml` of a run folder.
+
+    Raises:
+        BadRequest: there is none, or it cannot be read.
+    """
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text())
+    except OSError as error:
+        raise BadRequest(f"{path} is not a run folder: no readable config.yaml ({error.strerror})") from None
+    except yaml.YAMLError:
+        raise BadRequest(f"{path / 'config.yaml'} is damaged") from None
+    if not isinstance(config, dict):
+        raise BadRequest(f"{path / 'config.yaml'} is damaged")
+    return config
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return {
+            d for key in {*a, *b} for d in _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+        }
+    return set() if a == b else {prefix}
+
+
+def say(message: str) -> None:
+    """One line for the user, beside the progress display."""
+    print(message, file=sys.stderr, flush=True)
