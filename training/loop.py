@@ -14,51 +14,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest, Diverged, Interrupted
 from engram.training import action_log as replay
 from engram.training import checkpoint
 from engram.training.folder import RunFolder, say
 from engram.training.metrics import Display, MetricsLog, Row, WandbLog, aggregate, number
 from engram.training.statistics import summarise
+from engram.training.types import Agent
 
 EVALUATION = 0x5EED  # separates the keys of evaluation from those of training
-
-
-class Agent(Protocol):
-    """What the loop needs. All three functions are pure and traceable; metrics are dicts of scalars.
-
-    Recorded experience that it learns from is its attribute `data`, a pytree, and it a dataclass: the loop hands the
-    data to the compiled programs as an argument, once for all seeds, so it is no part of the state or of the programs.
-
-    If `env` is a host pool, `update` also returns its actions `[T, B, ...]` as the metric `replay/action`, and the
-    state has the fields `env`, `obs` and `reset`.
-    """
-
-    @property
-    def env(self) -> Any:
-        """Its environment: a batch in wrappers, or a single one."""
-        ...
-
-    @property
-    def steps_per_update(self) -> int:
-        """Environment steps of one update."""
-        ...
-
-    def init(self, key: jax.Array) -> Any: ...
-
-    def update(self, state: Any) -> tuple[Any, dict[str, jax.Array]]: ...
-
-    def evaluate(self, state: Any, key: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]: ...
-
-    def close(self) -> None:
-        """Frees what it holds on the host."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -212,7 +183,7 @@ def train(
                 steps = first * settings.plan.updates_per_chunk * agent.steps_per_update
                 if steps * settings.seeds <= replay.EXACT_STEPS:
                     path = folder.path / replay.ACTIONS
-                    replay.repeat(agent.env, keys, path, logged, programs.action, states.env)
+                    replay.repeat(cast(Wrapper, agent.env), keys, path, logged, programs.action, states.env)
                 else:
                     say("too far to repeat exactly: going on with new episodes of the emulator")
                     agent = remake(settings.seed + steps)

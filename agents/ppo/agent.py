@@ -21,8 +21,7 @@ from engram.agents.ppo.networks import ActorCritic
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
 from engram.kernels.masked import masked_mean
-
-Metrics = dict[str, jax.Array]
+from engram.training.types import Metrics
 
 
 @dataclass(frozen=True)

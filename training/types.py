@@ -1,0 +1,58 @@
+"""Types that the training loop and all agents share."""
+
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import jax
+
+from engram.envs.base import Environment, VectorEnvironment
+
+Key: TypeAlias = jax.Array
+"""A random key of JAX (`jax.random.key`)."""
+PyTree: TypeAlias = Any
+"""Any nest of containers with arrays as leaves."""
+Params: TypeAlias = Any
+"""Parameters of a flax module: nested dicts of arrays."""
+Metrics: TypeAlias = dict[str, jax.Array]
+"""Scalars by name; those of an update are recorded under `loss/` and `train/`, those of an evaluation under `eval/`."""
+
+State = TypeVar("State")
+
+
+class Agent(Protocol[State]):
+    """What the training loop needs of an agent. `init`, `update` and `evaluate` are pure and traceable.
+
+    `State` is one pytree that holds everything that training carries.
+
+    An agent that learns from recorded experience is a dataclass and has it as its attribute `data`, a pytree: the loop
+    hands the data to the compiled programs as an argument, once for all seeds, so it is neither part of the state nor
+    a constant of the programs.
+
+    If `env` is a host pool, `update` also returns its actions `[T, B, ...]` as the metric `replay/action`, and the
+    state has the fields `env`, `obs` and `reset`.
+    """
+
+    @property
+    def env(self) -> Environment | VectorEnvironment:
+        """Its environment: a batch in wrappers, or a single one."""
+        ...
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps of one update."""
+        ...
+
+    def init(self, key: Key) -> State:
+        """The state in which training begins."""
+        ...
+
+    def update(self, state: State) -> tuple[State, Metrics]:
+        """One round of collecting and learning."""
+        ...
+
+    def evaluate(self, state: State, key: Key, axis_name: str | None = None) -> Metrics:
+        """Plays with the policy of `state`. `axis_name` names the `vmap` over seeds, where there is one."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the agent holds on the host."""
+        ...
