@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import clear, pick_backend, state_dtype
+from engram.kernels.backends import pick_backend, state_dtype
 from engram.kernels.linear_scan import linear_scan
+from engram.kernels.rows import clear
 
 BACKENDS = ("reference", "xla")
 

@@ -1,4 +1,4 @@
-"""Which implementation of a kernel runs, and the two operations every scan with resets shares."""
+"""Which implementation of a kernel runs, and the checks that every scan makes."""
 
 import logging
 import os
@@ -64,13 +64,6 @@ def on_cpu_or_not(on_cpu: Callable, elsewhere: Callable, *inputs: Any) -> Any:
     if jax.default_backend() == "cpu":
         return on_cpu(*inputs)
     return jax.lax.platform_dependent(*inputs, cpu=on_cpu, default=elsewhere)
-
-
-def clear(reset: jax.Array | None, h: jax.Array) -> jax.Array:
-    """Zeros where `reset[...]`, else `h[..., features]`. A select: NaN and inf in `h` cannot leak, as by `0 * h`."""
-    if reset is None:
-        return h
-    return jnp.where(reset.reshape(reset.shape + (1,) * (h.ndim - reset.ndim)), jnp.zeros_like(h), h)
 
 
 def state_dtype(*arrays: jax.Array) -> jnp.dtype:

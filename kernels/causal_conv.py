@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import clear
+from engram.kernels.rows import clear
 
 
 def causal_conv(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from engram.errors import BadRequest
-from engram.kernels.backends import clear
+from engram.kernels.rows import clear
 
 
 def pick_chunk(chunk: int | None, steps: int) -> int:

@@ -11,11 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import clear, pick_backend, state_dtype
-from engram.kernels.gates import sigmoid
-from engram.kernels.rows import rows_outer
+from engram.kernels.backends import pick_backend, state_dtype
+from engram.kernels.rows import clear, rows_outer
 
 BACKENDS = ("reference", "xla")
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """`1 / (1 + exp(-x))` by `tanh`, which XLA vectorises on CPU: up to twice as fast as `jax.nn.sigmoid` in a scan."""
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
 def gru_scan(

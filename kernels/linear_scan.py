@@ -2,8 +2,8 @@
 
 The core of S5 and LRU (time-invariant complex `a`) and of minGRU, RG-LRU and HGRN (real `a[t]`). On a CPU two
 sequential scans, the second one written by hand, beat `associative_scan` several times over and compile in a
-fraction of the time; in C++ (`linear_scan.cc`) they move their arrays through memory once and on all cores. A GPU
-does the same in one kernel (`mosaic_linear.py`) or, in plain JAX, by `associative_scan`: there a loop over time would
+fraction of the time; in C++ (`cpu/linear_scan.cc`) they move their arrays through memory once and on all cores. A GPU
+does the same in one kernel (`gpu/linear_scan.py`) or, in plain JAX, by `associative_scan`: there a loop over time would
 launch something at each step.
 """
 
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import check_shapes, clear, compiled_backend, on_cpu_or_not, pick_backend, state_dtype
+from engram.kernels.backends import check_shapes, compiled_backend, on_cpu_or_not, pick_backend, state_dtype
 from engram.kernels.cpu import ffi
 from engram.kernels.gpu import mosaic
+from engram.kernels.rows import clear
 
 BACKENDS = ("reference", "xla", "ffi", "mosaic")
 

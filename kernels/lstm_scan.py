@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import clear, pick_backend, state_dtype
-from engram.kernels.gates import sigmoid
-from engram.kernels.rows import rows_outer
+from engram.kernels.backends import pick_backend, state_dtype
+from engram.kernels.gru_scan import sigmoid
+from engram.kernels.rows import clear, rows_outer
 
 BACKENDS = ("reference", "xla")
 

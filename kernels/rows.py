@@ -1,10 +1,36 @@
-"""Matrix products over all rows of a sequence at once, as products of two plain matrices.
+"""Small operations on rows of a sequence or a batch, shared by the scans and the networks.
 
-The gradient of `W` in `x[T, B, n] @ W` contracts two axes. XLA's CPU compiler makes a transposed copy of one side for
-that and takes twice as long as for the same numbers as `[T * B, n]`.
+Products of matrices take all rows at once, as `[T * B, n]`. The gradient of `W` in `x[T, B, n] @ W` contracts two axes:
+XLA's CPU compiler makes a transposed copy of one side for that and takes twice as long as for the same numbers in two.
 """
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+
+
+def select_rows(mask: jax.Array, new: Any, old: Any) -> Any:
+    """Rows of `new` where `mask[B]`, else rows of `old`, leaf by leaf. Leaves are `[B, ...]`.
+
+    `mask` may have more axes, such as `[T, B]`: leaves then begin with these. A select and no product, so a NaN in what
+    is not taken cannot leak.
+    """
+
+    def pick(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim)), x, y)
+
+    return jax.tree.map(pick, new, old)
+
+
+def clear(reset: jax.Array | None, h: jax.Array) -> jax.Array:
+    """Zeros where `reset`, else `h`, by `select_rows`; `h` itself where `reset` is None."""
+    return h if reset is None else select_rows(reset, jnp.zeros_like(h), h)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of the entries of `x` where `mask`, of one shape; 0 where there is none."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def rows_matmul(x: jax.Array, W: jax.Array) -> jax.Array:

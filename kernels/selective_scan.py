@@ -5,8 +5,8 @@ With `h' = select(reset[t], 0, h[t-1])`, per channel d and state n:
 
 All T states are `N` times larger than the input, so the backward pass keeps only those at chunk boundaries and
 recomputes a chunk at a time. The state is `(B, N, D)`: channels last is what vectorises. On a CPU the same is done by a
-C++ kernel (`selective_scan.cc`) that never lets a state leave the cache, on a GPU by one that keeps it in registers
-(`mosaic_selective.py`).
+C++ kernel (`cpu/selective_scan.cc`) that never lets a state leave the cache, on a GPU by one that keeps it in registers
+(`gpu/selective_scan.py`).
 """
 
 from functools import partial
@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from engram.errors import BadRequest
-from engram.kernels.backends import check_shapes, clear, compiled_backend, pick_backend, state_dtype
+from engram.kernels.backends import check_shapes, compiled_backend, pick_backend, state_dtype
 from engram.kernels.chunks import divide
 from engram.kernels.cpu import ffi
 from engram.kernels.gpu import mosaic
+from engram.kernels.rows import clear
 
 BACKENDS = ("reference", "xla", "ffi", "mosaic")
 CHANNEL_TASKS = 16
@@ -247,7 +248,7 @@ def _backward_cpp(chunk, u, dt, A, B, C, reset, boundaries, g_y, g_last):
 
 
 def _gpu(name, *options):
-    """A function of `mosaic_selective`, which is imported when it is called."""
+    """A function of `gpu/selective_scan.py`, which is imported when it is called."""
     return lambda chunk, *inputs: getattr(mosaic.load("selective"), name)(chunk, *options, *inputs)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from engram.errors import BadRequest
-from engram.kernels.backends import clear
+from engram.kernels.rows import clear
 from engram.memory.base import Memory
 from engram.memory.layers import Dense, GatedOutput
 

@@ -11,16 +11,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from engram.kernels.rows import select_rows
+
 State = Any
 
 
 def where_reset(reset: jax.Array, fresh: State, old: State) -> State:
-    """`fresh` where `reset[B]`, else `old`, leaf by leaf. A select, so a NaN in `old` cannot leak."""
+    """`fresh` where `reset[B]`, else `old`, leaf by leaf: the clearing of a state before a step.
 
-    def pick(new, kept):
-        return jnp.where(reset.reshape(reset.shape + (1,) * (kept.ndim - reset.ndim)), new, kept)
-
-    return jax.tree.map(pick, fresh, old)
+    The contract's name for `engram.kernels.rows.select_rows`, which says how it selects.
+    """
+    return select_rows(reset, fresh, old)
 
 
 class Memory(nn.Module):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from engram.kernels.backends import clear
+from engram.kernels.rows import clear
 from engram.memory.layers import Dense
 from engram.memory.mamba import Mamba
 

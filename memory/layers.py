@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.kernels.convolution import convolve, convolve_transposed
-from engram.kernels.gates import sigmoid
+from engram.kernels.gru_scan import sigmoid
 
 
 class Dense(nn.Dense):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from engram.kernels.masked import masked_mean
+from engram.kernels.rows import masked_mean
 from engram.memory.base import Memory, State
 from engram.memory.layers import Dense
 from engram.worldmodels import latents

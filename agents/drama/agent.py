@@ -25,7 +25,7 @@ from engram.agents.drama.settings import DramaSettings
 from engram.envs.spaces import Box, MultiDiscrete, Space
 from engram.envs.vector import clip_action
 from engram.envs.wrappers import RunningStatistics, Wrapper, flat_size, flatten
-from engram.kernels.masked import masked_mean
+from engram.kernels.rows import masked_mean
 from engram.memory.base import where_reset
 from engram.worldmodels import latents
 from engram.worldmodels.networks import MLP, behaviour_mlp

@@ -21,7 +21,7 @@ from engram.agents.offline.data import OfflineData, Windows
 from engram.agents.offline.view import DataView
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
-from engram.kernels.masked import masked_mean
+from engram.kernels.rows import masked_mean
 from engram.memory.layers import Dense, uniform
 from engram.memory.mixers import TokenMixer
 

@@ -20,7 +20,7 @@ from engram.agents.common.returns import generalised_advantages
 from engram.agents.ppo.networks import ActorCritic
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
-from engram.kernels.masked import masked_mean
+from engram.kernels.rows import masked_mean
 from engram.training.types import Metrics
 
 

@@ -29,7 +29,7 @@ from flax import struct
 from engram.agents.common.returns import generalised_advantages
 from engram.agents.ppo.agent import PPO, PPOState, Rollout
 from engram.errors import BadRequest
-from engram.kernels.masked import masked_mean
+from engram.kernels.rows import masked_mean
 from engram.training.types import Metrics
 
 ALGORITHMS = ("conservative", "learner", "baseline")

@@ -1,11 +1,11 @@
-"""Products over rows against numpy's contraction of the axes themselves."""
+"""Rows are selected as NumPy's loop selects them; products over rows against its contraction of the axes themselves."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engram.kernels.rows import rows_matmul, rows_outer
+from engram.kernels.rows import clear, masked_mean, rows_matmul, rows_outer, select_rows
 
 
 @pytest.mark.parametrize("rows", [(), (3,), (5, 3), (2, 5, 3)])
@@ -22,3 +22,25 @@ def test_rows_products_in_float64(rows):
         np.testing.assert_allclose(
             rows_outer(jnp.asarray(x), jnp.asarray(g)), np.tensordot(x, g, (axes, axes)), atol=1e-12
         )
+
+
+@pytest.mark.parametrize("leading", [(3,), (5, 3)])
+def test_rows_are_selected_leaf_by_leaf(leading):
+    rng = np.random.default_rng(1)
+    mask = rng.random(leading) < 0.5
+    assert 0 < mask.sum() < mask.size
+    new, old = ({"a": rng.normal(size=leading), "b": rng.normal(size=(*leading, 4, 2))} for _ in range(2))
+    new["b"][~mask], old["b"][mask] = np.nan, np.nan  # what is not taken leaves no trace
+    selected = select_rows(jnp.asarray(mask), new, old)
+    cleared = clear(jnp.asarray(mask), jnp.asarray(old["b"]))
+    for row in np.ndindex(leading):
+        for name, leaf in selected.items():
+            np.testing.assert_allclose(leaf[row], (new if mask[row] else old)[name][row], rtol=1e-6)
+        np.testing.assert_allclose(cleared[row], np.zeros((4, 2)) if mask[row] else old["b"][row], rtol=1e-6)
+    assert clear(None, old["b"]) is old["b"]
+
+
+def test_mean_of_a_mask_without_entries_is_zero():
+    x = jnp.asarray([1.0, jnp.nan, 3.0])
+    assert masked_mean(x, jnp.asarray([True, False, True])) == 2
+    assert masked_mean(x, jnp.zeros(3, bool)) == 0
