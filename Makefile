@@ -1,4 +1,10 @@
 # Two commands do everything: `make demo` and `make test`. Each first creates .venv from the pinned versions.
+#   make setup      the environment, in .venv
+#   make demo       trains PPO with and without memory on a POPGym task, and draws the curves
+#   make test       the fast tests: what is not marked `slow`
+#   make test-all   all tests
+#   make check      lint, format, spelling and types
+#   make clean      removes the environment, runs and what was built
 
 VENV ?= .venv
 # The first Python 3.11 or 3.12 that runs here; override with `make PYTHON=/path/to/python ...`.
@@ -7,7 +13,10 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python $$HOME/.pyenv/ve
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: setup demo test check clean
+# Two processes; a file's tests stay in one of them, so what they share is made once. The longest files begin first.
+PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: setup demo test test-all check clean
 
 setup: $(READY)
 
@@ -27,12 +36,16 @@ demo: $(READY)
 	@echo "look at runs/demo/curves.png, runs/demo/table.md and runs/demo/popgym-RepeatPreviousEasy-s5/eval.gif"
 
 test: $(READY)
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-all: $(READY)
+	$(PYTEST)
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
 	$(VENV)/bin/pyright
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build dist
