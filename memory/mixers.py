@@ -74,12 +74,12 @@ class StepMixer(TokenMixer):
 
 
 def mixer_options(name: str) -> dict[str, Any]:
-    """The options of a mixer's layers and their defaults. Raises UnknownMemory."""
+    """The options of a mixer's layers and their defaults. Raises as `memory_options`."""
     return memory_options(name, MIXERS)
 
 
 def make_mixer(name: str, width: int, layers: int, **options: Any) -> TokenMixer:
-    """`layers` layers of one kind after RMSNorm, each added to its input. Raises UnknownMemory as `make_memory`."""
+    """`layers` layers of one kind after RMSNorm, each added to its input. Raises as `make_memory`."""
     whole_steps = name == "dm"
     mixer: Any = StepMixer if whole_steps else TokenMixer
     stack = make_memory(

@@ -1,17 +1,20 @@
-"""Memories: one contract (`engram.memory.base`), one file each, one registry.
+"""Memories by name.
 
-A new memory is one file and one line in `MEMORIES`; that line also enrols it in the contract tests.
+A new memory is one file and one line in `MEMORIES`; that line also enrols it in the contract tests. Outside of this
+repository a memory is `module:Class`, or an entry point of the group `engram.memories`.
 """
 
+import ast
 import dataclasses
-import difflib
 import typing
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from engram.errors import UnknownName
+from engram import plugins
+from engram.errors import BadRequest, UnknownName, close_matches
 from engram.memory.aaren import Aaren
 from engram.memory.attention import Attention
 from engram.memory.base import Memory
@@ -42,21 +45,69 @@ MEMORIES: dict[str, type[Memory]] = {
     "s5": S5,
 }
 
+GROUP = "engram.memories"
+"""Entry points by which installed packages bring memories."""
+
 # Not options of one memory: set for all layers alike, or flax's own.
 _SHARED = {"width", "param_dtype", "parent", "name"}
 
 
-class UnknownMemory(UnknownName):
-    """No memory of that name, or it has no such option or value. One line, with close matches."""
+def find_memory(name: str, kinds: dict[str, type[Memory]] = MEMORIES) -> type[Memory]:
+    """The class of a memory.
+
+    Args:
+        name: a key of `kinds`, `module:Class`, or the name of an entry point of the group `engram.memories`. The module
+            may lie in the working directory.
+        kinds: classes by name, before all others.
+
+    Raises:
+        UnknownName: no such memory, module or class.
+        BadRequest: the class is no `Memory`.
+    """
+    if name in kinds:
+        return kinds[name]
+    installed = plugins.entry_points(GROUP)
+    if name in installed:
+        found = installed[name].load()
+    elif ":" in name:
+        found = plugins.load("memory", name)
+    else:
+        raise UnknownName.among("memory", name, {*kinds, *installed})
+    if not (isinstance(found, type) and issubclass(found, Memory)):
+        raise BadRequest(f"memory {name!r}: {found!r} is no subclass of engram.memory.Memory")
+    return found
 
 
 def memory_options(name: str, kinds: dict[str, type[Memory]] = MEMORIES) -> dict[str, Any]:
-    """The options of a memory, one of `kinds`, and their defaults.
+    """The options of a memory and their defaults. `name`, `kinds` and errors are those of `find_memory`."""
+    fields = dataclasses.fields(find_memory(name, kinds))
+    return {field.name: field.default for field in fields if field.name not in _SHARED}
+
+
+def options_of(
+    memory: str, entries: Sequence[str], known: Callable[[str], dict[str, Any]] = memory_options
+) -> dict[str, Any]:
+    """The entries that concern one memory, as options by name with values as they are written.
+
+    Args:
+        memory: name of the memory.
+        entries: of the form `memory.option=value`, such as `s5.state=128` or `my_module:Leaky.rate=0.5`, for this
+            memory and for others.
+        known: the options that a memory has, by its name.
 
     Raises:
-        UnknownMemory: no such memory.
+        BadRequest: an entry is not of that form, or names no memory or no option of it.
     """
-    return {field.name: field.default for field in dataclasses.fields(_find(name, kinds)) if field.name not in _SHARED}
+    chosen = {}
+    for entry in entries:
+        target, equals, value = entry.partition("=")
+        name, dot, option = target.rpartition(".")  # names of modules have dots, names of options have none
+        if not (dot and equals):
+            raise BadRequest(f"memory option {entry!r} is not of the form memory.option=value, such as s5.state=128")
+        _check_option(name, option, known(name))
+        if name == memory:
+            chosen[option] = value
+    return chosen
 
 
 def make_memory(
@@ -75,31 +126,27 @@ def make_memory(
     """Build a stack of `layers` memory layers of one kind.
 
     Args:
-        name: a key of `kinds`.
-        width: features of input and output.
+        name: name of the memory, see `find_memory`.
+        width: number of features of input and output.
         layers, norm, residual, rms, dropout: see `Stack`.
-        param_dtype: of parameters and states; computation follows the parameters and the input.
-        kinds, stack: other layers than the registered memories, and what holds them.
+        param_dtype: dtype of parameters and states; computation follows the parameters and the input.
+        kinds, stack: classes of layers by name, and the class that holds the layers.
         options: fields of the layer, see `memory_options`; strings, as from a command line, are converted.
 
     Raises:
-        UnknownMemory: unknown name or option, or a value that does not fit.
+        UnknownName: unknown name or option.
+        BadRequest: a value that does not fit.
     """
-    cls = _find(name, kinds)
-    known = memory_options(name, kinds)
-    types = typing.get_type_hints(cls)
+    cls = find_memory(name, kinds)
+    known, hints = memory_options(name, kinds), typing.get_type_hints(cls)
     for option in options:
-        if option not in known:
-            raise UnknownMemory(f"memory {name!r} has no option {option!r}{_close(option, known)}")
-    values = {option: _cast(f"{name}.{option}", value, types[option]) for option, value in options.items()}
+        _check_option(name, option, known)
+    values = {option: _cast(f"{name}.{option}", value, hints[option]) for option, value in options.items()}
     if layers < 1 or width < 1:
-        raise UnknownMemory(f"memory {name!r}: layers ({layers}) and width ({width}) must be at least 1")
-    try:
-        stacked = tuple(cls(width=width, param_dtype=param_dtype, **values) for _ in range(layers))
-        if options:  # the kernels' own complaints (backend, chunk) come here too, from shapes alone
-            _try(stacked[0])
-    except ValueError as error:
-        raise UnknownMemory(str(error)) from error
+        raise BadRequest(f"memory {name!r}: layers ({layers}) and width ({width}) must be at least 1")
+    stacked = tuple(cls(width=width, param_dtype=param_dtype, **values) for _ in range(layers))
+    if options:  # the kernels' own complaints (backend, chunk) come here too, from shapes alone
+        _try(stacked[0])
     return stack(
         width=width,
         layers=stacked,
@@ -112,38 +159,39 @@ def make_memory(
 
 
 def _try(layer: Memory) -> None:
-    """Traces a few steps; raises ValueError where an option does not fit."""
+    """Traces a few steps. Raises BadRequest where an option does not fit."""
     x, opened = jnp.zeros((3, 1, layer.width), layer.param_dtype), jnp.ones((3, 1), bool)
     jax.eval_shape(layer.init, jax.random.key(0), layer.initial_state(1), x, opened)
 
 
-def _find(name: str, kinds: dict[str, type[Memory]]) -> type[Memory]:
-    if name not in kinds:
-        raise UnknownMemory(f"unknown memory {name!r}{_close(name, kinds)}")
-    return kinds[name]
-
-
-def _close(word: str, known) -> str:
-    """`: did you mean ...?`, or all there is when nothing is close."""
-    if not known:
-        return ": it has none"
-    matches = difflib.get_close_matches(word, known)
-    return f": did you mean {' or '.join(matches)}?" if matches else f": choose from {', '.join(sorted(known))}"
+def _check_option(name: str, option: str, known: dict[str, Any]) -> None:
+    if option not in known:
+        raise UnknownName(f"memory {name!r} has no option {option!r}{close_matches(option, known)}")
 
 
 def _cast(label: str, value: Any, kind: Any) -> Any:
     """`value` as the type of the field it is for."""
     if typing.get_origin(kind) is typing.Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise UnknownMemory(f"{label} = {value!r}: choose from {', '.join(choices)}")
-        return value
+        choices = {str(choice): choice for choice in typing.get_args(kind)}
+        if str(value) not in choices:
+            raise BadRequest(f"{label} = {value!r}: choose from {', '.join(choices)}")
+        return choices[str(value)]
+    if kind not in (bool, int, float, str):
+        return _literal(value)
     if isinstance(value, str) and kind is not str:
         words = {"true": True, "1": True, "false": False, "0": False}
         try:
             return words[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
-            raise UnknownMemory(f"{label} = {value!r} is not of type {kind.__name__}") from None
+            raise BadRequest(f"{label} = {value!r} is not of type {kind.__name__}") from None
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
-        raise UnknownMemory(f"{label} = {value!r} is not of type {kind.__name__}")
+        raise BadRequest(f"{label} = {value!r} is not of type {kind.__name__}")
     return value
+
+
+def _literal(value: Any) -> Any:
+    """A field of another type than the registered memories have: written as a Python literal, checked by its memory."""
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value

@@ -28,6 +28,8 @@ def load(kind: str, name: str) -> Any:
         UnknownName: there is no such module, or nothing of this name in it.
     """
     module_name, _, attribute = name.partition(":")
+    if not all(module_name.split(".")):
+        raise UnknownName(f"unknown {kind} {name!r}: there is no module {module_name!r}")
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:  # a script has only its own folder there
         sys.path.append(here)

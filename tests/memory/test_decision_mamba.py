@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engram.memory import UnknownMemory, make_memory
+from engram.errors import UnknownName
+from engram.memory import make_memory
 from engram.memory.decision_mamba import DecisionMamba
 from engram.memory.mixers import MIXERS, make_mixer, mixer_options
 from tests.memory.contract import with_nan
@@ -122,7 +123,7 @@ def test_mixers_are_all_memories_and_dm():
 
     assert set(MIXERS) == {*MEMORIES, "dm"}
     assert mixer_options("dm") == mixer_options("mamba")
-    with pytest.raises(UnknownMemory, match="did you mean dm"):
+    with pytest.raises(UnknownName, match="did you mean dm"):
         make_mixer("dmm", 8, 1)
-    with pytest.raises(UnknownMemory, match="unknown memory 'dm'"):
+    with pytest.raises(UnknownName, match="unknown memory 'dm'"):
         make_memory("dm", 8)

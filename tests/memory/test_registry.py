@@ -1,12 +1,16 @@
-"""Building memories by name, as a command line does."""
+"""Building memories by name, as a command line does: registered ones, and those of the user's own modules."""
 
+import sys
+from importlib import invalidate_caches
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from engram.memory import MEMORIES, UnknownMemory, make_memory, memory_options
+from engram import plugins
+from engram.errors import BadRequest, UnknownName
+from engram.memory import MEMORIES, find_memory, make_memory, memory_options, options_of
 from engram.memory.gru import GRU
 from engram.memory.mamba import Mamba
 from engram.memory.s5 import S5
@@ -30,7 +34,7 @@ def test_strings_are_converted():
         ("mambo", {}, "unknown memory 'mambo': did you mean mamba or mamba2?"),
         ("xyz", {}, "unknown memory 'xyz': choose from " + ", ".join(sorted(MEMORIES))),
         ("s5", {"sate": 3}, "memory 's5' has no option 'sate': did you mean state"),
-        ("none", {"state": 3}, "memory 'none' has no option 'state': it has none"),
+        ("none", {"state": 3}, "memory 'none' has no option 'state': there are none"),
         ("s5", {"state": "many"}, "s5.state = 'many' is not of type int"),
         ("s5", {"state": 8.5}, "s5.state = 8.5 is not of type int"),
         ("s5", {"state": True}, "s5.state = True is not of type int"),
@@ -53,11 +57,132 @@ def test_strings_are_converted():
     ],
 )
 def test_bad_requests_are_one_clear_line(name, options, message):
-    with pytest.raises(UnknownMemory) as error:
+    with pytest.raises(BadRequest) as error:
         make_memory(name, 8, **options)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
-    assert isinstance(error.value, ValueError)
+
+
+OWN_MEMORIES = """
+from typing import Literal
+
+import jax.numpy as jnp
+
+from engram.memory import Memory
+
+
+class Leaky(Memory):
+    rate: float = 0.9
+    sizes: tuple[int, ...] | None = None
+    order: Literal[1, 2] = 1
+
+    def initial_state(self, batch):
+        return jnp.zeros((batch, self.width))
+
+    def __call__(self, state, x, reset):
+        return state, x
+
+
+class Broken(Leaky):
+    def __call__(self, state, x, reset):
+        return state, x + jnp.zeros(self.width + 1)
+
+
+class NoMemory:
+    pass
+"""
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """The working directory holds modules of the user's, and an installed package that declares one of them."""
+    (tmp_path / "lab" / "nets").mkdir(parents=True)
+    (tmp_path / "lab" / "nets" / "leaky.py").write_text(OWN_MEMORIES)
+    (tmp_path / "failing.py").write_text("1 / 0")
+    (tmp_path / "incomplete.py").write_text("import surely_not_installed")
+    about = tmp_path / "lab-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: lab\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[engram.memories]\nleaky = lab.nets.leaky:Leaky\nodd = failing:Odd\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    before = {*sys.modules}
+    invalidate_caches()
+    yield monkeypatch
+    for name in {*sys.modules} - before:
+        del sys.modules[name]
+    plugins.entry_points.cache_clear()
+
+
+OWN = "lab.nets.leaky:Leaky"
+
+
+def test_a_memory_of_ones_own_is_its_module_and_class(own_modules):
+    assert memory_options(OWN) == {"rate": 0.9, "sizes": None, "order": 1}
+    entries = ["s5.state=128", f"{OWN}.rate=0.5", f"{OWN}.sizes=(3, 4)", f"{OWN}.order=2"]
+    options = options_of(OWN, entries)
+    assert options == {"rate": "0.5", "sizes": "(3, 4)", "order": "2"}
+    memory = make_memory(OWN, 8, **options)
+    assert memory.layers == (find_memory(OWN)(8, rate=0.5, sizes=(3, 4), order=2),)
+    assert options_of("s5", entries) == {"state": "128"}
+
+
+def test_installed_packages_bring_memories(own_modules):
+    own_modules.syspath_prepend(".")
+    plugins.entry_points.cache_clear()
+    assert find_memory("leaky") is find_memory(OWN)
+    assert options_of("leaky", ["leaky.rate=0.5"]) == {"rate": "0.5"}
+    with pytest.raises(UnknownName, match="unknown memory 'leeky': did you mean leaky"):
+        find_memory("leeky")
+    assert find_memory("s5") is S5
+    with pytest.raises(ZeroDivisionError):  # nobody imported it before
+        find_memory("odd")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:Leaky", "unknown memory 'nowhere:Leaky': there is no module 'nowhere'"),
+        ("lab.nowhere:Leaky", "unknown memory 'lab.nowhere:Leaky': there is no module 'lab.nowhere'"),
+        (":Leaky", "unknown memory ':Leaky': there is no module ''"),
+        (".leaky:Leaky", "unknown memory '.leaky:Leaky': there is no module '.leaky'"),
+        ("lab.nets.leaky:Leeky", "unknown memory 'lab.nets.leaky:Leeky': module 'lab.nets.leaky' has no 'Leeky'"),
+        ("lab.nets.leaky:", "unknown memory 'lab.nets.leaky:': module 'lab.nets.leaky' has no ''"),
+        (
+            "lab.nets.leaky:NoMemory",
+            "memory 'lab.nets.leaky:NoMemory': <class 'lab.nets.leaky.NoMemory'> is no subclass of engram.memory",
+        ),
+        ("lab.nets.leaky:jnp", "memory 'lab.nets.leaky:jnp': <module"),
+    ],
+)
+def test_what_is_no_memory_is_one_clear_line(own_modules, name, message):
+    with pytest.raises(BadRequest) as error:
+        make_memory(name, 8)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_errors_in_the_users_module_are_not_hidden(own_modules):
+    with pytest.raises(ZeroDivisionError):
+        find_memory("failing:Leaky")
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+        find_memory("incomplete:Leaky")
+    with pytest.raises((TypeError, ValueError), match="shapes") as error:  # JAX's, whichever class it has
+        make_memory("lab.nets.leaky:Broken", 8, rate=0.5)
+    assert not isinstance(error.value, BadRequest)
+
+
+@pytest.mark.parametrize("entry", ["state=3", "s5.state", "s5", "", "s5:state=3"])
+def test_options_have_one_form(entry):
+    with pytest.raises(BadRequest, match=r"is not of the form memory\.option=value, such as s5\.state=128"):
+        options_of("s5", [entry])
+
+
+def test_options_of_other_memories_are_checked_too():
+    with pytest.raises(UnknownName, match="memory 'gru' has no option 'state'"):
+        options_of("s5", ["gru.state=3"])
+    with pytest.raises(UnknownName, match="unknown memory 'grü'"):
+        options_of("s5", ["grü.state=3"])
 
 
 def test_unknown_backend_is_reported():
