@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from engram.agents.drama.agent import Drama, DramaState
+from engram.agents.drama.build import make_drama
 from engram.configs.presets import DRAMA_PRESETS
 from engram.kernels.malloc import keep_freed_memory
-from engram.scripts.factory import make_drama
 from engram.training.loop import compile_agent, seed_keys
 
 

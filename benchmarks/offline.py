@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from engram.agents.offline.build import make_sequence
 from engram.agents.offline.data import Windows
 from engram.agents.offline.sequence_policy import SequenceAgent
 from engram.configs.presets import SEQUENCE_PRESETS
 from engram.envs.datasets import Episodes, Origin
 from engram.envs.vector import Vectorised
 from engram.kernels.malloc import keep_freed_memory
-from engram.scripts.factory import make_sequence
 from engram.training.loop import compile_agent, seed_keys
 
 

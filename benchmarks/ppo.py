@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from engram.agents.ppo.build import make_ppo
 from engram.configs.presets import PPO_PRESETS
 from engram.kernels.malloc import keep_freed_memory
-from engram.scripts.factory import make_ppo
 from engram.training.loop import compile_agent, seed_keys
 
 

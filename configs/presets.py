@@ -3,39 +3,32 @@
 from dataclasses import replace
 from typing import Any
 
+from engram.agents.common.experiment import Experiment
 from engram.agents.drama.agent import DramaSettings
+from engram.agents.drama.experiment import DramaExperiment, WorldSettings
 from engram.agents.offline.bc import BCSettings, RCBCSettings
 from engram.agents.offline.bisimulation import BisimulationSettings
 from engram.agents.offline.cql import CQLSettings
+from engram.agents.offline.experiment import HistorySettings, MixerSettings, SequenceExperiment, ValueExperiment
 from engram.agents.offline.iql import IQLSettings
 from engram.agents.offline.odice import ODICESettings
 from engram.agents.offline.sequence_policy import SequenceSettings
 from engram.agents.offline.td3bc import TD3BCSettings
 from engram.agents.planners.dynlin import DynLinSettings
+from engram.agents.planners.experiment import (
+    DynLinExperiment,
+    LSDExperiment,
+    NeuCBExperiment,
+    StepMixExperiment,
+    UCRLExperiment,
+)
 from engram.agents.planners.lsd import LSDSettings
 from engram.agents.planners.neucb import NeuCBSettings
 from engram.agents.planners.stepmix import StepMixSettings
 from engram.agents.planners.ucrl import UCRLSettings
 from engram.agents.ppo.agent import PPOSettings
 from engram.agents.ppo.conservative import ConservativeSettings
-from engram.configs.experiment import (
-    ConservativeExperiment,
-    DramaExperiment,
-    DynLinExperiment,
-    Experiment,
-    HistorySettings,
-    LSDExperiment,
-    MixerSettings,
-    NetworkSettings,
-    NeuCBExperiment,
-    ObservationSettings,
-    PPOExperiment,
-    SequenceExperiment,
-    StepMixExperiment,
-    UCRLExperiment,
-    ValueExperiment,
-    WorldSettings,
-)
+from engram.agents.ppo.experiment import ConservativeExperiment, NetworkSettings, ObservationSettings, PPOExperiment
 
 FAST = PPOSettings(
     num_envs=64,

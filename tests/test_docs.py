@@ -14,16 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from engram.configs.experiment import EXPERIMENTS
 
 from benchmarks.offline import random_episodes
+from engram.agents.common.experiment import Experiment
+from engram.agents.offline.build import VALUE_METHODS, make_sequence, make_values
 from engram.agents.ppo.agent import PPOSettings
-from engram.configs.experiment import EXPERIMENTS, Experiment, NetworkSettings, ObservationSettings, PPOExperiment
+from engram.agents.ppo.experiment import NetworkSettings, ObservationSettings, PPOExperiment
+from engram.agents.registry import build
 from engram.configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
 from engram.envs import registry
 from engram.envs.vector import Vectorised
 from engram.memory import MEMORIES, make_memory, memory_options
 from engram.scripts import atari100k, compare, dream, evaluate, plot, train
-from engram.scripts.factory import VALUE_METHODS, make_agent, make_sequence, make_values
 from engram.training.metrics import aggregate
 from tests.memory import contract
 
@@ -156,7 +159,7 @@ def test_drama_is_documented():
         check_settings(page, group, *(DRAMA_PRESETS[name] for name in ("atari100k", "drama-catch")))
     preset = DRAMA_PRESETS["drama-catch"]
     plain, ppo = (
-        make_agent(dataclasses.replace(preset, drama=dataclasses.replace(preset.drama, behaviour=behaviour)))
+        build(dataclasses.replace(preset, drama=dataclasses.replace(preset.drama, behaviour=behaviour)))
         for behaviour in ("reinforce", "ppo")
     )
     state = jax.eval_shape(plain.init, jax.random.key(0))
@@ -292,7 +295,7 @@ def test_state_sizes_of_memories():
 @cache
 def metric_names(preset: str | Experiment) -> set[str]:
     """Names of all metrics of an agent, as they reach metrics.jsonl."""
-    agent = make_agent(PRESETS[preset] if isinstance(preset, str) else preset)
+    agent = build(PRESETS[preset] if isinstance(preset, str) else preset)
     state = jax.eval_shape(agent.init, jax.random.key(0))
     _, update = jax.eval_shape(agent.update, state)
     evaluation = jax.eval_shape(agent.evaluate, state, jax.random.key(0))

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,17 @@ def versions() -> dict[str, Any]:
 class RunFolder:
     """An open run folder, locked against a second process for as long as this one lives."""
 
-    def __init__(self, path: Path, config: dict[str, Any], resume: bool):
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        resume: bool,
+        upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
+    ):
         """Opens or creates `path`.
+
+        Args:
+            upgrade: brings a stored configuration of an earlier version to the form of this one.
 
         Raises:
             BadRequest: it cannot be written, is in use, holds a run and `resume` is off, or holds a run of
@@ -67,8 +77,8 @@ class RunFolder:
         except OSError as error:
             raise BadRequest(f"cannot write to {path}: {error.strerror}") from None
         stored = self.config()
-        if stored is not None and stored != config:
-            changed = sorted(_differences(stored, config))
+        if stored is not None and upgrade(stored) != config:
+            changed = sorted(_differences(upgrade(stored), config))
             raise BadRequest(f"{path} holds a run of another configuration; these differ: {', '.join(changed)}")
         try:
             if stored is None:

@@ -7,13 +7,13 @@ import pytest
 import yaml
 
 from engram.configs.presets import PRESETS
+from engram.configs.store import describe
 from engram.envs import registry
 from engram.envs.meta.dark_room import goals
 from engram.envs.meta.switching import Switching
 from engram.envs.meta.trials import Trials
 from engram.errors import BadRequest
 from engram.scripts import adapt, compare, train
-from engram.scripts.common import describe
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

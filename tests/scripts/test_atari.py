@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from engram.configs.experiment import DramaExperiment, PPOExperiment
+from engram.agents.drama.experiment import DramaExperiment
+from engram.agents.ppo.experiment import PPOExperiment
+from engram.agents.registry import build
 from engram.configs.presets import DRAMA, DRAMA_WORLD, PRESETS
 from engram.memory import MEMORIES
-from engram.scripts.factory import make_agent
 
 PRESET = PRESETS["ppo-atari"]
 assert isinstance(PRESET, PPOExperiment)
@@ -18,7 +19,7 @@ SMALL = replace(PRESET, ppo=replace(PRESET.ppo, num_envs=4, num_steps=8, eval_en
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_ppo_takes_pictures_with_every_memory_and_keeps_them_as_bytes(memory):
-    agent = make_agent(replace(SMALL, memory=memory))
+    agent = build(replace(SMALL, memory=memory))
     key = jax.random.key(0)
     state = jax.eval_shape(agent.init, key)
     _, rollout = jax.eval_shape(agent._collect, state, key)  # type: ignore[attr-defined]
@@ -39,7 +40,7 @@ def test_evaluations_have_their_own_options(experiment):
     experiment = replace(
         experiment, env="atari/Asterix?max_episode_steps=7", eval_env="?noop_max=30", **{name: settings}
     )
-    agent = make_agent(experiment)
+    agent = build(experiment)
 
     def openings(env):
         pictures = jax.tree.leaves(env.reset(jax.random.key(0), env.default_params)[0])[-1]

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from engram.configs.presets import PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
+from engram.configs.store import describe, from_dict
 from engram.errors import BadRequest, Diverged
 from engram.scripts import compare, evaluate, plot, train
-from engram.scripts.common import describe, from_dict, run_script
+from engram.scripts.command_line import run_script
 from engram.training import checkpoint
 from tests.scripts import kill_resume
 

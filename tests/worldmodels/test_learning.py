@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from engram.agents.drama.build import make_world
 from engram.configs.presets import DRAMA_SMALL, SMALL_WORLD
 from engram.envs.registry import make_vector
 from engram.envs.spaces import Box
 from engram.envs.wrappers import FlattenObservation
-from engram.scripts.factory import make_world
 from engram.worldmodels import latents
 from engram.worldmodels.world_model import LossSettings, Rows, WorldModel
 

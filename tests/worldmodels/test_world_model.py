@@ -11,11 +11,11 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from engram.configs.experiment import DramaExperiment
+from engram.agents.drama.build import make_drama
+from engram.agents.drama.experiment import DramaExperiment
 from engram.configs.presets import DRAMA, DRAMA_WORLD
 from engram.envs.base import NoParams, VectorEnvironment
 from engram.envs.spaces import Box, Discrete
-from engram.scripts.factory import make_drama
 from engram.worldmodels.world_model import Rows
 from tests.worldmodels.small import LOSS, random_parameters, world_model
 

@@ -12,10 +12,10 @@ import pytest
 import scipy.special
 
 from engram.agents.drama.agent import Drama, Imagined, Step
-from engram.configs.experiment import DramaExperiment, WorldSettings
+from engram.agents.drama.build import make_drama
+from engram.agents.drama.experiment import DramaExperiment, WorldSettings
 from engram.configs.presets import DRAMA_PRESETS, DRAMA_SMALL
 from engram.errors import BadRequest
-from engram.scripts.factory import make_drama
 from engram.training import checkpoint
 
 LATENT, WIDTH, CONTEXT, HORIZON, N = 12, 16, 3, 6, 64

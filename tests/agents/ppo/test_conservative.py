@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from engram.agents.ppo.conservative import Conservative, ConservativeSettings, may_hand_over
-from engram.configs.experiment import ConservativeExperiment
+from engram.agents.ppo.experiment import ConservativeExperiment
+from engram.agents.registry import build
 from engram.configs.presets import PRESETS
-from engram.scripts.factory import make_agent
 
 PRESET = PRESETS["conservative"]
 assert isinstance(PRESET, ConservativeExperiment)
@@ -20,7 +20,7 @@ SMALL = replace(
 
 
 def agent(algorithm: str = "conservative", **settings) -> Conservative:
-    made = make_agent(
+    made = build(
         replace(
             SMALL,
             algorithm=algorithm,

@@ -1,0 +1,61 @@
+"""The environments of an agent: made from a configuration, and checked against each other."""
+
+from typing import Any
+
+from engram.agents.common.experiment import Experiment
+from engram.envs import registry
+from engram.envs.base import VectorEnvironment
+from engram.envs.vector import Vectorised
+from engram.envs.wrappers import TimeLimit, Wrapper
+from engram.errors import BadRequest
+from engram.training.loop import Plan, plan
+
+EVALUATION_LANES = 1_000_003
+"""What the seed of evaluation's emulators lies above that of training: a pool numbers its lanes upwards."""
+
+
+def is_emulator(env_id: str) -> bool:
+    """Whether an id names an emulator on the host."""
+    return env_id.partition("/")[0] in registry.HOST_POOLS
+
+
+def make_vector(
+    env_id: str, num_envs: int, *, copies: int = 1, seed: int = 0, time_limit: int = 0
+) -> VectorEnvironment:
+    """A batch of `num_envs` environments, see `engram.envs.registry.make_vector`.
+
+    Args:
+        time_limit: steps after which episodes are cut (0: the environment's own limit only).
+
+    Raises:
+        BadRequest: unknown id, a limit for an emulator, or episodes that never end.
+    """
+    if time_limit and is_emulator(env_id):
+        raise BadRequest(
+            "observation.time_limit is not for emulators: write the limit into the id, ?max_episode_steps=N"
+        )
+    if time_limit:
+        env = Vectorised(TimeLimit(registry.make(env_id), time_limit), num_envs)
+    else:
+        env = registry.make_vector(env_id, num_envs, copies=copies, seed=seed)
+    if env_id.partition("/")[0] in registry.OURS and env.max_steps(env.default_params) is None:
+        raise BadRequest(f"{env_id} never ends: give its episodes a length with --observation.time-limit N")
+    return env
+
+
+def refuse_mismatch(config: Experiment, env: Wrapper, eval_env: Wrapper) -> None:
+    """Raises BadRequest where evaluations cannot be in `eval_env` after training in `env`."""
+    for what in ("observation_space", "action_space"):
+        trained, evaluated = (getattr(e, what)(e.default_params) for e in (env, eval_env))
+        if trained != evaluated:
+            raise BadRequest(
+                f"eval_env {config.evaluated} does not fit env {config.env}: its {what.replace('_', ' ')} is "
+                f"{evaluated}, not {trained}"
+            )
+    if env.is_host_pool != eval_env.is_host_pool:
+        raise BadRequest(f"eval_env {config.evaluated} and env {config.env}: either both are emulators or neither")
+
+
+def divide(config: Experiment, agent: Any) -> Plan:
+    """How the updates of `config` are divided into chunks."""
+    return plan(config.total_steps, agent.steps_per_update, config.log_points)

@@ -1,0 +1,167 @@
+"""From a configuration to the world-model agent, and what it can do."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engram.agents.common.distributions import head_size
+from engram.agents.common.environments import EVALUATION_LANES, refuse_mismatch
+from engram.agents.common.spec import Acting, AgentSpec, Build, Dreaming, Panel, Play
+from engram.agents.drama.agent import Drama, DramaState
+from engram.agents.drama.experiment import DramaExperiment, WorldSettings
+from engram.envs.external import Seen, showing
+from engram.envs.spaces import Box, Space
+from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, is_image
+from engram.errors import BadRequest
+from engram.memory import make_memory
+from engram.memory.registry import options_of
+from engram.worldmodels.networks import PictureDecoder, PictureEncoder, VectorDecoder, VectorEncoder
+from engram.worldmodels.twohot import TwoHot
+from engram.worldmodels.world_model import WorldModel
+
+
+def make_drama(config: DramaExperiment, circumstances: Build) -> Drama:
+    """The world-model agent of `config`.
+
+    Raises:
+        BadRequest: unknown names or impossible combinations.
+    """
+    sizes, seed = config.world, circumstances.seed_for(config)
+    env, eval_env = (
+        EpisodeStatistics(circumstances.make_vector(env_id, n, copies=config.seeds, seed=first))
+        for env_id, n, first in (
+            (config.env, config.drama.num_envs, seed),
+            (config.evaluated, config.drama.eval_envs, seed + EVALUATION_LANES),
+        )
+    )
+    refuse_mismatch(config, env, eval_env)
+    refuse_reconstruction(sizes, env.observation_space(env.default_params))
+    if sizes.encoder == "mlp":
+        env, eval_env = FlattenObservation(env), FlattenObservation(eval_env)
+    head_size(env.action_space(env.default_params))  # refuses action spaces that no policy covers
+    world = make_world(config.memory, sizes, env.observation_space(env.default_params))
+    return Drama(env, eval_env, world, config.drama)
+
+
+def make_world(memory: str, sizes: WorldSettings, space: Any) -> WorldModel:
+    """The world model of observations of `space`. Raises BadRequest where they or the memory do not fit `sizes`."""
+    encoder, decoder = coders(sizes, space)
+    return WorldModel(
+        memory=make_memory(
+            memory,
+            sizes.width,
+            layers=sizes.layers,
+            rms=True,
+            dropout=sizes.dropout,
+            **options_of(memory, sizes.memory_options),
+        ),
+        encoder=encoder,
+        decoder=decoder,
+        reconstruction=sizes.reconstruction,
+        categoricals=sizes.categoricals,
+        classes=sizes.classes,
+        head=sizes.head,
+        unimix=sizes.unimix,
+        unimix_denominator=sizes.categoricals if sizes.unimix_denominator == "categoricals" else None,
+    )
+
+
+def refuse_reconstruction(sizes: WorldSettings, space: Space) -> None:
+    """Raises BadRequest where observations of `space` are not of the kind that is reconstructed."""
+    if (
+        sizes.reconstruction == "binary"
+        and isinstance(space, Box)
+        and (np.min(space.low) < 0 or np.max(space.high) > 1)
+    ):
+        raise BadRequest(
+            f"world.reconstruction=binary needs observations in [0, 1], these are in [{space.low}, {space.high}]: "
+            "take world.reconstruction=symlog"
+        )
+    if sizes.reconstruction == "pixels" and not is_image(space):
+        raise BadRequest("world.reconstruction=pixels needs uint8 pictures: take world.reconstruction=symlog or binary")
+
+
+def coders(sizes: WorldSettings, space: Any) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder of observations of `space`.
+
+    Raises:
+        BadRequest: they do not fit it.
+    """
+    if sizes.encoder == "mlp":
+        if len(space.shape) != 1:
+            raise BadRequest(f"world.encoder=mlp needs vectors, observations have shape {space.shape}")
+        return VectorEncoder(sizes.dense), VectorDecoder(sizes.dense[::-1], space.shape[0])
+    shrink = math.prod(sizes.strides)
+    if len(space.shape) != 3 or space.shape[0] % shrink or space.shape[1] % shrink:
+        raise BadRequest(
+            f"world.encoder=conv needs pictures whose sides are multiples of {shrink}, observations have shape "
+            f"{space.shape}: take world.encoder=mlp or other world.strides"
+        )
+    common = (sizes.channels, sizes.strides, sizes.kernel, sizes.norm, jnp.dtype(sizes.precision))
+    return PictureEncoder(*common), PictureDecoder(space.shape, *common)
+
+
+# ------------------------------------------------------------------------------------------------------- capabilities
+
+
+def _configure(config: DramaExperiment, episodes: int, greedy: bool | None) -> DramaExperiment:
+    played = {
+        "eval_envs": math.gcd(config.drama.eval_envs, episodes),
+        "eval_episodes": episodes,
+        "eval_greedy": config.drama.eval_greedy if greedy is None else greedy,
+    }
+    return dataclasses.replace(config, drama=dataclasses.replace(config.drama, **played))
+
+
+def _params(agent: Drama, state: DramaState, seen: Seen) -> Any:
+    return showing(agent.env.evaluation_params(state.env, agent.eval_env.default_params), seen)
+
+
+def _start(agent: Drama, state: DramaState, seen: Seen, key: jax.Array) -> tuple:
+    obs, env_state = agent.eval_env.reset(key, _params(agent, state, seen))
+    return env_state, obs, jnp.ones(1, bool), agent.start_acting(obs)
+
+
+def _observe(agent: Drama, state: DramaState, carry: tuple, action: Any, seen: Seen, key: jax.Array) -> tuple:
+    env_state, _, _, acting = carry
+    obs, env_state, *_ = agent.eval_env.step(key, env_state, action, _params(agent, state, seen))
+    return env_state, obs, jnp.zeros(1, bool), acting
+
+
+def _act(agent: Drama, state: DramaState, carry: tuple, key: jax.Array) -> tuple[tuple, Any, dict[str, Any]]:
+    env_state, obs, reset, acting = carry
+    acting, action, x = agent.act(state, acting, obs, reset, key, agent.settings.eval_greedy)
+    value = TwoHot().decode(agent.critic.apply({"params": state.behaviour["critic"]}, x))
+    return (env_state, obs, reset, acting), action, {"memory": acting.memory, "value": value}
+
+
+def _shape(agent: Drama) -> tuple[int, ...]:
+    """The shape of observations before they were flattened, where that is one box."""
+    env = agent.eval_env.env if isinstance(agent.eval_env, FlattenObservation) else agent.eval_env
+    space = env.observation_space(env.default_params)
+    return space.shape if isinstance(space, Box) else (agent.world.decoder.out,)
+
+
+SPEC = AgentSpec(
+    experiment=DramaExperiment,
+    build=make_drama,
+    panels=(
+        Panel("train/return", "episode return", dots="eval/return"),
+        Panel("loss/reconstruction", "reconstruction loss"),
+        Panel("loss/dynamics", "KL of the dynamics"),
+    ),
+    columns=("s5", "gru", "none"),
+    play=Play(
+        _configure,
+        is_greedy=lambda config: config.drama.eval_greedy,
+        episodes=lambda config: config.drama.eval_episodes,
+        scene=lambda agent: agent.eval_env,
+    ),
+    acting=Acting(_start, _observe, _act),
+    dreaming=Dreaming(Drama.dream, _shape),
+)

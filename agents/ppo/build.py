@@ -1,0 +1,191 @@
+"""From a configuration to PPO, and to PPO that keeps above a baseline; what both can do."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from engram.agents.common.distributions import head_size
+from engram.agents.common.environments import EVALUATION_LANES, divide, refuse_mismatch
+from engram.agents.common.spec import Acting, AgentSpec, Build, Panel, Play
+from engram.agents.ppo import conservative
+from engram.agents.ppo.agent import PPO, PPOState
+from engram.agents.ppo.conservative import Conservative
+from engram.agents.ppo.experiment import ConservativeExperiment, PPOExperiment
+from engram.agents.ppo.networks import ActorCritic, check_pictures
+from engram.envs.base import VectorEnvironment
+from engram.envs.datasets.recording import Recorder
+from engram.envs.external import Seen, showing
+from engram.envs.wrappers import (
+    EpisodeStatistics,
+    FlattenObservation,
+    MaskObservation,
+    NoiseObservation,
+    NormaliseObservation,
+    NormaliseReward,
+    PreviousAction,
+    Wrapper,
+)
+from engram.errors import BadRequest
+from engram.memory import make_memory
+from engram.memory.registry import options_of
+
+
+def make_environment(config: PPOExperiment, num_envs: int, seed: int, circumstances: Build) -> Wrapper:
+    """The environment `env` of `config` as its agent sees it: `num_envs` in a batch for each seed, wrapped.
+
+    Raises:
+        BadRequest: unknown id, or wrappers that do not fit it.
+    """
+    env = circumstances.make_vector(
+        config.env, num_envs, copies=config.seeds, seed=seed, time_limit=config.observation.time_limit
+    )
+    return observed(config, env, circumstances.record)
+
+
+def observed(config: PPOExperiment, env: VectorEnvironment, record: bool = False) -> Wrapper:
+    """`env` in the wrappers that `config` names; `record` as in `engram.agents.common.spec.Build`.
+
+    Raises:
+        BadRequest: a wrapper does not fit it.
+    """
+    view = config.observation
+    env = FlattenObservation(EpisodeStatistics(env))
+    if view.keep:
+        env = MaskObservation(env, view.keep)
+    if record:
+        env = Recorder(env)
+    if view.noise:
+        env = NoiseObservation(env, view.noise)
+    if view.normalise:
+        env = NormaliseObservation(env)
+    if view.previous_action:
+        env = PreviousAction(env, view.previous_reward)
+    if view.normalise_reward:
+        env = NormaliseReward(env, config.ppo.discount)
+    return env
+
+
+def make_ppo(config: PPOExperiment, circumstances: Build = Build()) -> PPO:
+    """The PPO agent of `config`.
+
+    Raises:
+        BadRequest: unknown names or impossible combinations.
+    """
+    network, seed = config.network, circumstances.seed_for(config)
+    env = make_environment(config, config.ppo.num_envs, seed, circumstances)
+    eval_config = dataclasses.replace(config, env=config.evaluated)
+    eval_env = make_environment(eval_config, config.ppo.eval_envs, seed + EVALUATION_LANES, circumstances)
+    refuse_mismatch(config, env, eval_env)
+    memory = make_memory(
+        config.memory,
+        network.width,
+        layers=network.layers,
+        norm=network.norm,
+        residual=network.residual,
+        **options_of(config.memory, network.memory_options),
+    )
+    action_space = env.action_space(env.default_params)
+    head_size(action_space)  # refuses action spaces that no policy covers
+    check_pictures(env.observation_space(env.default_params))
+    actor_critic = ActorCritic(
+        memory=memory,
+        action_space=action_space,
+        encoder=network.encoder,
+        heads=network.heads,
+        activation=network.activation,
+        head_scale=network.head_scale,
+    )
+    agent = PPO(env, eval_env, actor_critic, config.ppo, total_updates=1)
+    return dataclasses.replace(agent, total_updates=divide(config, agent).updates)
+
+
+def make_conservative(config: ConservativeExperiment, circumstances: Build) -> Conservative:
+    """PPO under the rule of `config`. Raises BadRequest as `make_ppo`."""
+    suited = conservative.BASELINES[config.conservative.baseline].env
+    if config.env != suited:
+        raise BadRequest(
+            f"the baseline {config.conservative.baseline!r} is a policy for {suited}, not for {config.env}"
+        )
+    view = config.observation
+    for name in ("keep", "noise", "normalise", "normalise_reward"):
+        if getattr(view, name):
+            raise BadRequest(f"observation.{name}: baseline and critics need observations and rewards as they are")
+    ppo = make_ppo(config, circumstances)
+    limit = ppo.env.max_steps(ppo.env.default_params)
+    if limit != config.conservative.horizon:
+        raise BadRequest(
+            f"conservative.horizon is {config.conservative.horizon}, but episodes last {limit} steps at most"
+        )
+    return Conservative(ppo, config.conservative, config.algorithm)
+
+
+# ------------------------------------------------------------------------------------------------------- capabilities
+
+
+def _configure(config: PPOExperiment, episodes: int, greedy: bool | None) -> PPOExperiment:
+    greedy = config.ppo.eval_greedy if greedy is None else greedy
+    return dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, eval_envs=episodes, eval_greedy=greedy))
+
+
+def _params(agent: PPO, state: PPOState, seen: Seen) -> Any:
+    """Parameters of an evaluation's environment that shows `seen`, with the training's normalisation."""
+    return showing(agent.env.evaluation_params(state.env, agent.eval_env.default_params), seen)
+
+
+def _start(agent: PPO, state: PPOState, seen: Seen, key: jax.Array) -> tuple:
+    obs, env_state = agent.eval_env.reset(key, _params(agent, state, seen))
+    return env_state, obs, jnp.ones(1, bool), agent.network.initial_state(1)
+
+
+def _observe(agent: PPO, state: PPOState, carry: tuple, action: Any, seen: Seen, key: jax.Array) -> tuple:
+    env_state, _, _, memory = carry
+    obs, env_state, *_ = agent.eval_env.step(key, env_state, action, _params(agent, state, seen))
+    return env_state, obs, jnp.zeros(1, bool), memory
+
+
+def _act(agent: PPO, state: PPOState, carry: tuple, key: jax.Array) -> tuple[tuple, Any, dict[str, Any]]:
+    env_state, obs, reset, memory = carry
+
+    def apply(method: str, *args: Any) -> Any:
+        return agent.network.apply({"params": state.params}, *args, method=method)
+
+    memory, features = apply("features_step", memory, obs, reset)
+    policy, value = apply("policy", features), apply("value", features)
+    action = policy.mode() if agent.settings.eval_greedy else policy.sample(key)
+    return (env_state, obs, reset, memory), action, {"memory": memory, "value": value}
+
+
+ACTING = Acting(_start, _observe, _act)
+
+PLAY = Play(
+    _configure,
+    is_greedy=lambda config: config.ppo.eval_greedy,
+    episodes=lambda config: config.ppo.eval_envs,
+    scene=lambda agent: agent.eval_env,
+)
+
+PPO_SPEC = AgentSpec(
+    experiment=PPOExperiment,
+    build=make_ppo,
+    panels=(Panel("train/return", "episode return", dots="eval/return"),),
+    columns=("s5", "gru", "none"),
+    play=PLAY,
+    acting=ACTING,
+    adapts=True,
+)
+
+CONSERVATIVE_SPEC = AgentSpec(
+    experiment=ConservativeExperiment,
+    build=make_conservative,
+    panels=(
+        Panel("train/return", "return while learning", floor="train/threshold"),
+        Panel("train/learner_steps", "share of steps that the learner makes"),
+        Panel("eval/return", "return of the learner alone"),
+    ),
+    columns=conservative.ALGORITHMS,
+    # Evaluated is the learner alone.
+    play=dataclasses.replace(PLAY, player=lambda agent, states: (agent.ppo, states.ppo)),
+    acting=ACTING,
+)

@@ -1,0 +1,53 @@
+"""Configurations of earlier versions, brought to the form of this one.
+
+Each step takes the mapping of a `config.yaml` from one schema version to the next and changes what was renamed, or says
+what was not a choice then. What a run did stays what it does.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+SCHEMA = 2
+"""Version of the form in which configurations are written. Files without a version are of version 1."""
+
+Values = dict[str, Any]
+
+
+def rename(values: Values, group: str, old: str, new: str) -> None:
+    """Moves `values[group][old]` to `new`, where it is there."""
+    settings = values.get(group)
+    if isinstance(settings, dict) and old in settings:
+        values[group] = {new if key == old else key: value for key, value in settings.items()}
+
+
+def default(values: Values, group: str, key: str, value: Any) -> None:
+    """Sets `values[group][key]`, where the group is there without it."""
+    settings = values.get(group)
+    if isinstance(settings, dict) and key not in settings:
+        values[group] = {key: value, **settings}
+
+
+def from_1(values: Values) -> Values:
+    """PPO was not named; step sizes could not fall; ODICE's policy was bounded; some names were others."""
+    values = {"agent": "ppo", **values}
+    sequence = values.get("sequence")
+    if isinstance(sequence, dict) and "learning_rate" in sequence:
+        default(values, "sequence", "learning_rate_end", sequence["learning_rate"])
+    default(values, "odice", "bounded", True)
+    rename(values, "odice", "lambda_", "value_lambda")
+    rename(values, "drama", "lambda_", "return_lambda")
+    rename(values, "ucrl", "memory", "forecasters")
+    return values
+
+
+STEPS: dict[int, Callable[[Values], Values]] = {1: from_1}
+"""What brings a version to the next."""
+
+
+def migrate(values: Values) -> Values:
+    """`values` in the form of this version."""
+    values = dict(values)
+    version = values.pop("schema", 1)
+    while version in STEPS:
+        values, version = STEPS[version](values), version + 1
+    return {"schema": version, **values}

@@ -1,0 +1,201 @@
+"""Configurations as files: from an experiment to the mapping of a `config.yaml` and back."""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engram.agents import registry
+from engram.agents.common.experiment import Experiment
+from engram.configs.migrations import SCHEMA, migrate
+from engram.errors import BadRequest, UnknownName
+
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+"""Words for booleans, in files, in options of memories and on the command line alike."""
+
+
+def to_dict(config: Experiment) -> dict[str, Any]:
+    """`config` in plain YAML types."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def describe(preset: str, config: Experiment) -> dict[str, Any]:
+    """What `config.yaml` of a run holds."""
+    return {"schema": SCHEMA, "preset": preset, "agent": config.agent, **to_dict(config)}
+
+
+def from_dict(values: dict[str, Any], where: str = "config.yaml") -> Experiment:
+    """The experiment of a mapping such as `describe` makes, of this version or an earlier one.
+
+    Fields that are missing have their defaults.
+
+    Raises:
+        BadRequest: unknown keys, or values of the wrong kind.
+    """
+    values = migrate(values)
+    version = values.pop("schema")
+    if version != SCHEMA:
+        raise BadRequest(f"{where} has schema version {version}; this version of Engram reads up to {SCHEMA}")
+    values.pop("preset", None)
+    spec = registry.find(values.pop("agent"))
+    try:
+        return build(spec.experiment, values)
+    except BadRequest as error:
+        raise BadRequest(f"{where} does not describe an experiment: {error}") from None
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """What `describe` made in an earlier version, as it would be made now. Raises BadRequest as `from_dict`."""
+    return describe(values.get("preset", ""), from_dict(values))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        BadRequest: it cannot be read, or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadRequest(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise BadRequest(f"{path} is not YAML") from None
+    if not isinstance(values, dict):
+        raise BadRequest(f"{path} holds no mapping of fields to values")
+    return values
+
+
+def override(config: Experiment, changes: dict[str, Any]) -> Experiment:
+    """`config` with other values, by field (`seeds`), dotted field (`ppo.num_envs`) or mapping of a group.
+
+    Raises:
+        UnknownName: there is no such field; the message offers close matches.
+        BadRequest: a value of the wrong kind, or one that the settings refuse.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in changes.items():
+        head, dot, rest = name.replace("__", ".").partition(".")
+        if dot:
+            value = {rest: value}
+        nested[head] = nested[head] | value if isinstance(nested.get(head), dict) and isinstance(value, dict) else value
+    return _override(config, nested, "")
+
+
+def _override(settings: Any, changes: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(type(settings))
+    fields = {f.name for f in dataclasses.fields(settings)}
+    values = {}
+    for name, value in changes.items():
+        head, dot, rest = name.partition(".")
+        if head not in fields:
+            raise UnknownName.among("setting", f"{prefix}{head}", [f"{prefix}{field}" for field in fields])
+        if dot:
+            value = {rest: value}
+        current = getattr(settings, head)
+        if dataclasses.is_dataclass(current) and isinstance(value, dict):
+            values[head] = _override(current, value, f"{prefix}{head}.")
+        else:
+            values[head] = convert(hints[head], value, f"{prefix}{head}")
+    return dataclasses.replace(settings, **values)
+
+
+def build(kind: type, values: Any, prefix: str = "") -> Any:
+    """The dataclass `kind` from a mapping of its fields; those missing have their defaults.
+
+    Raises:
+        BadRequest: unknown or missing fields, or values of the wrong kind.
+    """
+    if not isinstance(values, dict):
+        raise BadRequest(f"{prefix.rstrip('.') or kind.__name__} is not a mapping")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in values:
+        if name not in fields:
+            raise UnknownName.among("key", f"{prefix}{name}", [f"{prefix}{field}" for field in fields])
+    needed = [
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in values
+    ]
+    if needed:
+        raise BadRequest(f"missing: {', '.join(prefix + name for name in needed)}")
+    return kind(**{name: convert(hints[name], value, f"{prefix}{name}") for name, value in values.items()})
+
+
+def convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the type `kind` of the field `where`: 1e6 is an integer, "1e-3" a number, "on" a boolean.
+
+    Raises:
+        BadRequest: it is nothing of this type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, typing.cast(Any, kind)) else build(typing.cast(Any, kind), value, f"{where}.")
+    if origin is typing.Annotated:
+        return convert(arguments[0], value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UnknownName.among(f"value of {where}", str(value), [str(a) for a in arguments])
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        for option in options[:-1]:
+            try:
+                return convert(option, value, where)
+            except BadRequest:
+                continue
+        return convert(options[-1], value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise BadRequest(f"{where} must be a list, got {value!r}")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise BadRequest(f"{where} must have {len(kinds)} entries, got {len(value)}")
+        return tuple(convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    return _scalar(kind, value, where)
+
+
+def _scalar(kind: Any, value: Any, where: str) -> Any:
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    wrong = BadRequest(f"{where} must be {words.get(kind, getattr(kind, '__name__', kind))}, got {value!r}")
+    if kind is bool:
+        value = WORDS.get(value.lower(), value) if isinstance(value, str) else value
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise wrong
+        return number(kind, str(value), wrong)
+    if kind is str or kind is Path:
+        if not isinstance(value, str | Path):
+            raise wrong
+        return kind(value)
+    return value
+
+
+def number(kind: type, text: str, wrong: BadRequest) -> Any:
+    """`text` as an int or a float; whole numbers may be written 1e6 or 1_000_000. Raises `wrong` for anything else."""
+    try:
+        return kind(text)
+    except ValueError:
+        pass
+    try:
+        real = float(text)
+    except ValueError:
+        raise wrong from None
+    if kind is int and not real.is_integer():
+        raise wrong
+    return kind(real)

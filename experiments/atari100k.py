@@ -1,0 +1,357 @@
+"""The Atari 100k benchmark: games x seeds, and human-normalised scores beside published ones.
+
+Each game and seed is a run folder `<out>/<Game>/seed<k>`, trained in a process of its own. Repeating a benchmark skips
+finished runs and resumes broken ones; several with other games or seeds may share the folder, also at the same time.
+`scores.json`, `table.md` and `scores.png` of all runs in the folder are written after every run.
+"""
+
+import csv
+import fcntl
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engram.agents.common.experiment import Experiment
+from engram.agents.registry import spec_of
+from engram.envs.host.atari import ATARI_100K
+from engram.errors import BadRequest, Interrupted, UnknownName
+from engram.experiments.cells import Cell, make_folder
+from engram.experiments.runs import Run
+from engram.experiments.train import Output
+from engram.training.folder import say, write_atomically
+from engram.training.metrics import read_metrics
+from engram.training.statistics import (
+    human_normalised,
+    iqm_of_scores,
+    iqm_of_tasks,
+    mean_of_tasks,
+    median_of_tasks,
+    stratified_bootstrap,
+)
+
+BUDGET = 100_000
+"""Agent steps of the benchmark."""
+AGGREGATES: dict[str, Callable[[list[np.ndarray]], Any]] = {
+    "mean": mean_of_tasks,
+    "median": median_of_tasks,
+    "IQM of game means": iqm_of_tasks,
+    "IQM of runs": iqm_of_scores,
+}
+"""Of human-normalised scores."""
+REFERENCES = ("random", "human")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run. Any option of train.py can follow."""
+
+    games: tuple[str, ...] = ()
+    """Games of the benchmark (default: all 26)."""
+    seeds: int = 5
+    """Runs per game; they count up from the preset's seed."""
+    episodes: int | None = None
+    """Episodes of a run's evaluation (default: the preset's)."""
+    hours: float | None = None
+    """Stop after this time with the running run checkpointed (default: when all is done)."""
+    out: Path | None = None
+    """Folder of the benchmark (default: runs/atari-100k/<preset>-<memory>)."""
+
+
+@dataclass(frozen=True)
+class GameRun:
+    """One game and seed, in the folder of a benchmark."""
+
+    game: str
+    seed: int
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.game / f"seed{self.seed}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.game}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run earned and cost."""
+
+    run: GameRun
+    score: float
+    """Mean return of the evaluation that ended the run."""
+    episodes: int
+    """Episodes of that evaluation which came to their end."""
+    env_steps: int
+    minutes: float
+    """Training, evaluation and compilation."""
+    steps_per_s: float
+
+
+def atari100k(config: Experiment, preset: str, options: Options, output: Output = Output()) -> dict[str, str]:
+    """Trains what is not there yet, and reports all runs of the folder.
+
+    Args:
+        config: what all runs have in common, for a game of Atari.
+        preset: name of the preset that it began from.
+        output: `wandb` and `quiet` of the runs.
+
+    Returns:
+        why runs failed, by their names.
+
+    Raises:
+        BadRequest: the configuration does not play Atari, or the folder holds runs of another.
+        Interrupted: stopped, or out of time; the same command goes on where it was.
+    """
+    started = time.monotonic()
+    config = configuration(config, options.episodes)
+    games = games_of(options.games)
+    if options.seeds < 1:
+        raise BadRequest(f"--seeds must be at least 1, got {options.seeds}")
+    out = folder_of(config, preset, options)
+    # All games once before any twice: what there is after some hours then says most.
+    seeds = range(config.seed, config.seed + options.seeds)
+    runs = [GameRun(game, seed, out) for seed in seeds for game in games]
+    cells = {run: cell_of(config, preset, run) for run in runs}
+    next(iter(cells.values())).refuse_impossible()
+    for run in runs_in(out):
+        cell_of(config, preset, run).refuse_other()
+    make_folder(out)
+
+    failures: dict[str, str] = {}
+    report(out, preset, config, failures)
+    for number, (run, cell) in enumerate(cells.items(), 1):
+        if cell.is_finished:
+            continue
+        left = None if options.hours is None else started + 3600 * options.hours - time.monotonic()
+        if left is not None and left <= 0:
+            raise Interrupted("time is up; repeat the command to go on")
+        say(f"[{number}/{len(cells)}] {run.name}")
+        failure = cell.train(output, left)
+        if failure is not None:
+            failures[run.name] = failure
+            say(f"failed: {failure}")
+        report(out, preset, config, failures)
+    say(f"wrote scores.json, table.md and scores.png in {out}")
+    return failures
+
+
+def folder_of(config: Experiment, preset: str, options: Options) -> Path:
+    """Folder of the benchmark."""
+    return options.out or Path("runs") / "atari-100k" / f"{preset or 'own'}-{config.chosen}"
+
+
+def configuration(config: Experiment, episodes: int | None) -> Experiment:
+    """`config` with evaluations of `episodes` episodes.
+
+    Raises:
+        BadRequest: it does not play Atari, or cannot be evaluated so.
+    """
+    play = spec_of(config).play
+    if play is None or not config.env.startswith("atari/"):
+        raise BadRequest(f"{config.env} is not a game of Atari (atari/...)")
+    if config.eval_env and not config.eval_env.startswith("?"):
+        raise BadRequest(f"eval_env must be options alone, such as ?noop_max=30, got {config.eval_env}")
+    if episodes is not None:
+        if episodes < 1:
+            raise BadRequest(f"--episodes must be at least 1, got {episodes}")
+        config = play.configure(config, episodes, None)
+    return config
+
+
+def cell_of(config: Experiment, preset: str, run: GameRun) -> Cell:
+    """The run of a game and seed, with the options of the environment of `config` kept."""
+    _, mark, options = config.env.partition("?")
+    one = replace(config, env=f"atari/{run.game}{mark}{options}", seeds=1, seed=run.seed)
+    return Cell(one, run.folder, preset)
+
+
+def games_of(names: Sequence[str]) -> list[str]:
+    """Those of the benchmark's games that are named, all if none is.
+
+    Raises:
+        BadRequest: a name is not one of theirs.
+    """
+    for name in names:
+        if name not in ATARI_100K:
+            raise UnknownName.among("game of Atari 100k", name, ATARI_100K)
+    return list(dict.fromkeys(names)) or list(ATARI_100K)
+
+
+def runs_in(out: Path) -> list[GameRun]:
+    """All runs in the folder, by game and seed."""
+    found = []
+    for game in ATARI_100K:
+        names = (p.name.removeprefix("seed") for p in (out / game).glob("seed*") if (p / "config.yaml").exists())
+        found += [GameRun(game, seed, out) for seed in sorted(int(name) for name in names if name.isdigit())]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+def published() -> dict[str, dict[str, float]]:
+    """Published scores by column (random, human, then methods) and game."""
+    text = resources.files("engram.configs").joinpath("atari_scores.csv").read_text()
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    columns = [name for name in rows[0] if name != "game"]
+    return {name: {row["game"]: float(row[name]) for row in rows} for name in columns}
+
+
+def normalise(scores: dict[str, Any], table: dict[str, dict[str, float]]) -> dict[str, np.ndarray]:
+    """Human-normalised scores, one array `[runs]` for each game of `scores`."""
+    return {
+        game: np.atleast_1d(human_normalised(score, table["random"][game], table["human"][game]))
+        for game, score in scores.items()
+    }
+
+
+def results_in(out: Path) -> list[Result]:
+    """Results of all finished runs in the folder.
+
+    Raises:
+        BadRequest: a summary is damaged, or tells of no episode that ended.
+    """
+    results = []
+    for run in runs_in(out):
+        path = run.folder / "summary.json"
+        if not path.exists():
+            continue
+        config = Run.load(run.folder).config
+        try:
+            summary = json.loads(path.read_text())
+            (score,) = summary["eval_return"]["per_seed"]
+            score = float(score)
+        except (ValueError, TypeError, KeyError):
+            raise BadRequest(f"{path} holds no score: remove it, and the run is resumed from its checkpoint") from None
+        play = spec_of(config).play
+        assert play is not None
+        played = play.episodes(config)
+        evaluated = [
+            row["eval/finished"] for row in read_metrics(run.folder / "metrics.jsonl") if "eval/finished" in row
+        ]
+        minutes = (summary["wall_s"] + summary["compile_s"]) / 60
+        episodes = round(evaluated[-1][0] * played)
+        results.append(Result(run, score, episodes, summary["env_steps"], minutes, summary["steps_per_s"]))
+    return results
+
+
+def scores_of(results: list[Result]) -> dict[str, list[float]]:
+    """Scores by game, in the order of the seeds."""
+    scores: dict[str, list[float]] = {}
+    for result in results:
+        scores.setdefault(result.run.game, []).append(result.score)
+    return scores
+
+
+def report(out: Path, preset: str, config: Experiment, failures: dict[str, str]) -> None:
+    """Writes scores, table and picture of all finished runs in the folder."""
+    with (out / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: another command may report as well
+        results = results_in(out)
+        scores = scores_of(results)
+        label = f"{preset}, {config.chosen}"
+        write_atomically(out / "scores.json", json.dumps(scores, indent=2) + "\n")
+        write_atomically(out / "table.md", markdown(results, label, failures))
+        if scores:
+            draw(scores, label, out / "scores.png")
+
+
+def short(value: float) -> str:
+    """A score with as many digits as published ones."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}".removesuffix(".0")
+
+
+def row_of(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown(results: list[Result], label: str, failures: dict[str, str]) -> str:
+    """Scores and aggregates beside published ones, then what the runs cost."""
+    table = published()
+    scores = scores_of(results)
+    methods = [name for name in table if name not in REFERENCES]
+    ours = list(normalise(scores, table).values())
+    columns = ("game", *REFERENCES, label, "HNS", *methods)
+    lines = ["# Atari 100k", "", row_of(*columns), "|---" * len(columns) + "|"]
+    for (game, each), normalised in zip(scores.items(), ours, strict=True):
+        score = f"**{short(float(np.mean(each)))}** ({', '.join(short(s) for s in each)})"
+        others = [short(table[name][game]) for name in methods]
+        references = [short(table[name][game]) for name in REFERENCES]
+        lines.append(row_of(game, *references, score, f"{normalised.mean():.3f}", *others))
+    for name, statistic in AGGREGATES.items() if scores else ():
+        low, high = stratified_bootstrap(ours, statistic)
+        # One run a game leaves nothing to resample.
+        interval = f" [{low:.3f}, {high:.3f}]" if any(len(game) > 1 for game in ours) else ""
+        # A published game is one number, its mean over seeds: nothing is known of the runs.
+        others = [
+            "" if name == "IQM of runs" else f"{statistic(list(normalise(dict(picked), table).values())):.3f}"
+            for picked in ([(game, table[method][game]) for game in scores] for method in methods)
+        ]
+        lines.append(row_of(f"**HNS {name}**", "0", "1", f"**{statistic(ours):.3f}**{interval}", "", *others))
+    lines += ["", *notes(results, label)]
+    if failures:
+        lines += ["", *[f"- **failed**: {name}: {why}" for name, why in failures.items()]]
+    return "\n".join(lines) + "\n"
+
+
+def notes(results: list[Result], label: str) -> list[str]:
+    """What has to be known to read the table, and the cost of the runs."""
+    if not results:
+        return ["No run is finished."]
+
+    def all_of(values: Sequence[int]) -> str:
+        return ", ".join(f"{value:,}" for value in sorted(set(values)))
+
+    lines = [
+        f"{label}: mean over seeds of the return of the evaluation that ends a run (each seed in brackets). "
+        f"Finished runs: {len(results)}; games: {len(scores_of(results))} of {len(ATARI_100K)}. Aggregates of all "
+        "columns are over the games above; intervals are 95 % bootstrap intervals that resample seeds in each game. "
+        "Published columns are means over seeds, rounded, from papers and score files (`configs/atari_scores.csv`).",
+        "",
+        f"Environment steps per run: {all_of([r.env_steps for r in results])}. "
+        f"Episodes of an evaluation: {all_of([r.episodes for r in results])}.",
+    ]
+    if min(r.env_steps for r in results) < BUDGET:
+        lines.append(f"**Runs below the benchmark's {BUDGET:,} steps: not comparable with published columns.**")
+    columns = ("game", "runs", "minutes a run", "steps/s")
+    lines += ["", row_of(*columns), "|---" * len(columns) + "|"]
+    for game in scores_of(results):
+        runs = [r for r in results if r.run.game == game]
+        minutes, speed = (np.mean([getattr(r, name) for r in runs]) for name in ("minutes", "steps_per_s"))
+        lines.append(row_of(game, str(len(runs)), f"{minutes:.1f}", f"{speed:.1f}"))
+    return [*lines, "", f"All runs: {sum(r.minutes for r in results) / 60:.2f} hours, compilation included."]
+
+
+def draw(scores: dict[str, list[float]], label: str, out: Path) -> None:
+    """Human-normalised scores by game, ours with the seeds as dots and those of Drama's paper."""
+    import matplotlib.pyplot as plt  # slow to import: only once there is something to draw
+
+    plt.switch_backend("Agg")
+    table = published()
+    ours = normalise(scores, table)
+    theirs = normalise({game: table["Drama"][game] for game in scores}, table)
+    places = np.arange(len(ours))
+    figure, axes = plt.subplots(figsize=(max(5.0, 0.45 * len(ours) + 1.5), 4), layout="constrained")
+    axes.bar(places - 0.2, [each.mean() for each in ours.values()], 0.4, label=label)
+    axes.bar(places + 0.2, [each.mean() for each in theirs.values()], 0.4, label="Drama as published", color="0.75")
+    for place, each in zip(places, ours.values(), strict=True):
+        axes.plot([place - 0.2] * len(each), each, ".", color="black", markersize=3)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.axhline(1, color="black", linewidth=1, linestyle="--", label="human")
+    axes.set_yscale("symlog", linthresh=0.1)  # games range from 0.001 to 10, and below 0
+    axes.set_xticks(places, list(ours), rotation=45, ha="right", fontsize=8)
+    axes.set_ylabel("human-normalised score")
+    axes.yaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    partial = out.with_suffix(".partial.png")
+    figure.savefig(partial, dpi=120)
+    partial.replace(out)
+    plt.close(figure)

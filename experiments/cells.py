@@ -1,0 +1,76 @@
+"""Cells: the runs that a comparison consists of, each in its own folder, skipped when done and resumed when not."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engram.agents.common.experiment import Experiment
+from engram.agents.common.spec import Build
+from engram.agents.registry import spec_of
+from engram.configs import store
+from engram.errors import BadRequest
+from engram.experiments.train import Output, train_apart
+from engram.training.folder import read_config
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    config: Experiment = field(repr=False)
+    folder: Path
+    preset: str = ""
+
+    @property
+    def task(self) -> str:
+        return self.config.task
+
+    @property
+    def label(self) -> str:
+        return self.config.label
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / "summary.json").exists()
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The numbers of the finished run, None before. Raises BadRequest where the file is damaged."""
+        path = self.folder / "summary.json"
+        try:
+            return json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except json.JSONDecodeError:
+            raise BadRequest(f"{path} is damaged: remove it, and the cell is resumed from its checkpoint") from None
+
+    def scores(self) -> list[float]:
+        """Final evaluation return per seed; empty while there is none."""
+        summary = self.summary
+        return [] if summary is None else [s for s in summary["eval_return"]["per_seed"] if s is not None]
+
+    def refuse_impossible(self) -> None:
+        """Raises BadRequest for a configuration that cannot be built, before hours of training and not after."""
+        spec_of(self.config).build(self.config, Build()).close()
+
+    def refuse_other(self) -> None:
+        """Raises BadRequest if the folder holds a run of another configuration: its scores would stand in one table."""
+        if not (self.folder / "config.yaml").exists():
+            return
+        if store.upgrade(read_config(self.folder)) != store.describe(self.preset, self.config):
+            raise BadRequest(f"{self.folder} was trained with other options: choose another --out")
+
+    def train(self, output: Output = Output(), seconds: float | None = None) -> str | None:
+        """Trains in a process of its own; returns why it failed, or None. `seconds` as in `train_apart`."""
+        output = dataclasses.replace(output, out=self.folder)
+        return train_apart(self.config, self.preset, self.folder, output, seconds)
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder of a comparison. Raises BadRequest where it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"cannot write to {out}: {error.strerror}") from None

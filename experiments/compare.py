@@ -1,0 +1,309 @@
+"""Comparing memories, or algorithms: each on every environment or dataset, with several seeds.
+
+Each cell is a run folder `<out>/<env or dataset>-<memory or algorithm>`, trained in a process of its own. Repeating a
+comparison skips finished cells and resumes broken ones. `table.md`, `table.csv`, `curves.png` and `bars.png` are
+written after every cell; a cell that failed is named with its reason. In meta/ environments it ends with how the agents
+adapt within trials (see `engram.experiments.adapt`): `adaptation.md` and `adaptation.png`.
+"""
+
+import csv
+import io
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from engram.agents.common.experiment import Experiment
+from engram.agents.registry import spec_of
+from engram.errors import BadRequest
+from engram.experiments.adapt import Options as AdaptOptions
+from engram.experiments.adapt import adapt, is_trials
+from engram.experiments.cells import Cell, make_folder
+from engram.experiments.figures import draw_panel
+from engram.experiments.runs import folder_name
+from engram.experiments.train import Output
+from engram.training.folder import say, write_atomically
+from engram.training.metrics import read_metrics
+from engram.training.statistics import iqm_of_scores, stratified_bootstrap
+
+WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
+"""What rows are, and what their runs count."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compare. Any option of train.py can follow."""
+
+    memories: tuple[str, ...] = ()
+    """Memories, the columns of the table, for presets of agents with a memory (default: s5 gru none, of
+    sequence policies dm attention mamba). Of single-step methods: those that encode histories, with --algorithms."""
+    algorithms: tuple[str, ...] = ()
+    """Algorithms, the columns of the table, for presets of planners and of single-step methods (default: all)."""
+    envs: tuple[str, ...] = ()
+    """Environment ids, the rows of the table (default: the preset's)."""
+    datasets: tuple[str, ...] = ()
+    """Recorded episodes, the rows of the table, for presets that learn from these alone (default: the preset's)."""
+    seeds: int = 3
+    """Seeds per cell."""
+    out: Path | None = None
+    """Folder of the comparison (default: runs/compare/<preset>)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison. `engram.compare(...)` gives one.
+
+    Attributes:
+        out: its folder, with `table.md`, `table.csv`, `curves.png` and `bars.png`.
+        cells: its runs.
+        failures: why cells failed, by cell.
+    """
+
+    out: Path
+    cells: list[Cell] = field(repr=False)
+    failures: dict[Cell, str]
+
+    @property
+    def table(self) -> str:
+        """The table, in Markdown."""
+        return (self.out / "table.md").read_text()
+
+
+def compare(config: Experiment, preset: str, options: Options, output: Output = Output()) -> Comparison:
+    """Trains every cell that is not finished, and reports.
+
+    Args:
+        config: what all cells have in common.
+        preset: name of the preset that it began from.
+        output: `wandb` and `quiet` of the runs.
+
+    Raises:
+        BadRequest: cells that cannot be built, or of another comparison in the same folder.
+        Interrupted: stopped; the same comparison goes on where it was.
+    """
+    config = replace(config, seeds=options.seeds)
+    out = options.out or Path("runs") / "compare" / (preset or "own")
+    cells = cells_of(config, preset, options, out)
+    make_folder(out)
+    failures: dict[Cell, str] = {}
+    for number, cell in enumerate(cells, 1):
+        if not cell.is_finished:
+            say(f"[{number}/{len(cells)}] {cell.task} with {cell.label}")
+            failure = cell.train(output)
+            if failure is not None:
+                failures[cell] = failure
+                say(f"failed: {failure}")
+            report(out, cells, failures)
+    report(out, cells, failures)
+    say(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
+    report_adaptation(cells, out)
+    return Comparison(out, cells, failures)
+
+
+def cells_of(config: Experiment, preset: str, options: Options, out: Path) -> list[Cell]:
+    """The cells of a comparison, row by row. Raises BadRequest as `compare`."""
+    spec, cells = spec_of(config), []
+    for task in rows_of(config, options):
+        for column in columns_of(config, options):
+            chosen = spec.resolve(replace(config, **{config.row: task}, **column))
+            cell = Cell(chosen, out / folder_name(task, chosen.label), preset)
+            cell.refuse_impossible()
+            if cell.is_finished:
+                cell.refuse_other()
+            cells.append(cell)
+    return cells
+
+
+def rows_of(config: Experiment, options: Options) -> tuple[str, ...]:
+    """Tasks: the values of the field `config.row`."""
+    wanted = {"env": options.envs, "dataset": options.datasets}
+    for other, given in wanted.items():
+        if given and other != config.row:
+            raise BadRequest(f"{config.agent} is not compared by --{other}s; use --{config.row}s")
+    return wanted[config.row] or (config.task,)
+
+
+def columns_of(config: Experiment, options: Options) -> list[dict[str, str]]:
+    """What to compare, each as fields of the experiment and their values."""
+    wanted = {"memory": options.memories, "algorithm": options.algorithms}
+    flags = {"memory": "--memories", "algorithm": "--algorithms"}
+    spec, choice = spec_of(config), config.choice
+    second = wanted.pop(spec.second_choice) if spec.second_choice else ()
+    for other, given in wanted.items():
+        if given and other != choice:
+            raise BadRequest(f"{config.agent} has no {flags[other]} to compare; use {flags[choice]}")
+    chosen = wanted[choice] or spec.columns or (config.chosen,)
+    if not second:
+        return [{choice: name} for name in chosen]
+    assert spec.second_choice is not None
+    if not wanted[choice]:
+        raise BadRequest(f"{flags[spec.second_choice]} of {config.agent} needs {flags[choice]}, those that take one")
+    return [{choice: name, spec.second_choice: other} for name in chosen for other in second]
+
+
+# ---------------------------------------------------------------------------------------------------------- reporting
+
+
+def report(out: Path, cells: list[Cell], failures: dict[Cell, str]) -> None:
+    """Writes tables and pictures of what is there."""
+    write_atomically(out / "table.md", markdown_table(cells, failures))
+    write_atomically(out / "table.csv", csv_table(cells, failures))
+    if any(cell.is_finished for cell in cells):
+        draw_curves(cells, out / "curves.png")
+        draw_bars(cells, out / "bars.png")
+
+
+def report_adaptation(cells: list[Cell], out: Path) -> None:
+    """How agents that were trained on trials adapt. What was trained and reported stands, whether that can be measured
+    or not."""
+    trained = [cell.folder for cell in cells if cell.is_finished and is_trials(cell.task)]
+    if not trained or not spec_of(cells[0].config).adapts:
+        return
+    try:
+        adapt(trained, AdaptOptions(), out)
+    except BadRequest as error:
+        say(f"adaptation was not measured: {error}")
+
+
+def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
+    tasks, columns = list(dict.fromkeys(c.task for c in cells)), list(dict.fromkeys(c.label for c in cells))
+    return tasks, columns, {(cell.task, cell.label): cell for cell in cells}
+
+
+def interval(scores: list[float]) -> tuple[float, float, float]:
+    """Interquartile mean and its 95 % bootstrap interval over seeds."""
+    return (float(iqm_of_scores([np.array(scores)])), *stratified_bootstrap([np.array(scores)]))
+
+
+def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
+    """Rows are tasks, columns memories or algorithms; a star where the interval lies above that of `none`."""
+    tasks, columns, at = rows_and_columns(cells)
+    kind, unit = WORDS[cells[0].config.row]
+    lines = [f"| {kind} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for task in tasks:
+        base = at[task, "none"].scores() if "none" in columns else []
+        row = []
+        for label in columns:
+            cell = at[task, label]
+            scores = cell.scores()
+            if not scores:
+                row.append("**failed**" if cell in failures else "not run")
+                continue
+            iqm, low, high = interval(scores)
+            # The interval of a single seed is a point, and lies above another by chance alone.
+            better = label != "none" and min(len(base), len(scores)) > 1 and low > interval(base)[2]
+            row.append(f"{iqm:.3f} [{low:.3f}, {high:.3f}]{' *' if better else ''}")
+        lines.append(f"| {task} | " + " | ".join(row) + " |")
+    if len(tasks) > 1:
+        row = []
+        for label in columns:
+            scores = [np.array(at[task, label].scores()) for task in tasks]
+            if all(len(task) for task in scores):
+                low, high = stratified_bootstrap(scores)
+                row.append(f"{iqm_of_scores(scores):.3f} [{low:.3f}, {high:.3f}]")
+            else:
+                row.append("incomplete")
+        lines.append("| **all** | " + " | ".join(row) + " |")
+    done = [cell.summary for cell in cells if cell.summary is not None]
+    lines += [
+        "",
+        "Final evaluation return: interquartile mean over seeds and 95 % bootstrap interval (stratified by task in the",
+        "last row)."
+        + (" A star: the whole interval lies above that of `none` (two seeds or more)." if "none" in columns else ""),
+    ]
+    if done:
+        seeds = sorted({s["seeds"] for s in done})
+        steps = sorted({s["env_steps"] for s in done})
+        lines += [
+            f"Seeds: {', '.join(map(str, seeds))}. {unit.capitalize()} per seed: {', '.join(f'{s:,}' for s in steps)}."
+        ]
+        lines += [f"Training time of all cells: {sum(s['wall_s'] + s['compile_s'] for s in done) / 60:.1f} minutes."]
+    lines += [f"- **failed**: {cell.task} with {cell.label}: {reason}" for cell, reason in failures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def csv_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
+    """One line a cell and seed-level scores in one column, for further analysis."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    head = ("env", "variant", "state", "iqm", "ci95_low", "ci95_high", "per_seed", "train_mean", "env_steps")
+    writer.writerow((*head, "steps_per_s", "wall_s", "compile_s"))
+    for cell in cells:
+        summary = cell.summary
+        if summary is None:
+            state = f"failed: {failures[cell]}" if cell in failures else "not run"
+            writer.writerow([cell.task, cell.label, state])
+            continue
+        scores = cell.scores()
+        numbers = interval(scores) if scores else ("", "", "")
+        per_seed = " ".join(f"{s:.6g}" for s in scores)
+        rest = [summary["train_return"]["mean"], summary["env_steps"], summary["steps_per_s"]]
+        writer.writerow(
+            [cell.task, cell.label, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
+        )
+    return text.getvalue()
+
+
+def short(task: str) -> str:
+    """A task as a label."""
+    return Path(task).stem if Path(task).suffix else task.removeprefix("popgym/")
+
+
+def _figure(panels: int, width: float, height: float):
+    import matplotlib.pyplot as plt  # slow to import
+
+    plt.switch_backend("Agg")
+    columns = min(panels, 4)
+    rows = -(-panels // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
+    )
+    for spare in axes.flat[panels:]:
+        spare.axis("off")
+    return plt, figure, axes.flat
+
+
+def draw_curves(cells: list[Cell], out: Path) -> None:
+    """One panel a row: the agent's first metric (see `engram.experiments.figures`) of each memory or algorithm."""
+    tasks, columns, at = rows_and_columns(cells)
+    plt, figure, axes = _figure(len(tasks), 3.6 if len(tasks) > 1 else 6.5, 2.7 if len(tasks) > 1 else 4)
+    quantity = ""
+    for axis, task in zip(axes, tasks, strict=False):
+        for color, label in enumerate(columns):
+            path = at[task, label].folder / "metrics.jsonl"
+            if path.exists():
+                panel = replace(spec_of(at[task, label].config).panels[0], dots=None)
+                draw_panel(axis, panel, read_metrics(path), f"C{color}", label)
+                quantity = panel.label
+        axis.set_title(short(task), fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelsize=7)
+    axes[0].legend(fontsize=8)
+    figure.supxlabel(f"{WORDS[cells[0].config.row][1]} per seed", fontsize=9)
+    figure.supylabel(quantity, fontsize=9)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def draw_bars(cells: list[Cell], out: Path) -> None:
+    """One group a row: final evaluation return with 95 % intervals and the seeds as dots."""
+    tasks, columns, at = rows_and_columns(cells)
+    plt, figure, axes = _figure(1, max(6.0, 1.1 * len(tasks) + 2), 4)
+    width = 0.8 / len(columns)
+    for color, label in enumerate(columns):
+        for place, task in enumerate(tasks):
+            scores = at[task, label].scores()
+            if not scores:
+                continue
+            x = place + (color - (len(columns) - 1) / 2) * width
+            iqm, low, high = interval(scores)
+            first = task == next(e for e in tasks if at[e, label].scores())
+            axes[0].bar(x, iqm, width * 0.9, color=f"C{color}", alpha=0.8, label=label if first else None)
+            axes[0].vlines(x, low, high, color="black", linewidth=1.2)
+            axes[0].plot([x] * len(scores), scores, ".", color="black", markersize=3)
+    axes[0].axhline(0, color="black", linewidth=0.6)
+    axes[0].set_xticks(range(len(tasks)), [short(task) for task in tasks], rotation=30, ha="right", fontsize=8)
+    axes[0].set_ylabel("final evaluation return")
+    axes[0].legend(fontsize=8)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

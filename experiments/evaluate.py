@@ -1,0 +1,146 @@
+"""Evaluating a run from its newest checkpoint: returns by seed, and a moving picture."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from engram.agents.common.spec import Build
+from engram.envs.base import VectorEnvironment
+from engram.errors import BadRequest
+from engram.experiments.runs import Run
+from engram.training.folder import say, write_atomically
+from engram.training.loop import evaluation, seed_keys
+from engram.training.metrics import number
+from engram.training.statistics import summarise
+
+FRAME_MS = 150
+CAPTION = 22  # height in pixels of the line under each picture
+
+
+@dataclass(frozen=True)
+class Options:
+    """Evaluate a run from its newest checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    episodes: int = 64
+    """Episodes per seed."""
+    seed: int = 1_000
+    """Seed of the evaluation's environments."""
+    greedy: bool | None = None
+    """Take the most likely action instead of a sampled one (default: as the run was configured)."""
+    gif_steps: int = 150
+    """Steps of the first seed to draw into eval.gif (0: draw nothing)."""
+
+
+def evaluate(options: Options) -> dict[str, Any]:
+    """Evaluates a run, writes `evaluation.json` and, where the environment can be drawn, `eval.gif`.
+
+    Returns:
+        the contents of `evaluation.json`.
+
+    Raises:
+        BadRequest: there is nothing to evaluate, or not in the way that is asked for.
+    """
+    if options.episodes < 1 or options.gif_steps < 0:
+        raise BadRequest("--episodes must be at least 1 and --gif-steps at least 0")
+    run = Run.load(options.run)
+    play, config = run.spec.play, run.config
+    if play is None:
+        raise BadRequest(
+            f"{config.agent} learns while it acts and has no episodes to play afterwards: "
+            f"what it earned is in {run.folder / 'summary.json'}"
+        )
+    config = play.configure(config, options.episodes, options.greedy)
+    run = dataclasses.replace(run, config=config)
+    learner = run.build(Build(emulator_seed=options.seed))
+    states, manifest = run.restore(learner)
+    agent, states = play.player(learner, states)
+
+    metrics = jax.device_get(jax.jit(evaluation(agent, config.seeds))(states, seed_keys(options.seed, config.seeds)))
+    result: dict[str, Any] = {
+        "preset": run.preset,
+        **{name: value for name, value in config.identity.items() if name != "dataset"},
+        "env": config.evaluated,
+        "chunk": manifest["chunk"],
+        "episodes_per_seed": options.episodes,
+        "greedy": play.is_greedy(config),
+        "eval_return": summarise([number(v) for v in metrics["eval/return"]]),
+        "eval_length": [number(v) for v in metrics["eval/length"]],
+    }
+    if "eval/finished" in metrics:
+        result["finished"] = [number(v) for v in metrics["eval/finished"]]
+    if "eval/score" in metrics:
+        result["eval_score"] = summarise([number(v) for v in metrics["eval/score"]])
+    targets = {
+        name.removeprefix("eval/"): summarise([number(v) for v in values])
+        for name, values in metrics.items()
+        if "return_at_" in name or "score_at_" in name
+    }
+    if targets:
+        result["targets"] = targets
+    write_atomically(run.folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    if options.gif_steps:
+        draw_episodes(run, agent, states, options)
+    return result
+
+
+def draw_episodes(run: Run, agent: Any, states: Any, options: Options) -> None:
+    """Draws `eval.gif`, or says why it cannot be."""
+    play = run.spec.play
+    assert play is not None
+    if play.scene is None:
+        say("sequence policies are not drawn: no eval.gif")
+    elif agent.env.is_host_pool:
+        say(f"{run.config.evaluated} runs in an emulator that cannot be drawn: no eval.gif")
+    else:
+        state = jax.tree.map(lambda x: x[0], states)
+        picture, key = run.folder / "eval.gif", jax.random.key(options.seed)
+        if draw(agent, play.scene(agent), state, key, options.gif_steps, picture):
+            say(f"wrote {picture}")
+        else:
+            say(f"{run.config.evaluated} cannot be drawn: no eval.gif")
+
+
+def draw(agent: Any, env: VectorEnvironment, state: Any, key: jax.Array, steps: int, out: Path) -> bool:
+    """Draws `steps` steps of one environment of `env` under the policy of `state` (one seed) into the GIF `out`.
+
+    Returns:
+        False if the environment has no picture.
+    """
+    from PIL import Image, ImageDraw  # only once there is something to draw
+
+    env_states, actions, returns = jax.device_get(jax.jit(agent.record, static_argnums=2)(state, key, steps))
+    frames = []
+    try:
+        for t in range(steps):
+            now = jax.tree.map(lambda x: x[t], env_states)
+            picture = Image.fromarray(np.asarray(env.render(now, env.default_params)))
+            frame = Image.new("RGB", (picture.width, picture.height + CAPTION), "white")
+            frame.paste(picture)
+            action = np.array2string(actions[t, 0], precision=2)
+            text = f"action {action}   return after it {returns[t, 0]:+.3f}"
+            ImageDraw.Draw(frame).text((8, picture.height + 2), text, "black", font_size=14)
+            frames.append(frame)
+    except NotImplementedError:
+        return False
+    frames[0].save(out, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+    return True
+
+
+def lines(result: dict[str, Any], first_seed: int) -> list[str]:
+    """What a person reads of `evaluate`'s result."""
+    text = [
+        f"seed {first_seed + index}: " + ("unfinished" if score is None else f"return {score:.4f}")
+        for index, score in enumerate(result["eval_return"]["per_seed"])
+    ]
+    text.append(f"mean {result['eval_return']['mean']}, 95 % interval {result['eval_return']['ci95']}")
+    if "eval_score" in result:
+        text.append(f"normalised score {result['eval_score']['mean']:.1f}")
+    return text + [f"{name}: mean {values['mean']:.4f}" for name, values in result.get("targets", {}).items()]

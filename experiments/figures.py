@@ -1,0 +1,144 @@
+"""Learning curves of runs: the panels that their agent declares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from engram.agents.common.experiment import Experiment
+from engram.agents.common.spec import Panel
+from engram.agents.registry import spec_of
+from engram.errors import BadRequest
+from engram.experiments.runs import Run
+from engram.training.metrics import Row, read_metrics
+
+
+def band(rows: list[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps `[n]` and values `[n, seeds]` of one metric, at the rows that have it for every seed."""
+    have = [row for row in rows if key in row and None not in row[key]]
+    return np.array([row["env_steps"] for row in have]), np.array([row[key] for row in have])
+
+
+EVENT_SEEDS = 20
+"""Seeds whose events are drawn."""
+MANY_SEEDS = 8
+"""From so many seeds on, a band spans 80 % of them instead of all: a range only grows with their number."""
+
+
+def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of a band over the last axis, the seeds."""
+    low, high = (10, 90) if values.shape[-1] >= MANY_SEEDS else (0, 100)
+    return np.percentile(values, low, axis=-1), np.percentile(values, high, axis=-1)
+
+
+def band_words(seeds: int) -> str:
+    """What a band spans, for a title."""
+    return "80 % of the seeds" if seeds >= MANY_SEEDS else "range over seeds"
+
+
+def steps_of(config: Experiment) -> str:
+    """What the steps of a run count, for an axis."""
+    return "gradient steps per seed" if config.row == "dataset" else "environment steps per seed"
+
+
+def draw_targets(axes: Any, panel: Panel, rows: list[Row], color: str, label: str) -> int:
+    """Draws a panel with `targets`. Returns the number of seeds, 0 before the first evaluation."""
+    names = {key: float(key.removeprefix(panel.key)) for row in rows for key in row if key.startswith(panel.key)}
+    names = dict(sorted(names.items(), key=lambda item: item[1]))
+    values = np.array([band(rows, key)[1][-1] for key in names])
+    if not names:
+        return 0
+    asked = list(names.values())
+    axes.plot(asked, values.mean(1), "o-", color=color, label=label, markersize=4)
+    axes.fill_between(asked, *spread(values), color=color, alpha=0.2, linewidth=0)
+    axes.axline((asked[0], asked[0]), slope=1, linestyle="--", color="black", linewidth=1)
+    return values.shape[-1]
+
+
+def draw_panel(axes: Any, panel: Panel, rows: list[Row], color: str, label: str) -> int:
+    """Draws `panel` of one run. Returns the number of its seeds, 0 if the metric is missing."""
+    if panel.targets:
+        return draw_targets(axes, panel, rows, color, label)
+    steps, values = band(rows, panel.key)
+    if panel.events:
+        for key, style, shade in ((panel.events, "|", "0.6"), (panel.key, ".", color)):
+            latest = band(rows, key)[1][:, :EVENT_SEEDS]
+            points = [(step, seed) for seed, column in enumerate(latest.T) for step in np.unique(column[column > 0])]
+            axes.plot(*np.array(points).reshape(-1, 2).T, style, color=shade, markersize=9 if style == "|" else 5)
+        return values.shape[-1]
+    if len(steps):
+        # A line of one point would not be seen.
+        axes.plot(steps, values.mean(1), "o-" if len(steps) == 1 else "-", color=color, label=label, markersize=4)
+        axes.fill_between(steps, *spread(values), color=color, alpha=0.2, linewidth=0)
+    if panel.zero:
+        axes.axhline(0, linestyle="--", color="black", linewidth=1)
+    if panel.floor:
+        at, floor = band(rows, panel.floor)
+        if len(at):
+            axes.plot(at, floor.mean(1), "--", color="black", linewidth=1)
+    if panel.dots:
+        at, dots = band(rows, panel.dots)
+        if len(at):
+            axes.plot(at, dots.mean(1), "o", color=color, markersize=4)
+    return values.shape[-1] if len(steps) else 0
+
+
+def draw_curves(folders: Sequence[Path], out: Path) -> None:
+    """Draws the panels of one or more runs of the same agent into `out`.
+
+    Raises:
+        BadRequest: a folder has no metrics to draw, or the runs are of different agents.
+    """
+    import matplotlib.pyplot as plt  # slow to import: only once there is something to draw
+
+    runs = []
+    for folder in folders:
+        try:
+            rows = read_metrics(folder / "metrics.jsonl")
+        except OSError as error:
+            raise BadRequest(f"cannot read {folder / 'metrics.jsonl'}: {error.strerror}") from None
+        if not rows:
+            raise BadRequest(f"{folder / 'metrics.jsonl'} holds no log point yet")
+        runs.append((Run.load(folder).config, rows))
+    agents = sorted({config.agent for config, _ in runs})
+    if len(agents) > 1:
+        raise BadRequest(f"these are runs of different agents ({', '.join(agents)}): draw each agent's on their own")
+    panels = spec_of(runs[0][0]).panels
+    plt.switch_backend("Agg")
+    size = (7, 4.2) if len(panels) == 1 else (5.5 * len(panels), 4)
+    tasks = {config.task for config, _ in runs}
+    figure, all_axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for panel, axes in zip(panels, all_axes.flat, strict=True):
+        seeds = 0
+        for color, (config, rows) in enumerate(runs):
+            label = config.label if len(tasks) == 1 else f"{config.task}, {config.label}"
+            seeds = max(seeds, draw_panel(axes, panel, rows, f"C{color}", label))
+        axes.set_xlabel("return asked for" if panel.targets else steps_of(runs[0][0]))
+        axes.set_ylabel(panel.label)
+        if panel.events:
+            axes.set_title("of each log point the latest", fontsize=9)
+            axes.set_xlim(0, max(rows[-1]["env_steps"] for _, rows in runs))
+            axes.yaxis.get_major_locator().set_params(integer=True)
+            continue
+        words = f"line: mean (band: {band_words(seeds)})" + (", dots: evaluation" if panel.dots else "")
+        axes.set_title(words, fontsize=9)
+        axes.grid(alpha=0.3)
+    if all_axes.flat[0].get_legend_handles_labels()[0]:
+        all_axes.flat[0].legend(fontsize=8)
+    if len(tasks) == 1:
+        figure.suptitle(tasks.pop(), fontsize=10)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Learning curves of one or more runs in one picture."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path = Path("curves.png")
+    """Picture to write."""

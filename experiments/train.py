@@ -1,0 +1,170 @@
+"""Training one run, in this process or in one of its own."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from engram.agents.common.environments import divide
+from engram.agents.common.experiment import Experiment
+from engram.agents.common.spec import Build
+from engram.agents.registry import spec_of
+from engram.configs import store
+from engram.errors import BadRequest, Interrupted
+from engram.experiments.policy import write_spaces
+from engram.experiments.runs import Run, default_folder
+from engram.kernels.cache import keep_compiled_programs
+from engram.training.folder import RunFolder, say
+from engram.training.loop import LoopSettings
+from engram.training.loop import train as run_loop
+from engram.training.metrics import read_metrics
+
+VIEWS = 50_000
+"""What the seed of emulators that are only looked at lies above the run's."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a run goes, and what it shows."""
+
+    out: Path | None = None
+    """Run folder (default: runs/<preset>/<env or dataset>-<memory>-<time>)."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the run in --out from its newest intact checkpoint (a folder without one starts from the beginning)."""
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Weights & Biases."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show no progress."""
+
+
+def train(
+    config: Experiment,
+    preset: str = "",
+    output: Output = Output(),
+    agent: Any = None,
+    keep: Callable[[Path, int, Any, Any], None] | None = None,
+) -> Run:
+    """Trains `config` to its end and returns the run.
+
+    Args:
+        preset: name of the preset that it began from.
+        agent: of the configuration, on functional environments (default: made here).
+        keep: as for `engram.training.loop.train`, with the run folder first.
+
+    Raises:
+        BadRequest, InUse, Diverged, Interrupted: see `engram.errors`.
+    """
+    if output.resume and output.out is None:
+        raise BadRequest("--resume needs --out, the folder to continue")
+    keep_compiled_programs()
+    spec = spec_of(config)
+    config = spec.resolve(config)
+    agent = agent or spec.build(config, Build())  # refuses what cannot be built before anything is written
+    if spec.check is not None:
+        spec.check(agent, config)
+    described = store.describe(preset, config)
+    folder = RunFolder(output.out or default_folder(preset, config), described, output.resume, store.upgrade)
+    run = Run(folder.path, config, preset)
+    if folder.is_finished:
+        say(f"{folder.path} is already complete")
+        return run
+    if agent.env.is_host_pool:
+        write_spaces(folder.path, agent.env)
+    settings = LoopSettings(
+        label=f"{config.task} {config.label}",
+        seeds=config.seeds,
+        seed=config.seed,
+        plan=divide(config, agent),
+        eval_points=config.eval_points,
+        checkpoint_seconds=config.checkpoint_seconds,
+        wandb=output.wandb,
+        quiet=output.quiet,
+    )
+
+    def remake(seed: int) -> Any:
+        return spec.build(config, Build(emulator_seed=seed))
+
+    record = None if keep is None else partial(keep, folder.path)
+    numbers = run_loop(agent, remake, settings, folder, described, partial(draw_views, run, agent), record)
+    run.plot()
+    if spec.summary is not None:
+        numbers |= spec.summary(read_metrics(folder.path / "metrics.jsonl"))
+    folder.write_summary({"preset": preset, **config.identity, **numbers})
+    final = numbers["eval_return"]["mean"]
+    say(
+        f"done: eval return {'n/a' if final is None else f'{final:.3f}'} (mean of {config.seeds}), "
+        f"{numbers['steps_per_s']:,.0f} steps/s, {numbers['wall_s']:.0f} s + {numbers['compile_s']:.0f} s to compile, "
+        f"in {folder.path}"
+    )
+    return run
+
+
+def draw_views(run: Run, agent: Any, states: Any) -> list[Path]:
+    """Pictures of what the world model of an agent imagines, if it has one."""
+    if run.spec.dreaming is None:
+        return []
+    from engram.experiments.dream import draw_dream
+
+    if not agent.env.is_host_pool:
+        return draw_dream(run.spec.dreaming, agent, states, run.folder)
+    # An emulator that was evaluated cannot be opened again.
+    fresh = run.spec.build(run.config, Build(emulator_seed=run.config.seed + VIEWS))
+    try:
+        return draw_dream(run.spec.dreaming, fresh, states, run.folder)
+    finally:
+        fresh.close()
+
+
+def train_apart(
+    config: Experiment, preset: str, folder: Path, output: Output, seconds: float | None = None
+) -> str | None:
+    """Trains `config` in a process of its own, or goes on with what is in `folder`; returns why it failed, or None.
+
+    Args:
+        output: `wandb` and `quiet` of the run.
+        seconds: politely stopped after this time (None: never).
+
+    Raises:
+        Interrupted: by Ctrl-C, a polite kill of either process, or the time; the run was checkpointed if it had begun.
+    """
+    arguments = ["-", "--out", str(folder), "--resume", "--wandb", output.wandb, *(["--quiet"] if output.quiet else [])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engram.scripts.train", *arguments],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    timer = threading.Timer(seconds or 0.0, process.terminate)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate()) if in_main_thread else None
+    last = ""
+    assert process.stdin is not None
+    assert process.stderr is not None
+    try:
+        if seconds is not None:
+            timer.start()
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # a child that died says why itself
+            process.stdin.write(yaml.safe_dump(store.describe(preset, config), sort_keys=False))
+        for line in process.stderr:
+            last = line.strip() or last
+            print(line, end="", file=sys.stderr, flush=True)
+        code = process.wait()
+    except KeyboardInterrupt:  # the same Ctrl-C reached the child: let it write its checkpoint
+        process.wait()
+        code = Interrupted.exit_code
+    finally:
+        timer.cancel()
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+    if code in (Interrupted.exit_code, -signal.SIGTERM):  # the latter before it listened
+        raise Interrupted("stopped; repeat the command to go on where it was")
+    return None if code == 0 else f"exit code {code}: {last}"

@@ -1,0 +1,193 @@
+"""The calls that scripts and notebooks share. `import engram` offers them all."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from engram.agents.common.experiment import Experiment
+from engram.configs import store
+from engram.errors import UnknownName
+
+if TYPE_CHECKING:
+    from engram.experiments.compare import Comparison
+    from engram.experiments.runs import Run
+
+Preset = str | Path | Experiment
+"""Name of a preset, a YAML file, the `config.yaml` of a run folder, or an experiment."""
+
+
+def presets() -> dict[str, Experiment]:
+    """Every preset by its name."""
+    from engram.configs.presets import PRESETS
+
+    return dict(PRESETS)
+
+
+def make_config(preset: Preset, **changes: Any) -> tuple[str, Experiment]:
+    """Name and experiment of a preset with other values.
+
+    Args:
+        preset: name of a preset, a YAML file, or an experiment.
+        changes: values by field (`seeds=3`), nested as mappings (`ppo={"num_envs": 8}`) or with two underscores
+            (`ppo__num_envs=8`).
+
+    Raises:
+        UnknownName: no such preset or field; the message offers close matches.
+        BadRequest: impossible values.
+    """
+    if isinstance(preset, Experiment):
+        name, config = "", preset
+    elif str(preset).endswith((".yaml", ".yml")):
+        values = store.read(Path(preset))
+        name, config = values.get("preset", ""), store.from_dict(values, str(preset))
+    elif preset in (known := presets()):
+        name, config = str(preset), known[str(preset)]
+    else:
+        raise UnknownName.among("preset", str(preset), known, cutoff=0.4)
+    return name, store.override(config, changes)
+
+
+def train(
+    preset: Preset = "popgym",
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    wandb: Literal["disabled", "offline", "online"] = "disabled",
+    quiet: bool = False,
+    **changes: Any,
+) -> "Run":
+    """Trains a preset with other values, and returns the finished run.
+
+    Args:
+        preset, changes: see `make_config`.
+        out: run folder (default: runs/<preset>/<env or dataset>-<memory>-<time>).
+        resume: whether to go on with the run in `out`.
+        wandb: Weights & Biases.
+        quiet: whether to show no progress.
+
+    Raises:
+        EngramError: see `engram.errors`. A run that was interrupted or diverged can be resumed.
+    """
+    from engram.experiments.train import Output
+    from engram.experiments.train import train as run
+
+    name, config = make_config(preset, **changes)
+    return run(config, name, Output(None if out is None else Path(out), resume, wandb, quiet))
+
+
+def load(folder: Path | str) -> "Run":
+    """The run in a folder: its configuration, metrics, states and policy.
+
+    Raises:
+        BadRequest: it is no run folder.
+    """
+    from engram.experiments.runs import Run
+
+    return Run.load(folder)
+
+
+def evaluate(run: "Run | Path | str", **options: Any) -> dict[str, Any]:
+    """Evaluates a run from its newest checkpoint; writes `evaluation.json` and `eval.gif` where it can be drawn.
+
+    Args:
+        run: a run or its folder.
+        options: `episodes`, `seed`, `greedy` and `gif_steps`, see `engram.experiments.evaluate.Options`.
+
+    Returns:
+        the contents of `evaluation.json`.
+    """
+    from engram.experiments.evaluate import Options
+    from engram.experiments.evaluate import evaluate as evaluate_run
+
+    return evaluate_run(make_options(Options, run=folder_of(run), **options))
+
+
+def compare(
+    preset: Preset = "popgym",
+    *,
+    memories: Sequence[str] = (),
+    algorithms: Sequence[str] = (),
+    envs: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    seeds: int = 3,
+    out: Path | str | None = None,
+    quiet: bool = False,
+    **changes: Any,
+) -> "Comparison":
+    """Trains every memory or algorithm on every environment or dataset, and reports: tables and pictures in `out`.
+
+    Args:
+        preset, changes: see `make_config`.
+        memories, algorithms: columns of the table (default: the agent's own choice).
+        envs, datasets: rows of the table (default: the preset's).
+        seeds: seeds per cell.
+        out: folder of the comparison (default: runs/compare/<preset>). Finished cells in it are not trained again.
+        quiet: whether to show no progress.
+    """
+    from engram.experiments.compare import Options
+    from engram.experiments.compare import compare as run
+    from engram.experiments.train import Output
+
+    name, config = make_config(preset, **changes)
+    where = None if out is None else Path(out)
+    options = Options(tuple(memories), tuple(algorithms), tuple(envs), tuple(datasets), seeds, where)
+    return run(config, name, options, Output(quiet=quiet))
+
+
+def plot(runs: "Sequence[Run | Path | str]", out: Path | str = "curves.png") -> Path:
+    """Draws the learning curves of runs of one agent into one picture, and returns its path."""
+    from engram.experiments.figures import draw_curves
+
+    draw_curves([folder_of(run) for run in runs], Path(out))
+    return Path(out)
+
+
+def adapt(runs: "Sequence[Run | Path | str]", **options: Any) -> list[dict[str, Any]]:
+    """Measures how agents that were trained in `meta/` environments adapt within trials.
+
+    Args:
+        runs: runs or their folders.
+        options: see `engram.experiments.adapt.Options`.
+
+    Returns:
+        the contents of each run's `adaptation.json`.
+    """
+    from engram.experiments.adapt import Options
+    from engram.experiments.adapt import adapt as measure
+
+    return measure([folder_of(run) for run in runs], make_options(Options, **options))
+
+
+def make_env(env: str, num_envs: int | None = None, **options: Any) -> Any:
+    """An environment by its id, such as popgym/RepeatPreviousEasy or my_module:MyEnvironment.
+
+    Args:
+        env: its id. `meta/CartPole?episodes=16` is the written form of `make_env("meta/CartPole", episodes=16)`.
+        num_envs: environments in a batch that restart themselves (None: one functional environment).
+        options: of the environment; `copies`, `seed` of emulators, which only come in batches.
+
+    Returns:
+        an `engram.envs.base.Environment`, or a `VectorEnvironment` where `num_envs` is given.
+    """
+    from engram.envs import registry
+
+    if num_envs is None:
+        return registry.make(env, **options)
+    return registry.make_vector(env, num_envs, **options)
+
+
+def make_memory(memory: str, width: int, **options: Any) -> Any:
+    """A stack of memory layers by name, such as s5 or my_module:MyMemory: see `engram.memory.make_memory`."""
+    from engram.memory import make_memory as make
+
+    return make(memory, width, **options)
+
+
+def folder_of(run: "Run | Path | str") -> Path:
+    """The folder of a run."""
+    return run if isinstance(run, Path) else Path(run) if isinstance(run, str) else run.folder
+
+
+def make_options(kind: type, **values: Any) -> Any:
+    """The options `kind` of an experiment. Raises UnknownName for one that it has not."""
+    return store.build(kind, {k: list(v) if isinstance(v, tuple | list) else v for k, v in values.items()})
