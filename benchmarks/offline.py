@@ -53,7 +53,7 @@ def agent_of(
     preset = SEQUENCE_PRESETS[preset_name]
     settings = replace(preset.sequence, targets=(-400.0,), acting="window")
     settings = replace(settings, context=context or settings.context, eval_episodes=episodes or settings.eval_episodes)
-    return make_sequence(replace(preset, memory=memory, sequence=settings), random_episodes())
+    return make_sequence(replace(preset, memory=memory, sequence=settings), episodes=random_episodes())
 
 
 def loop_of_steps(agent: SequenceAgent) -> Callable[[Any, int], Any]:

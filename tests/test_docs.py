@@ -117,7 +117,7 @@ def test_offline_is_documented():
     preset = SEQUENCE_PRESETS["dm-pendulum"]
     agent = make_sequence(
         dataclasses.replace(preset, sequence=dataclasses.replace(preset.sequence, alpha_T=0.5)),
-        random_episodes(references=True),
+        episodes=random_episodes(references=True),
     )
     state = jax.eval_shape(agent.init, jax.random.key(0))
     metrics = {*jax.eval_shape(agent.update, state)[1], *jax.eval_shape(agent.evaluate, state, jax.random.key(0))}
@@ -139,7 +139,7 @@ def test_offline_values_are_documented():
     episodes, metrics = random_episodes(episodes=2, references=True), set()
     for algorithm, memory in (*((name, "") for name in VALUE_METHODS), ("iql", "gru")):
         preset = dataclasses.replace(VALUE_PRESETS["offline-pendulum"], algorithm=algorithm, memory=memory)
-        agent = make_values(preset, episodes)
+        agent = make_values(preset, episodes=episodes)
         state = jax.eval_shape(agent.init, jax.random.key(0))
         metrics |= {*jax.eval_shape(agent.update, state)[1], *jax.eval_shape(agent.evaluate, state, jax.random.key(0))}
     assert {re.sub("at_.*", "at_<target>", name) for name in metrics} == set(defined(section(page, "## Metrics")))

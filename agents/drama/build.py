@@ -25,7 +25,7 @@ from engram.worldmodels.twohot import TwoHot
 from engram.worldmodels.world_model import WorldModel
 
 
-def make_drama(config: DramaExperiment, circumstances: Build) -> Drama:
+def make_drama(config: DramaExperiment, circumstances: Build = Build()) -> Drama:
     """The world-model agent of `config`.
 
     Raises:

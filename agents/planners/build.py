@@ -33,7 +33,7 @@ MOST_STEPS = 2**24
 def builder(planner: Any, kind: Any) -> Callable[[PlannerExperiment, Build], Any]:
     """What builds `planner`, for environments of `kind`."""
 
-    def build(config: PlannerExperiment, circumstances: Build) -> Any:
+    def build(config: PlannerExperiment, circumstances: Build = Build()) -> Any:
         family = config.env.partition("/")[0]
         if config.eval_env:
             raise BadRequest(f"eval_env is not for {config.agent}, which is scored while it acts")

@@ -101,7 +101,7 @@ def make_ppo(config: PPOExperiment, circumstances: Build = Build()) -> PPO:
     return dataclasses.replace(agent, total_updates=divide(config, agent).updates)
 
 
-def make_conservative(config: ConservativeExperiment, circumstances: Build) -> Conservative:
+def make_conservative(config: ConservativeExperiment, circumstances: Build = Build()) -> Conservative:
     """PPO under the rule of `config`. Raises BadRequest as `make_ppo`."""
     suited = conservative.BASELINES[config.conservative.baseline].env
     if config.env != suited:
