@@ -453,7 +453,7 @@ class Drama:
 
         def returns(critic):
             value = bins.decode(self._value(critic, imagined.x))
-            goal = lambda_returns(imagined.reward, value, imagined.goes_on, s.discount, s.lambda_, s.lambda_boot)
+            goal = lambda_returns(imagined.reward, value, imagined.goes_on, s.discount, s.return_lambda, s.lambda_boot)
             return value, goal
 
         value, goal = returns(state.behaviour["critic"])

@@ -1,10 +1,10 @@
-"""What the offline methods that learn from single steps share: settings, networks, the gradient step, playing.
+"""What the offline methods that learn from single steps share: settings, networks, the gradient step, evaluation.
 
-Each method is one file whose `loss` follows its paper. Observations are standardised by the dataset's mean and
-deviation, and continuous actions are rescaled to [-1, 1] by the bounds of the action space, so networks see what those
-of the papers see, whatever the units. The losses of a method are added up and one optimiser takes one step, in which
-stop-gradients keep apart what concerns different parameters. (The published programs take these steps one after the
-other, so that each sees its forerunner's result; here all see the parameters that the step begins with.)
+Each method is one file whose `loss` follows its paper. Observations are standardised by the dataset's mean and standard
+deviation, and continuous actions are rescaled to [-1, 1] by the bounds of the action space, so that networks see what
+those of the papers see, whatever the units. The losses of a method are added up and one optimiser takes one step;
+stop-gradients keep each loss from the parameters of the others. (The published programs take these steps one after the
+other, so that each step sees the result of the one before. Here all see the parameters at the beginning of the step.)
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from engram.agents.common.checks import require_not_negative, require_positive, require_share, require_sizes
 from engram.agents.common.distributions import Categorical, DiagonalGaussian, head_size
 from engram.agents.common.evaluation import play_episodes, record_steps
 from engram.agents.offline.data import OfflineData
@@ -36,67 +37,54 @@ Metrics = dict[str, jax.Array]
 class OfflineSettings:
     """Hyperparameters of every method."""
 
-    batch_size: int
+    batch_size: int = 256
     """Steps of the dataset in a batch (published: 256)."""
-    hidden: tuple[int, ...]
-    """Sizes of the hidden layers of every network; empty: linear ones, tables where observations are one-hot."""
-    learning_rate: float
-    """Adam's step size."""
-    normalise: bool
-    """Shift and scale observations by the dataset's mean and deviation."""
-    eval_episodes: int
-    """Episodes of an evaluation, a multiple of its environments."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Sizes of the hidden layers of every network. Without any the networks are linear, which makes tables of them
+    where observations are one-hot."""
+    learning_rate: float = 3e-4
+    """Learning rate of Adam."""
+    normalise: bool = False
+    """Standardisation of observations by the dataset's mean and standard deviation."""
+    eval_episodes: int = 20
+    """Episodes of an evaluation, a multiple of the environments that it plays in."""
 
     method: ClassVar[str] = "offline"
-    """What messages call it."""
+    """Name of the method in error messages."""
 
     def __post_init__(self):
-        self.require_positive("batch_size", "learning_rate", "eval_episodes")
-        if any(size < 1 for size in self.hidden):
-            raise BadRequest(f"{self.method}.hidden must be positive sizes, got {self.hidden}")
-
-    def require_positive(self, *names: str) -> None:
-        for name in names:
-            if not 0 < getattr(self, name) < math.inf:
-                raise BadRequest(f"{self.method}.{name} must be positive and finite, got {getattr(self, name)}")
-
-    def require_not_negative(self, *names: str) -> None:
-        for name in names:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadRequest(f"{self.method}.{name} must be finite and at least 0, got {getattr(self, name)}")
-
-    def require_share(self, *names: str) -> None:
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadRequest(f"{self.method}.{name} must lie in [0, 1], got {getattr(self, name)}")
+        prefix = f"{self.method}."
+        require_positive(self, prefix, "batch_size", "learning_rate", "eval_episodes")
+        require_sizes(self, prefix, "hidden")
 
 
 @dataclass(frozen=True)
 class ValueSettings(OfflineSettings):
     """Hyperparameters of every method that learns a value."""
 
-    discount: float
+    discount: float = 0.99
     """Discount factor of the return (published: 0.99)."""
-    target_rate: float
-    """Share of the way that target networks move towards the learned ones at a step (published: 0.005)."""
-    reward_scale: float
-    """Rewards are multiplied by this; 0: by 1000 / (best - worst return of the dataset), as published for locomotion
-    by IQL and ODICE."""
-    reward_shift: float
-    """And then this is added (published for AntMaze: IQL 1 and -1, ODICE 3 and -3)."""
+    target_rate: float = 0.005
+    """Share of the way that target networks move towards the learned networks at a step (published: 0.005)."""
+    reward_scale: float = 1.0
+    """Factor of the rewards. 0 stands for 1000 / (highest - lowest return of the dataset), as published by IQL and
+    ODICE for locomotion."""
+    reward_shift: float = 0.0
+    """Number added to the scaled rewards (published for AntMaze: IQL scale 1 and shift -1, ODICE 3 and -3)."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_share("discount", "target_rate")
-        self.require_not_negative("reward_scale")
+        prefix = f"{self.method}."
+        require_share(self, prefix, "discount", "target_rate")
+        require_not_negative(self, prefix, "reward_scale")
         if not math.isfinite(self.reward_shift):
             raise BadRequest(f"{self.method}.reward_shift must be finite, got {self.reward_shift}")
 
     def rewards(self, episodes: Episodes) -> np.ndarray:
-        """The rewards `[N]` that are learned from.
+        """The scaled and shifted rewards `[N]` of all steps.
 
         Raises:
-            BadRequest: all episodes have the same return, so that there is no scale to be had from them.
+            BadRequest: all episodes have the same return, from which no scale follows.
         """
         scale = self.reward_scale
         if scale == 0.0:
@@ -112,7 +100,8 @@ class ValueSettings(OfflineSettings):
 
 
 class Network(nn.Module):
-    """Dense layers with ReLU, `sizes` times, and then a dense layer of `out` outputs."""
+    """A dense hidden layer with ReLU for each of `sizes`, and a dense layer of `out` outputs: `[..., n]` ->
+    `[..., out]`."""
 
     sizes: tuple[int, ...]
     out: int
@@ -124,7 +113,8 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for size in self.sizes:
-            # As PyTorch's: at 0 the normalisation would undo the size of the input, and leave of one number the sign.
+            # Biases begin as PyTorch's do. If they were 0, LayerNorm would undo the scale of the input: of a single
+            # number only its sign would be left.
             bias_init = uniform(x.shape[-1] ** -0.5) if self.norm else nn.initializers.zeros
             x = Dense(size, kernel_init=orthogonal(math.sqrt(2)), bias_init=bias_init)(x)
             x = nn.relu(nn.LayerNorm()(x) if self.norm else x)
@@ -139,12 +129,12 @@ class TwinValue(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Two plain networks and not one `vmap`: products with a leading axis are slow on CPUs.
+        # Two plain networks instead of one under `vmap`: batched matrix products are slow on CPUs.
         return jnp.stack([Network(self.sizes, 1, self.norm, name=f"twin_{i}")(x)[..., 0] for i in range(2)])
 
 
 class TwinCritic(nn.Module):
-    """Two values of each state and action."""
+    """Two values of each pair of state and action."""
 
     sizes: tuple[int, ...]
     space: Space
@@ -156,23 +146,23 @@ class TwinCritic(nn.Module):
     def __call__(self, x: jax.Array, action: jax.Array) -> jax.Array:
         """`x[..., n]`, `action[..., A]` (or `[...]` where discrete) -> `[2, ...]`."""
         if isinstance(self.space, Discrete):
-            return jnp.sum(self.every(x) * jax.nn.one_hot(action, self.space.n), axis=-1)
+            return jnp.sum(self.all_actions(x) * jax.nn.one_hot(action, self.space.n), axis=-1)
         both = jnp.concatenate([x, action], axis=-1)
         return jnp.stack([twin(both)[..., 0] for twin in self.twins])
 
-    def every(self, x: jax.Array) -> jax.Array:
-        """Of every discrete action: `x[..., n]` -> `[2, ..., actions]`."""
+    def all_actions(self, x: jax.Array) -> jax.Array:
+        """Values of all discrete actions: `x[..., n]` -> `[2, ..., actions]`."""
         return jnp.stack([twin(x) for twin in self.twins])
 
 
 class Policy(nn.Module):
-    """`x[..., n]` to a distribution of actions: categorical, or a Gaussian whose deviations do not depend on the state,
-    within [e^-5, e^2]."""
+    """`x[..., n]` to a distribution of actions: categorical, or a Gaussian whose standard deviations, within
+    [e^-5, e^2], do not depend on the state."""
 
     sizes: tuple[int, ...]
     space: Space
     bounded: bool = True
-    """The mean is cut smoothly (tanh) to [-1, 1]; else it is free, and cut where it acts."""
+    """A tanh bounds the mean to [-1, 1]; else it is unbounded, and clipped when it acts."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Categorical | DiagonalGaussian:
@@ -192,30 +182,31 @@ class OfflineState(struct.PyTreeNode):
     """Everything that training carries, as one pytree."""
 
     params: Any
-    """By the names of the networks."""
+    """Parameters by the names of the networks."""
     target: Any
-    """Slowly moving copies of some of them."""
+    """Parameters of the target networks, likewise."""
     optimiser: Any
     key: jax.Array
     updates: jax.Array
-    """Gradient steps."""
+    """Gradient steps taken."""
 
 
 @dataclass(frozen=True, eq=False)
 class OfflineAgent:
     """Pure `init`, `update` (one gradient step) and `evaluate` over an `OfflineState`.
 
-    A method defines `init_params`, `loss` and `act`, and which parameters have slow copies (`followed`).
+    A method defines `init_params`, `loss` and `act`, and which networks have target networks.
     """
 
     data: OfflineData
     env: Wrapper
-    """Where it is evaluated: observations as in the dataset, before they are standardised."""
+    """Environments of an evaluation. Their observations are those of the dataset, before they are standardised."""
     settings: OfflineSettings
     view: DataView
-    """How it sees observations, actions and returns of the dataset."""
+    """Scaling of the dataset's observations, actions and returns."""
 
-    followed: ClassVar[tuple[str, ...]] = ()
+    target_networks: ClassVar[tuple[str, ...]] = ()
+    """Names of the networks that a slowly moving copy follows."""
 
     @classmethod
     def of(cls, episodes: Episodes, env: Wrapper, settings: Any, **fields: Any) -> Self:
@@ -224,8 +215,7 @@ class OfflineAgent:
         Raises:
             BadRequest: they do not fit together.
         """
-        seen, taken = env.observation_space(env.default_params), env.action_space(env.default_params)
-        refuse_mismatch(episodes, seen, taken)
+        refuse_mismatch(episodes, env.observation_space(env.default_params), env.action_space(env.default_params))
         if settings.eval_episodes % env.num_envs:
             raise BadRequest(
                 f"{settings.method}.eval_episodes ({settings.eval_episodes}) must be a multiple of the environments "
@@ -261,29 +251,29 @@ class OfflineAgent:
     # ------------------------------------------------------------------------------------------------------ learning
 
     def init_params(self, key: jax.Array, size: int) -> dict[str, Any]:
-        """Parameters by the names of the networks, for inputs of `size`."""
+        """Parameters by the names of the networks, for inputs `[..., size]`."""
         raise NotImplementedError
 
     def loss(self, params: Any, target: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """What a gradient step descends, and metrics. `batch.action` is in units of `DataView.to_unit`."""
+        """The loss that a gradient step reduces, and metrics. `batch.action` is in units of `DataView.to_unit`."""
         raise NotImplementedError
 
     def act(self, params: Any, acting: Any, obs: jax.Array, reward: jax.Array, reset: jax.Array) -> tuple[Any, Any]:
-        """The action that is thought best.
+        """The greedy action.
 
         Args:
-            acting: what was carried from the step before, see `start_acting`.
-            obs: `[B, O]`, standardised.
-            reward: `[B]` of the step before.
-            reset: `[B]`: an episode opens here.
+            acting: the state carried from the step before, see `start_acting`.
+            obs: `[B, O]`, standardised observations.
+            reward: `[B]`, rewards of the step before.
+            reset: `[B]` bool, an episode begins with `obs`.
 
         Returns:
-            what is carried on, the action in units of `DataView.to_unit`.
+            the state to carry on, the action in units of `DataView.to_unit`.
         """
         raise NotImplementedError
 
     def start_acting(self, n: int) -> Any:
-        """What `act` carries before the first observations of `n` environments."""
+        """The state that `act` carries before the first observations of `n` environments."""
         return ()
 
     @property
@@ -295,20 +285,20 @@ class OfflineAgent:
         params = self.init_params(params_key, self.obs_size)
         return OfflineState(
             params=params,
-            # Copies: one array in two places could not be donated.
-            target=jax.tree.map(jnp.copy, {name: params[name] for name in self.followed}),
+            # Copies, because an array that occurs twice in the state cannot be donated.
+            target=jax.tree.map(jnp.copy, {name: params[name] for name in self.target_networks}),
             optimiser=self.optimiser.init(params),
             key=key,
             updates=jnp.zeros((), jnp.int32),
         )
 
     def draw(self, key: jax.Array) -> Any:
-        """A batch of the dataset."""
+        """A random batch of the dataset."""
         batch = self.data.draw_transitions(key, self.settings.batch_size)
         return batch.replace(action=self.view.to_unit(batch.action))
 
     def gradient(self, params: Any, target: Any, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
-        """The direction in which a step goes up, and metrics."""
+        """The gradient of the loss, and metrics."""
         return jax.grad(self.loss, has_aux=True)(params, target, batch, key)
 
     def update(self, state: OfflineState) -> tuple[OfflineState, Metrics]:
@@ -319,22 +309,19 @@ class OfflineAgent:
         params = optax.apply_updates(state.params, step)
         return state.replace(
             params=params,
-            target=self.follow(state.target, params),
+            target=self.update_targets(state.target, params),
             optimiser=optimiser,
             key=key,
             updates=state.updates + 1,
         ), metrics
 
-    def follow(self, target: Any, params: Any) -> Any:
-        """The slow copies after a step that led to `params`."""
-        if not self.followed:
+    def update_targets(self, target: Any, params: Any) -> Any:
+        """The target networks after a step that led to `params`."""
+        if not self.target_networks:
             return target
-        return optax.incremental_update({name: params[name] for name in self.followed}, target, self._target_rate)
-
-    @property
-    def _target_rate(self) -> float:
         assert isinstance(self.settings, ValueSettings)
-        return self.settings.target_rate
+        learned = {name: params[name] for name in self.target_networks}
+        return optax.incremental_update(learned, target, self.settings.target_rate)
 
     # ---------------------------------------------------------------------------------------------------- evaluating
 
@@ -363,18 +350,18 @@ class OfflineAgent:
         )
 
     def evaluate(self, state: OfflineState, key: jax.Array, axis_name: str | None = None) -> Metrics:
-        """Episodes in fresh environments with the actions that `state` thinks best: see
-        `engram.agents.common.evaluation.play_episodes`; and `eval/score`, where the dataset has references."""
+        """Metrics of episodes in fresh environments with the greedy actions of `state`, see
+        `engram.agents.common.evaluation.play_episodes`. Where the dataset has reference returns, `eval/score` too."""
         start_key, key = jax.random.split(key)
         return self.view.with_scores(self._play(state.params, self._start_play(start_key), key, axis_name))
 
     def record(self, state: OfflineState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
-        """`num_steps` steps to draw: see `engram.agents.common.evaluation.record_steps`."""
+        """`num_steps` steps for a picture, see `engram.agents.common.evaluation.record_steps`."""
         start_key, key = jax.random.split(key)
         carry = self._start_play(start_key)
         return record_steps(lambda carry, key: self._play_step(state.params, carry, key), carry, key, num_steps)
 
 
 def example_action(space: Space) -> jax.Array:
-    """A batch of one action in units of `DataView.to_unit`, for its shape."""
+    """An action `[1, ...]` of the shape and dtype of `DataView.to_unit`'s."""
     return jnp.zeros((1, *space.shape), jnp.float32 if isinstance(space, Box) else jnp.int32)  # type: ignore[union-attr]

@@ -1,15 +1,15 @@
-"""Value methods on histories, whose encoder keeps apart only what rewards and transitions keep apart.
+"""Value methods on histories, whose encoder distinguishes only histories with different rewards or transitions.
 
 Hong, Dragan and Levine (2023), "Offline RL with observation histories: analyzing and improving sample complexity",
-arXiv 2310.20663: policies that see whole histories cannot stitch what was learned after different pasts, unless the
-encoder phi of histories maps pasts that make no difference to the same place. A bisimulation loss does that, in the
-form of deep bisimulation for control (Zhang et al. 2021, arXiv 2006.10742, eq. 4):
+arXiv 2310.20663: policies that see whole histories cannot stitch together what was learned after different pasts,
+unless the encoder phi of histories maps pasts that make no difference to the same features. A bisimulation loss does
+that, in the form of deep bisimulation for control (Zhang et al. 2021, arXiv 2006.10742, eq. 4):
 
     J(phi) = E[(||phi(h) - phi(h')||_1 - |r - r'| - discount * W2(P(phi(h), a), P(phi(h'), a')))^2]
 
-over pairs of steps of the data. P is a Gaussian model of phi of the next history, learned by its likelihood. J trains
-phi alone: rewards, P and what P sees are held fixed (and P's own loss, unlike in the program of Zhang et al., does not
-reach phi). The value method then works on phi(h) in the place of observations, and its critics also train phi.
+over pairs of steps of the data. P is a Gaussian model of phi of the next history, learned by maximum likelihood. J
+trains phi alone: rewards, P and its inputs are held fixed (and the loss of P, unlike in the program of Zhang et al.,
+does not train phi). The value method then takes phi(h) in place of observations, and its critics also train phi.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from engram.agents.common.checks import require_at_least, require_not_negative, require_sizes
 from engram.agents.offline.base import Metrics, Network, OfflineAgent
 from engram.agents.offline.cql import CQL, CQLSettings
 from engram.agents.offline.data import OfflineData, Transitions
@@ -31,85 +32,84 @@ from engram.memory import Memory
 from engram.memory.layers import Dense
 
 SMALLEST_DEVIATION, GREATEST_DEVIATION = 1e-4, 10.0
-"""Of the latent model (Zhang et al.'s program)."""
+"""Range of the standard deviations of the latent model (Zhang et al.'s program)."""
 
 
 @dataclass(frozen=True)
 class BisimulationSettings:
-    """How histories are seen."""
+    """Hyperparameters of the encoder of histories. Weight and model are those of Zhang et al. (2021)."""
 
-    window: int
-    """Steps of a history, the present one included; what lies further back is not seen."""
-    weight: float
-    """Weight of J; 0: only the value method shapes the encoder (Zhang et al.: 0.5, of a J that is a mean over features,
-    not the square of a sum, on normalised features, with an optimiser of its own)."""
-    model: tuple[int, ...]
+    window: int = 20
+    """Steps of a history, the current one included. The encoder does not see earlier steps."""
+    weight: float = 0.5
+    """Weight of the bisimulation loss J; with 0 the value method alone trains the encoder. (Zhang et al.: 0.5, for a J
+    that is a mean over features instead of the square of a sum, on normalised features, with its own optimiser.)"""
+    model: tuple[int, ...] = (512,)
     """Sizes of the latent model's hidden layers (Zhang et al.: 512)."""
 
     def __post_init__(self):
-        if self.window < 1:
-            raise BadRequest(f"bisimulation.window must be at least 1, got {self.window}")
-        if not 0 <= self.weight < float("inf"):
-            raise BadRequest(f"bisimulation.weight must be finite and at least 0, got {self.weight}")
-        if any(size < 1 for size in self.model):
-            raise BadRequest(f"bisimulation.model must be positive sizes, got {self.model}")
+        require_at_least(self, "bisimulation.", 1, "window")
+        require_not_negative(self, "bisimulation.", "weight")
+        require_sizes(self, "bisimulation.", "model")
 
 
 class Rows(struct.PyTreeNode):
-    """What the encoder reads, `[T, B, ...]`: observations, the actions before them (0 where an episode opens), and
-    where episodes open."""
+    """Inputs of the encoder, `[T, B, ...]`."""
 
     obs: jax.Array
     before: jax.Array
+    """`[T, B, A]`, the previous action as a vector; 0 at the first step of an episode."""
     reset: jax.Array
+    """`[T, B]` bool, the first step of an episode."""
 
 
 class Histories(struct.PyTreeNode):
-    """Steps `[B, ...]` with their pasts: `rows` are `window` of them up to the step, and the one that follows it."""
+    """Steps `[B, ...]` with their histories."""
 
     rows: Rows
+    """`[window + 1, B, ...]`: the history up to the step, and the next step."""
     action: jax.Array
     reward: jax.Array
     terminal: jax.Array
 
 
 class HistoryEncoder(nn.Module):
-    """A dense layer and a memory."""
+    """The encoder phi: a dense layer and a memory."""
 
     memory: Memory
 
     @nn.compact
     def __call__(self, rows: Rows) -> jax.Array:
-        """-> `[T, B, width]`."""
+        """Features of the histories up to each row, `[T, B, width]`."""
         x = Dense(self.memory.width)(jnp.concatenate([rows.obs, rows.before], axis=-1))
         return self.memory(self.memory.initial_state(x.shape[1]), x, rows.reset)[1]
 
 
 def histories(data: OfflineData, view: DataView, step: jax.Array, window: int) -> Histories:
-    """The steps with numbers `step[B]`, and their pasts."""
+    """The steps with numbers `step[B]`, and their histories of `window` steps."""
     episode = data.episode[step]
     start = data.start[episode]
-    time = (step - start) + jnp.arange(-window + 1, 2)[:, None]  # [window + 1, B]; below 0 before the episode
+    time = (step - start) + jnp.arange(-window + 1, 2)[:, None]  # [window + 1, B]; negative before the episode
     inside = jnp.maximum(time, 0)
     before = view.numbers(data.action[start + jnp.maximum(time - 1, 0)])
-    # Rows before the episode are not masked: the memory is cleared at each of them and where the episode opens.
+    # Rows before the episode are not masked: the memory is cleared at each of them and at the first step.
     rows = Rows(
         obs=data.obs[start + episode + inside],
         before=jnp.where((time > 0)[..., None], before, 0.0),
         reset=time <= 0,
     )
-    here = data.transitions(step)
-    return Histories(rows, view.to_unit(here.action), here.reward, here.terminal)
+    now = data.transitions(step)
+    return Histories(rows, view.to_unit(now.action), now.reward, now.terminal)
 
 
 @dataclass(frozen=True, eq=False)
 class Bisimulation(OfflineAgent):
-    """IQL or CQL, by the kind of `settings`, on histories."""
+    """IQL or CQL on histories, by the class of `settings`."""
 
     memory: Memory
     bisimulation: BisimulationSettings
 
-    followed = ("critic",)
+    target_networks = ("critic",)
 
     def __post_init__(self):
         if not isinstance(self.settings, IQLSettings | CQLSettings):
@@ -117,12 +117,11 @@ class Bisimulation(OfflineAgent):
 
     @property
     def method(self) -> IQL | CQL:
-        """The value method on features."""
-        rest = self.data, self.env
+        """The value method, whose observations are features."""
         if isinstance(self.settings, IQLSettings):
-            return IQL(*rest, self.settings, self.view)
+            return IQL(self.data, self.env, self.settings, self.view)
         assert isinstance(self.settings, CQLSettings)
-        return CQL(*rest, self.settings, self.view)
+        return CQL(self.data, self.env, self.settings, self.view)
 
     @property
     def optimiser(self) -> Any:
@@ -151,15 +150,15 @@ class Bisimulation(OfflineAgent):
         return histories(self.data, self.view, step, self.bisimulation.window)
 
     def features(self, params: Any, rows: Rows) -> Any:
-        """phi of every past: `[T, B, width]`."""
+        """phi of the histories up to each row, `[T, B, width]`."""
         return self.encoder.apply({"params": params["encoder"]}, rows)
 
-    def following(self, params: Any, phi: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """P: mean and deviation, `[B, width]`, of phi of the next history."""
-        seen = jnp.concatenate([phi, flatten(self.action_space, action)], axis=-1)
-        out: Any = self.model.apply({"params": params["model"]}, seen)
-        mean, spread = jnp.split(out, 2, axis=-1)
-        return mean, SMALLEST_DEVIATION + (GREATEST_DEVIATION - SMALLEST_DEVIATION) * nn.sigmoid(spread)
+    def predict(self, params: Any, phi: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """P: mean and standard deviation, `[B, width]` each, of phi of the next history."""
+        inputs = jnp.concatenate([phi, flatten(self.action_space, action)], axis=-1)
+        out: Any = self.model.apply({"params": params["model"]}, inputs)
+        mean, share = jnp.split(out, 2, axis=-1)
+        return mean, SMALLEST_DEVIATION + (GREATEST_DEVIATION - SMALLEST_DEVIATION) * nn.sigmoid(share)
 
     def loss(self, params: Any, target: Any, batch: Histories, key: jax.Array) -> tuple[jax.Array, Metrics]:
         method_key, pair_key = jax.random.split(key)
@@ -173,17 +172,18 @@ class Bisimulation(OfflineAgent):
         }
 
     def losses(self, params: Any, step: Transitions, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of the latent model, and J for steps of features, each paired with another one at random."""
+        """The latent model's loss, and J for transitions between features, each paired with another one at random."""
         fixed = jax.lax.stop_gradient
-        mean, deviation = self.following(params, fixed(step.obs), step.action)
+        mean, deviation = self.predict(params, fixed(step.obs), step.action)
         model_loss = jnp.mean(0.5 * ((fixed(step.next_obs) - mean) / deviation) ** 2 + jnp.log(deviation))
 
         other = jax.random.permutation(key, step.reward.shape[0])
         distance = jnp.sum(jnp.abs(step.obs - step.obs[other]), axis=-1)
         # Between Gaussians with diagonal covariances W2^2 = |m - m'|^2 + |s - s'|^2.
         squared = jnp.sum((mean - mean[other]) ** 2 + (deviation - deviation[other]) ** 2, axis=-1)
-        goal = jnp.abs(step.reward - step.reward[other]) + self.method.settings.discount * jnp.sqrt(fixed(squared))
-        return model_loss, jnp.mean((distance - goal) ** 2)
+        wasserstein = jnp.sqrt(fixed(squared))
+        target_distance = jnp.abs(step.reward - step.reward[other]) + self.method.settings.discount * wasserstein
+        return model_loss, jnp.mean((distance - target_distance) ** 2)
 
     def start_acting(self, n: int) -> tuple[Rows, jax.Array]:
         """The last `window` rows and the last action as a vector."""
@@ -192,9 +192,9 @@ class Bisimulation(OfflineAgent):
         return rows, jnp.zeros((n, actions))
 
     def act(self, params: Any, acting: Any, obs: jax.Array, reward: jax.Array, reset: jax.Array) -> tuple[Any, Any]:
-        past, last = acting
-        newest = Rows(obs, jnp.where(reset[:, None], 0.0, last), reset)
+        past, last_action = acting
+        newest = Rows(obs, jnp.where(reset[:, None], 0.0, last_action), reset)
         rows = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), past, newest)
-        # The window is read afresh at every step, as in training: the memory never saw more.
+        # The whole window is encoded at each step, as in training, where the memory never sees more than it.
         _, action = self.method.act(params, (), self.features(params, rows)[-1], reward, reset)
         return (rows, flatten(self.action_space, action)), action

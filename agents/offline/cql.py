@@ -1,8 +1,8 @@
 """Conservative Q-learning: values of actions that the data do not support are pushed down.
 
 Kumar, Zhou, Tucker and Levine (2020), "Conservative Q-learning for offline reinforcement learning", arXiv 2006.04779,
-in the form CQL(H) of eq. 4. Continuous actions: on top of SAC (Haarnoja et al. 2018, arXiv 1812.05905). Discrete ones:
-on top of Q-learning, with the logarithm of the sum of exponentials exact and the greedy policy.
+in the form CQL(H) of eq. 4. For continuous actions it is built on SAC (Haarnoja et al. 2018, arXiv 1812.05905), for
+discrete ones on Q-learning with the greedy policy, where the log-sum-exp over actions is exact.
 """
 
 import math
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from engram.agents.common.checks import require_not_negative, require_positive
 from engram.agents.offline.base import Metrics, Network, OfflineAgent, TwinCritic, ValueSettings, example_action
 from engram.agents.offline.data import Transitions
 from engram.envs.spaces import Discrete
@@ -20,37 +21,43 @@ from engram.envs.spaces import Discrete
 
 @dataclass(frozen=True)
 class CQLSettings(ValueSettings):
-    """Hyperparameters of CQL. Published (locomotion): batch_size 256, hidden 256 256 256, learning_rate 3e-4, discount
-    0.99, target_rate 0.005, normalise off, rewards as they are."""
+    """Hyperparameters of CQL. The defaults are those published for locomotion."""
 
-    weight: float
-    """Weight alpha of the conservative term; 0: plain Q-learning, or SAC (published: 5)."""
-    policy_learning_rate: float
-    """Adam's step size for the policy and its temperature (published: 1e-4). Of no meaning for discrete actions."""
-    samples: int
-    """Actions of each of three kinds that estimate the integral over actions (published: 10). Of no meaning for
-    discrete actions."""
+    hidden: tuple[int, ...] = (256, 256, 256)
+    """Sizes of the hidden layers of every network (published: 256 256 256). Without any the networks are linear, which
+    makes tables of them where observations are one-hot."""
+    weight: float = 5.0
+    """Weight alpha of the conservative term (published: 5). 0 gives plain Q-learning, or SAC."""
+    policy_learning_rate: float = 1e-4
+    """Learning rate of Adam for the policy and its temperature (published: 1e-4). Without effect for discrete
+    actions."""
+    samples: int = 10
+    """Samples of each of three kinds of actions that estimate the integral over actions (published: 10). Without effect
+    for discrete actions."""
 
     method: ClassVar[str] = "cql"
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_not_negative("weight")
-        self.require_positive("policy_learning_rate", "samples")
+        require_not_negative(self, "cql.", "weight")
+        require_positive(self, "cql.", "policy_learning_rate", "samples")
 
 
 def squashed(out: jax.Array, key: jax.Array, samples: int) -> tuple[jax.Array, jax.Array]:
-    """Actions `tanh(u)` of a Gaussian `u` (SAC, appendix C), `[samples, ..., A]`, and their log-densities.
+    """Samples of actions `tanh(u)` with a Gaussian `u` (SAC, appendix C), and their log-densities.
 
     Args:
-        out: `[..., 2 A]`: mean and logarithm of the deviation, which is cut to [-20, 2].
+        out: `[..., 2 A]`, mean and logarithm of the standard deviation of `u`; the latter is clipped to [-20, 2].
+
+    Returns:
+        actions `[samples, ..., A]`, log-densities `[samples, ...]`.
     """
     mean, log_std = jnp.split(out, 2, axis=-1)
     log_std = jnp.clip(log_std, -20.0, 2.0)
     noise = jax.random.normal(key, (samples, *mean.shape))
     u = mean + jnp.exp(log_std) * noise
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
-    # log(1 - tanh(u)^2), without the loss of digits where |u| is large.
+    # log(1 - tanh(u)^2), without loss of precision where |u| is large.
     log_slope = 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
     return jnp.tanh(u), jnp.sum(log_prob - log_slope, axis=-1)
 
@@ -61,7 +68,7 @@ class CQL(OfflineAgent):
 
     settings: CQLSettings
 
-    followed = ("critic",)
+    target_networks = ("critic",)
 
     @property
     def discrete(self) -> bool:
@@ -94,16 +101,19 @@ class CQL(OfflineAgent):
     def loss(self, params: Any, target: Any, batch: Transitions, key: jax.Array) -> tuple[jax.Array, Metrics]:
         return (self.discrete_loss if self.discrete else self.continuous_loss)(params, target, batch, key)
 
-    def _critic_loss(self, values: jax.Array, goal: jax.Array, everywhere: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Eq. 4 for both critics. The 1/2 before the Bellman error is left out, as in the authors' program, for which
-        the published weight holds.
+    def _critic_loss(
+        self, values: jax.Array, target_value: jax.Array, logsumexp: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Eq. 4 for both critics. The factor 1/2 of the Bellman error is left out, as in the authors' program, to which
+        the published weight belongs.
 
         Args:
-            values: `[2, B]` of the data's actions.
-            everywhere: `[2, B]`: the logarithm of the sum (or integral) over actions of exp(Q).
+            values: `[2, B]`, Q of the data's actions.
+            target_value: `[B]`, Bellman target.
+            logsumexp: `[2, B]`, logarithm of the sum (or integral) over actions of exp(Q).
         """
-        bellman = jnp.sum(jnp.mean((values - goal) ** 2, axis=-1))
-        gap = jnp.sum(jnp.mean(everywhere - values, axis=-1))
+        bellman = jnp.sum(jnp.mean((values - target_value) ** 2, axis=-1))
+        gap = jnp.sum(jnp.mean(logsumexp - values, axis=-1))
         return bellman + self.settings.weight * gap, {
             "loss/critic": bellman,
             "loss/conservative": gap,
@@ -112,22 +122,26 @@ class CQL(OfflineAgent):
 
     def discrete_loss(self, params: Any, target: Any, batch: Transitions, key: jax.Array) -> tuple[jax.Array, Metrics]:
         s = self.settings
-        future: Any = self.critic.apply({"params": target["critic"]}, batch.next_obs, method="every")
-        next_value = jnp.max(jnp.min(future, axis=0), axis=-1)
-        goal = batch.reward + s.discount * jnp.where(batch.terminal, 0.0, next_value)
-        every: Any = self.critic.apply({"params": params["critic"]}, batch.obs, method="every")
-        values = jnp.sum(every * jax.nn.one_hot(batch.action, every.shape[-1]), axis=-1)
-        return self._critic_loss(values, jax.lax.stop_gradient(goal), jax.nn.logsumexp(every, axis=-1))
+        next_values = self._all_actions(target["critic"], batch.next_obs)
+        next_value = jnp.max(jnp.min(next_values, axis=0), axis=-1)
+        target_value = batch.reward + s.discount * jnp.where(batch.terminal, 0.0, next_value)
+        values = self._all_actions(params["critic"], batch.obs)
+        data_values = jnp.sum(values * jax.nn.one_hot(batch.action, values.shape[-1]), axis=-1)
+        return self._critic_loss(data_values, jax.lax.stop_gradient(target_value), jax.nn.logsumexp(values, axis=-1))
+
+    def _all_actions(self, critic: Any, x: jax.Array) -> Any:
+        """Values of all discrete actions, `x[B, n]` -> `[2, B, actions]`."""
+        return self.critic.apply({"params": critic}, x, method="all_actions")
 
     def continuous_loss(
         self, params: Any, target: Any, batch: Transitions, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         s, fixed = self.settings, jax.lax.stop_gradient
-        uniform_key, here_key, there_key, next_key, policy_key = jax.random.split(key, 5)
+        uniform_key, current_key, following_key, next_key, policy_key = jax.random.split(key, 5)
         size = batch.action.shape[-1]
 
         def values(critic, x, action):
-            """`[2, samples, B]` of `samples` actions `[samples, B, A]` in each state `x[B, n]`."""
+            """Values `[2, samples, B]` of actions `[samples, B, A]` in states `x[B, n]`."""
             x = jnp.broadcast_to(x, (*action.shape[:-1], x.shape[-1]))
             out: Any = self.critic.apply({"params": critic}, x, action)
             return out
@@ -136,30 +150,30 @@ class CQL(OfflineAgent):
         out: Any = self.policy.apply({"params": params["policy"]}, obs)
         next_out: Any = self.policy.apply({"params": fixed(params["policy"])}, batch.next_obs)
 
-        # The Bellman target of the policy's value; the entropy is not a part of it (the authors' program).
+        # The Bellman target for the policy's value, without the entropy (as in the authors' program).
         next_action, _ = squashed(next_out, next_key, 1)
         next_value = jnp.min(values(target["critic"], batch.next_obs, next_action), axis=0)[0]
-        goal = fixed(batch.reward + s.discount * jnp.where(batch.terminal, 0.0, next_value))
+        target_value = fixed(batch.reward + s.discount * jnp.where(batch.terminal, 0.0, next_value))
 
-        # The integral over actions of exp(Q) by importance sampling (appendix F): actions that are uniform in
-        # [-1, 1]^A, those of the policy, and those of the policy in the state that follows.
+        # The integral over actions of exp(Q) by importance sampling (appendix F): uniform actions in [-1, 1]^A, the
+        # policy's actions in the current state, and the policy's actions in the next state.
         uniform = jax.random.uniform(uniform_key, (s.samples, *batch.action.shape), minval=-1.0, maxval=1.0)
-        here, here_log_prob = squashed(fixed(out), here_key, s.samples)
-        there, there_log_prob = squashed(next_out, there_key, s.samples)
-        log_density = jnp.concatenate(
-            [jnp.full((s.samples, *batch.reward.shape), -size * math.log(2.0)), here_log_prob, there_log_prob]
-        )
-        sampled = values(params["critic"], batch.obs, fixed(jnp.concatenate([uniform, here, there])))
-        everywhere = jax.nn.logsumexp(sampled - fixed(log_density), axis=1) - math.log(3 * s.samples)
+        uniform_log_density = jnp.full((s.samples, *batch.reward.shape), -size * math.log(2.0))
+        current, current_log_density = squashed(fixed(out), current_key, s.samples)
+        following, following_log_density = squashed(next_out, following_key, s.samples)
+        actions = fixed(jnp.concatenate([uniform, current, following]))
+        log_density = fixed(jnp.concatenate([uniform_log_density, current_log_density, following_log_density]))
+        sampled = values(params["critic"], batch.obs, actions)
+        logsumexp = jax.nn.logsumexp(sampled - log_density, axis=1) - math.log(3 * s.samples)
         data_values = values(params["critic"], batch.obs, batch.action[None])[:, 0]
-        critic_loss, metrics = self._critic_loss(data_values, goal, everywhere)
+        critic_loss, metrics = self._critic_loss(data_values, target_value, logsumexp)
 
-        # SAC, eq. 7 for the policy, and appendix (eq. 18 of arXiv 1812.05905) for the temperature, which holds the
-        # policy's entropy at -A.
+        # SAC, eq. 7 for the policy, and eq. 18 of arXiv 1812.05905 for the temperature, which holds the policy's
+        # entropy at -A.
         action, log_prob = squashed(out, policy_key, 1)
-        chosen = jnp.min(values(fixed(params["critic"]), obs, action), axis=0)
+        value = jnp.min(values(fixed(params["critic"]), obs, action), axis=0)
         temperature = jnp.exp(params["log_temperature"])
-        policy_loss = jnp.mean(fixed(temperature) * log_prob - chosen)
+        policy_loss = jnp.mean(fixed(temperature) * log_prob - value)
         entropy = -jnp.mean(fixed(log_prob))
         temperature_loss = params["log_temperature"] * (entropy + size)
         return critic_loss + policy_loss + temperature_loss, metrics | {
@@ -170,7 +184,6 @@ class CQL(OfflineAgent):
 
     def act(self, params: Any, acting: Any, obs: jax.Array, reward: jax.Array, reset: jax.Array) -> tuple[Any, Any]:
         if self.discrete:
-            every: Any = self.critic.apply({"params": params["critic"]}, obs, method="every")
-            return acting, jnp.argmax(jnp.min(every, axis=0), axis=-1)
+            return acting, jnp.argmax(jnp.min(self._all_actions(params["critic"], obs), axis=0), axis=-1)
         out: Any = self.policy.apply({"params": params["policy"]}, obs)
         return acting, jnp.tanh(jnp.split(out, 2, axis=-1)[0])

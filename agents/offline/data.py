@@ -1,6 +1,6 @@
-"""Recorded episodes on the device, and what offline agents draw from them.
+"""Recorded episodes on the device, and the batches that offline agents sample from them.
 
-Everything is drawn with replacement, uniformly over steps: an episode counts by its length.
+Sampling is with replacement and uniform over steps, so that an episode counts in proportion to its length.
 """
 
 from typing import Any
@@ -14,20 +14,18 @@ from engram.envs.datasets import Episodes
 
 
 class Transitions(struct.PyTreeNode):
-    """Steps `[B, ...]`. `terminal`: the task ended there, so nothing follows."""
+    """Steps `[B, ...]`."""
 
     obs: jax.Array
     action: jax.Array
     reward: jax.Array
     next_obs: jax.Array
     terminal: jax.Array
+    """`[B]` bool, the task ended with this step, so that no value follows."""
 
 
 class Windows(struct.PyTreeNode):
-    """Consecutive steps of one episode each, `[K, B, ...]`, time-major and padded at the left.
-
-    `reset` is True at every pad and at the first step, so that a memory begins there; padded entries are 0.
-    """
+    """Windows of `K` consecutive steps of one episode, `[K, B, ...]`, padded with 0 before the first step."""
 
     obs: jax.Array
     action: jax.Array
@@ -37,27 +35,33 @@ class Windows(struct.PyTreeNode):
     timestep: jax.Array
     """Steps since the episode began."""
     mask: jax.Array
+    """`[K, B]` bool, False at padding."""
     reset: jax.Array
+    """`[K, B]` bool, True at padding and at the first step of a window, where a memory begins."""
 
 
 class OfflineData(struct.PyTreeNode):
-    """`Episodes` on the device: `N` steps of `E` episodes; observations have one row more for each episode."""
+    """`Episodes` on the device: `N` steps of `E` episodes."""
 
     obs: jax.Array
+    """`[N + E, O]`: each episode has one observation more than steps."""
     action: jax.Array
     reward: jax.Array
     to_go: jax.Array
+    """`[N]`, undiscounted return from each step to the end of its episode."""
     episode: jax.Array
-    """`[N]`: the episode of each step."""
+    """`[N]`, the episode of each step."""
     start: jax.Array
-    """`[E]`: its first step."""
+    """`[E]`, the first step of each episode."""
     length: jax.Array
+    """`[E]`, steps of each episode."""
     terminated: jax.Array
+    """`[E]` bool, the task ended the episode, not a limit."""
 
     @classmethod
     def of(cls, episodes: Episodes, mean: Any = 0.0, deviation: Any = 1.0) -> "OfflineData":
         """`episodes` with shifted and scaled observations, in float32 (discrete actions in int32)."""
-        # Suffix sums of each episode, in float64: the sum from here to the end of all, less what later episodes add.
+        # Suffix sums of each episode, in float64: the sum over all later steps, less that over later episodes.
         total = np.cumsum(episodes.reward[::-1], dtype=np.float64)[::-1]
         later = np.append(total, 0.0)[episodes.starts + episodes.lengths]
         return cls(
@@ -89,29 +93,30 @@ class OfflineData(struct.PyTreeNode):
         )
 
     def draw_transitions(self, key: jax.Array, n: int) -> Transitions:
+        """`n` random steps."""
         return self.transitions(jax.random.randint(key, (n,), 0, self.steps))
 
     def windows(self, first: jax.Array, size: int) -> Windows:
-        """`size` steps from each of the steps `first[B]` on, or as many as the episode has left."""
+        """Windows of `size` steps that begin at the steps `first[B]`, shorter where the episode ends."""
         episode = self.episode[first]
         left = jnp.minimum(self.start[episode] + self.length[episode] - first, size)
         offset = jnp.arange(size)[:, None] - (size - left)
         mask = offset >= 0
         step = first + jnp.maximum(offset, 0)
 
-        def kept(x: jax.Array) -> jax.Array:
+        def masked(x: jax.Array) -> jax.Array:
             return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, 0)
 
         return Windows(
-            obs=kept(self.obs[step + episode]),
-            action=kept(self.action[step]),
-            reward=kept(self.reward[step]),
-            to_go=kept(self.to_go[step]),
-            timestep=kept(step - self.start[episode]),
+            obs=masked(self.obs[step + episode]),
+            action=masked(self.action[step]),
+            reward=masked(self.reward[step]),
+            to_go=masked(self.to_go[step]),
+            timestep=masked(step - self.start[episode]),
             mask=mask,
             reset=offset <= 0,
         )
 
     def draw_windows(self, key: jax.Array, n: int, size: int) -> Windows:
-        """Windows that begin anywhere, the last steps of an episode included."""
+        """`n` windows of `size` steps, which begin at any step, those near the end of an episode included."""
         return self.windows(jax.random.randint(key, (n,), 0, self.steps), size)

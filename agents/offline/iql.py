@@ -1,4 +1,4 @@
-"""Implicit Q-learning: the value of the best actions in the data, without ever asking about others.
+"""Implicit Q-learning: the value of the best actions in the data, without evaluating any others.
 
 Kostrikov, Nair and Levine (2021), "Offline reinforcement learning with implicit Q-learning", arXiv 2110.06169.
 """
@@ -10,33 +10,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from engram.agents.common.checks import require_inner_share, require_not_negative, require_positive
 from engram.agents.offline.base import Metrics, Network, OfflineAgent, Policy, TwinCritic, ValueSettings, example_action
 from engram.agents.offline.data import Transitions
-from engram.errors import BadRequest
 
 
 @dataclass(frozen=True)
 class IQLSettings(ValueSettings):
-    """Hyperparameters of IQL. Published: batch_size 256, hidden 256 256, learning_rate 3e-4, discount 0.99,
-    target_rate 0.005, normalise off, reward_scale 0 for locomotion (AntMaze: 1, shifted by -1)."""
+    """Hyperparameters of IQL. The defaults are those published for locomotion."""
 
-    expectile: float
-    """Which expectile of the actions' values is the value of a state (published: 0.7; AntMaze 0.9)."""
-    temperature: float
-    """Weight of the advantage in the policy's exponent, beta (published: 3; AntMaze 10)."""
-    greatest_weight: float
-    """Weights of imitation are cut here (published: 100)."""
-    decay_steps: int
-    """The policy's step size falls to 0 over these gradient steps, as a cosine; 0: it stays (published: 1 000 000)."""
+    reward_scale: float = 0.0
+    """Factor of the rewards (published for AntMaze: 1). 0, published for locomotion, stands for 1000 / (highest -
+    lowest return of the dataset)."""
+    expectile: float = 0.7
+    """Expectile of the values of actions that is the value of a state, in (0, 1) (published: 0.7; AntMaze 0.9)."""
+    temperature: float = 3.0
+    """Inverse temperature beta, the weight of the advantage in the exponent of the policy's loss (published: 3;
+    AntMaze 10)."""
+    greatest_weight: float = 100.0
+    """Largest weight of an action in the policy's loss (published: 100)."""
+    decay_steps: int = 1_000_000
+    """Gradient steps over which a cosine lowers the policy's learning rate to 0 (published: 1 000 000); 0 keeps it
+    constant."""
 
     method: ClassVar[str] = "iql"
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.expectile < 1:
-            raise BadRequest(f"iql.expectile must lie between 0 and 1, got {self.expectile}")
-        self.require_positive("greatest_weight")
-        self.require_not_negative("temperature", "decay_steps")
+        require_inner_share(self, "iql.", "expectile")
+        require_positive(self, "iql.", "greatest_weight")
+        require_not_negative(self, "iql.", "temperature", "decay_steps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ class IQL(OfflineAgent):
 
     settings: IQLSettings
 
-    followed = ("critic",)
+    target_networks = ("critic",)
 
     @property
     def value(self) -> Network:
@@ -83,19 +86,19 @@ class IQL(OfflineAgent):
 
     def loss(self, params: Any, target: Any, batch: Transitions, key: jax.Array) -> tuple[jax.Array, Metrics]:
         s, fixed = self.settings, jax.lax.stop_gradient
-        # Eq. 5: V(s) is an expectile over the data's actions of the (slow, smaller) value of state and action.
+        # Eq. 5: V(s) is an expectile of Q(s, a) over the data's actions, with the smaller of the two target critics.
         twins: Any = self.critic.apply({"params": target["critic"]}, batch.obs, batch.action)
         value = self._value(params, batch.obs)
         advantage = fixed(jnp.min(twins, axis=0)) - value
         value_loss = jnp.mean(jnp.abs(s.expectile - (advantage < 0)) * advantage**2)
 
-        # Eq. 6: Q(s, a) by V(s'), so that no action outside of the data is asked about.
+        # Eq. 6: Q(s, a) bootstraps from V(s'), so that no action outside of the data is evaluated.
         next_value = fixed(self._value(params, batch.next_obs))
-        goal = batch.reward + s.discount * jnp.where(batch.terminal, 0.0, next_value)
+        target_value = batch.reward + s.discount * jnp.where(batch.terminal, 0.0, next_value)
         values: Any = self.critic.apply({"params": params["critic"]}, batch.obs, batch.action)
-        critic_loss = jnp.sum(jnp.mean((values - goal) ** 2, axis=-1))
+        critic_loss = jnp.sum(jnp.mean((values - target_value) ** 2, axis=-1))
 
-        # Eq. 7: imitate, and what was better than V(s) exponentially more.
+        # Eq. 7: imitation with weights that grow exponentially with the advantage.
         weight = jnp.minimum(jnp.exp(s.temperature * fixed(advantage)), s.greatest_weight)
         policy: Any = self.policy.apply({"params": params["policy"]}, fixed(batch.obs))
         policy_loss = -jnp.mean(weight * policy.log_prob(batch.action))

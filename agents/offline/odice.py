@@ -6,9 +6,9 @@ orthogonal-gradient update", arXiv 2402.00348. Minimise over V
     (1 - lambda) E[V(s)] + lambda E[f*(r + gamma V(s') - V(s))],
 
 with f* the convex conjugate of the Pearson chi-square divergence. Its gradient has a part at s (forward) and one at s'
-(backward). Used as it is ("true") the backward part can undo the forward one; without it ("semi") V does not
-distinguish what lies outside of the data; "orthogonal" adds what of it is orthogonal to the forward part. The policy
-imitates the data with the weights that V implies.
+(backward). With all of the backward part ("true") it can cancel the forward part. Without it ("semi") V does not
+distinguish states outside of the data. "orthogonal" adds the component of the backward part that is orthogonal to the
+forward part. The policy imitates the data with the weights that V implies.
 """
 
 from dataclasses import dataclass
@@ -18,43 +18,45 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from engram.agents.common.checks import require_inner_share, require_not_negative, require_sizes
 from engram.agents.offline.base import Metrics, OfflineAgent, Policy, TwinValue, ValueSettings
 from engram.agents.offline.data import Transitions
-from engram.errors import BadRequest
 
 GREATEST_WEIGHT = 100.0
-"""Weights of imitation are cut here (authors' program)."""
+"""Largest weight of an action in the policy's loss (authors' program)."""
 
 
 @dataclass(frozen=True)
 class ODICESettings(ValueSettings):
-    """Hyperparameters of ODICE. Published: batch_size 256, hidden 256 256 (values), learning_rate 2e-4, discount 0.99,
-    target_rate 0.005, normalise off, reward_scale 0 for locomotion (AntMaze: 3, shifted by -3)."""
+    """Hyperparameters of ODICE. The defaults are those published for locomotion; `hidden` is that of the values."""
 
-    policy_hidden: tuple[int, ...]
+    learning_rate: float = 2e-4
+    """Learning rate of Adam (published: 2e-4)."""
+    reward_scale: float = 0.0
+    """Factor of the rewards (published for AntMaze: 3, with a shift of -3). 0, published for locomotion, stands for
+    1000 / (highest - lowest return of the dataset)."""
+    policy_hidden: tuple[int, ...] = (1024, 1024)
     """Sizes of the policy's hidden layers (published: 1024 1024)."""
-    policy_weight_decay: float
-    """Added to the policy's gradient, times its parameters (published: 1e-4)."""
-    lambda_: float
-    """Weight of the Bellman residual against the value itself (published: 0.6)."""
-    eta: float
-    """Weight of the backward gradient, where it is projected (published: 1)."""
-    variant: Literal["orthogonal", "true", "semi"]
-    """What becomes of the backward gradient: projected, kept, left out."""
-    layer_norm: bool
-    """LayerNorm in the values' networks (published: on, off for AntMaze)."""
-    bounded: bool
-    """The policy's mean is bounded by a tanh (published: off); actions are cut to their bounds either way."""
+    policy_weight_decay: float = 1e-4
+    """L2 regularisation of the policy: its parameters times this are added to its gradient (published: 1e-4)."""
+    residual_weight: float = 0.6
+    """Weight lambda of the Bellman residual, in (0, 1); the value itself has the weight 1 - lambda (published: 0.6)."""
+    eta: float = 1.0
+    """Weight of the backward gradient where variant is orthogonal (published: 1)."""
+    variant: Literal["orthogonal", "true", "semi"] = "orthogonal"
+    """Use of the backward gradient: its component orthogonal to the forward gradient, all of it, or none of it."""
+    layer_norm: bool = True
+    """LayerNorm in the value networks (published: on, off for AntMaze)."""
+    bounded: bool = False
+    """A tanh that bounds the policy's mean (published: off). Actions are clipped to their bounds either way."""
 
     method: ClassVar[str] = "odice"
 
     def __post_init__(self):
         super().__post_init__()
-        if any(size < 1 for size in self.policy_hidden):
-            raise BadRequest(f"odice.policy_hidden must be positive sizes, got {self.policy_hidden}")
-        if not 0 < self.lambda_ < 1:
-            raise BadRequest(f"odice.lambda_ must lie between 0 and 1, got {self.lambda_}")
-        self.require_not_negative("eta", "policy_weight_decay")
+        require_sizes(self, "odice.", "policy_hidden")
+        require_inner_share(self, "odice.", "residual_weight")
+        require_not_negative(self, "odice.", "eta", "policy_weight_decay")
 
 
 def conjugate(y: jax.Array) -> jax.Array:
@@ -64,20 +66,21 @@ def conjugate(y: jax.Array) -> jax.Array:
 
 
 def orthogonalised(forward: Any, backward: Any) -> tuple[Any, Any]:
-    """`backward` less its component along `forward`, both taken as one long vector, and their cosine before."""
+    """The component of `backward` that is orthogonal to `forward`, each taken as one long vector, and the cosine of the
+    two."""
     along, size = optax.tree.vdot(forward, backward), optax.tree.vdot(forward, forward)
-    share = along / jnp.maximum(size, 1e-10)  # the forward gradient is 0 where f* is flat everywhere
+    share = along / jnp.maximum(size, 1e-10)  # the forward gradient is 0 where f* is flat for the whole batch
     cosine = along * jax.lax.rsqrt(jnp.maximum(size * optax.tree.vdot(backward, backward), 1e-20))
     return optax.tree.add_scale(backward, -share, forward), cosine
 
 
 @dataclass(frozen=True, eq=False)
 class ODICE(OfflineAgent):
-    """ODICE, and the two gradients that it is compared with."""
+    """ODICE, and the two other gradients that its paper compares with."""
 
     settings: ODICESettings
 
-    followed = ("value",)
+    target_networks = ("value",)
 
     @property
     def value(self) -> TwinValue:
@@ -104,37 +107,37 @@ class ODICE(OfflineAgent):
     def _values(self, params: Any, x: jax.Array) -> Any:
         return self.value.apply({"params": params}, x)
 
-    def residual(self, here: Any, there: Any, batch: Transitions) -> jax.Array:
-        """r + gamma V(s') - V(s) of both values, `[2, B]`.
+    def residual(self, value: Any, next_value: Any, batch: Transitions) -> jax.Array:
+        """Bellman residuals r + gamma V(s') - V(s) of both value networks, `[2, B]`.
 
         Args:
-            here, there: values `[2, B]` or `[B]` of s and s'.
+            value, next_value: V(s) and V(s'), `[2, B]` or `[B]`.
         """
-        return batch.reward + self.settings.discount * jnp.where(batch.terminal, 0.0, there) - here
+        return batch.reward + self.settings.discount * jnp.where(batch.terminal, 0.0, next_value) - value
 
     def value_gradients(self, value: Any, target: Any, batch: Transitions) -> tuple[Any, Any, jax.Array]:
-        """The gradients at s and at s' of lambda E[f*], and the residuals `[2, B]` by which the policy learns."""
+        """The gradients at s and at s' of lambda E[f*], and the residuals `[2, B]` that weight the policy's loss."""
         s = self.settings
-        slow = jnp.min(self._values(target["value"], batch.obs), axis=0)
-        slow_next = jnp.min(self._values(target["value"], batch.next_obs), axis=0)
+        target_value = jnp.min(self._values(target["value"], batch.obs), axis=0)
+        target_next_value = jnp.min(self._values(target["value"], batch.next_obs), axis=0)
 
         def forward(value):
-            residual = self.residual(self._values(value, batch.obs), slow_next, batch)
-            return s.lambda_ * jnp.mean(conjugate(residual)), residual
+            residual = self.residual(self._values(value, batch.obs), target_next_value, batch)
+            return s.residual_weight * jnp.mean(conjugate(residual)), residual
 
         def backward(value):
-            residual = self.residual(slow, self._values(value, batch.next_obs), batch)
-            return s.lambda_ * s.eta * jnp.mean(conjugate(residual))
+            residual = self.residual(target_value, self._values(value, batch.next_obs), batch)
+            return s.residual_weight * s.eta * jnp.mean(conjugate(residual))
 
         g_forward, residual = jax.grad(forward, has_aux=True)(value)
         return g_forward, jax.grad(backward)(value), residual
 
     def true_gradient(self, value: Any, batch: Transitions) -> tuple[Any, jax.Array]:
-        """The gradient of lambda E[f*] with respect to V at s and at s' at once, and the residuals `[2, B]`."""
+        """The full gradient of lambda E[f*], at s and s' together, and the residuals `[2, B]`."""
 
         def loss(value):
             residual = self.residual(self._values(value, batch.obs), self._values(value, batch.next_obs), batch)
-            return self.settings.lambda_ * jnp.mean(conjugate(residual)), residual
+            return self.settings.residual_weight * jnp.mean(conjugate(residual)), residual
 
         return jax.grad(loss, has_aux=True)(value)
 
@@ -147,14 +150,14 @@ class ODICE(OfflineAgent):
             if s.variant == "orthogonal":
                 projected, metrics["loss/gradient_cosine"] = orthogonalised(g, g_backward)
                 g = optax.tree.add(g, projected)
-        down, mean_value = jax.grad(self.mean_value, has_aux=True)(value, batch)
-        g = optax.tree.add(g, down)
+        g_mean, mean_value = jax.grad(self.mean_value, has_aux=True)(value, batch)
+        g = optax.tree.add(g, g_mean)
 
-        # w = max(y, 0): what the authors' program takes for max(f'^-1(y), 0), which is y / 2 + 1.
+        # The authors' program takes w = max(y, 0) for max(f'^-1(y), 0) = max(y / 2 + 1, 0).
         weight = jnp.mean(jnp.clip(residual, 0.0, GREATEST_WEIGHT), axis=0)
         g_policy, policy_loss = jax.grad(self.policy_loss, has_aux=True)(params["policy"], batch, weight)
         return {"value": g, "policy": g_policy}, metrics | {
-            "loss/residual": s.lambda_ * jnp.mean(conjugate(residual)),
+            "loss/residual": s.residual_weight * jnp.mean(conjugate(residual)),
             "loss/value": mean_value,
             "loss/policy": policy_loss,
             "loss/weight": jnp.mean(weight),
@@ -163,7 +166,7 @@ class ODICE(OfflineAgent):
     def mean_value(self, value: Any, batch: Transitions) -> tuple[jax.Array, jax.Array]:
         """(1 - lambda) E[V(s)], and E[V(s)]."""
         mean = jnp.mean(self._values(value, batch.obs))
-        return (1.0 - self.settings.lambda_) * mean, mean
+        return (1.0 - self.settings.residual_weight) * mean, mean
 
     def policy_loss(self, policy: Any, batch: Transitions, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
         distribution: Any = self.policy.apply({"params": policy}, batch.obs)

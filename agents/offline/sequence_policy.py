@@ -1,8 +1,9 @@
 """A policy that continues a recorded sequence: Decision Transformer (Chen et al. 2021), Decision Mamba (Lv et al. 2024)
-and the like, by what mixes the tokens.
+and others, depending on what mixes the tokens.
 
-It learns from recorded episodes alone to predict each action from the return that was still to come, the observation
-and what went before; asked for a high return, it acts as those did who got one. An `update` is one gradient step.
+It learns from recorded episodes alone to predict each action from the return to go, the observation and all earlier
+steps. Asked for a high return, it acts as the recorded episodes with a high return did. An `update` is one gradient
+step.
 """
 
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from engram.agents.common.checks import require_at_least, require_not_negative, require_positive, require_share
 from engram.agents.offline.data import OfflineData, Windows
 from engram.agents.offline.view import DataView
 from engram.envs.wrappers import Wrapper
@@ -30,88 +32,86 @@ Metrics = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class SequenceSettings:
-    """Hyperparameters of the sequence policy."""
+    """Hyperparameters of the sequence policy. The defaults are those of Decision Mamba for locomotion."""
 
-    context: int
-    """Steps of a training window, and of those that acting=window looks back."""
-    batch_size: int
+    context: int = 20
+    """Steps of a training window, and of the window that acting=window reads."""
+    batch_size: int = 64
     """Windows in a batch."""
-    learning_rate: float
-    """Step size, from its rise on."""
-    learning_rate_end: float
-    """The same at the end of training; linear in between."""
-    warmup: int
-    """Updates over which the step size rises."""
-    weight_decay: float
-    """Share, times the step size, by which matrices shrink at an update; biases and normalisations do not."""
-    adam_eps: float
-    """Added to the root of Adam's second moment."""
-    max_grad_norm: float
-    """Gradients are scaled down to this global norm."""
-    return_scale: float
-    """Returns-to-go are divided by this."""
-    action_weight: float
-    """Weight of the loss of the action."""
-    obs_weight: float
-    """Weight of the loss of the next observation, predicted after the action (inverse learning objectives)."""
-    to_go_weight: float
-    """Weight of the loss of the next return-to-go, likewise."""
-    alpha_T: float
-    """Share that the earlier policy's action has in the target in the last epoch (0: no self-evolution)."""
-    alpha_cap: float
-    """Greatest share."""
-    epoch: int
-    """Updates of an epoch: how long the earlier policy is kept."""
-    targets: tuple[float, ...]
-    """Returns to ask for in evaluations (none: deciles 1, 5 and 9 of the recorded returns, and the greatest)."""
-    eval_episodes: int
+    learning_rate: float = 1e-4
+    """Learning rate after the warm-up."""
+    learning_rate_end: float = 1e-4
+    """Learning rate at the end of training; it changes linearly."""
+    warmup: int = 2500
+    """Updates over which the learning rate rises from 0."""
+    weight_decay: float = 1e-5
+    """Share, times the learning rate, by which matrices shrink at an update; biases and normalisations are exempt."""
+    adam_eps: float = 1e-6
+    """Epsilon of Adam, added to the root of the second moment."""
+    max_grad_norm: float = 0.25
+    """Largest global norm of the gradient; a longer gradient is scaled down to it."""
+    return_scale: float = 1000.0
+    """Divisor of the returns to go."""
+    action_weight: float = 0.9
+    """Weight of the action's loss."""
+    obs_weight: float = 0.05
+    """Weight of the loss of the next observation, which is predicted after the action (inverse learning objectives)."""
+    to_go_weight: float = 0.05
+    """Weight of the loss of the next return to go, which is predicted after the action."""
+    alpha_T: float = 0.85
+    """Share of the earlier policy's action in the target in the last epoch; 0 turns self-evolution off."""
+    alpha_cap: float = 0.5
+    """Largest share of the earlier policy's action in the target."""
+    epoch: int = 2500
+    """Updates of an epoch, after which the current policy becomes the earlier policy."""
+    targets: tuple[float, ...] = ()
+    """Returns that evaluations ask for (default: deciles 1, 5 and 9 of the recorded returns, and the highest)."""
+    eval_episodes: int = 20
     """Episodes of an evaluation for each target."""
-    acting: Literal["window", "recurrent", "both"]
-    """In evaluations the mixer reads the last context steps afresh at each step, or carries its state on."""
+    acting: Literal["window", "recurrent", "both"] = "window"
+    """State of the mixer in evaluations: computed anew from the last context steps, carried from step to step, or each
+    in turn."""
 
     def __post_init__(self):
-        positive = "context batch_size learning_rate adam_eps max_grad_norm return_scale epoch action_weight"
-        for name in positive.split():
-            if not 0 < getattr(self, name) < float("inf"):
-                raise BadRequest(f"sequence.{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("learning_rate_end", "warmup", "weight_decay", "obs_weight", "to_go_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise BadRequest(f"sequence.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("alpha_T", "alpha_cap"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadRequest(f"sequence.{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.eval_episodes < 2:
-            raise BadRequest(f"sequence.eval_episodes must be at least 2, got {self.eval_episodes}")
+        prefix = "sequence."
+        require_positive(self, prefix, "context", "batch_size", "learning_rate", "adam_eps", "max_grad_norm")
+        require_positive(self, prefix, "return_scale", "epoch", "action_weight")
+        require_not_negative(self, prefix, "learning_rate_end", "warmup", "weight_decay", "obs_weight", "to_go_weight")
+        require_share(self, prefix, "alpha_T", "alpha_cap")
+        require_at_least(self, prefix, 2, "eval_episodes")
         if not np.all(np.isfinite(self.targets)) or len(set(self.targets)) < len(self.targets):
             raise BadRequest(f"sequence.targets must be finite and different, got {self.targets}")
 
 
 class Predictions(struct.PyTreeNode):
-    """Of each step, `[K, B, ...]`: its action (a vector in [-1, 1], or logits), and what follows it."""
+    """Predictions at each step, `[K, B, ...]`."""
 
     action: jax.Array
+    """The action of the step: a vector in [-1, 1], or logits."""
     next_obs: jax.Array
     next_to_go: jax.Array
+    """The next return to go, divided by the return scale."""
 
 
 class Embedding(nn.Module):
-    """`h = W x + b`, or `h + V gelu(h)` where `deep`. `b` begins as PyTorch's, which published code has, does."""
+    """`h = W x + b`, or `h + V gelu(h)` where `deep`. `b` begins as in PyTorch, which the published code uses."""
 
     width: int
     deep: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Not at 0: of a single number, as the return-to-go is, the normalisation that follows would leave the sign.
+        # With biases of 0, the normalisation that follows would leave only the sign of a single number, such as the
+        # return to go.
         h = Dense(self.width, bias_init=uniform(x.shape[-1] ** -0.5))(x)
         return h + Dense(self.width)(nn.gelu(h)) if self.deep else h
 
 
 def slow_waves(span: int) -> Callable[..., jax.Array]:
-    """What embeddings of times `[times, width]` begin as: sinusoids, from a quarter of a wave in `span` steps to four.
+    """Initialiser of time embeddings `[times, width]`: sinusoids with a quarter to four waves in `span` steps.
 
-    So times that are near begin alike. What a return-to-go says depends on the time; of a table whose rows begin at
-    random, as published, each row has to be learnt by itself.
+    Times that are near begin alike. (The meaning of a return to go depends on the time. In a table with random rows, as
+    published, each row has to be learned by itself.)
     """
 
     def initialise(_, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
@@ -124,15 +124,15 @@ def slow_waves(span: int) -> Callable[..., jax.Array]:
 
 
 class SequencePolicy(nn.Module):
-    """Tokens, a mixer, and heads. Actions are numbers: vectors in [-1, 1], or one-hot.
+    """Tokens, a mixer, and heads. Actions are vectors: in [-1, 1], or one-hot.
 
     Attributes:
-        actions: entries of an action.
-        discrete: they are one-hot.
-        max_timestep: steps from here on are not told apart.
-        span: steps of the longest recorded episode, by which times are told apart at the start.
+        actions: size of an action vector.
+        discrete: actions are one-hot.
+        max_timestep: largest time with an embedding of its own; later steps share it.
+        span: steps of the longest recorded episode, which scales the initial time embeddings.
         deep: embeddings and action head have a hidden layer; else they are linear, and a tanh bounds the action.
-        see_actions: False: the tokens of actions are blank, so that no prediction follows from an action before.
+        see_actions: if False, action tokens are blank, so that no prediction depends on earlier actions.
     """
 
     mixer: TokenMixer
@@ -170,43 +170,48 @@ class SequencePolicy(nn.Module):
         mask: jax.Array,
         reset: jax.Array,
     ) -> Predictions:
-        """Windows `[K, B, ...]`, from the empty state. What `mask` leaves out is embedded as 0."""
+        """Predictions for windows `[K, B, ...]`, from the initial state; padding (`mask` False) is embedded as 0."""
         steps, batch = mask.shape
-        tokens = jnp.stack([self.first(to_go, timestep), self.second(obs, timestep), self.third(action, timestep)], 1)
-        tokens = jnp.where(mask[:, None, :, None], tokens, 0)
-        opens = jnp.zeros((steps, 3, batch), bool).at[:, 0].set(reset)
+        embedded = (
+            self.to_go_token(to_go, timestep),
+            self.obs_token(obs, timestep),
+            self.action_token(action, timestep),
+        )
+        tokens = jnp.where(mask[:, None, :, None], jnp.stack(embedded, 1), 0)
+        token_reset = jnp.zeros((steps, 3, batch), bool).at[:, 0].set(reset)
         state = self.mixer.initial_state(batch)
-        _, y = self.mixer(state, tokens.reshape(3 * steps, batch, -1), opens.reshape(3 * steps, batch))
-        _, of_obs, of_action = y.reshape(steps, 3, batch, -1).swapaxes(0, 1)
-        return Predictions(self.act_on(of_obs), self.next_obs_out(of_action), self.next_to_go_out(of_action)[..., 0])
+        _, y = self.mixer(state, tokens.reshape(3 * steps, batch, -1), token_reset.reshape(3 * steps, batch))
+        _, y_obs, y_action = y.reshape(steps, 3, batch, -1).swapaxes(0, 1)
+        return Predictions(self.action_head(y_obs), self.next_obs_out(y_action), self.next_to_go_out(y_action)[..., 0])
 
     def observe(
         self, state: Any, to_go: jax.Array, obs: jax.Array, timestep: jax.Array, reset: jax.Array
     ) -> tuple[Any, jax.Array]:
-        """First phase of one step, `[B, ...]`: the mixer's state, and the predicted action."""
-        tokens = jnp.stack([self.first(to_go, timestep), self.second(obs, timestep)])
+        """First phase of one step, inputs `[B, ...]` -> the mixer's state, the predicted action."""
+        tokens = jnp.stack([self.to_go_token(to_go, timestep), self.obs_token(obs, timestep)])
         state, y = self.mixer.observe(state, tokens, reset)
-        return state, self.act_on(y[1])
+        return state, self.action_head(y[1])
 
     def act(self, state: Any, action: jax.Array, timestep: jax.Array) -> Any:
-        """Second phase: the mixer's state after the action that was taken."""
-        return self.mixer.act(state, self.third(action, timestep))
+        """Second phase of one step: the mixer's state after the action taken."""
+        return self.mixer.act(state, self.action_token(action, timestep))
 
-    def first(self, to_go: jax.Array, timestep: jax.Array) -> jax.Array:
+    def to_go_token(self, to_go: jax.Array, timestep: jax.Array) -> jax.Array:
         return self.token(self.embed_to_go(to_go[..., None]), timestep)
 
-    def second(self, obs: jax.Array, timestep: jax.Array) -> jax.Array:
+    def obs_token(self, obs: jax.Array, timestep: jax.Array) -> jax.Array:
         return self.token(self.embed_obs(obs), timestep)
 
-    def third(self, action: jax.Array, timestep: jax.Array) -> jax.Array:
+    def action_token(self, action: jax.Array, timestep: jax.Array) -> jax.Array:
         action = action if self.see_actions else jnp.zeros_like(action)
         return self.token(self.embed_action(action), timestep)
 
     def token(self, embedded: jax.Array, timestep: jax.Array) -> jax.Array:
-        """Normalised first: the Decision Transformer adds the time before it normalises."""
+        """The token of an embedding: normalised, then the time is added (the Decision Transformer adds it before)."""
         return self.norm(embedded) + self.embed_timestep(jnp.minimum(timestep, self.max_timestep))
 
-    def act_on(self, y: jax.Array) -> jax.Array:
+    def action_head(self, y: jax.Array) -> jax.Array:
+        """The action head: the mixer's output at an observation -> an action in [-1, 1], or logits."""
         if self.deep:
             return self.action_out(nn.gelu(self.action_hidden(y)))
         out = self.action_out(y)
@@ -225,17 +230,17 @@ class SequenceState(struct.PyTreeNode):
 
 
 def is_decayed(path: Any, leaf: jax.Array) -> bool:
-    """Whether weight decay takes a parameter: matrices, but neither biases per head nor logarithms of rates."""
+    """Whether weight decay applies to a parameter: matrices, but neither biases per head nor logarithms of rates."""
     name = path[-1].key
     return leaf.ndim >= 2 and not re.search(r"bias|scale|log", name)
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceAgent:
-    """The agent: pure `init`, `update` and `evaluate` over a `SequenceState`; `data` is handed to them by the loop."""
+    """The agent: pure `init`, `update` and `evaluate` over a `SequenceState`."""
 
     env: Wrapper
-    """`eval_episodes` environments to play in, whose observations are those of the data."""
+    """`eval_episodes` environments of an evaluation, whose observations are those of the data."""
     policy: SequencePolicy
     data: OfflineData
     settings: SequenceSettings
@@ -245,21 +250,21 @@ class SequenceAgent:
     steps_per_update = 1
 
     def close(self) -> None:
-        """Frees what the environment holds on the host."""
+        """Frees the emulators, if any; the agent cannot be used afterwards."""
         self.env.close()
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
         s = self.settings
 
-        def step_size(count):
-            rise = jnp.minimum((count + 1) / max(s.warmup, 1), 1.0)
-            return rise * (s.learning_rate + (s.learning_rate_end - s.learning_rate) * count / self.total_updates)
+        def learning_rate(count):
+            warmup = jnp.minimum((count + 1) / max(s.warmup, 1), 1.0)
+            return warmup * (s.learning_rate + (s.learning_rate_end - s.learning_rate) * count / self.total_updates)
 
         return optax.chain(
             optax.clip_by_global_norm(s.max_grad_norm),
             optax.adamw(
-                step_size,
+                learning_rate,
                 eps=s.adam_eps,
                 weight_decay=s.weight_decay,
                 mask=lambda params: jax.tree_util.tree_map_with_path(is_decayed, params),
@@ -280,7 +285,7 @@ class SequenceAgent:
     # ---------------------------------------------------------------------------------------------------- learning
 
     def inputs(self, windows: Windows) -> tuple[jax.Array, ...]:
-        """`windows` as the policy takes them."""
+        """The policy's arguments for `windows`."""
         to_go = windows.to_go / self.settings.return_scale
         action = self.view.numbers(windows.action)
         return to_go, windows.obs, action, windows.timestep, windows.mask, windows.reset
@@ -290,34 +295,35 @@ class SequenceAgent:
         return out
 
     def alpha(self, updates: jax.Array) -> jax.Array:
-        """Share of the earlier policy's action in the target: rises from epoch to epoch, 0 in the first."""
+        """Share of the earlier policy's action in the target: 0 in the first epoch, and rising from epoch to epoch."""
         s = self.settings
         epochs = -(-self.total_updates // s.epoch)
         return jnp.minimum(s.alpha_cap, s.alpha_T * (updates // s.epoch) / epochs)
 
     def loss(self, params: Any, teacher: Any, windows: Windows, alpha: jax.Array | float) -> tuple[jax.Array, Metrics]:
-        """The loss of `windows`, a mean over the steps that are there.
+        """The loss of `windows`, a mean over all steps but padding, and its parts.
 
         Args:
-            teacher: parameters of the earlier policy, whose action has the share `alpha` in the target; None for none.
+            teacher: parameters of the earlier policy, whose action has the share `alpha` in the target, or None.
+            alpha: in [0, 1].
         """
         s = self.settings
         out = self.predict(params, windows)
         to_go, obs, target, _, mask, _ = self.inputs(windows)
         if teacher is not None:
-            earlier = self.predict(teacher, windows).action
-            earlier = jax.nn.softmax(earlier) if self.policy.discrete else earlier
-            target = (1 - alpha) * target + alpha * jax.lax.stop_gradient(earlier)
+            taught = self.predict(teacher, windows).action
+            taught = jax.nn.softmax(taught) if self.policy.discrete else taught
+            target = (1 - alpha) * target + alpha * jax.lax.stop_gradient(taught)
         if self.policy.discrete:
             error = -jnp.sum(target * jax.nn.log_softmax(out.action), -1)
         else:
             error = jnp.mean((out.action - target) ** 2, -1)
-        # A window holds one episode, so the step after a step that is there, is of the same one.
-        followed = mask[:-1]
+        # A window never spans two episodes, and padding comes first: the step after a valid step is valid.
+        has_next = mask[:-1]
         parts = {
             "loss/action": masked_mean(error, mask),
-            "loss/next_obs": masked_mean(jnp.mean(optax.huber_loss(out.next_obs[:-1], obs[1:]), -1), followed),
-            "loss/next_to_go": masked_mean(optax.huber_loss(out.next_to_go[:-1], to_go[1:]), followed),
+            "loss/next_obs": masked_mean(jnp.mean(optax.huber_loss(out.next_obs[:-1], obs[1:]), -1), has_next),
+            "loss/next_to_go": masked_mean(optax.huber_loss(out.next_to_go[:-1], to_go[1:]), has_next),
         }
         total = (
             s.action_weight * parts["loss/action"]
@@ -327,6 +333,7 @@ class SequenceAgent:
         return total, parts
 
     def update(self, state: SequenceState) -> tuple[SequenceState, Metrics]:
+        """One gradient step. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
         s = self.settings
         key, draw_key = jax.random.split(state.key)
         windows = self.data.draw_windows(draw_key, s.batch_size, s.context)
@@ -338,8 +345,8 @@ class SequenceAgent:
         updates = state.updates + 1
         teacher = state.teacher
         if teacher is not None:
-            over = updates % s.epoch == 0
-            teacher = jax.tree.map(lambda new, old: jnp.where(over, new, old), params, teacher)
+            epoch_ends = updates % s.epoch == 0
+            teacher = jax.tree.map(lambda new, old: jnp.where(epoch_ends, new, old), params, teacher)
         metrics = {"loss/total": total, **parts, "loss/grad_norm": optax.tree.norm(gradient)}
         if self.evolves:
             metrics["train/alpha"] = alpha
@@ -348,11 +355,11 @@ class SequenceAgent:
     # ------------------------------------------------------------------------------------------------------ acting
 
     def evaluate(self, state: SequenceState, key: jax.Array, axis_name: str | None = None) -> Metrics:
-        """Plays `eval_episodes` episodes for each target, the same openings for all.
+        """Plays `eval_episodes` episodes for each target. The episodes of all targets begin alike.
 
         Returns:
-            the mean return for each target (`eval/return_at_<target>`). `eval/return` is that of the best target; where
-            there are several, one half of the episodes chooses it and the other is counted. Scores likewise.
+            `eval/return_at_<target>`, the mean return of each target. `eval/return` is that of the best target; where
+            there are several, one half of the episodes selects it and the other half is averaged. Scores likewise.
         """
         modes = ("window", "recurrent") if self.settings.acting == "both" else (self.settings.acting,)
         metrics = {}
@@ -363,7 +370,7 @@ class SequenceAgent:
         return metrics
 
     def report(self, prefix: str, returns: jax.Array, lengths: jax.Array) -> Metrics:
-        """Metrics of the returns and lengths `[targets, episodes]`."""
+        """Metrics from returns and lengths `[targets, episodes]`."""
         targets = self.view.targets
         half = returns.shape[1] // 2 if len(targets) > 1 else 0
         best = jnp.argmax(returns[:, :half].mean(1)) if half else 0
@@ -384,9 +391,9 @@ class SequenceAgent:
         targets = jnp.asarray(view.targets, jnp.float32)
         lanes = len(view.targets) * episodes
         reset_key, step_key = jax.random.split(key)
-        # One opening for all targets; lanes are [targets, episodes] for the environment and one axis for the policy.
-        opening = env.reset(reset_key, env_params)
-        obs, env_state = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(view.targets), *x.shape)), opening)
+        # All targets begin alike. Lanes are [targets, episodes] for the environment and one axis for the policy.
+        beginning = env.reset(reset_key, env_params)
+        obs, env_state = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(view.targets), *x.shape)), beginning)
         env_step = jax.vmap(env.step, (None, 0, 0, None))
         start, choose = self.windowed(lanes) if mode == "window" else self.recurrent(lanes)
 
@@ -409,34 +416,36 @@ class SequenceAgent:
         return returns, lengths
 
     def windowed(self, lanes: int):
-        """Acting by reading the last `context` steps afresh."""
+        """Acting from the last `context` steps, computed anew at each step -> initial carry, `choose`.
+
+        `choose(params, carry, to_go, obs, t)` gives the next carry and the actions of `lanes` episodes at time `t`.
+        """
         K, policy, view = self.settings.context, self.policy, self.view
         empty = (jnp.zeros((K, lanes)), jnp.zeros((K, lanes, policy.obs_size)), jnp.zeros((K, lanes, policy.actions)))
 
         def choose(params, past, to_go, obs, t):
-            to_goes, seen, actions = (
-                jnp.concatenate([old[1:], new[None]])
-                for old, new in zip(past, (to_go, obs, jnp.zeros((lanes, policy.actions))), strict=True)
-            )
+            newest = (to_go, obs, jnp.zeros((lanes, policy.actions)))
+            past = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), past, newest)
+            past_to_go, past_obs, past_action = past
             age = jnp.broadcast_to(jnp.arange(K - 1, -1, -1)[:, None], (K, lanes))
             mask = age <= t
             reset = age >= jnp.minimum(t, K - 1)
             timestep = jnp.maximum(t - age, 0)
-            out: Any = policy.apply({"params": params}, to_goes, seen, actions, timestep, mask, reset)
-            action, numbers = view.decide(out.action[-1])
-            return (to_goes, seen, actions.at[-1].set(numbers)), action
+            out: Any = policy.apply({"params": params}, *past, timestep, mask, reset)
+            action, vector = view.decide(out.action[-1])
+            return (past_to_go, past_obs, past_action.at[-1].set(vector)), action
 
         return empty, choose
 
     def recurrent(self, lanes: int):
-        """Acting by carrying the mixer's state on."""
+        """Acting with the mixer's state carried from step to step; see `windowed`."""
         policy, view = self.policy, self.view
 
         def choose(params, memory, to_go, obs, t):
             timestep, reset = jnp.full(lanes, t), jnp.full(lanes, t == 0)
             stepped: Any = policy.apply({"params": params}, memory, to_go, obs, timestep, reset, method="observe")
             memory, out = stepped
-            action, numbers = view.decide(out)
-            return policy.apply({"params": params}, memory, numbers, timestep, method="act"), action
+            action, vector = view.decide(out)
+            return policy.apply({"params": params}, memory, vector, timestep, method="act"), action
 
         return policy.initial_state(lanes), choose

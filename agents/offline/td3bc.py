@@ -1,4 +1,4 @@
-"""TD3+BC: a deterministic policy that maximises a value while it stays with the data.
+"""TD3+BC: a deterministic policy that maximises a value and stays close to the data.
 
 Fujimoto and Gu (2021), "A minimalist approach to offline reinforcement learning", arXiv 2106.06860. The critics are
 those of TD3 (Fujimoto et al. 2018, arXiv 1802.09477).
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
+from engram.agents.common.checks import require_not_negative, require_positive
 from engram.agents.offline.base import (
     Metrics,
     Network,
@@ -26,34 +27,35 @@ from engram.errors import BadRequest
 
 @dataclass(frozen=True)
 class TD3BCSettings(ValueSettings):
-    """Hyperparameters of TD3+BC. Published: batch_size 256, hidden 256 256, learning_rate 3e-4, discount 0.99,
-    target_rate 0.005, normalise on, rewards as they are."""
+    """Hyperparameters of TD3+BC. The defaults are the published ones."""
 
-    alpha: float
-    """Weight of the value against imitation (published: 2.5)."""
-    policy_noise: float
-    """Deviation of the noise on the target policy's actions, in [-1, 1] (published: 0.2)."""
-    noise_clip: float
-    """Bound of that noise (published: 0.5)."""
-    policy_delay: int
-    """Steps of the critics for one of the policy and the target networks (published: 2)."""
+    normalise: bool = True
+    """Standardisation of observations by the dataset's mean and standard deviation (published: on)."""
+    alpha: float = 2.5
+    """Weight of the value relative to imitation (published: 2.5)."""
+    policy_noise: float = 0.2
+    """Standard deviation of the noise on the target policy's actions, whose range is [-1, 1] (published: 0.2)."""
+    noise_clip: float = 0.5
+    """Largest absolute value of the noise on the target policy's actions (published: 0.5)."""
+    policy_delay: int = 2
+    """Steps of the critics for each step of the policy and of the target networks (published: 2)."""
 
     method: ClassVar[str] = "td3bc"
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_positive("policy_delay", "alpha")
-        self.require_not_negative("policy_noise", "noise_clip")
+        require_positive(self, "td3bc.", "policy_delay", "alpha")
+        require_not_negative(self, "td3bc.", "policy_noise", "noise_clip")
 
 
 @dataclass(frozen=True, eq=False)
 class TD3BC(OfflineAgent):
-    """TD3+BC, for continuous actions. An update is `policy_delay` steps of the critics, then one of the policy: no
-    branch is left in the compiled loop."""
+    """TD3+BC, for continuous actions. An update is `policy_delay` steps of the critics, then one of the policy, so that
+    the compiled loop has no branch."""
 
     settings: TD3BCSettings
 
-    followed = ("critic", "policy")
+    target_networks = ("critic", "policy")
 
     @classmethod
     def of(cls, episodes: Any, env: Any, settings: Any, **fields: Any) -> Self:
@@ -90,22 +92,22 @@ class TD3BC(OfflineAgent):
 
     def critic_loss(self, params: Any, target: Any, batch: Transitions, key: jax.Array) -> tuple[jax.Array, Metrics]:
         s = self.settings
-        # TD3, eq. 14: the target policy's action with noise that is clipped, and the smaller of two values (eq. 10).
+        # TD3, eq. 14: the target policy's action with clipped noise, and the smaller of two values (eq. 10).
         noise = s.policy_noise * jax.random.normal(key, batch.action.shape)
         noise = jnp.clip(noise, -s.noise_clip, s.noise_clip)
         next_action = jnp.clip(self._actions(target["policy"], batch.next_obs) + noise, -1.0, 1.0)
         next_value = jnp.min(self._values(target["critic"], batch.next_obs, next_action), axis=0)
-        goal = batch.reward + s.discount * jnp.where(batch.terminal, 0.0, next_value)
+        target_value = batch.reward + s.discount * jnp.where(batch.terminal, 0.0, next_value)
         value = self._values(params["critic"], batch.obs, batch.action)
-        loss = jnp.sum(jnp.mean((value - goal) ** 2, axis=-1))
+        loss = jnp.sum(jnp.mean((value - target_value) ** 2, axis=-1))
         return loss, {"loss/critic": loss, "loss/value": jnp.mean(value)}
 
     def policy_loss(self, params: Any, batch: Transitions) -> tuple[jax.Array, Metrics]:
         action = self._actions(params["policy"], batch.obs)
         value = self._values(params["critic"], batch.obs, action)[0]
-        # Eq. 5: values are measured in units of their mean size in the batch, which is not differentiated.
+        # Eq. 5: values are divided by their mean absolute value in the batch, which is not differentiated.
         weight = self.settings.alpha / jax.lax.stop_gradient(jnp.mean(jnp.abs(value)))
-        # Eq. 3, with its sign turned.
+        # Eq. 3, with the opposite sign: a loss.
         imitation = jnp.mean((action - batch.action) ** 2)
         loss = -weight * jnp.mean(value) + imitation
         return loss, {"loss/policy": loss, "loss/imitation": imitation}
@@ -122,7 +124,7 @@ class TD3BC(OfflineAgent):
         params, optimiser = self._step("policy", gradient, params, optimiser)
         return state.replace(
             params=params,
-            target=self.follow(state.target, params),
+            target=self.update_targets(state.target, params),
             optimiser=optimiser,
             key=key,
             updates=state.updates + self.settings.policy_delay,
@@ -133,10 +135,9 @@ class TD3BC(OfflineAgent):
         return state.replace(optimiser={name: self.optimiser.init(x) for name, x in state.params.items()})
 
     def _step(self, name: str, gradient: Any, params: Any, optimiser: Any) -> tuple[Any, Any]:
-        """One of Adam's steps for one of the two networks."""
+        """One step of Adam for one of the two networks."""
         step, after = self.optimiser.update(gradient[name], optimiser[name])
-        moved = jax.tree.map(jnp.add, params[name], step)
-        return {**params, name: moved}, {**optimiser, name: after}
+        return {**params, name: jax.tree.map(jnp.add, params[name], step)}, {**optimiser, name: after}
 
     def act(self, params: Any, acting: Any, obs: jax.Array, reward: jax.Array, reset: jax.Array) -> tuple[Any, Any]:
         return acting, self._actions(params["policy"], obs)

@@ -1,4 +1,4 @@
-"""How an offline agent sees the observations, actions and returns of a dataset."""
+"""Scaling of the observations, actions and returns of a dataset."""
 
 from dataclasses import dataclass
 
@@ -14,22 +14,24 @@ from engram.errors import BadRequest
 
 @dataclass(frozen=True, eq=False)
 class DataView:
-    """How a policy sees the observations, actions and returns of a dataset."""
+    """Scaling of the observations, actions and returns of a dataset."""
 
     mean: np.ndarray
-    """Of the observations that were acted on, and their deviation plus a constant; 0 and 1 where they are seen raw."""
+    """`[O]`, mean of the observations (without the last one of each episode); 0 where they are not standardised."""
     deviation: np.ndarray
+    """`[O]`, standard deviation of the same, plus a constant; 1 where they are not standardised."""
     centre: np.ndarray
-    """Middle and half width of bounded continuous actions."""
+    """`[A]`, middle of the range of bounded continuous actions."""
     half: np.ndarray
+    """`[A]`, half width of the range of bounded continuous actions."""
     bound: np.ndarray
-    """1 where an action is bounded, else infinite."""
+    """`[A]`, 1 where an action is bounded, infinity where it is not."""
     num_actions: int | None
-    """Of discrete actions."""
+    """Number of discrete actions; None where actions are continuous."""
     targets: tuple[float, ...]
-    """Returns to ask for."""
+    """Returns that evaluations ask for."""
     references: tuple[float, float] | None
-    """Returns of random actions and of the expert, where they are known."""
+    """Returns of random actions and of an expert; None where they are not known."""
 
     @classmethod
     def of(
@@ -42,11 +44,11 @@ class DataView:
         """The view of `episodes`.
 
         Args:
-            targets: without these they are deciles 1, 5 and 9 of the returns, and the greatest.
-            standardise: shift and scale observations.
-            constant: added to their deviation, so that entries that hardly change are not blown up.
+            targets: returns to ask for; where empty, deciles 1, 5 and 9 of the dataset's returns, and the highest.
+            standardise: shift observations by their mean and divide them by their standard deviation.
+            constant: added to the standard deviation, so that entries that hardly vary do not become large.
         """
-        obs = episodes.obs[episodes.rows].astype(np.float64)  # without those after the last steps
+        obs = episodes.obs[episodes.rows].astype(np.float64)  # without the last observation of each episode
         low, high = episodes.action_low, episodes.action_high
         if low is None or high is None:
             low = high = np.zeros(0)
@@ -69,40 +71,42 @@ class DataView:
         )
 
     def score(self, returns: jax.Array) -> jax.Array:
-        """Normalised score: 0 for random actions, 100 for the expert."""
+        """Normalised scores of returns: 0 for random actions, 100 for the expert."""
         assert self.references is not None
         return normalised_score(returns, *self.references)
 
     def with_scores(self, metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """`metrics` and, if the references are known, a score beside each return."""
+        """`metrics` and, if the reference returns are known, a score beside each return."""
         if self.references is None:
             return metrics
         returns = {name: value for name, value in metrics.items() if "return" in name}
         return metrics | {name.replace("return", "score"): self.score(value) for name, value in returns.items()}
 
     def normalise(self, obs: jax.Array) -> jax.Array:
+        """Standardised observations."""
         return (obs - self.mean) / self.deviation
 
     def to_unit(self, action: jax.Array) -> jax.Array:
-        """Bounded actions as numbers in [-1, 1]; others as they are."""
+        """Bounded actions rescaled to [-1, 1]; others unchanged."""
         if self.num_actions is not None:
             return action
         return jnp.clip((action - self.centre) / self.half, -self.bound, self.bound)
 
     def from_unit(self, action: jax.Array) -> jax.Array:
-        """The inverse of `to_unit`; what lies beyond the bounds is cut off."""
+        """The inverse of `to_unit`, after clipping to the bounds."""
         if self.num_actions is not None:
             return action
         return jnp.clip(action, -self.bound, self.bound) * self.half + self.centre
 
     def numbers(self, action: jax.Array) -> jax.Array:
-        """Actions as vectors: one-hot, or within [-1, 1]."""
+        """Actions as vectors: one-hot, or in units of `to_unit`."""
         if self.num_actions is not None:
             return jax.nn.one_hot(action, self.num_actions)
         return self.to_unit(action)
 
     def decide(self, out: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """A policy's output `[..., n]`, logits or numbers, as actions, and these as vectors."""
+        """The greedy actions of a policy's output `[..., n]` (logits, or actions in units of `to_unit`), and the same
+        actions as vectors."""
         if self.num_actions is not None:
             action = jnp.argmax(out, -1).astype(jnp.int32)
             return action, self.numbers(action)
@@ -110,9 +114,12 @@ class DataView:
 
 
 def refuse_mismatch(episodes: Episodes, observation_space: Space, action_space: Space) -> None:
-    """Raises BadRequest where `episodes` cannot be of an environment with these spaces."""
+    """Raises BadRequest where `episodes` cannot come from an environment with these spaces."""
     if not isinstance(action_space, Box | Discrete) or not isinstance(observation_space, Box):
-        raise BadRequest("the environment shows or takes something else than vectors and one kind of actions")
+        raise BadRequest(
+            "the environment must have vectors as observations, and vectors or single integers as actions, "
+            f"but has {observation_space} and {action_space}"
+        )
     played = _actions(action_space.n if isinstance(action_space, Discrete) else None, action_space.shape)
     recorded = _actions(episodes.num_actions if episodes.discrete else None, episodes.action.shape[1:])
     if (observation_space.shape, played) != (episodes.obs.shape[1:], recorded):

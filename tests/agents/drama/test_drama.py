@@ -18,7 +18,7 @@ from engram.configs.presets import DRAMA_PRESETS, DRAMA_SMALL
 from engram.errors import BadRequest
 from engram.training import checkpoint
 
-LATENT, WIDTH, CONTEXT, HORIZON, N = 12, 16, 3, 6, 64
+LATENT, WIDTH, CONTEXT, HORIZON, N, LAMBDA = 12, 16, 3, 6, 64, 0.95
 TINY = replace(
     DRAMA_SMALL,
     num_envs=3,
@@ -30,6 +30,7 @@ TINY = replace(
     imagine_batch=16,
     context=CONTEXT,
     horizon=HORIZON,
+    return_lambda=LAMBDA,
     actor=(8,),
     critic=(8,),
     free_nats=0.0,
@@ -227,7 +228,7 @@ def test_losses_of_behaviour_by_definition(bootstrap):
         g, later = np.zeros((HORIZON, N)), v[-1]
         for t in reversed(range(HORIZON)):
             mixed = v[t + 1] if bootstrap == "next" else v[t]
-            g[t] = later = reward[t] + s.discount * goes_on[t] * ((1 - s.lambda_) * mixed + s.lambda_ * later)
+            g[t] = later = reward[t] + s.discount * goes_on[t] * ((1 - LAMBDA) * mixed + LAMBDA * later)
         goals.append(g)
         values.append(v[:-1])
     ordered = np.sort(goals[0], axis=None)
@@ -468,10 +469,10 @@ def test_replayed_steps_of_catch_line_up(history):
         ("world_learning_rate", float("nan"), "world_learning_rate must be positive and finite"),
         ("behaviour_max_norm", float("inf"), "behaviour_max_norm must be positive and finite"),
         ("discount", 1.5, r"discount must lie in \[0, 1\]"),
-        ("lambda_", -0.1, r"lambda_ must lie in \[0, 1\]"),
-        ("warmup", -1, "warmup must not be negative"),
-        ("weight_decay", float("nan"), "weight_decay must not be negative"),
-        ("reward_index", "before", "reward_index must be after or early, got before"),
+        ("return_lambda", -0.1, r"return_lambda must lie in \[0, 1\]"),
+        ("warmup", -1, "warmup must be finite and at least 0"),
+        ("weight_decay", float("nan"), "weight_decay must be finite and at least 0"),
+        ("reward_index", "before", "reward_index must be one of after, early, got 'before'"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(field, value, message):

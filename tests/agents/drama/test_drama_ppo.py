@@ -12,7 +12,7 @@ import pytest
 import scipy.special
 
 from engram.agents.drama.agent import ImaginationState, Imagined
-from tests.agents.drama.test_drama import HORIZON, LATENT, TINY, WIDTH, N, agent_of, started
+from tests.agents.drama.test_drama import HORIZON, LAMBDA, LATENT, TINY, WIDTH, N, agent_of, started
 
 ONCE = {"behaviour": "ppo", "ppo_epochs": 1}
 
@@ -134,7 +134,7 @@ def advantages(out: Imagined) -> np.ndarray:
     reward, goes_on = np.asarray(out.reward, np.float64), np.asarray(out.goes_on, np.float64)
     goal, later = np.zeros((HORIZON, N)), v[-1]
     for t in reversed(range(HORIZON)):
-        goal[t] = later = reward[t] + s.discount * goes_on[t] * ((1 - s.lambda_) * v[t + 1] + s.lambda_ * later)
+        goal[t] = later = reward[t] + s.discount * goes_on[t] * ((1 - LAMBDA) * v[t + 1] + LAMBDA * later)
     ordered = np.sort(goal, axis=None)
     spread = ordered[int(0.95 * ordered.size)] - ordered[int(0.05 * ordered.size)]
     return (goal - v[:-1]) / max(1.0, 0.99 * 0.7 + 0.01 * spread)

@@ -26,7 +26,7 @@ def on_grid(weight: float):
     agent = CQL.of(cases.grid_episodes(), cases.grid_environment(), settings(weight=weight))
     state = cases.trained(agent, 2000)
     values = agent.critic.apply(
-        {"params": state.params["critic"]}, jnp.asarray(cases.CELLS, jnp.float32), method="every"
+        {"params": state.params["critic"]}, jnp.asarray(cases.CELLS, jnp.float32), method="all_actions"
     )
     return agent, state, np.asarray(values).min(0)
 

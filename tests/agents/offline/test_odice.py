@@ -22,7 +22,7 @@ def settings(**changed) -> ODICESettings:
     rest = {
         "policy_hidden": (4,),
         "policy_weight_decay": 0.0,
-        "lambda_": LAMBDA,
+        "residual_weight": LAMBDA,
         "eta": ETA,
         "variant": "orthogonal",
         "layer_norm": True,
@@ -181,7 +181,7 @@ def test_weight_decay_is_the_policys_alone():
     np.testing.assert_allclose(flat(step["policy"]), -0.02 * np.sign(flat(params["policy"])), rtol=1e-2)
 
 
-@pytest.mark.parametrize("changed", [{"lambda_": 1.0}, {"eta": -1.0}, {"policy_hidden": (0,)}])
+@pytest.mark.parametrize("changed", [{"residual_weight": 1.0}, {"eta": -1.0}, {"policy_hidden": (0,)}])
 def test_settings_are_refused(changed):
     with pytest.raises(ValueError, match=f"odice.{next(iter(changed))} must"):
         settings(**changed)

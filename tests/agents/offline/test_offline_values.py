@@ -100,7 +100,7 @@ def test_evaluation_plays_the_greedy_policy():
     [
         (cases.STATES, Discrete(3), r"\(9,\) and 4 discrete actions, the environment \(9,\) and 3 discrete actions"),
         (cases.STATES, Box(-1.0, 1.0, (2,)), r"4 discrete actions, the environment \(9,\) and actions of shape \(2,\)"),
-        (cases.STATES, MultiDiscrete((2, 2)), "takes something else"),
+        (cases.STATES, MultiDiscrete((2, 2)), "must have vectors as observations"),
         (4, Discrete(4), r"observations of shape \(9,\) and .*, the environment \(4,\)"),
     ],
 )

@@ -193,7 +193,7 @@ def test_how_large_a_return_is_asked_for_is_seen_from_the_beginning(deep):
     """Normalised, the embedding of one number keeps its sign alone if nothing is added to it."""
     policy = policy_of(mixer_of("none")).copy(deep=deep)
     to_go, timestep = jnp.array([-0.2, -0.4, -0.8, -1.6]), jnp.zeros(4, jnp.int32)
-    tokens = quick(lambda: policy.init_with_output(KEY, to_go, timestep, method="first")[0])()
+    tokens = quick(lambda: policy.init_with_output(KEY, to_go, timestep, method="to_go_token")[0])()
     distance = np.linalg.norm(tokens[:, None] - tokens[None], axis=-1)
     assert np.all(np.diff(distance[0]) > 0.05 * np.linalg.norm(tokens[0]))
 
@@ -209,7 +209,7 @@ def test_times_that_are_near_begin_alike():
 
     def table_of(limit: int) -> np.ndarray:
         policy = policy_of(mixer_of("none")).copy(max_timestep=limit, span=99)
-        variables: Any = quick(lambda: policy.init(KEY, jnp.zeros(1), jnp.zeros(1, jnp.int32), method="first"))()
+        variables: Any = quick(lambda: policy.init(KEY, jnp.zeros(1), jnp.zeros(1, jnp.int32), method="to_go_token"))()
         return np.asarray(variables["params"]["embed_timestep"]["embedding"])
 
     table = table_of(99)
