@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from engram.agents.ppo.agent import PPO, PPOState
+from engram.agents.ppo.agent import PPO, Carry, PPOState
 from engram.envs.atomic_files import replacing
 from engram.envs.datasets.files import reading
 from engram.envs.datasets.recording import Tape
@@ -133,12 +133,12 @@ def policy_player(agent: PPO, template: PPOState) -> Player:
         statistics = iter(policy.statistics)
         return jax.tree.map(lambda x: next(statistics) if _is_statistics(x) else x, shapes, is_leaf=_is_statistics)
 
-    def start(policy: Policy, key: jax.Array) -> tuple:
+    def start(policy: Policy, key: jax.Array) -> Carry:
         n = agent.eval_env.num_envs
         obs, env_state = agent.eval_env.reset(key, env_params(policy))
-        return env_state, obs, jnp.ones(n, bool), agent.network.initial_state(n)
+        return Carry(env_state, obs, jnp.ones(n, bool), agent.network.initial_state(n))
 
-    def step(policy: Policy, carry: tuple, key: jax.Array) -> tuple[tuple, dict[str, Any]]:
+    def step(policy: Policy, carry: Carry, key: jax.Array) -> tuple[Carry, dict[str, Any]]:
         carry, info, _ = agent._play_step(policy.params, env_params(policy), carry, key)
         return carry, info
 

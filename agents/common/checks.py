@@ -17,6 +17,11 @@ def require_at_least(settings: object, prefix: str, low: float, *names: str) -> 
     _require(settings, prefix, names, f"be at least {low}", lambda value: value >= low)
 
 
+def require_above(settings: object, prefix: str, low: float, *names: str) -> None:
+    """Numbers above `low`, infinity too, for limits that infinity switches off."""
+    _require(settings, prefix, names, f"be above {low}", lambda value: value > low)
+
+
 def require_positive(settings: object, prefix: str, *names: str) -> None:
     """Numbers in (0, infinity)."""
     _require(settings, prefix, names, "be positive and finite", lambda value: 0 < value < math.inf)

@@ -1,16 +1,18 @@
-"""Control flow of compiled programs that `vmap` does not make dearer."""
+"""Control flow in compiled programs that stays cheap under `vmap`."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from engram.training.types import PyTree
 
-def when(condition: jax.Array, compute, otherwise: Any) -> Any:
+
+def when(condition: jax.Array, compute: Callable[[], PyTree], otherwise: PyTree) -> PyTree:
     """`compute()` if the scalar `condition` holds, else `otherwise` (same shapes and dtypes).
 
-    A loop of at most one round instead of `lax.cond`: under `vmap` a `cond` turns into a select that always pays for
-    both branches, a loop still runs only if some batch entry needs it.
+    It is a loop of at most one round. Under `vmap` a `lax.cond` would become a select, which always computes both
+    branches; a loop still runs only if some batch entry needs it.
     """
 
     def body(carry):

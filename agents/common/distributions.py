@@ -1,7 +1,7 @@
-"""Action distributions as pytrees: what a policy head returns.
+"""Distributions over actions, as pytrees. A policy head returns one.
 
-Leading axes are batch axes. Every class has `sample(key)`, `mode()`, `log_prob(action)` and `entropy()`; the last two
-return one number per batch entry, summed over the components of an action.
+Leading axes are batch axes. Every class has `sample(key)`, `mode()`, `log_prob(action)` and `entropy()`. The last two
+return one number for each batch entry, the sum over the components of an action.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from engram.errors import BadRequest
 
 @struct.dataclass
 class Categorical:
-    """One integer action. `logits[..., n]`, unnormalised."""
+    """One integer in [0, n), from unnormalised `logits[..., n]`."""
 
     logits: jax.Array
 
@@ -28,7 +28,7 @@ class Categorical:
         return jnp.argmax(self.logits, axis=-1)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        # A one-hot product: XLA on CPU turns its gradient into one fused loop, a gather's into a scatter.
+        # A product with a one-hot vector: XLA on CPU makes one fused loop of its gradient, but a scatter of a gather's.
         chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=self.logits.dtype)
         return jnp.sum(jax.nn.log_softmax(self.logits) * chosen, axis=-1)
 
@@ -39,7 +39,8 @@ class Categorical:
 
 @struct.dataclass
 class MultiCategorical:
-    """Independent integers. `logits[..., sum(nvec)]` holds the components' logits side by side."""
+    """Independent integers `[..., len(nvec)]`. `logits[..., sum(nvec)]` holds the logits of all components, one after
+    another."""
 
     logits: jax.Array
     nvec: tuple[int, ...] = struct.field(pytree_node=False)
@@ -64,7 +65,8 @@ class MultiCategorical:
 
 @struct.dataclass
 class DiagonalGaussian:
-    """A real vector. `mean[..., d]` and `log_std`, broadcast to it. Not squashed: environments clip to their bounds."""
+    """A real vector `[..., d]` from `mean[..., d]` and `log_std`, which is broadcast to it. Not squashed: environments
+    clip actions to their bounds."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -88,7 +90,11 @@ Distribution = Categorical | MultiCategorical | DiagonalGaussian
 
 
 def head_size(space: Space) -> int:
-    """The number of outputs that a policy head needs for `space` (flat actions only)."""
+    """The number of outputs that a policy head needs for actions in `space`.
+
+    Raises:
+        BadRequest: the actions are neither integers nor a vector.
+    """
     match space:
         case Discrete(n):
             return n

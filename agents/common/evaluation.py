@@ -1,37 +1,44 @@
 """Playing under a fixed policy, in one compiled loop."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from engram.envs.base import Info
+from engram.training.types import Key, Metrics, PyTree
+
+Carry = TypeVar("Carry", bound=tuple)
+Played = TypeVar("Played")
+
 
 def play_episodes(
-    play: Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array]]],
-    carry: Any,
-    key: jax.Array,
+    play: Callable[[Played, Key], tuple[Played, Info]],
+    carry: Played,
+    key: Key,
     num_envs: int,
     episodes: int,
     limit: int,
     axis_name: str | None = None,
     quota: Literal["fixed", "first"] = "fixed",
-) -> dict[str, jax.Array]:
+) -> Metrics:
     """Plays until `episodes` episodes have ended.
 
     Args:
-        play: one step of `num_envs` environments: carry, key -> carry, info (see
+        play: one step of `num_envs` environments: carry, key -> carry, info (with the entries of
             `engram.envs.wrappers.EpisodeStatistics`).
-        episodes: a multiple of `num_envs`.
+        carry: what `play` begins with.
+        episodes: number of episodes, a multiple of `num_envs`.
         limit: steps of one episode after which the loop gives up.
-        axis_name: of the `vmap` over seeds, where there is one. All seeds then stop together, which spares the masking
-            of those that are done, and which emulators need.
-        quota: "fixed" counts the first `episodes / num_envs` of every environment. "first" counts the first that end
-            anywhere, which favours short episodes; there only to repeat published runs.
+        axis_name: name of the `vmap` over seeds, where there is one. All seeds then stop together, as emulators need
+            it; this also saves the masking of those that are done.
+        quota: "fixed" counts the first `episodes / num_envs` episodes of every environment. "first" counts the first
+            that end in any environment, which favours short episodes. It only serves to repeat published runs.
 
     Returns:
-        `eval/return` and `eval/length`, means over the episodes that ended (NaN if none did), and `eval/finished`,
-        their share (below 1 only where the limit cut in).
+        `eval/return` and `eval/length`, means over the episodes that ended (NaN if none did), and `eval/finished`, the
+        share of episodes that ended (below 1 only if the loop gave up).
     """
     each = episodes // num_envs
 
@@ -63,16 +70,19 @@ def play_episodes(
 
 
 def record_steps(
-    play: Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array], Any]],
-    carry: tuple,
-    key: jax.Array,
+    play: Callable[[Carry, Key], tuple[Carry, Info, jax.Array]],
+    carry: Carry,
+    key: Key,
     num_steps: int,
-) -> tuple[Any, Any, jax.Array]:
-    """`num_steps` steps to draw, each `[num_steps, B, ...]`: the environment state before the step, the action, and the
-    return of the episode after it.
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """Plays `num_steps` steps, to draw them.
 
     Args:
-        play: one step: carry, key -> carry, info, action; the carry begins with the environment state.
+        play: one step: carry, key -> carry, info, action. The first entry of a carry is the environment state.
+        carry: what `play` begins with.
+
+    Returns:
+        environment states before each step, actions, and returns of the episode after each, `[num_steps, B, ...]`.
     """
 
     def one_step(carry, key):

@@ -16,14 +16,14 @@ def generalised_advantages(
     discount: float,
     gae_lambda: float,
 ) -> jax.Array:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) that tells cut episodes from ended ones.
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) that distinguishes truncation from termination.
 
     Args:
-        reward: `[T, B]`, reward of the step from `x[t]`.
-        value: `[T, B]`, value of `x[t]`.
-        final_value: `[T, B]`, value of the last observation of the episode where `truncated`; ignored elsewhere.
-        last_value: `[B]`, value of `x[T]`.
-        terminated: `[T, B]` bool, the task ended: what follows is worth 0.
+        reward: `[T, B]`, rewards of the steps from `x[t]`.
+        value: `[T, B]`, values of `x[t]`.
+        final_value: `[T, B]`, values of the final observations of episodes where `truncated`; ignored elsewhere.
+        last_value: `[B]`, values of `x[T]`.
+        terminated: `[T, B]` bool, the task ended: what follows is worth 0. It wins where both are set.
         truncated: `[T, B]` bool, a limit cut the episode: what follows is worth `final_value`.
         discount: discount factor.
         gae_lambda: 0 gives one-step temporal differences, 1 gives discounted returns minus the value.

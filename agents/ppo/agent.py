@@ -1,124 +1,143 @@
-"""Proximal policy optimisation with any memory (Schulman et al. 2017), recurrent over whole environments.
+"""Proximal policy optimisation (Schulman et al. 2017) with any memory.
 
 One `update` collects `num_steps` steps from `num_envs` environments and then takes `epochs * minibatches` gradient
-steps. A minibatch is a set of environments with all their steps, replayed from the very memory state in which the
-rollout began, so the first minibatch sees exactly the policy that acted (its probability ratio is 1).
+steps. A minibatch is a set of environments with all their steps. The learner runs the memory over them from the state
+in which the rollout began, so the first minibatch sees exactly the policy that acted (its probability ratio is 1).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
+from engram.agents.common.checks import require_above, require_at_least, require_share
 from engram.agents.common.control_flow import when
+from engram.agents.common.distributions import Distribution
 from engram.agents.common.evaluation import play_episodes, record_steps
 from engram.agents.common.proximal import clipped_surrogate, deal_minibatches
 from engram.agents.common.returns import generalised_advantages
 from engram.agents.ppo.networks import ActorCritic
+from engram.envs.base import Info
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
 from engram.kernels.rows import masked_mean
-from engram.training.types import Metrics
+from engram.memory.base import State
+from engram.training.types import Key, Metrics, Params, PyTree
 
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """Hyperparameters of PPO."""
+    """Hyperparameters of PPO.
 
-    num_envs: int
+    The defaults are those of the POPGym runs of Lu et al. (NeurIPS 2023, "Structured State Space Models for
+    In-Context Reinforcement Learning"), whose environments terminate and are never cut.
+    """
+
+    num_envs: int = 64
     """Environments stepped in parallel, per seed."""
-    num_steps: int
+    num_steps: int = 1024
     """Steps of each environment between two learning phases; also the length of backpropagation through time."""
-    epochs: int
+    epochs: int = 30
     """Passes over the collected batch."""
-    minibatches: int
+    minibatches: int = 8
     """Minibatches per pass; each holds num_envs / minibatches environments with all their steps."""
-    learning_rate: float
-    """Adam's step size at the start."""
-    learning_rate_end: float
-    """Adam's step size at the end of training; linear in between. Equal to learning_rate for a constant one."""
-    adam_eps: float
-    """Adam's epsilon."""
-    max_grad_norm: float
-    """Gradients are scaled down to this global norm."""
-    discount: float
+    learning_rate: float = 5e-5
+    """Step size of Adam at the start of training."""
+    learning_rate_end: float = 5e-5
+    """Step size of Adam at the end of training; it changes linearly. Equal to learning_rate for a constant one."""
+    adam_eps: float = 1e-5
+    """Epsilon of Adam, the constant in its denominator."""
+    max_grad_norm: float = 0.5
+    """Largest global norm of a gradient; longer gradients are scaled down to it."""
+    discount: float = 0.99
     """Discount factor of the return."""
-    gae_lambda: float
+    gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation."""
-    bootstrap_truncated: bool
-    """Add the value of the final observation where a limit cut an episode; off: a limit ends the task."""
-    clip: float
-    """Clipping range of the probability ratio."""
-    value_clip: float
-    """Clipping range of the value's change; 0 switches value clipping off."""
-    value_coefficient: float
+    bootstrap_truncated: bool = False
+    """Bootstrapping from the final observation of an episode that a limit cut; when off, a limit ends the task."""
+    clip: float = 0.2
+    """Clipping range of the probability ratio around 1."""
+    value_clip: float = 0.2
+    """Clipping range of the value's change from that of the rollout; 0 switches value clipping off."""
+    value_coefficient: float = 1.0
     """Weight of the value loss."""
-    entropy: float
-    """Weight of the entropy bonus at the start."""
-    entropy_end: float
-    """Weight of the entropy bonus at the end of training; linear in between."""
-    normalise_advantage: bool
-    """Standardise advantages within each minibatch."""
-    eval_envs: int
-    """Environments of an evaluation; each plays one whole episode."""
-    eval_greedy: bool
-    """Evaluate the most likely action instead of a sampled one."""
+    entropy: float = 0.0
+    """Weight of the entropy bonus at the start of training."""
+    entropy_end: float = 0.0
+    """Weight of the entropy bonus at the end of training; it changes linearly."""
+    normalise_advantage: bool = True
+    """Standardisation of the advantages within each minibatch."""
+    eval_envs: int = 64
+    """Environments of an evaluation, per seed; each plays one whole episode."""
+    eval_greedy: bool = False
+    """Greedy evaluation: the most likely action in place of a sampled one."""
 
     def __post_init__(self):
-        for name in ("num_envs", "num_steps", "epochs", "minibatches", "eval_envs"):
-            if getattr(self, name) < 1:
-                raise BadRequest(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least(self, "ppo.", 1, "num_envs", "num_steps", "epochs", "minibatches", "eval_envs")
         if self.num_envs % self.minibatches:
             raise BadRequest(f"ppo.minibatches ({self.minibatches}) must divide ppo.num_envs ({self.num_envs})")
-        for name in ("discount", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadRequest(f"ppo.{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("learning_rate", "max_grad_norm", "clip", "adam_eps"):
-            if not getattr(self, name) > 0.0:
-                raise BadRequest(f"ppo.{name} must be positive, got {getattr(self, name)}")
+        require_share(self, "ppo.", "discount", "gae_lambda")
+        require_above(self, "ppo.", 0, "learning_rate", "max_grad_norm", "clip", "adam_eps")
 
 
 class PPOState(struct.PyTreeNode):
     """Everything that training carries, as one pytree."""
 
-    params: Any
-    optimiser: Any
-    key: jax.Array
-    env: Any
-    obs: Any
+    params: Params
+    optimiser: optax.OptState
+    key: Key
+    env: PyTree
+    """State of the environments."""
+    obs: PyTree
+    """`[B, ...]`, the observations to act on next."""
     reset: jax.Array
-    memory: Any
+    """`[B]` bool: the observation opens an episode."""
+    memory: State
+    """State of the memory `[B, ...]`, before it sees `obs`."""
     updates: jax.Array
+    """int32, updates so far."""
     env_steps: jax.Array
+    """int32, environment steps so far."""
 
 
 class Rollout(struct.PyTreeNode):
-    """Time-major rows `[T, B, ...]` of one collection phase."""
+    """The steps of one collection phase, `[T, B, ...]`."""
 
-    obs: Any
+    obs: PyTree
     reset: jax.Array
+    """bool: the observation opens an episode."""
     action: jax.Array
     log_prob: jax.Array
+    """Log-probability of the action under the policy, also where the policy did not choose it."""
     features: jax.Array
+    """Output of the memory, `[T, B, width]`."""
     reward: jax.Array
     terminated: jax.Array
+    """bool: the task ended with this step."""
     truncated: jax.Array
+    """bool: a limit cut the episode after this step."""
     final_value: jax.Array
+    """Value of the final observation where `truncated`; 0 where no environment was cut at that time."""
     valid: jax.Array
+    """bool: the step happened (see `engram.envs.base.VectorEnvironment`)."""
     episode_done: jax.Array
+    """bool: an episode ended with this step, terminated or truncated."""
     episode_return: jax.Array
+    """Sum of the rewards of the episode up to this step, undiscounted and not rescaled."""
     episode_length: jax.Array
-    record: Any = None
+    """int32, steps of the episode up to this one."""
+    record: PyTree = None
     """The steps underneath all wrappers, where the environment records them (see `engram.envs.datasets.recording`)."""
 
 
 class Batch(struct.PyTreeNode):
-    """What the loss needs of a rollout, `[T, B, ...]`."""
+    """The part of a rollout that the loss needs, `[T, B, ...]`."""
 
-    obs: Any
+    obs: PyTree
     reset: jax.Array
     action: jax.Array
     log_prob: jax.Array
@@ -127,9 +146,18 @@ class Batch(struct.PyTreeNode):
     valid: jax.Array
 
 
+class Carry(NamedTuple):
+    """The part of the state that acting changes, `[B, ...]`: see `PPOState`."""
+
+    env: PyTree
+    obs: PyTree
+    reset: jax.Array
+    memory: State
+
+
 @dataclass(frozen=True, eq=False)
 class PPO:
-    """The agent: pure `init`, `update` and `evaluate` over a `PPOState`."""
+    """The agent: pure `init`, `update` and `evaluate` over a `PPOState` (see `engram.training.types.Agent`)."""
 
     env: Wrapper
     eval_env: Wrapper
@@ -143,14 +171,14 @@ class PPO:
         return self.settings.num_envs * self.settings.num_steps
 
     def close(self) -> None:
-        """Frees the emulators, if any; the agent cannot be used afterwards."""
+        """Frees the emulators, if there are any. The agent cannot be used afterwards."""
         self.env.close()
         self.eval_env.close()
 
-    def _apply(self, params: Any, method: str, *args: Any) -> Any:
+    def _apply(self, params: Params, method: str, *args: Any) -> Any:
         return self.network.apply({"params": params}, *args, method=method)
 
-    def init(self, key: jax.Array) -> PPOState:
+    def init(self, key: Key) -> PPOState:
         key, env_key, params_key = jax.random.split(key, 3)
         obs, env_state = self.env.reset(env_key, self.env.default_params)
         reset = jnp.ones(self.settings.num_envs, bool)
@@ -182,50 +210,69 @@ class PPO:
 
     # ---------------------------------------------------------------------------------------------- collecting
 
-    def _collect(self, state: PPOState, key: jax.Array) -> tuple[PPOState, Rollout]:
-        params, env_params = state.params, self.env.default_params
-
+    def _collect(self, state: PPOState, key: Key) -> tuple[PPOState, Rollout]:
         def one_step(carry, key):
-            env_state, obs, reset, memory = carry
             action_key, env_key = jax.random.split(key)
-            memory, features = self._apply(params, "features_step", memory, obs, reset)
-            policy = self._apply(params, "policy", features)
-            action = policy.sample(action_key)
-            next_obs, env_state, reward, terminated, truncated, info = self.env.step(
-                env_key, env_state, action, env_params
-            )
-            terminated, cut, final_value = self.ends(params, memory, terminated, truncated, info)
-            row = Rollout(
-                obs=obs,
-                reset=reset,
-                action=action,
-                log_prob=policy.log_prob(action),
-                features=features,
-                reward=reward,
-                terminated=terminated,
-                truncated=cut,
-                final_value=final_value,
-                valid=info["valid"],
-                episode_done=info["episode_done"],
-                episode_return=info["episode_return"],
-                episode_length=info["episode_length"],
-                record=info.get("record"),
-            )
-            return (env_state, next_obs, info["reset"], memory), row
+            return self.step(state.params, carry, env_key, lambda policy: policy.sample(action_key))
 
-        carry = (state.env, state.obs, state.reset, state.memory)
         keys = jax.random.split(key, self.settings.num_steps)
-        (env_state, obs, reset, memory), rollout = jax.lax.scan(one_step, carry, keys)
-        steps = state.env_steps + jnp.sum(rollout.valid, dtype=jnp.int32)
-        return state.replace(env=env_state, obs=obs, reset=reset, memory=memory, env_steps=steps), rollout
+        carry, rollout = jax.lax.scan(one_step, self.carry(state), keys)
+        return self.after(state, carry, rollout), rollout
 
-    def ends(
-        self, params: Any, memory: Any, terminated: jax.Array, truncated: jax.Array, info: Any
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """How a step `[B]` ended its episode: terminated, cut by a limit, and there the value of what would follow.
+    def carry(self, state: PPOState) -> Carry:
+        """Where acting goes on."""
+        return Carry(state.env, state.obs, state.reset, state.memory)
+
+    def after(self, state: PPOState, carry: Carry, rollout: Rollout) -> PPOState:
+        """`state` after the steps of `rollout`, which ended in `carry`."""
+        steps = state.env_steps + jnp.sum(rollout.valid, dtype=jnp.int32)
+        return state.replace(**carry._asdict(), env_steps=steps)
+
+    def step(
+        self, params: Params, carry: Carry, key: Key, choose: Callable[[Distribution], jax.Array]
+    ) -> tuple[Carry, Rollout]:
+        """One step of every environment.
 
         Args:
-            memory: after the step's observation.
+            key: for the environments.
+            choose: gives the actions `[B, ...]` to take. Its argument is the policy over them.
+
+        Returns:
+            carry, and the step as a row `[B, ...]` of a rollout.
+        """
+        env_state, obs, reset, memory = carry
+        memory, features = self._apply(params, "features_step", memory, obs, reset)
+        policy = self._apply(params, "policy", features)
+        action = choose(policy)
+        next_obs, env_state, reward, terminated, truncated, info = self.env.step(
+            key, env_state, action, self.env.default_params
+        )
+        terminated, cut, final_value = self._ends(params, memory, terminated, truncated, info)
+        row = Rollout(
+            obs=obs,
+            reset=reset,
+            action=action,
+            log_prob=policy.log_prob(action),
+            features=features,
+            reward=reward,
+            terminated=terminated,
+            truncated=cut,
+            final_value=final_value,
+            valid=info["valid"],
+            episode_done=info["episode_done"],
+            episode_return=info["episode_return"],
+            episode_length=info["episode_length"],
+            record=info.get("record"),
+        )
+        return Carry(env_state, next_obs, info["reset"], memory), row
+
+    def _ends(
+        self, params: Params, memory: State, terminated: jax.Array, truncated: jax.Array, info: Info
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """How a step ended its episode, `[B]` each: terminated, cut by a limit, and the value of what a cut hides.
+
+        Args:
+            memory: its state after the observation that was acted on.
         """
         if not self.settings.bootstrap_truncated:
             terminated = terminated | truncated
@@ -240,12 +287,14 @@ class PPO:
 
     # ------------------------------------------------------------------------------------------------ learning
 
-    def loss(self, params: Any, memory: Any, batch: Batch, entropy_weight: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(
+        self, params: Params, memory: State, batch: Batch, entropy_weight: float | jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         """The clipped objective of one minibatch.
 
         Args:
-            memory: states `(B, ...)` in which the rollout of these environments began.
-            batch: rows `[T, B, ...]`.
+            memory: states `[B, ...]` in which the rollout of these environments began.
+            batch: steps `[T, B, ...]`.
 
         Returns:
             loss to minimise, metrics.
@@ -289,9 +338,9 @@ class PPO:
         return self.learn(state, memory_before, rollout, shuffle_key)
 
     def learn(
-        self, state: PPOState, memory_before: Any, rollout: Rollout, shuffle_key: jax.Array
+        self, state: PPOState, memory_before: State, rollout: Rollout, shuffle_key: Key
     ) -> tuple[PPOState, Metrics]:
-        """Learns from a rollout that ended in `state` and began in the memory states `memory_before`."""
+        """Learns from a rollout that began in the memory states `memory_before` and ended in `state`."""
         s = self.settings
         value = self._apply(state.params, "value", rollout.features)
         _, last_features = self._apply(state.params, "features_step", state.memory, state.obs, state.reset)
@@ -347,24 +396,24 @@ class PPO:
 
     # ---------------------------------------------------------------------------------------------- evaluating
 
-    def _play_step(self, params: Any, env_params: Any, carry: tuple, key: jax.Array) -> tuple[tuple, Any, Any]:
-        """One step of evaluation -> next carry `(env_state, obs, reset, memory)`, info, action."""
+    def _play_step(self, params: Params, env_params: PyTree, carry: Carry, key: Key) -> tuple[Carry, Info, jax.Array]:
+        """One step of evaluation -> carry, info, action."""
         env_state, obs, reset, memory = carry
         action_key, env_key = jax.random.split(key)
         memory, features = self._apply(params, "features_step", memory, obs, reset)
         policy = self._apply(params, "policy", features)
         action = policy.mode() if self.settings.eval_greedy else policy.sample(action_key)
         obs, env_state, _, _, _, info = self.eval_env.step(env_key, env_state, action, env_params)
-        return (env_state, obs, info["reset"], memory), info, action
+        return Carry(env_state, obs, info["reset"], memory), info, action
 
-    def _start_play(self, state: PPOState, key: jax.Array) -> tuple[Any, tuple]:
+    def _start_play(self, state: PPOState, key: Key) -> tuple[PyTree, Carry]:
         """Environment parameters (with the training's normalisation, frozen) and the first carry."""
         env_params = self.env.evaluation_params(state.env, self.eval_env.default_params)
         obs, env_state = self.eval_env.reset(key, env_params)
         n = self.eval_env.num_envs
-        return env_params, (env_state, obs, jnp.ones(n, bool), self.network.initial_state(n))
+        return env_params, Carry(env_state, obs, jnp.ones(n, bool), self.network.initial_state(n))
 
-    def evaluate(self, state: PPOState, key: jax.Array, axis_name: str | None = None) -> Metrics:
+    def evaluate(self, state: PPOState, key: Key, axis_name: str | None = None) -> Metrics:
         """One whole episode in each of `eval_envs` fresh environments with the policy of `state`: see
         `engram.agents.common.evaluation.play_episodes`."""
         start_key, key = jax.random.split(key)
@@ -379,7 +428,7 @@ class PPO:
             axis_name,
         )
 
-    def record(self, state: PPOState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
+    def record(self, state: PPOState, key: Key, num_steps: int) -> tuple[PyTree, jax.Array, jax.Array]:
         """`num_steps` steps to draw: see `engram.agents.common.evaluation.record_steps`."""
         start_key, key = jax.random.split(key)
         env_params, carry = self._start_play(state, start_key)

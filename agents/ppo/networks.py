@@ -1,7 +1,6 @@
-"""The recurrent actor-critic: encoder, any memory, a policy head and a value head."""
+"""The recurrent actor-critic: an encoder, any memory, a policy head and a value head."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +11,7 @@ from engram.envs.spaces import Box, Dict, MultiDiscrete, Space
 from engram.errors import BadRequest
 from engram.memory.base import Memory, State
 from engram.memory.layers import Convolution, Dense, orthogonal
+from engram.training.types import PyTree
 
 ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": nn.tanh, "silu": nn.silu, "gelu": nn.gelu}
 
@@ -31,7 +31,8 @@ class MLP(nn.Module):
 
 
 class NatureCNN(nn.Module):
-    """The convolutions of Mnih et al. (2015) for uint8 pictures `[..., height, width, channels]` -> `[..., 512]`."""
+    """The convolutional network of Mnih et al. (2015): uint8 pictures `[..., height, width, channels]` -> features
+    `[..., 512]`."""
 
     @nn.compact
     def __call__(self, picture: jax.Array) -> jax.Array:
@@ -44,21 +45,22 @@ class NatureCNN(nn.Module):
 
 
 def check_pictures(space: Space) -> None:
-    """Raises BadRequest for observations of `space` with pictures that `NatureCNN` cannot take."""
+    """Raises BadRequest if observations in `space` hold pictures that are too small for `NatureCNN`, or that have their
+    channels first."""
     for part in (part for _, part in space.spaces) if isinstance(space, Dict) else (space,):
         if isinstance(part, Box) and len(part.shape) == 3 and min(part.shape[:2]) < 36:
             raise BadRequest(f"pictures must be [height, width, channels], at least 36 x 36, but are {part.shape}")
 
 
 class Encoder(nn.Module):
-    """Observations to features `[..., sizes[-1]]`. A picture, alone or under `"image"` beside a vector under
-    `"extra"`, first passes the convolutions."""
+    """Maps observations `[..., *shape]` to features `[..., sizes[-1]]`. A picture passes the convolutions first: one
+    that is the whole observation, or one under `"image"` beside a vector under `"extra"`."""
 
     sizes: tuple[int, ...]
     activation: str
 
     @nn.compact
-    def __call__(self, obs: Any) -> jax.Array:
+    def __call__(self, obs: PyTree) -> jax.Array:
         if isinstance(obs, dict):
             x = jnp.concatenate([NatureCNN()(obs["image"]), obs["extra"]], axis=-1)
         elif obs.dtype == jnp.uint8:
@@ -71,17 +73,20 @@ class Encoder(nn.Module):
 class ActorCritic(nn.Module):
     """Policy and value from one memory.
 
-    The memory's output ("features", `[..., width]`) is separate from the two heads, so that a rollout computes the
-    policy step by step but all values afterwards in one product.
+    The output of the memory, called features `[..., width]`, is available by itself: a rollout computes the policy
+    step by step, and afterwards the values of all steps in one product.
     """
 
     memory: Memory
+    """Memory between the encoder and the heads."""
     action_space: Space
+    """Space of the actions; it decides the distribution of the policy."""
     encoder: tuple[int, ...]
-    """Sizes of the encoder's layers before the last one, which has the memory's width."""
+    """Sizes of the encoder's layers before its last one, which has the memory's width."""
     heads: tuple[int, ...]
     """Sizes of the hidden layers of each head; empty for linear heads."""
     activation: str
+    """Activation of the encoder and the heads, by its name in ACTIVATIONS."""
     head_scale: float
     """Gain of the orthogonal initialisation of the heads' hidden layers."""
 
@@ -97,18 +102,20 @@ class ActorCritic(nn.Module):
 
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
+        """The state of the memory before anything was seen, leaves `[batch, ...]`."""
         return self.memory.initial_state(batch)
 
-    def __call__(self, state: State, obs: Any, reset: jax.Array) -> tuple[State, Distribution, jax.Array]:
+    def __call__(self, state: State, obs: PyTree, reset: jax.Array) -> tuple[State, Distribution, jax.Array]:
         """Learner: `obs[T, B, ...]`, `reset[T, B]` -> state, policy over `[T, B]`, value `[T, B]`."""
         state, features = self.memory(state, self.encode(obs), reset)
         return state, self.policy(features), self.value(features)
 
-    def features_step(self, state: State, obs: Any, reset: jax.Array) -> tuple[State, jax.Array]:
+    def features_step(self, state: State, obs: PyTree, reset: jax.Array) -> tuple[State, jax.Array]:
         """Actor: `obs[B, ...]`, `reset[B]` -> state, features `[B, width]`."""
         return self.memory.step(state, self.encode(obs), reset)
 
     def policy(self, features: jax.Array) -> Distribution:
+        """The policy over actions `[...]` from features `[..., width]`."""
         out = self.actor_out(self.actor(features))
         if isinstance(self.action_space, Box):
             return DiagonalGaussian(out, self.log_std)
@@ -117,4 +124,5 @@ class ActorCritic(nn.Module):
         return Categorical(out)
 
     def value(self, features: jax.Array) -> jax.Array:
+        """Values `[...]` of features `[..., width]`."""
         return self.critic_out(self.critic(features))[..., 0]
