@@ -35,7 +35,7 @@ from engram.envs.wrappers import flat_size
 from engram.errors import BadRequest
 from engram.experiments import adaptation, bandit_oracles, runs
 from engram.experiments.adaptation import Played
-from engram.training.folder import say, write_atomically
+from engram.training.folder import notify, write_atomically
 from engram.training.loop import seed_keys
 
 Split = Literal["train", "test", "heldout"]
@@ -234,7 +234,7 @@ def measure(run: TrialsRun, options: Options) -> dict[str, Any]:
     for name, task, split in measured:
         label = ", ".join(part for part in (name, split) if part)
         for times in sorted(set(options.lengths)):
-            say(f"{run.folder}: {label} tasks, trials x {times}")
+            notify(f"{run.folder}: {label} tasks, trials x {times}")
             longer = lengthened(task, split, times)
             shortest = times == min(options.lengths)
             changes = wanted * (shortest and isinstance(trials_of(task).family, Switching))
@@ -560,5 +560,5 @@ def adapt(folders: Sequence[Path], options: Options, out: Path | None = None) ->
     write_atomically(out / "adaptation.md", markdown(results))
     draw(results, out / "adaptation.png")
     print(markdown(results))
-    say(f"wrote adaptation.md and adaptation.png in {out}")
+    notify(f"wrote adaptation.md and adaptation.png in {out}")
     return results

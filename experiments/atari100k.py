@@ -24,7 +24,7 @@ from engram.errors import BadRequest, Interrupted, UnknownName
 from engram.experiments.cells import Cell, make_folder
 from engram.experiments.runs import Run
 from engram.experiments.train import Output
-from engram.training.folder import say, write_atomically
+from engram.training.folder import notify, write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import (
     human_normalised,
@@ -133,13 +133,13 @@ def atari100k(config: Experiment, preset: str, options: Options, output: Output 
         left = None if options.hours is None else started + 3600 * options.hours - time.monotonic()
         if left is not None and left <= 0:
             raise Interrupted("time is up; repeat the command to go on")
-        say(f"[{number}/{len(cells)}] {run.name}")
+        notify(f"[{number}/{len(cells)}] {run.name}")
         failure = cell.train(output, left)
         if failure is not None:
             failures[run.name] = failure
-            say(f"failed: {failure}")
+            notify(f"failed: {failure}")
         report(out, preset, config, failures)
-    say(f"wrote scores.json, table.md and scores.png in {out}")
+    notify(f"wrote scores.json, table.md and scores.png in {out}")
     return failures
 
 

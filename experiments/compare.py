@@ -22,7 +22,7 @@ from engram.experiments.cells import Cell, make_folder
 from engram.experiments.figures import draw_panel
 from engram.experiments.runs import folder_name
 from engram.experiments.train import Output
-from engram.training.folder import say, write_atomically
+from engram.training.folder import notify, write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import iqm_of_scores, stratified_bootstrap
 
@@ -88,14 +88,14 @@ def compare(config: Experiment, preset: str, options: Options, output: Output = 
     failures: dict[Cell, str] = {}
     for number, cell in enumerate(cells, 1):
         if not cell.is_finished:
-            say(f"[{number}/{len(cells)}] {cell.task} with {cell.label}")
+            notify(f"[{number}/{len(cells)}] {cell.task} with {cell.label}")
             failure = cell.train(output)
             if failure is not None:
                 failures[cell] = failure
-                say(f"failed: {failure}")
+                notify(f"failed: {failure}")
             report(out, cells, failures)
     report(out, cells, failures)
-    say(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
+    notify(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
     report_adaptation(cells, out)
     return Comparison(out, cells, failures)
 
@@ -162,7 +162,7 @@ def report_adaptation(cells: list[Cell], out: Path) -> None:
     try:
         adapt(trained, AdaptOptions(), out)
     except BadRequest as error:
-        say(f"adaptation was not measured: {error}")
+        notify(f"adaptation was not measured: {error}")
 
 
 def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:

@@ -40,7 +40,7 @@ from engram.experiments.recording import (
 )
 from engram.experiments.runs import RECORDINGS, Run, folder_name
 from engram.experiments.train import Output, train
-from engram.training.folder import say, versions, write_atomically
+from engram.training.folder import notify, versions, write_atomically
 
 Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]
 Format = Literal["npz", "d4rl", "minari"]
@@ -328,9 +328,11 @@ def find_medium(sources: Sources, played: Callable[[int], Played], chunks: int) 
         medium = played(chunk)
         score = normalised_score(medium.measured.episode_return, low, high)
         if score >= MEDIUM:
-            say(f"medium is checkpoint {chunk} of {chunks}, which scores {score:.1f}")
+            notify(f"medium is checkpoint {chunk} of {chunks}, which scores {score:.1f}")
             if score > MEDIUM_HIGH:
-                say("that is a lot for medium: with more --log-points, in a new folder, there may be one closer to 33")
+                notify(
+                    "that is a lot for medium: with more --log-points, in a new folder, there may be one closer to 33"
+                )
             return chunk, medium
     raise BadRequest("no checkpoint scores a third of the expert: train longer, or with more --log-points")
 

@@ -14,9 +14,9 @@ from engram.agents.common.spec import Build
 from engram.envs.base import VectorEnvironment
 from engram.errors import BadRequest
 from engram.experiments.runs import Run
-from engram.training.folder import say, write_atomically
+from engram.training.folder import notify, write_atomically
 from engram.training.loop import evaluation, seed_keys
-from engram.training.metrics import number
+from engram.training.metrics import finite_or_none
 from engram.training.statistics import summarise
 
 FRAME_MS = 150
@@ -71,15 +71,15 @@ def evaluate(options: Options) -> dict[str, Any]:
         "chunk": manifest["chunk"],
         "episodes_per_seed": options.episodes,
         "greedy": play.is_greedy(config),
-        "eval_return": summarise([number(v) for v in metrics["eval/return"]]),
-        "eval_length": [number(v) for v in metrics["eval/length"]],
+        "eval_return": summarise([finite_or_none(v) for v in metrics["eval/return"]]),
+        "eval_length": [finite_or_none(v) for v in metrics["eval/length"]],
     }
     if "eval/finished" in metrics:
-        result["finished"] = [number(v) for v in metrics["eval/finished"]]
+        result["finished"] = [finite_or_none(v) for v in metrics["eval/finished"]]
     if "eval/score" in metrics:
-        result["eval_score"] = summarise([number(v) for v in metrics["eval/score"]])
+        result["eval_score"] = summarise([finite_or_none(v) for v in metrics["eval/score"]])
     targets = {
-        name.removeprefix("eval/"): summarise([number(v) for v in values])
+        name.removeprefix("eval/"): summarise([finite_or_none(v) for v in values])
         for name, values in metrics.items()
         if "return_at_" in name or "score_at_" in name
     }
@@ -96,16 +96,16 @@ def draw_episodes(run: Run, agent: Any, states: Any, options: Options) -> None:
     play = run.spec.play
     assert play is not None
     if play.scene is None:
-        say("sequence policies are not drawn: no eval.gif")
+        notify("sequence policies are not drawn: no eval.gif")
     elif agent.env.is_host_pool:
-        say(f"{run.config.evaluated} runs in an emulator that cannot be drawn: no eval.gif")
+        notify(f"{run.config.evaluated} runs in an emulator that cannot be drawn: no eval.gif")
     else:
         state = jax.tree.map(lambda x: x[0], states)
         picture, key = run.folder / "eval.gif", jax.random.key(options.seed)
         if draw(agent, play.scene(agent), state, key, options.gif_steps, picture):
-            say(f"wrote {picture}")
+            notify(f"wrote {picture}")
         else:
-            say(f"{run.config.evaluated} cannot be drawn: no eval.gif")
+            notify(f"{run.config.evaluated} cannot be drawn: no eval.gif")
 
 
 def draw(agent: Any, env: VectorEnvironment, state: Any, key: jax.Array, steps: int, out: Path) -> bool:

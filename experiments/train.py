@@ -23,7 +23,7 @@ from engram.errors import BadRequest, Interrupted
 from engram.experiments.policy import write_spaces
 from engram.experiments.runs import Run, default_folder
 from engram.kernels.cache import keep_compiled_programs
-from engram.training.folder import RunFolder, say
+from engram.training.folder import RunFolder, notify
 from engram.training.loop import LoopSettings
 from engram.training.loop import train as run_loop
 from engram.training.metrics import read_metrics
@@ -75,7 +75,7 @@ def train(
     folder = RunFolder(output.out or default_folder(preset, config), described, output.resume, store.upgrade)
     run = Run(folder.path, config, preset)
     if folder.is_finished:
-        say(f"{folder.path} is already complete")
+        notify(f"{folder.path} is already complete")
         return run
     if agent.env.is_host_pool:
         write_spaces(folder.path, agent.env)
@@ -100,7 +100,7 @@ def train(
         numbers |= spec.summary(read_metrics(folder.path / "metrics.jsonl"))
     folder.write_summary({"preset": preset, **config.identity, **numbers})
     final = numbers["eval_return"]["mean"]
-    say(
+    notify(
         f"done: eval return {'n/a' if final is None else f'{final:.3f}'} (mean of {config.seeds}), "
         f"{numbers['steps_per_s']:,.0f} steps/s, {numbers['wall_s']:.0f} s + {numbers['compile_s']:.0f} s to compile, "
         f"in {folder.path}"

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from engram.experiments.dream import Options, dream
 from engram.scripts.command_line import parse, run_script
-from engram.training.folder import say
+from engram.training.folder import notify
 
 
 def main(arguments: Sequence[str]) -> int:
     for picture in dream(parse(Options, None, arguments, "dream.py", Options.__doc__ or "")):
-        say(f"wrote {picture}")
+        notify(f"wrote {picture}")
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from engram.errors import BadRequest
 from engram.experiments.figures import Options, draw_curves
 from engram.scripts.command_line import parse, run_script
-from engram.training.folder import say
+from engram.training.folder import notify
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     if not options.runs:
         raise BadRequest("name at least one run folder")
     draw_curves(options.runs, options.out)
-    say(f"wrote {options.out}")
+    notify(f"wrote {options.out}")
     return 0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from engram.envs.wrappers import EpisodeStatistics, Wrapper
 from engram.errors import BadRequest
-from engram.training.folder import say
+from engram.training.folder import notify
 
 EXACT_STEPS = 1_000_000
 """Emulator steps, over all lanes, that a resumed run repeats at most."""
@@ -78,7 +78,7 @@ def repeat(env: Wrapper, keys: jax.Array, path: Path, size: int, action: jax.Sha
     actions = np.frombuffer(data, stored).reshape(-1, *action.shape).astype(action.dtype)
     # [updates, seeds, T, ...] -> [seeds, updates * T, ...]
     actions = np.moveaxis(actions, 0, 1).reshape(action.shape[0], -1, *action.shape[2:])
-    say(f"repeating {actions[0].shape[0]:,} steps of {env.name} x {action.shape[0] * action.shape[2]} ...")
+    notify(f"repeating {actions[0].shape[0]:,} steps of {env.name} x {action.shape[0] * action.shape[2]} ...")
     params = env.default_params
 
     def one_seed(key: jax.Array, actions: jax.Array) -> Any:

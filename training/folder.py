@@ -128,6 +128,6 @@ def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
     return set() if a == b else {prefix}
 
 
-def say(message: str) -> None:
+def notify(message: str) -> None:
     """One line for the user, beside the progress display."""
     print(message, file=sys.stderr, flush=True)

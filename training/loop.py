@@ -24,8 +24,8 @@ from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest, Diverged, Interrupted
 from engram.training import action_log as replay
 from engram.training import checkpoint
-from engram.training.folder import RunFolder, say
-from engram.training.metrics import Display, MetricsLog, Row, WandbLog, aggregate, number
+from engram.training.folder import RunFolder, notify
+from engram.training.metrics import Display, MetricsLog, Row, WandbLog, aggregate, finite_or_none
 from engram.training.statistics import summarise
 from engram.training.types import Agent
 
@@ -178,14 +178,14 @@ def train(
             states, manifest = found
             first, rows, wall = manifest["chunk"], manifest["rows"], manifest["wall_s"]
             logged = manifest["action_bytes"]
-            say(f"resuming after {first} of {settings.plan.chunks} chunks")
+            notify(f"resuming after {first} of {settings.plan.chunks} chunks")
             if agent.env.is_host_pool and first < settings.plan.chunks:
                 steps = first * settings.plan.updates_per_chunk * agent.steps_per_update
                 if steps * settings.seeds <= replay.EXACT_STEPS:
                     path = folder.path / replay.ACTIONS
                     replay.repeat(cast(Wrapper, agent.env), keys, path, logged, programs.action, states.env)
                 else:
-                    say("too far to repeat exactly: going on with new episodes of the emulator")
+                    notify("too far to repeat exactly: going on with new episodes of the emulator")
                     agent = remake(settings.seed + steps)
                     programs = compile_agent(agent, settings.seeds, settings.plan.updates_per_chunk)
                     states = replay.reopen(keys, programs.init, states)
@@ -256,7 +256,7 @@ def _train_chunks(
             "updates": done * settings.plan.updates_per_chunk,
             "wall_s": round(wall, 3),
             "steps_per_s": round(steps_per_chunk * settings.seeds / seconds, 1),
-            **{name: [number(v) for v in np.atleast_1d(values)] for name, values in sorted(metrics.items())},
+            **{name: [finite_or_none(v) for v in np.atleast_1d(values)] for name, values in sorted(metrics.items())},
         }
         log.write(row)
         wandb.write(row)
@@ -318,7 +318,7 @@ class _StopRequest:
         if self.requested:  # asked twice: now
             raise KeyboardInterrupt
         self.requested = True
-        say("stopping after this chunk (once more to stop at once) ...")
+        notify("stopping after this chunk (once more to stop at once) ...")
 
     def restore(self) -> None:
         for name, handler in self._before.items():

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 Row = dict[str, Any]
 
 
-def number(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """A JSON number; NaN and infinities, which JSON lacks, become null."""
     value = float(value)
     return value if math.isfinite(value) else None

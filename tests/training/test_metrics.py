@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engram.training.loop import plan
-from engram.training.metrics import MetricsLog, aggregate, number, read_metrics
+from engram.training.metrics import MetricsLog, aggregate, finite_or_none, read_metrics
 from engram.training.statistics import summarise
 
 
@@ -19,7 +19,7 @@ def test_episode_means_weigh_episodes_not_updates():
     out = aggregate(metrics)
     assert out["train/return"][0] == 2.5
     assert np.isnan(out["train/return"][1])
-    assert number(out["train/return"][1]) is None
+    assert finite_or_none(out["train/return"][1]) is None
     np.testing.assert_array_equal(out["train/episodes"], [4, 0])
     np.testing.assert_array_equal(out["loss/total"], [2.0, 3.0])
     np.testing.assert_array_equal(out["train/regret"], [5.0, 3.0])
