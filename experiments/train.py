@@ -1,6 +1,7 @@
 """Training one run, in this process or in one of its own."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -139,6 +140,10 @@ def train_apart(
     arguments = ["-", "--out", str(folder), "--resume", "--wandb", output.wandb, *(["--quiet"] if output.quiet else [])]
     process = subprocess.Popen(
         [sys.executable, "-m", "engram.scripts.train", *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        },  # its modules are found too
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,7 +1,7 @@
 """From a configuration and a dataset to agents that learn from recorded episodes, and what they can do."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -151,23 +151,19 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _group(config: Any) -> str:
-    """Name of the field with the settings of the chosen method."""
-    return config.algorithm if isinstance(config, ValueExperiment) else "sequence"
+def _play(group: Callable[[Any], str], **options: Any) -> Play:
+    """How a policy plays, given which field of its configuration has the settings of the chosen method."""
 
+    def configure(config: Any, episodes: int, greedy: bool | None) -> Any:
+        if greedy is False:
+            raise BadRequest(
+                "what learned from recorded episodes takes the best action and has none to sample: "
+                "leave out --greedy False"
+            )
+        name = group(config)
+        return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), eval_episodes=episodes)})
 
-def _episodes(config: Any) -> int:
-    return getattr(config, _group(config)).eval_episodes
-
-
-def _configure(config: Any, episodes: int, greedy: bool | None) -> Any:
-    if greedy is False:
-        raise BadRequest(
-            "what learned from recorded episodes takes the best action and has none to sample: leave out --greedy False"
-        )
-    group = _group(config)
-    settings = dataclasses.replace(getattr(config, group), eval_episodes=episodes)
-    return dataclasses.replace(config, **{group: settings})
+    return Play(configure, lambda config: True, lambda config: getattr(config, group(config)).eval_episodes, **options)
 
 
 def _start(agent: OfflineAgent, state: OfflineState, seen: Seen, key: jax.Array) -> tuple:
@@ -228,7 +224,7 @@ VALUES_SPEC = AgentSpec(
     second_choice="memory",
     resolve=resolve,
     summary=summary,
-    play=Play(_configure, lambda config: True, _episodes, scene=lambda agent: agent.env),
+    play=_play(lambda config: config.algorithm, scene=lambda agent: agent.env),
     acting=Acting(_start, _observe, _act),
 )
 
@@ -243,6 +239,6 @@ SEQUENCE_SPEC = AgentSpec(
     columns=("dm", "attention", "mamba"),
     resolve=resolve,
     summary=summary,
-    play=Play(_configure, lambda config: True, _episodes, least=2),
+    play=_play(lambda config: "sequence", least=2),
     acting=Acting(_start_sequence, _observe_sequence, _act_sequence),
 )
