@@ -138,7 +138,7 @@ def train_apart(
         Interrupted: by Ctrl-C, a polite kill of either process, or the time; the run was checkpointed if it had begun.
     """
     arguments = ["-", "--out", str(folder), "--resume", "--wandb", output.wandb, *(["--quiet"] if output.quiet else [])]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # which finds the modules that this process finds
         [sys.executable, "-m", "engram.scripts.train", *arguments],
         env={
             **os.environ,
