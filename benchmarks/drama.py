@@ -123,7 +123,7 @@ def time_parts(agent: Drama, programs: Any, states: Any, updates: int, rounds: i
         losses.append(float(jnp.mean(metrics["loss/world"])))
         for name, program in calls.items():
             keys = list(jax.random.split(jax.random.key(round_), updates))
-            start = time.perf_counter()
+            result, start = None, time.perf_counter()
             for key in keys:
                 result = program(state, key)
             jax.block_until_ready(result)

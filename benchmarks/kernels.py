@@ -580,8 +580,8 @@ def table(measured: Measured) -> str:
     columns = ["contender", "forward, wall ms", "CPU ms", "forward + backward, wall ms", "CPU ms", "to ours"]
     columns += ["memory, MB", "first call, s", "error"]
     lines = [f"### {measured.problem.title}: {measured.steps} steps, {sizes}", ""]
+    copy = measured.copied_bytes / min(measured.copy_timing.wall) if passes else 0.0
     if passes:
-        copy = measured.copied_bytes / min(measured.copy_timing.wall)
         lines += [f"This machine copies {copy / 1e9:.1f} GB/s.", ""]
         columns += ["forward, GB/s", "forward + backward, GB/s"]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

@@ -74,7 +74,7 @@ def speed(arguments: argparse.Namespace) -> None:
             kernels, means, starts = (
                 np.asarray(x[0], np.float64) for x in (first.env.kernels, first.env.means, first.env.starts)
             )
-            ours = numpy = 0.0
+            ours, numpy, state = 0.0, 0.0, first
             for i in range(arguments.rounds):
                 uniforms = np.random.default_rng(i).uniform(size=(steps, 2))
                 began = time.perf_counter()

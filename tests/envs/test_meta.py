@@ -42,12 +42,8 @@ class ProbeState:
 class Probe(Family):
     """No chance in it but the task `(2,)`, so that NumPy can play it: episodes end when what was added is large."""
 
-    cheap: bool = True
+    cheap_reset: bool = True
     discrete: bool = False
-
-    @property
-    def cheap_reset(self):
-        return self.cheap
 
     def draw(self, key, split):
         return jax.random.normal(key, (2,))
@@ -75,9 +71,9 @@ class Probe(Family):
 ENVS, STEPS = 4, 60
 VARIATIONS = {
     "plain": (Probe(), {"episodes": 3}),
-    "loop": (Probe(cheap=False), {"episodes": 3, "steps": 7}),
+    "loop": (Probe(cheap_reset=False), {"episodes": 3, "steps": 7}),
     "all": (
-        Probe(cheap=False),
+        Probe(cheap_reset=False),
         {
             "steps": 9,
             "project_observations": 5,
@@ -226,7 +222,7 @@ def test_episodes_of_a_trial_open_alike_only_if_asked():
             return jax.random.normal(key, (3,)), super().reset(key, params)[1]
 
     def openings(same):
-        env = Trials(Chance(cheap=not same), episodes=4, same_start=same, time_limit=1)
+        env = Trials(Chance(cheap_reset=not same), episodes=4, same_start=same, time_limit=1)
         step = jax.jit(env.step)
         obs, state = jax.jit(env.reset)(jax.random.key(1), env.default_params)
         seen = [obs[:3]]
@@ -398,7 +394,7 @@ def walk(family, task, targets):
     """Steps and rewards of an agent that goes straight to each of `targets` and then stays."""
     position, targets, rewards = family.start.copy(), [np.asarray(t) for t in targets], []
     obs, state = family.reset(jax.random.key(0), task)
-    step = jitted_step(family)
+    step, info = jitted_step(family), {}
     for _ in range(family.horizon):
         while len(targets) > 1 and np.all(position == targets[0]):
             targets.pop(0)

@@ -11,7 +11,7 @@ import pytest
 from flax import struct
 
 from engram.envs.base import Environment
-from engram.envs.spaces import Box, Discrete
+from engram.envs.spaces import Box, Discrete, Space
 from engram.envs.vector import Vectorised
 
 NUM_ENVS = 12
@@ -47,7 +47,7 @@ class Countdown(Environment):
     def observation_space(self, params):
         return Box(-np.inf, np.inf, (2,))
 
-    def action_space(self, params):
+    def action_space(self, params) -> Space:
         return Box((-1.0, -2.0), (1.0, 2.0), (2,))
 
     def max_steps(self, params):
@@ -188,7 +188,7 @@ def test_the_compiler_leaves_resets_in_their_loop():
     action = jnp.ones((NUM_ENVS, 2))
     step = jax.jit(partial(env.step, params=None))
     text = step.lower(jax.random.key(0), state, action).compile().as_text() or ""
-    computations = {}
+    computations, name = {}, ""
     for line in text.splitlines():
         if line and not line[0].isspace():
             name = line.removeprefix("ENTRY ").split()[0]

@@ -28,6 +28,7 @@ def test_equals_numpy_convolution_of_each_episode(inputs, K):
     y, after = jax.jit(causal_conv)(x, weight, bias, reset, taps)
     for b in range(B):
         starts = [0, *np.flatnonzero(reset[1:, b]) + 1, T]
+        episode = taps[b]
         for start, end in pairwise(starts):
             carried = np.zeros((K - 1, D)) if reset[start, b] else taps[b]
             episode = np.concatenate([carried, x[start:end, b]])

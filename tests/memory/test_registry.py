@@ -2,7 +2,7 @@
 
 import sys
 from importlib import invalidate_caches
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -122,8 +122,8 @@ def test_a_memory_of_ones_own_is_its_module_and_class(own_modules):
     entries = ["s5.state=128", f"{OWN}.rate=0.5", f"{OWN}.sizes=(3, 4)", f"{OWN}.order=2"]
     options = options_of(OWN, entries)
     assert options == {"rate": "0.5", "sizes": "(3, 4)", "order": "2"}
-    memory = make_memory(OWN, 8, **options)
-    assert memory.layers == (find_memory(OWN)(8, rate=0.5, sizes=(3, 4), order=2),)
+    memory, leaky = make_memory(OWN, 8, **options), cast(Any, find_memory(OWN))
+    assert memory.layers == (leaky(8, rate=0.5, sizes=(3, 4), order=2),)
     assert options_of("s5", entries) == {"state": "128"}
 
 

@@ -20,7 +20,7 @@ def inner_maximum(u, row, width):
 
 def plan(mean, row, mean_width, row_width, eps, states, actions, iterations):
     """Extended value iteration -> the lowest optimistic action of every state, and sweeps."""
-    u, sweeps = np.zeros(states), 0
+    u, q, sweeps = np.zeros(states), np.zeros((states, actions)), 0
     while sweeps < iterations:
         sweeps += 1
         q = (np.minimum(1, mean + mean_width) + inner_maximum(u, row, row_width)).reshape(states, actions)
@@ -48,6 +48,7 @@ def run(kernels, means, starts, uniforms, algorithm, s, bernoulli=True, window=N
         "restarted-ucrl2": {math.ceil(i**3 / K**2) for i in range(1, int((len(uniforms) * K * K) ** (1 / 3)) + 2)},
     }.get(algorithm, set())
     counts, sums = np.zeros((O * A, O)), np.zeros(O * A)
+    policy, visits, in_episode = np.zeros(O, int), np.zeros(O * A), np.zeros(O * A)
     history, position, since, plans, sweeps = [], 0, 0, 0, 0
     out = {name: [] for name in ("action", "next", "reward", "alarm")}
     new_episode = True

@@ -408,7 +408,7 @@ def test_update_counts_what_it_earned(algorithm):
     agent = LSD(lsd.random(), SETTINGS, algorithm, 2000)
     update = quick(jax.vmap(agent.update))
     state = quick(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 4))
-    total = 0
+    total, before, metrics = 0, state, {}
     for _ in range(8):
         before = state
         state, metrics = update(state)

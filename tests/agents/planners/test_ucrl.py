@@ -157,7 +157,7 @@ def test_gains(seed):
     with jax.enable_x64(True):
         np.testing.assert_allclose(optimal_gain(jnp.asarray(kernels[0]), jnp.asarray(means[0])), expected, atol=1e-10)
         for width, gain in ((0.0, expected), (2.0, means.max())):
-            u = jnp.zeros(4)
+            u = change = jnp.zeros(4)
             for _ in range(300):
                 q = extended_q(u, means[0].ravel(), kernels[0].reshape(12, 4), jnp.zeros(12), jnp.full(12, width))
                 change = q.reshape(4, 3).max(-1) - u

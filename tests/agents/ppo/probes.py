@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from engram.envs.base import Environment, NoParams, VectorEnvironment
-from engram.envs.spaces import Box, Discrete
+from engram.envs.base import Environment, Info, NoParams, VectorEnvironment
+from engram.envs.spaces import Box, Discrete, Space
 
 
 class ProbeState(struct.PyTreeNode):
@@ -42,18 +42,18 @@ class Probe(Environment):
         state = ProbeState(jnp.zeros((), jnp.int32), jax.random.rademacher(key, (), jnp.float32))
         return self.observe(state), state
 
-    def step(self, key, state, action, params):
+    def step(self, key, state, action, params) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, Info]:
         reward = self.reward(state, jnp.where(action == 1, 1.0, -1.0))
         state = state.replace(time=state.time + 1)
         over = state.time == self.length
         no = jnp.zeros((), bool)
-        ends = (no, over) if self.truncates() else (over, no)
-        return self.observe(state), state, reward, *ends, {}
+        terminated, truncated = (no, over) if self.truncates() else (over, no)
+        return self.observe(state), state, reward, terminated, truncated, {}
 
     def observation_space(self, params):
         return Box(-1.0, 1.0, (2,))
 
-    def action_space(self, params):
+    def action_space(self, params) -> Space:
         return Discrete(2)
 
     def max_steps(self, params):

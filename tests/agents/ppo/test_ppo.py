@@ -184,8 +184,8 @@ class TwoSwitches(ActOnObservation):
 
     def step(self, key, state, action, params):
         right = (jnp.where(action[0] == 1, 1.0, -1.0) == state.cue) & (action[1] == 2)
-        obs, state, _, *ends = super().step(key, state, action[0], params)
-        return obs, state, right.astype(jnp.float32), *ends
+        obs, state, _, terminated, truncated, info = super().step(key, state, action[0], params)
+        return obs, state, right.astype(jnp.float32), terminated, truncated, info
 
     def action_space(self, params):
         return MultiDiscrete((2, 3))
@@ -196,8 +196,8 @@ class Reach(ActOnObservation):
 
     def step(self, key, state, action, params):
         target = jnp.stack([state.cue / 2, jnp.asarray(0.25)])
-        obs, state, _, *ends = super().step(key, state, jnp.zeros((), jnp.int32), params)
-        return obs, state, -jnp.sum((action - target) ** 2), *ends
+        obs, state, _, terminated, truncated, info = super().step(key, state, jnp.zeros((), jnp.int32), params)
+        return obs, state, -jnp.sum((action - target) ** 2), terminated, truncated, info
 
     def action_space(self, params):
         return Box(-1.0, 1.0, (2,))
