@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ from engram.envs.external import External, Seen, space_from_json, space_to_json
 from engram.envs.spaces import Space
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
-from engram.experiments.runs import Run
 from engram.training.folder import write_atomically
+
+if TYPE_CHECKING:
+    from engram.experiments.runs import Run
 
 SPACES = "spaces.json"
 """File in a run folder with the spaces of its emulators, which then need not be opened to know them."""
@@ -35,7 +37,7 @@ def write_spaces(folder: Path, env: VectorEnvironment) -> None:
     write_atomically(folder / SPACES, text + "\n")
 
 
-def spaces_of(run: Run, env_id: str, time_limit: int) -> tuple[tuple[Space, Space], int | None]:
+def spaces_of(run: "Run", env_id: str, time_limit: int) -> tuple[tuple[Space, Space], int | None]:
     """Spaces of an observation and of an action of a run's environment, and its limit of steps."""
     path = run.folder / SPACES
     if is_emulator(env_id) and path.exists():
@@ -49,7 +51,7 @@ def spaces_of(run: Run, env_id: str, time_limit: int) -> tuple[tuple[Space, Spac
         env.close()
 
 
-def offscreen(run: Run) -> Any:
+def offscreen(run: "Run") -> Any:
     """The agent of a run in environments that somebody else steps (see `engram.envs.external`), one in evaluations."""
 
     def external(env_id: str, num_envs: int, *, time_limit: int = 0, **_: Any) -> External:
@@ -67,7 +69,7 @@ class Policy:
         info: what can be looked at after a call: `memory`, the state of the memory, and `value` where there is one.
     """
 
-    run: Run
+    run: "Run"
     agent: Any
     state: Any
     key: jax.Array
@@ -77,7 +79,7 @@ class Policy:
     steps: int = 0
 
     @classmethod
-    def of(cls, run: Run, seed: int, greedy: bool | None, key: int) -> "Policy":
+    def of(cls, run: "Run", seed: int, greedy: bool | None, key: int) -> "Policy":
         """See `engram.experiments.runs.Run.policy`."""
         spec = run.spec
         if spec.acting is None or spec.play is None:
