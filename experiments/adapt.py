@@ -40,11 +40,11 @@ from engram.training.loop import seed_keys
 
 Split = Literal["train", "test", "heldout"]
 AS_TRAINED = ("kept", "off")
-"""What is done to the memory, and what clears it, in training."""
+"""Treatment of the memory, and the detector that clears it, in training."""
 SPLIT_SEEDS = 1_000_003
-"""What the seed of the trials grows by from split to split."""
+"""Step of the trials' seed from split to split."""
 REFERENCE_TASKS = 1000
-"""Tasks that what is known of the best is averaged over."""
+"""Number of tasks that reference returns are averaged over."""
 MOST_MEMBERS = 64
 """Environments of a mixture that is made only to be asked for its members."""
 TIMED = (1, 64)
@@ -58,22 +58,22 @@ class Options:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """TrialsRun folders."""
     splits: tuple[Split, ...] = ("train", "test", "heldout")
-    """Which tasks: of the training distribution, others of it, and beyond it. Members of a mixture that training had
-    not are played on heldout alone."""
+    """Splits of the tasks: those of training, others of the same distribution, and tasks beyond it. Members of a mixture
+    that were not trained on are played on heldout alone."""
     lengths: tuple[int, ...] = (1, 4, 16)
-    """Trials so many times as long as in training."""
+    """Lengths of the trials, as multiples of the length in training."""
     ablations: tuple[Literal["frozen", "reset"], ...] = ("frozen", "reset")
-    """What is done to the memory in trials of the training's length: frozen after --freeze-after inner episodes, or
-    cleared at each."""
+    """Ablations of the memory in trials as long as in training: frozen after --freeze-after inner episodes, or cleared
+    at each."""
     freeze_after: int = 1
-    """See ablations."""
+    """Inner episodes before the memory is frozen (see --ablations)."""
     changes: tuple[Literal["off", "on", "oracle"], ...] | None = None
-    """What clears the memory where the task switches, in trials of the training's length: nothing, a detector, the
-    switch itself (default: all three, for environments whose task switches)."""
+    """Ways to clear the memory where the task switches, in trials as long as in training: never, by a detector, or by
+    the switch itself (default: all three, for environments whose task switches)."""
     eta: Literal["paper", "squared", "certified"] = "paper"
-    """The detector's prior of a change (see the planners' page on R-BOCPD)."""
+    """Prior of a change in the detector (see the planners' page on R-BOCPD)."""
     eta_delta: float = 0.05
-    """With eta=certified, the probability of a false alarm in a stream."""
+    """Probability of a false alarm in a stream, with eta=certified."""
     trials: int = 256
     """Trials per seed of the run."""
     seed: int = 1_000
@@ -108,7 +108,7 @@ class TrialsRun:
     """One for each seed, leaves `[seeds, ...]`."""
     chunk: int
     tasks: dict[str, Trials | Member]
-    """What it was trained on, by the names of a mixture's members; one family alone has the name ''."""
+    """Tasks that it was trained on, by the names of a mixture's members; one family alone has the name ''."""
     unseen: dict[str, Member]
     """Members of the mixture that it was evaluated in, where it was not trained on them."""
 
@@ -179,7 +179,7 @@ def lengthened(task: Trials | Member, split: str, times: int) -> Trials | Member
 
 
 def opening_of(run: TrialsRun, task: Trials | Member) -> adaptation.Opening:
-    """What observations are where a trial opens, the wrapper for previous actions included."""
+    """Entries of the observation that opens a trial, those of the wrapper for previous actions included."""
     parts = list(adaptation.opening_of(task.layout))
     view, params = run.config.observation, task.default_params
     if view.previous_action:
@@ -290,7 +290,7 @@ def make_detector(played: list[Played], task: Trials | Member, options: Options)
 
 @functools.cache
 def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
-    """What is known of the best in trials of this kind, each with a `name` and, by inner episode, `return`."""
+    """Reference returns in trials of this kind, each with a `name` and, by inner episode, `return`."""
     family = trials.family
     bandit = isinstance(family, BernoulliBandit | GaussianBandit)
     # Asked by its shape: a task may be a whole world.
@@ -329,7 +329,7 @@ def reference(trials: Trials, seed: int) -> list[dict[str, Any]]:
 
 
 def label_of(condition: dict[str, Any]) -> str:
-    """What is special about a condition, beside its split."""
+    """Words for a condition, beside its split."""
     words = [f"x {condition['length']}"] if condition["length"] != 1 else []
     words += [f"memory {condition['memory']}"] if condition["memory"] != "kept" else []
     words += [f"changes {condition['changes']}"] if condition["changes"] != "off" else []
@@ -519,7 +519,7 @@ def draw_curves(
 
 
 def draw_changes(axes: Any, results: list[dict[str, Any]], split: str) -> None:
-    """What clearing the memory gains in the return of a trial, trial by trial."""
+    """Gain in a trial's return from clearing the memory, trial by trial."""
     width, shown = 0.8 / len(results), ("on", "oracle")
     for color, result in enumerate(results):
         for c in result["conditions"]:

@@ -30,19 +30,19 @@ from engram.agents.ppo.agent import PPO
 from engram.envs.base import VectorEnvironment
 from engram.envs.spaces import Box, Discrete
 from engram.errors import BadRequest
-from engram.memory.base import where_reset
+from engram.kernels.rows import select_rows
 from engram.training.statistics import mean_of_tasks, stratified_bootstrap
 
 MEMORY = ("kept", "frozen", "reset")
 CHANGES = ("off", "on", "oracle")
 NEVER = np.iinfo(np.int32).max
 Opening = tuple[tuple[slice, float], ...]
-"""What entries of an observation are where a trial opens: those that tell of the step before, and flags."""
+"""Entries of the observation that opens a trial: those that tell of the step before, and flags."""
 
 
 @dataclass(frozen=True)
 class Detector:
-    """What watches the returns of inner episodes."""
+    """A change-point detector over the returns of inner episodes."""
 
     edges: tuple[float, ...]
     """Increasing; a return is the symbol that counts how many of them it exceeds."""
@@ -58,7 +58,7 @@ class Played(NamedTuple):
     """One trial in each of `B` environments, by inner episode `[B, K]`; an episode that was not begun is all zeros."""
 
     returns: jax.Array
-    """Of the family's own reward; of an episode cut by the end of the trial, up to there."""
+    """Returns of inner episodes in the family's own reward; where the trial ends first, up to there."""
     lengths: jax.Array
     """Steps, int32."""
     finished: jax.Array
@@ -82,7 +82,7 @@ class Played(NamedTuple):
 
 
 class Treatment(NamedTuple):
-    """What is done to the memory, as arrays: one program for all."""
+    """Treatment of the memory, as arrays, so that one program serves all."""
 
     reset: jax.Array
     """bool: clear it where an inner episode opens."""
@@ -104,7 +104,7 @@ def treatment(memory: str = "kept", changes: str = "off", freeze_after: int = 1)
 
 
 def opening_of(layout: Mapping[str, slice]) -> Opening:
-    """Of observations with this layout: see `engram.envs.meta.trials.Trials.layout`."""
+    """The opening of observations with this layout (see `engram.envs.meta.trials.Trials.layout`)."""
     parts = {"action": 0.0, "reward": 0.0, "episode_start": 1.0, "trial_start": 1.0}
     return tuple((layout[name], value) for name, value in parts.items())
 
@@ -212,7 +212,7 @@ def make_player(
             step, env_state, obs, reset, memory, episode, watch, played = loop
             action_key, env_key = jax.random.split(jax.random.fold_in(key, step))
             moved, features = apply(params, "features_step", memory, obs, reset)
-            memory = where_reset(episode >= treat.freeze_after, memory, moved)
+            memory = select_rows(episode >= treat.freeze_after, memory, moved)
             policy = apply(params, "policy", features)
             action = policy.mode() if agent.settings.eval_greedy else policy.sample(action_key)
             obs, env_state, _, _, _, info = env.step(env_key, env_state, action, env_params)
@@ -308,7 +308,7 @@ def scalar(values: PerSeed) -> dict[str, Any]:
 
 
 def summarise_trials(played: list[Played]) -> dict[str, Any]:
-    """What the trials of all seeds (host arrays) come to.
+    """Summary of the trials of all seeds (host arrays).
 
     Returns:
         `episodes`, the inner episodes that every trial finished; `by_episode`, curves over these of `return`, `length`,

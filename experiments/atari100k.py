@@ -43,22 +43,22 @@ AGGREGATES: dict[str, Callable[[list[np.ndarray]], Any]] = {
     "IQM of game means": iqm_of_tasks,
     "IQM of runs": iqm_of_scores,
 }
-"""Of human-normalised scores."""
+"""Aggregates of human-normalised scores."""
 REFERENCES = ("random", "human")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. Any option of train.py can follow."""
+    """Games and seeds of the benchmark. Any option of train.py can follow."""
 
     games: tuple[str, ...] = ()
     """Games of the benchmark (default: all 26)."""
     seeds: int = 5
-    """Runs per game; they count up from the preset's seed."""
+    """Number of runs per game; their seeds count up from the preset's."""
     episodes: int | None = None
     """Episodes of a run's evaluation (default: the preset's)."""
     hours: float | None = None
-    """Stop after this time with the running run checkpointed (default: when all is done)."""
+    """Hours after which the benchmark stops, with the current run checkpointed (default: when all is done)."""
     out: Path | None = None
     """Folder of the benchmark (default: runs/atari-100k/<preset>-<memory>)."""
 
@@ -82,7 +82,7 @@ class GameRun:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run earned and cost."""
+    """Score and cost of a finished run."""
 
     run: GameRun
     score: float
@@ -303,7 +303,7 @@ def markdown(results: list[Result], label: str, failures: dict[str, str]) -> str
 
 
 def notes(results: list[Result], label: str) -> list[str]:
-    """What has to be known to read the table, and the cost of the runs."""
+    """Notes on how to read the table, and the cost of the runs."""
     if not results:
         return ["No run is finished."]
 

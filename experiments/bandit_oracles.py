@@ -126,7 +126,7 @@ def bayes_optimal_value(pulls: int) -> float:
 
 
 class Seen(NamedTuple):
-    """What a policy knows of a batch of bandits, `[B, arms]` float32."""
+    """A policy's statistics of a batch of bandits, `[B, arms]` float32."""
 
     total: jax.Array
     """Sum of the rewards: of a Bernoulli arm, its wins."""
@@ -266,17 +266,17 @@ def gaussian_gittins_table(pulls: int, prior_pulls: float = 1.0) -> np.ndarray:
 
 
 class Prior(NamedTuple):
-    """What a policy knows of Gaussian arms before it pulls any."""
+    """Prior of Gaussian arms."""
 
     mean: float
     deviation: float
-    """Of the arms' means."""
+    """Mean of the arms' means."""
     noise: float
     """Deviation of rewards."""
 
     @property
     def pulls(self) -> Any:
-        """What the prior is worth in pulls."""
+        """Number of pulls that the prior is worth."""
         return (self.noise / self.deviation) ** 2
 
     def posterior(self, seen: Seen) -> tuple[jax.Array, jax.Array]:

@@ -27,12 +27,12 @@ from engram.training.metrics import read_metrics
 from engram.training.statistics import iqm_of_scores, stratified_bootstrap
 
 WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
-"""What rows are, and what their runs count."""
+"""Words for rows, and for the steps that their runs count."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to compare. Any option of train.py can follow."""
+    """Rows and columns of a comparison. Any option of train.py can follow."""
 
     memories: tuple[str, ...] = ()
     """Memories, the columns of the table, for presets of agents with a memory (default: s5 gru none, of
@@ -124,7 +124,7 @@ def rows_of(config: Experiment, options: Options) -> tuple[str, ...]:
 
 
 def columns_of(config: Experiment, options: Options) -> list[dict[str, str]]:
-    """What to compare, each as fields of the experiment and their values."""
+    """Columns, each as fields of the experiment and their values."""
     wanted = {"memory": options.memories, "algorithm": options.algorithms}
     flags = {"memory": "--memories", "algorithm": "--algorithms"}
     spec, choice = spec_of(config), config.choice
@@ -154,8 +154,7 @@ def report(out: Path, cells: list[Cell], failures: dict[Cell, str]) -> None:
 
 
 def report_adaptation(cells: list[Cell], out: Path) -> None:
-    """How agents that were trained on trials adapt. What was trained and reported stands, whether that can be measured
-    or not."""
+    """Measures how agents that were trained on trials adapt. The comparison stands, whether that succeeds or not."""
     trained = [cell.folder for cell in cells if cell.is_finished and is_trials(cell.task)]
     if not trained or not spec_of(cells[0].config).adapts:
         return

@@ -46,7 +46,7 @@ Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "
 Format = Literal["npz", "d4rl", "minari"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 MIXED = ("medium", "expert")
-"""What medium-expert consists of."""
+"""Tiers that medium-expert consists of."""
 LANES = 100
 """Environments that are played at a time; a return that is measured is the mean of one episode in each."""
 MEDIUM = 100 / 3
@@ -62,12 +62,12 @@ class Tiers:
     out: Path | None = None
     """Folder of the datasets (default: runs/datasets/<env>-<memory>)."""
     tiers: tuple[Tier, ...] = TIERS
-    """Which to make."""
+    """Tiers to make."""
     steps: int = 100_000
-    """About how many steps random, medium and expert get, in whole episodes (D4RL has 1,000,000); medium-expert gets
-    those of both, and the replay tiers have what training played."""
+    """Steps of random, medium and expert, rounded to whole episodes (D4RL has 1,000,000); medium-expert gets those of
+    both, and the replay tiers have what training played."""
     format: Format = "npz"
-    """What is written: one .npz file a tier, D4RL's HDF5, or Minari datasets under <out>/minari."""
+    """Format of the datasets: one .npz file a tier, D4RL's HDF5, or Minari datasets under <out>/minari."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """No progress display."""
 
@@ -81,11 +81,11 @@ class Expert:
     out: Path | None = None
     """Folder of the datasets (default: runs/datasets/<env>-<memory>)."""
     tiers: tuple[Literal["random", "expert"], ...] = ("random", "expert")
-    """Which to make."""
+    """Tiers to make."""
     steps: int = 100_000
-    """About how many steps each gets, in whole episodes."""
+    """Steps of each tier, rounded to whole episodes."""
     format: Format = "npz"
-    """What is written (see make_dataset.py --help)."""
+    """Format of the datasets: .npz files, D4RL's HDF5, or Minari datasets under <out>/minari."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PendulumNoise:
     episodes: int = 80
     """Episodes of 200 steps at each of the five levels."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     mask_velocity: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Leave the angular velocity out of the observations."""
 
@@ -111,7 +111,7 @@ class Convert:
     out: tyro.conf.Positional[Path]
     """File, or Minari folder <root>/<namespace>/<name>-v0."""
     max_episode_steps: int | None = None
-    """Where the environment cut episodes; only for D4RL files without timeouts."""
+    """Steps after which the environment cut episodes; only for D4RL files without timeouts."""
 
 
 # --------------------------------------------------------------------------------------------------- what a tier is
@@ -119,7 +119,7 @@ class Convert:
 
 @dataclass(frozen=True)
 class Measured:
-    """What episodes of a policy come to on average."""
+    """Mean return and length of a policy's episodes."""
 
     episode_return: float
     episode_length: float
@@ -146,7 +146,7 @@ class Replayed:
 
 
 Sources = dict[str, Any]
-"""What tiers are made of: `Played` for random, medium and expert, `Replayed` for the replay tiers."""
+"""Sources of tiers: `Played` for random, medium and expert, `Replayed` for the replay tiers."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Workshop:
     steps: int
     format: Format
     measured: Path | None = None
-    """Where means are kept once they were measured."""
+    """File that keeps means once they were measured."""
 
     @cached_property
     def random_player(self) -> Player:
@@ -236,7 +236,7 @@ class Workshop:
             )
 
     def existing(self, sources: Sources, tier: str) -> Episodes | None:
-        """What an earlier call wrote, if it is what this one would make."""
+        """The dataset of an earlier call, if this one would make the same."""
         try:
             found = load(self.path(tier))
         except BadRequest:

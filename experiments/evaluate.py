@@ -135,7 +135,7 @@ def draw(agent: Any, env: VectorEnvironment, state: Any, key: jax.Array, steps: 
 
 
 def lines(result: dict[str, Any], first_seed: int) -> list[str]:
-    """What a person reads of `evaluate`'s result."""
+    """Lines for a person to read, of `evaluate`'s result."""
     text = [
         f"seed {first_seed + index}: " + ("unfinished" if score is None else f"return {score:.4f}")
         for index, score in enumerate(result["eval_return"]["per_seed"])

@@ -35,12 +35,12 @@ def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def band_words(seeds: int) -> str:
-    """What a band spans, for a title."""
+    """Words for the span of a band, for a title."""
     return "80 % of the seeds" if seeds >= MANY_SEEDS else "range over seeds"
 
 
 def steps_of(config: Experiment) -> str:
-    """What the steps of a run count, for an axis."""
+    """Words for the steps of a run, for an axis."""
     return "gradient steps per seed" if config.row == "dataset" else "environment steps per seed"
 
 

@@ -28,7 +28,7 @@ GIVE_UP = 10_000
 
 
 class Policy(struct.PyTreeNode):
-    """What acts: parameters, and the statistics that normalise what they see, which belong to them."""
+    """A policy that acts: parameters, and the statistics that normalise its observations."""
 
     params: Any
     statistics: list[RunningStatistics]
@@ -51,7 +51,7 @@ def save_policy(policy: Policy, path: Path) -> None:
 
 
 def load_policy(path: Path, template: Policy) -> Policy:
-    """What `save_policy` wrote of a policy with the shapes of `template`. Raises BadRequest for anything else."""
+    """The policy in a file that `save_policy` wrote, with the shapes of `template`. Raises BadRequest for others."""
     shapes, structure = jax.tree.flatten(template)
     with reading(path), np.load(path, allow_pickle=False) as stored:
         leaves = [stored[f"arr_{index}"] for index in range(len(stored.files))]

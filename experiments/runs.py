@@ -56,7 +56,7 @@ class Run:
 
     @property
     def spec(self) -> AgentSpec:
-        """What its agent can do."""
+        """The declaration of its agent."""
         return spec_of(self.config)
 
     @property

@@ -30,21 +30,21 @@ from engram.training.loop import train as run_loop
 from engram.training.metrics import read_metrics
 
 VIEWS = 50_000
-"""What the seed of emulators that are only looked at lies above the run's."""
+"""Distance of the seed of emulators that are only looked at from the run's."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a run goes, and what it shows."""
+    """Destination of a run, and its display."""
 
     out: Path | None = None
     """Run folder (default: runs/<preset>/<env or dataset>-<memory>-<time>)."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in --out from its newest intact checkpoint (a folder without one starts from the beginning)."""
     wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """Weights & Biases."""
+    """Mode of Weights & Biases."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Show no progress."""
+    """Hide the progress display."""
 
 
 def train(
