@@ -56,9 +56,9 @@ class Options:
     """How trained agents adapt within the trials of a `meta/` environment."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """TrialsRun folders."""
+    """Run folders."""
     splits: tuple[Split, ...] = ("train", "test", "heldout")
-    """Splits of the tasks: those of training, others of the same distribution, and tasks beyond it. Members of a mixture
+    """Splits of the tasks: those of training, others of the same distribution, tasks beyond it. Members of a mixture
     that were not trained on are played on heldout alone."""
     lengths: tuple[int, ...] = (1, 4, 16)
     """Lengths of the trials, as multiples of the length in training."""
