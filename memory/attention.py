@@ -42,6 +42,10 @@ class Attention(Memory):
             raise BadRequest(f"attention: needs window >= 1 and heads that divide width {self.width}")
         super().__post_init__()
 
+    @property
+    def forgets_nan_inside(self) -> bool:
+        return False
+
     def setup(self):
         dtype = self.param_dtype
         self.qkv = Dense(3 * self.width, use_bias=False, param_dtype=dtype)

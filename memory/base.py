@@ -31,6 +31,15 @@ class Memory(nn.Module):
     param_dtype: Any = jnp.float32
     """Of parameters and states. Computation follows the parameters and the input given."""
 
+    @property
+    def forgets_nan_inside(self) -> bool:
+        """Whether a reset inside a sequence drops even a NaN from the inputs before it.
+
+        False for memories that multiply steps by weights which can be zero, as `0 * NaN` is NaN: there only a reset at
+        the first step of a sequence does.
+        """
+        return True
+
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
         """The state before anything was seen, leaves `(batch, ...)`. Needs no parameters."""

@@ -61,6 +61,10 @@ class DeltaNet(Memory):
         keys, values = self.sizes
         return keys + self.updates * (keys + values)
 
+    @property
+    def forgets_nan_inside(self) -> bool:
+        return False
+
     def setup(self):
         (_, values), dtype = self.sizes, self.param_dtype
 

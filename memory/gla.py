@@ -41,6 +41,10 @@ class GLA(Memory):
         """Of all keys and all values."""
         return head_sizes("gla", self.width, self.heads, self.expand_k, self.expand_v)
 
+    @property
+    def forgets_nan_inside(self) -> bool:
+        return False
+
     def setup(self):
         (keys, values), dtype = self.sizes, self.param_dtype
         self.inp = Dense(2 * keys + 2 * values, use_bias=False, param_dtype=dtype)  # q, k, v, output gate

@@ -51,6 +51,10 @@ class Mamba2(Memory):
     def heads(self) -> int:
         return max(1, self.channels // self.head)
 
+    @property
+    def forgets_nan_inside(self) -> bool:
+        return False
+
     def setup(self):
         channels, heads, dtype = self.channels, self.heads, self.param_dtype
         mixed = channels + 2 * self.state

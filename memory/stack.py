@@ -24,6 +24,10 @@ class Stack(Memory):
     rms: bool = False
     dropout: float = 0.0
 
+    @property
+    def forgets_nan_inside(self) -> bool:
+        return all(layer.forgets_nan_inside for layer in self.layers)
+
     def setup(self):
         if self.norm:
             kind = partial(nn.RMSNorm, 1e-5) if self.rms else nn.LayerNorm

@@ -11,79 +11,26 @@ import numpy as np
 import optax
 import pytest
 
-from engram.memory import MEMORIES, Memory, make_memory, memory_options
-from tests.memory import contract
+from engram import testing
+from engram.memory import MEMORIES, Memory, make_memory
+from tests.memory.small import SMALL
 
 WIDTH = 8
-# Small enough that windows fill, chunks end and blocks repeat within the suite's 14 steps. Others run as they come.
-SMALL: dict[str, dict[str, Any]] = {
-    "aaren": {"heads": 2},
-    "attention": {"window": 5, "heads": 2},
-    "deltanet": {"heads": 2, "updates": 2, "negative": True, "decay": True, "chunk": 4},
-    "gla": {"heads": 2, "chunk": 4},
-    "lru": {"state": 4},
-    "mamba": {"state": 3, "expand": 2, "conv": 4},
-    "mamba2": {"state": 3, "head": 8, "chunk": 4},
-    "s5": {"state": 8, "blocks": 2},
-}
-# A zero weight times a NaN is NaN: where sequences are matrix products, only a reset that opens a chunk forgets it.
-FORGETS_NAN_INSIDE_A_CHUNK = sorted(set(MEMORIES) - {"attention", "deltanet", "gla", "mamba2"})
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
-EACH = pytest.mark.parametrize("name", sorted(MEMORIES))
 
 
-def build(name: str, layers: int = 1, **options: Any) -> Memory:
-    """A bare layer, or a stack of normalised residual ones."""
-    block = layers > 1
-    return make_memory(name, WIDTH, layers, norm=block, residual=block, **(SMALL.get(name, {}) | options))
-
-
-@EACH
-@pytest.mark.parametrize(
-    "check",
-    [
-        contract.check_state,
-        contract.check_steps_equal_sequence,
-        contract.check_cuts_equal_whole,
-        contract.check_reset_forgets_state,
-        contract.check_reset_equals_separate_episodes,
-        contract.check_no_gradient_crosses_reset,
-        contract.check_rows_are_independent,
-        contract.check_scan_and_vmap,
-    ],
-)
+@pytest.mark.parametrize("name", sorted(MEMORIES))
+@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
 def test_contract(check, name):
-    check(build(name))
+    check(make_memory(name, WIDTH, norm=False, residual=False, **SMALL.get(name, {})))
 
 
-@EACH
-def test_reset_forgets_the_past(name):
-    contract.check_reset_forgets_input(build(name), nan=False)
-
-
-@pytest.mark.parametrize("name", FORGETS_NAN_INSIDE_A_CHUNK)
-def test_reset_forgets_a_nan(name):
-    contract.check_reset_forgets_input(build(name), nan=True)
-
-
-@EACH
-def test_float32_close_to_float64(name):
-    reference: dict[str, Any] = {"backend": "reference"} if "backend" in memory_options(name) else {}
-    contract.check_float64(build(name), build(name, param_dtype=jnp.float64, **reference))
-
-
-@pytest.mark.parametrize("name", ["attention", "deltanet", "mamba"])
-@pytest.mark.parametrize(
-    "check",
-    [
-        contract.check_steps_equal_sequence,
-        contract.check_cuts_equal_whole,
-        contract.check_no_gradient_crosses_reset,
-    ],
-)
+@pytest.mark.parametrize("name", ["attention", "mamba"])
+@pytest.mark.parametrize("check", [testing.check_steps_equal_sequence, testing.check_no_gradient_crosses_reset])
 def test_stack_keeps_the_contract(check, name):
-    check(build(name, layers=2))
+    """Two normalised residual layers, each with a state of several parts."""
+    check(make_memory(name, WIDTH, 2, **SMALL[name]))
 
 
 class Recall(nn.Module):
@@ -129,7 +76,10 @@ def accuracy_of_recall(memory: Memory, updates: int = 300, steps: int = 10, batc
     return float(train(key, tuple(map(np.stack, batches)), x[:, :tests], target[:tests]))
 
 
-@pytest.mark.parametrize("name", sorted(set(MEMORIES) - {"none"}))
+LEARNERS = [pytest.param(name, marks=() if name == "s5" else pytest.mark.slow) for name in sorted({*MEMORIES} - {"none"})]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
 def test_learns_to_remember_the_first_input(name):
     assert accuracy_of_recall(make_memory(name, 16)) >= 0.98
 

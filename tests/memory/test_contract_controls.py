@@ -1,5 +1,6 @@
 """The contract suite can fail: memories broken in the ways the field's are, each caught by the check meant for it."""
 
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -7,13 +8,13 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from engram import testing
 from engram.kernels.linear_scan import linear_scan
-from engram.memory import Memory
+from engram.memory import Memory, Stack, make_memory
 from engram.memory.base import where_reset
-from engram.memory.gru import GRU
-from tests.memory import contract
 
 WIDTH = 6
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 class Integrator(Memory):
@@ -49,7 +50,7 @@ class TapsNotInState(Integrator):
 
 
 class MultipliedReset(Integrator):
-    """Clears its state by a product."""
+    """Clears its state by a product, in both faces."""
 
     def __call__(self, state, x, reset):
         def tick(h, now):
@@ -96,36 +97,7 @@ class DifferentInBatch(Integrator):
         return y, y
 
 
-BROKEN = [
-    (LateReset, contract.check_reset_equals_separate_episodes),
-    (LateReset, contract.check_steps_equal_sequence),
-    (LateReset, contract.check_no_gradient_crosses_reset),
-    (LateReset, lambda memory: contract.check_reset_forgets_input(memory, nan=False)),
-    (TapsNotInState, contract.check_cuts_equal_whole),
-    (TapsNotInState, contract.check_steps_equal_sequence),
-    (MultipliedReset, contract.check_reset_forgets_state),
-    (MultipliedReset, lambda memory: contract.check_reset_forgets_input(memory, nan=True)),
-    (StepForgetsToReset, contract.check_steps_equal_sequence),
-    (StepForgetsToReset, contract.check_reset_forgets_state),
-    (MixesRows, contract.check_rows_are_independent),
-    (LeaksGradient, contract.check_no_gradient_crosses_reset),
-    (DifferentInBatch, contract.check_scan_and_vmap),
-]
-
-
-@pytest.mark.parametrize(("broken", "check"), BROKEN)
-def test_a_broken_memory_is_caught(broken, check):
-    with pytest.raises(AssertionError):
-        check(broken(WIDTH))
-
-
-def test_single_precision_is_caught():
-    exact = SingleOnly(WIDTH, param_dtype=jnp.float64)
-    with pytest.raises(AssertionError):
-        contract.check_float64(SingleOnly(WIDTH), exact)
-
-
-class ShrinkingState(GRU):
+class ShrinkingState(Integrator):
     """Returns a state of another dtype than it takes."""
 
     def __call__(self, state, x, reset):
@@ -133,12 +105,64 @@ class ShrinkingState(GRU):
         return state.astype(jnp.bfloat16), y
 
 
-def test_a_state_that_changes_type_is_caught():
-    with pytest.raises(AssertionError):
-        contract.check_state(ShrinkingState(WIDTH))
+BROKEN = [
+    (ShrinkingState, testing.check_state, "a sequence turned a state of shapes and dtypes"),
+    (StepForgetsToReset, testing.check_steps_equal_sequence, "steps differ from the sequence"),
+    (TapsNotInState, testing.check_cuts_equal_whole, "a sequence cut at 1 differs from the whole"),
+    (MultipliedReset, testing.check_reset_forgets_state, "a reset at the first step kept the state handed in"),
+    (StepForgetsToReset, testing.check_reset_forgets_state, "a step with a reset kept the state handed in"),
+    (LateReset, testing.check_reset_forgets_input, "inputs of 3.0 before a reset changed the outputs after it"),
+    (MultipliedReset, testing.check_reset_forgets_nan, "inputs of nan before a reset changed the outputs after it"),
+    (LateReset, testing.check_reset_equals_separate_episodes, "an episode that opens at 1 differs from the same"),
+    (LateReset, testing.check_no_gradient_crosses_reset, "a gradient reached an input before the reset"),
+    (LeaksGradient, testing.check_no_gradient_crosses_reset, "a gradient reached the state before the reset"),
+    (MixesRows, testing.check_rows_are_independent, "a NaN in one row reached another"),
+    (DifferentInBatch, testing.check_scan_and_vmap, "a scan of steps under vmap differs from the sequence"),
+    (SingleOnly, testing.check_float64, "float64 parameters, state and input made float32 outputs"),
+]
 
 
-def test_the_unbroken_one_passes():
-    for check in {check for _, check in BROKEN}:
-        check(Integrator(WIDTH))
-    contract.check_float64(Integrator(WIDTH), Integrator(WIDTH, param_dtype=jnp.float64))
+@pytest.mark.parametrize(("broken", "check", "fact"), BROKEN)
+def test_a_broken_memory_is_caught(broken, check, fact):
+    with pytest.raises(AssertionError, match=re.escape(fact)):
+        check(broken(WIDTH))
+
+
+def test_every_check_can_fail():
+    assert {check for _, check, _ in BROKEN} == {*testing.CHECKS}
+
+
+class TestIntegrator(testing.MemoryContract):
+    """The unbroken one passes, a test for each fact."""
+
+    memory = Integrator(WIDTH)
+
+
+def test_one_call_runs_every_check(monkeypatch):
+    assert {name for name in dir(TestIntegrator) if name.startswith("test_")} == {
+        check.__name__.replace("check", "test") for check in testing.CHECKS
+    }
+    seen = []
+    monkeypatch.setattr(testing, "CHECKS", [seen.append, seen.append])
+    memory = Integrator(WIDTH)
+    testing.check_memory(memory)
+    assert seen == [memory, memory]
+    monkeypatch.undo()
+    with pytest.raises(AssertionError, match="kept the state handed in"):
+        testing.check_memory(MultipliedReset(WIDTH))
+
+
+def test_a_memory_says_whether_it_forgets_a_nan_inside_a_sequence():
+    """What it does not promise is not asked of it, alone or in a stack."""
+
+    class Honest(MultipliedReset):
+        forgets_nan_inside = False
+
+    testing.check_reset_forgets_nan(Honest(WIDTH))
+    assert Stack(WIDTH, layers=(Integrator(WIDTH),)).forgets_nan_inside
+    assert not Stack(WIDTH, layers=(Integrator(WIDTH), Honest(WIDTH))).forgets_nan_inside
+
+
+def test_a_stack_in_float64_is_one_in_all_layers():
+    memory = testing.in_float64(make_memory("gru", WIDTH, 2))
+    assert memory == make_memory("gru", WIDTH, 2, param_dtype=jnp.float64)

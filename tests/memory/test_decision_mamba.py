@@ -13,7 +13,7 @@ from engram.errors import UnknownName
 from engram.memory import make_memory
 from engram.memory.decision_mamba import DecisionMamba
 from engram.memory.mixers import MIXERS, make_mixer, mixer_options
-from tests.memory.contract import with_nan
+from engram.testing import with_nan
 
 STEPS, B, WIDTH, STATE = 5, 2, 4, 3
 KEY = jax.random.key(0, impl="unsafe_rbg")

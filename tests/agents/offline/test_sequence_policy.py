@@ -28,7 +28,7 @@ from engram.memory.layers import Dense
 from engram.memory.mamba import Mamba
 from engram.memory.mixers import MIXERS, StepMixer, TokenMixer, make_mixer
 from engram.memory.stack import Stack
-from tests.memory.test_contract import SMALL
+from tests.memory.small import SMALL
 
 COMPILER = {"xla_backend_optimization_level": 0}
 quick = partial(jax.jit, compiler_options=COMPILER)

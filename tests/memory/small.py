@@ -1,0 +1,14 @@
+"""Options with which windows fill, chunks end and blocks repeat within a few steps. Other memories run as they come."""
+
+from typing import Any
+
+SMALL: dict[str, dict[str, Any]] = {
+    "aaren": {"heads": 2},
+    "attention": {"window": 5, "heads": 2},
+    "deltanet": {"heads": 2, "updates": 2, "negative": True, "decay": True, "chunk": 4},
+    "gla": {"heads": 2, "chunk": 4},
+    "lru": {"state": 4},
+    "mamba": {"state": 3, "expand": 2, "conv": 4},
+    "mamba2": {"state": 3, "head": 8, "chunk": 4},
+    "s5": {"state": 8, "blocks": 2},
+}
