@@ -76,7 +76,9 @@ def accuracy_of_recall(memory: Memory, updates: int = 300, steps: int = 10, batc
     return float(train(key, tuple(map(np.stack, batches)), x[:, :tests], target[:tests]))
 
 
-LEARNERS = [pytest.param(name, marks=() if name == "s5" else pytest.mark.slow) for name in sorted({*MEMORIES} - {"none"})]
+LEARNERS = [
+    pytest.param(name, marks=() if name == "s5" else pytest.mark.slow) for name in sorted({*MEMORIES} - {"none"})
+]
 
 
 @pytest.mark.parametrize("name", LEARNERS)
