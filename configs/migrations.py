@@ -34,7 +34,7 @@ def from_1(values: Values) -> Values:
     if isinstance(sequence, dict) and "learning_rate" in sequence:
         default(values, "sequence", "learning_rate_end", sequence["learning_rate"])
     default(values, "odice", "bounded", True)
-    rename(values, "odice", "lambda_", "value_lambda")
+    rename(values, "odice", "lambda_", "residual_weight")
     rename(values, "drama", "lambda_", "return_lambda")
     rename(values, "ucrl", "memory", "forecasters")
     return values

@@ -222,8 +222,7 @@ def measure(run: TrialsRun, options: Options) -> dict[str, Any]:
     clears = "reset" in options.ablations or (switching and options.changes != ("off",))
     if clears and run.config.observation.normalise:
         raise BadRequest(
-            f"{run.folder}: memory is not cleared amid a trial under observation.normalise: "
-            "take --ablations frozen --changes off"
+            "memory is not cleared amid a trial under observation.normalise: take --ablations frozen --changes off"
         )
     if options.changes and options.changes != ("off",) and not switching:
         raise BadRequest(f"{run.config.env}: its tasks do not switch within a trial: leave out --changes")

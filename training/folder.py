@@ -15,7 +15,7 @@ import jax
 import yaml
 
 from engram.envs.atomic_files import replacing
-from engram.errors import BadRequest
+from engram.errors import BadRequest, InUse
 
 RECORDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "brax", "envpool", "numpy")
 
@@ -61,8 +61,8 @@ class RunFolder:
             upgrade: brings a stored configuration of an earlier version to the form of this one.
 
         Raises:
-            BadRequest: it cannot be written, is in use, holds a run and `resume` is off, or holds a run of
-                another configuration.
+            BadRequest: it cannot be written, holds a run and `resume` is off, or holds a run of another configuration.
+            InUse: another process has it.
         """
         self.path = path
         if path.exists() and not resume and (not path.is_dir() or any(path.iterdir())):
@@ -73,7 +73,7 @@ class RunFolder:
             self._lock = (path / ".lock").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadRequest(f"{path} is in use by another process") from None
+            raise InUse(f"{path} is in use by another process") from None
         except OSError as error:
             raise BadRequest(f"cannot write to {path}: {error.strerror}") from None
         stored = self.config()

@@ -1,90 +1,23 @@
-"""The command line from end to end: what a run leaves behind, how it fails, how it resumes."""
+"""Training from the command line: what is refused, how it is stopped, and that kills lose nothing."""
 
-import errno
-import json
+import os
 import runpy
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import yaml
 
-from engram.configs.presets import PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
-from engram.configs.store import describe, from_dict
-from engram.errors import BadRequest, Diverged
-from engram.scripts import compare, evaluate, plot, train
-from engram.scripts.command_line import run_script
+from engram.configs.presets import PRESETS
+from engram.configs.store import describe
+from engram.errors import BadRequest
+from engram.scripts import train
 from engram.training import checkpoint
 from tests.scripts import kill_resume
 
 TINY = ["debug", "--quiet", "--memory", "none", "--total-steps", "1024", "--log-points", "2", "--eval-points", "1"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert train.main([*TINY, "--seeds", "2", "--out", str(folder), "--wandb", "offline"]) == 0
-    return folder
-
-
-def test_a_run_leaves_everything_behind(finished):
-    summary = json.loads((finished / "summary.json").read_text())
-    assert list(summary) == [
-        *("preset", "env", "memory", "seeds", "env_steps", "compile_s", "wall_s", "steps_per_s"),
-        *("train_return", "eval_return"),
-    ]
-    assert summary["env_steps"] == 1024
-    for name in ("train_return", "eval_return"):
-        assert len(summary[name]["per_seed"]) == 2
-        assert summary[name]["mean"] == pytest.approx(np.mean(summary[name]["per_seed"]))
-    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [row["env_steps"] for row in rows] == [512, 1024]
-    assert all(len(v) == 2 for row in rows for k, v in row.items() if "/" in k)
-    assert "eval/return" in rows[-1]
-    assert yaml.safe_load((finished / "config.yaml").read_text())["memory"] == "none"
-    assert json.loads((finished / "versions.json").read_text())["packages"]["jax"]
-    assert (finished / "curves.png").stat().st_size > 1000
-    assert list((finished / "wandb").glob("offline-run-*/*.wandb"))
-
-
-def test_random_return_of_the_first_log_point_is_popgyms(finished):
-    """An untrained policy on RepeatPreviousEasy earns -0.5 in expectation."""
-    rows = (finished / "metrics.jsonl").read_text().splitlines()
-    assert np.mean(json.loads(rows[0])["train/return"]) == pytest.approx(-0.5, abs=0.1)
-
-
-def test_evaluate_and_plot(finished, tmp_path, capsys):
-    assert evaluate.main([str(finished), "--episodes", "8", "--gif-steps", "5"]) == 0
-    result = json.loads((finished / "evaluation.json").read_text())
-    assert result["finished"] == [1.0, 1.0]
-    assert (finished / "eval.gif").read_bytes()[:4] == b"GIF8"
-    assert "seed 1: return" in capsys.readouterr().out
-    assert plot.main([str(finished), "--out", str(tmp_path / "c.png")]) == 0
-    assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_seeds_are_the_single_runs_with_those_seeds(finished, tmp_path):
-    folder = tmp_path / "second"
-    train.main([*TINY, "--seed", "1", "--out", str(folder)])
-    alone = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
-    both = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
-    assert alone["train/return"][0] == pytest.approx(both["train/return"][1], abs=1e-5)
-    assert alone["loss/total"][0] == pytest.approx(both["loss/total"][1], abs=1e-4)
-
-
-def test_a_finished_or_foreign_folder_is_not_touched(finished, capsys):
-    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
-    with pytest.raises(BadRequest, match="already exists"):
-        train.main([*TINY, "--out", str(finished)])
-    with pytest.raises(BadRequest, match="differ: seed"):
-        train.main([*TINY, "--out", str(finished), "--seeds", "2", "--seed", "5", "--resume"])
-    assert train.main([*TINY, "--out", str(finished), "--seeds", "2", "--resume"]) == 0
-    assert "already complete" in capsys.readouterr().err
-    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +26,7 @@ def test_a_finished_or_foreign_folder_is_not_touched(finished, capsys):
         (["popgim-fast"], "did you mean popgym"),
         (["debug", "--memory", "grru"], "did you mean gru"),
         (["debug", "--env", "popgym/RepeatPrevEasy"], "did you mean popgym/RepeatPreviousEasy"),
-        (["debug", "--env", "attari/Pong"], "ids are"),
+        (["debug", "--env", "attari/Pong"], "ids are|did you mean atari"),
         (["ppo-atari", "--env", "atari/Pnog"], "did you mean atari/Pong"),
         (["debug", "--eval-env", "gymnax/CartPole-v1"], "does not fit env .* observation space"),
         (["debug", "--eval-env", "?level=3"], "take no options"),
@@ -106,6 +39,27 @@ def test_a_finished_or_foreign_folder_is_not_touched(finished, capsys):
         (["debug", "--network.memory-options", "state=3"], "not of the form"),
         (["debug", "--observation.previous-reward", "--observation.no-previous-action"], "needs"),
         (["debug", "--out", "/proc/nowhere/run"], "cannot write"),
+        (["nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["lsd", "--algorithm", "ucb"], "unknown algorithm 'ucb'"),
+        (["lsd", "--env", "popgym/RepeatPreviousEasy"], "lsd does not plan popgym"),
+        (["lsd", "--env", "envpool/Pong-v5"], "lsd does not plan envpool"),
+        (["lsd", "--env", "lsd/Randon"], "did you mean lsd/Random"),
+        (["lsd", "--env", "lsd/Random?arm=3"], "no option 'arm': options are arms"),
+        (["lsd", "--env", "lsd/Random?arms=many"], "arms must be int .*, got 'many'"),
+        (["lsd", "--env", "lsd/Random?arms=2.5"], "arms must be int .*, got 2.5"),
+        (["lsd", "--env", "lsd/Random?arms=true"], "arms must be int .*, got True"),
+        (["lsd", "--env", "lsd/Random?instance_seed=-1"], "instance_seed must lie in"),
+        (["lsd", "--env", "lsd/DelayThree"], "needs payoffs that never fall"),
+        (["lsd", "--total-steps", "3000000000"], "at most 16,777,216"),
+        (["rbocpd-ucrl2", "--env", "switching/Random?concentration=Infinity"], "concentration must be float"),
+        (["rbocpd-ucrl2", "--env", "switching/Random?changes=3000000000"], "below 2\\^31"),
+        (["rbocpd-ucrl2", "--env", "switching/Random?changes=[1.5,3]"], "changes must be int or str"),
+        (["neucb", "--env", "classification/wine?name=iris"], "no option 'name'"),
+        (["stepmix", "--seeds", "2", "--stepmix.gamma", "3"], "needs a safe baseline"),
+        (["conservative", "--env", "gymnax/Acrobot-v1"], "is a policy for gymnax/CartPole-v1"),
+        (["conservative", "--observation.noise", "0.1"], "observation.noise"),
+        (["conservative", "--conservative.horizon", "100", "--conservative.baseline-value", "50"], "last 200 steps"),
+        (["popgym-fast", "--env", "lsd/Random"], "never ends"),
     ],
 )
 def test_bad_requests_say_so_in_one_line(arguments, message, tmp_path, monkeypatch):
@@ -116,59 +70,36 @@ def test_bad_requests_say_so_in_one_line(arguments, message, tmp_path, monkeypat
     assert not list(tmp_path.iterdir()), "nothing may be written"
 
 
-@pytest.mark.parametrize("argument", [["--ppo.minibatches", "3"], ["--sed", "1"], ["--seeds", "many"]])
-def test_impossible_values_exit_with_2(argument, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["debug", "--ppo.minibatches", "3"],
+        ["debug", "--sed", "1"],
+        ["debug", "--seeds", "many"],
+        ["rbocpd-ucrl2", "--ucrl.cap", "1"],
+        ["lsd", "--lsd.explore", "inf"],
+        ["stepmix", "--stepmix.eta", "1e39"],
+        ["conservative", "--conservative.deviations", "nan"],
+    ],
+)
+def test_impossible_values_exit_with_2(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((SystemExit, BadRequest)) as error:
-        train.main(["debug", *argument])
+        train.main(arguments)
     assert getattr(error.value, "code", 2) == 2
     assert not list(tmp_path.iterdir())
 
 
-def test_divergence_is_reported_and_the_last_good_checkpoint_named(tmp_path):
-    with pytest.raises(Diverged, match=r"chunk 1.*not finite.*no checkpoint"):
-        train.main([*TINY, "--ppo.learning-rate", "1e38", "--out", str(tmp_path / "run")])
-    assert not (tmp_path / "run" / "summary.json").exists()
-
-
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    folder, save = tmp_path / "run", checkpoint.save
-
-    def full(root, chunk, state, extra):
-        if chunk == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return save(root, chunk, state, extra)
-
-    arguments = [*TINY, "--checkpoint-seconds", "0", "--out", str(folder)]
-    monkeypatch.setattr(checkpoint, "save", full)
-    with pytest.raises(BadRequest, match="No space left"):
-        train.main(arguments)
-    assert checkpoint.checkpoints(folder / "checkpoints") == [1]
-    monkeypatch.setattr(checkpoint, "save", save)
-    assert train.main([*arguments, "--resume"]) == 0
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (
-            OSError(errno.ENOSPC, "No space left on device", "curves.png"),
-            "error: cannot write curves.png: No space left on device; what was written before is intact\n",
-        ),
-        (PermissionError(errno.EACCES, "Permission denied", "table.csv"), "error: table.csv: Permission denied\n"),
-    ],
-)
-def test_trouble_with_files_after_training_is_one_line(error, line, capsys):
-    """Pictures and tables are written by libraries that raise the system's error."""
-
-    def main(arguments):
-        raise error
-
-    with pytest.raises(SystemExit) as ending:
-        run_script(main)
-    assert ending.value.code == 2
-    assert capsys.readouterr().err == line
+def test_a_file_that_a_run_wrote_is_a_preset(tmp_path, monkeypatch):
+    """Its options can be changed as those of a preset, and the name of the preset that it began from is kept."""
+    trained = []
+    monkeypatch.setattr(train, "train", lambda *arguments: trained.append(arguments))
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(describe("lsd", PRESETS["lsd"])))
+    assert train.main([str(path), "--seeds", "7", "--quiet"]) == 0
+    ((config, preset, output),) = trained
+    assert (preset, config.agent, config.seeds, output.quiet) == ("lsd", "lsd", 7, True)
+    assert config.lsd == PRESETS["lsd"].lsd  # type: ignore[attr-defined]
 
 
 def test_ctrl_c_checkpoints_and_exits_130(tmp_path):
@@ -184,47 +115,10 @@ def test_ctrl_c_checkpoints_and_exits_130(tmp_path):
     assert checkpoint.checkpoints(folder / "checkpoints")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["popgym/RepeatPreviousEasy", "envpool/CartPole-v1"])
 def test_killed_runs_end_bit_for_bit_where_unbroken_ones_end(env, tmp_path):
     kill_resume.compare(tmp_path, kills=1, seed=int(time.time()), env=env)
-
-
-def test_compare_reports_failures_and_skips_what_is_done(tmp_path, capsys):
-    out = tmp_path / "comparison"
-    arguments = ["debug", "--memories", "none", "--seeds", "2", "--out", str(out), *TINY[4:], "--quiet"]
-    assert compare.main(arguments) == 0
-    table = capsys.readouterr().out
-    assert "| popgym/RepeatPreviousEasy |" in table
-    stamp = (out / "popgym-RepeatPreviousEasy-none" / "summary.json").stat().st_mtime_ns
-    # A cell that cannot be written fails; the finished one is kept as it is.
-    (out / "popgym-RepeatPreviousEasy-gru").write_text("in the way")
-    arguments[2:3] = ["none", "gru"]
-    assert compare.main(arguments) == 1
-    table = capsys.readouterr().out
-    assert "**failed**" in table
-    assert "exit code 2" in table
-    assert (out / "popgym-RepeatPreviousEasy-none" / "summary.json").stat().st_mtime_ns == stamp
-    assert {"table.md", "table.csv", "curves.png", "bars.png"} <= {p.name for p in out.iterdir()}
-
-
-def test_configurations_survive_yaml():
-    for name, preset in PRESETS.items():
-        assert from_dict(yaml.safe_load(yaml.safe_dump(describe(name, preset)))) == preset
-
-
-def test_runs_from_before_step_sizes_could_fall_keep_theirs():
-    preset = SEQUENCE_PRESETS["dm-pendulum"]
-    stored = describe("dm-pendulum", preset)
-    del stored["sequence"]["learning_rate_end"]
-    rate = preset.sequence.learning_rate
-    assert from_dict(stored) == replace(preset, sequence=replace(preset.sequence, learning_rate_end=rate))
-
-
-def test_runs_from_before_means_could_be_free_keep_theirs():
-    preset = VALUE_PRESETS["offline"]
-    stored = describe("offline", preset)
-    del stored["odice"]["bounded"]
-    assert from_dict(stored) == replace(preset, odice=replace(preset.odice, bounded=True))
 
 
 def test_scripts_run_as_a_user_starts_them(tmp_path, monkeypatch, capsys):
@@ -236,9 +130,19 @@ def test_scripts_run_as_a_user_starts_them(tmp_path, monkeypatch, capsys):
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path[1:]])
-    for script in ("evaluate", "plot", "compare"):
+    for script in sorted(path.stem for path in folder.glob("[a-z]*.py")):
+        if script in ("train", "command_line"):
+            continue
         monkeypatch.setattr(sys, "argv", [str(folder / f"{script}.py"), "--help"])
         with pytest.raises(SystemExit) as ending:
             runpy.run_path(sys.argv[0], run_name="__main__")
         assert not ending.value.code
         assert "usage:" in capsys.readouterr().out
+
+
+def test_a_run_whose_output_nobody_reads_ends_quietly(tmp_path):
+    """As in `train.py --help | head -1`."""
+    command = f"{sys.executable} {kill_resume.TRAIN[1]} --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env={**os.environ})
+    assert "usage:" in done.stdout
+    assert "Traceback" not in done.stderr

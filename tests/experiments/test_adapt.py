@@ -1,4 +1,4 @@
-"""How adaptation is measured from the command line: what is written, and what is refused."""
+"""How adaptation of runs is measured: what is written, and what is refused."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from engram import api
 from engram.configs.presets import PRESETS
 from engram.configs.store import describe
 from engram.envs import registry
@@ -13,24 +14,25 @@ from engram.envs.meta.dark_room import goals
 from engram.envs.meta.switching import Switching
 from engram.envs.meta.trials import Trials
 from engram.errors import BadRequest
-from engram.scripts import adapt, compare, train
+from engram.experiments import adapt
+from engram.experiments.cells import Cell
+from engram.experiments.compare import report_adaptation
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
+POINTS = {"log_points": 1, "eval_points": 1}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    options = ["--env", "meta/Bandit?arms=3&pulls=6", "--memory", "none", "--total-steps", "256"]
-    points = ["--log-points", "1", "--eval-points", "1"]
-    assert train.main(["debug", "--quiet", *options, *points, "--out", str(folder)]) == 0
-    return folder
+    env = "meta/Bandit?arms=3&pulls=6"
+    return api.train("debug", env=env, memory="none", total_steps=256, **POINTS, out=folder, quiet=True).folder
 
 
 def test_a_run_of_bandits(trained, tmp_path, capsys):
-    options = ["--splits", "test", "--lengths", "2", "--ablations", "reset", "--trials", "40"]
-    assert adapt.main([str(trained), *options, "--out", str(tmp_path)]) == 0
-    result = json.loads((trained / "adaptation.json").read_text())
+    options = {"splits": ["test"], "lengths": [2], "ablations": ["reset"], "trials": 40}
+    (result,) = api.adapt([trained], **options, out=tmp_path)
+    assert result == json.loads((trained / "adaptation.json").read_text())
     conditions = {(c["split"], c["length"], c["memory"], c["changes"]): c for c in result["conditions"]}
     assert set(conditions) == {
         ("test", 2, "kept", "off"),
@@ -53,27 +55,28 @@ def test_a_run_of_bandits(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        (["--changes", "oracle"], "do not switch within a trial"),
-        (["--trials", "1"], "--trials must be at least 2"),
-        (["--lengths", "0"], "--lengths be at least 1"),
-        (["--freeze-after", "-1"], "--freeze-after at least 0"),
+        ({"changes": ["oracle"]}, "do not switch within a trial"),
+        ({"trials": 1}, "--trials must be at least 2"),
+        ({"lengths": [0]}, "--lengths be at least 1"),
+        ({"freeze_after": -1}, "--freeze-after at least 0"),
+        ({"split": ["test"]}, "did you mean splits"),
     ],
 )
-def test_bad_requests_say_so_in_one_line(trained, arguments, message):
+def test_bad_requests_say_so_in_one_line(trained, options, message):
     with pytest.raises(BadRequest, match=message) as error:
-        adapt.main([str(trained), *arguments])
+        api.adapt([trained], **options)
     assert "\n" not in str(error.value)
 
 
 def test_runs_of_other_environments_are_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(describe("debug", PRESETS["debug"])))
     with pytest.raises(BadRequest, match="no run of PPO in trials") as error:
-        adapt.main([str(tmp_path)])
+        api.adapt([tmp_path])
     assert "\n" not in str(error.value)
     with pytest.raises(BadRequest, match="name at least one run"):
-        adapt.main([])
+        api.adapt([])
 
 
 def test_each_member_of_a_mixture_and_those_never_trained_on(tmp_path):
@@ -81,12 +84,8 @@ def test_each_member_of_a_mixture_and_those_never_trained_on(tmp_path):
     folder = tmp_path / "run"
     env = f"meta/Mixture?members=Bandit+TabularMDP&arms=3&pulls=6&{options}"
     eval_env = f"meta/Mixture?members=TabularMDP+DarkRoom&{options}"
-    points = ["--log-points", "1", "--eval-points", "1", "--total-steps", "256"]
-    arguments = ["--env", env, "--eval-env", eval_env, "--memory", "gru", *points, "--out", str(folder)]
-    assert train.main(["debug", "--quiet", *arguments]) == 0
-    few = ["--splits", "test", "--lengths", "1", "--ablations", "reset", "--trials", "16"]
-    assert adapt.main([str(folder), *few]) == 0
-    result = json.loads((folder / "adaptation.json").read_text())
+    run = api.train("debug", env=env, eval_env=eval_env, total_steps=256, **POINTS, out=folder, quiet=True)
+    (result,) = api.adapt([run], splits=["test"], lengths=[1], ablations=["reset"], trials=16)
     episodes = {(c["split"], c["memory"]): c["episodes"] for c in result["conditions"]}
     labels = {"BernoulliBandit, test": 6, "TabularMDP, test": 2, "DarkRoom (never trained on), heldout": 2}
     assert episodes == {(label, memory): n for label, n in labels.items() for memory in ("kept", "reset")}
@@ -101,8 +100,7 @@ def test_a_comparison_stands_where_adaptation_cannot_be_measured(tmp_path, capsy
     assert adapt.is_trials("meta/Bandit?arms=3")
     assert not adapt.is_trials("popgym/RepeatFirstEasy")
     (tmp_path / "summary.json").write_text("{}")
-    cell = compare.Cell("env", "meta/Bandit", "s5", (("memory", "s5"),), tmp_path)
-    compare.report_adaptation("meta-bandit", [cell], tmp_path)
+    report_adaptation([Cell(PRESETS["meta-bandit"], tmp_path, "meta-bandit")], tmp_path)
     assert "adaptation was not measured" in "".join(capsys.readouterr())
 
 

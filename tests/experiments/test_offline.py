@@ -1,4 +1,4 @@
-"""Learning from recorded episodes on the command line: what a run leaves behind, how it resumes, what is refused."""
+"""Learning from recorded episodes: what a run leaves behind, how it resumes, what is compared, what is refused."""
 
 import dataclasses
 import json
@@ -8,39 +8,44 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
+from engram import api
 from engram.configs.presets import PRESETS
 from engram.envs import datasets
 from engram.envs.datasets import Episodes, Origin
 from engram.errors import BadRequest
-from engram.scripts import compare, evaluate, plot, train
-from engram.training import checkpoint, loop
+from engram.experiments import cells, compare, evaluate
+from engram.experiments.train import Output
+from engram.experiments.train import train as train_run
+from engram.training import loop
 from engram.training.loop import seed_keys
+from tests.experiments.runs import assert_same_end, rows_of, train_here
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 STEPS, EPISODES = 6, 7
+RUN = {"total_steps": 12, "log_points": 4, "eval_points": 2, "checkpoint_seconds": 0}
 
 
-def tiny(path: Any) -> list[str]:
-    sizes = "--mixer.width 8 --mixer.layers 1 --sequence.context 3 --sequence.batch-size 4 --sequence.eval-episodes 2"
-    evolving = "--sequence.alpha-T 0.85 --sequence.epoch 4 --sequence.targets -40 -20 --sequence.acting window"
-    run = "--memory none --total-steps 12 --log-points 4 --eval-points 2 --seeds 2 --checkpoint-seconds 0 --quiet"
-    return ["dm-pendulum", "--dataset", str(path), *f"{sizes} {evolving} {run}".split()]
+def tiny(path: Any, **changes: Any) -> Any:
+    """A sequence policy, as small as can be."""
+    evolving = {"alpha_T": 0.85, "epoch": 4, "targets": [-40, -20], "acting": "window"}
+    sequence = {"context": 3, "batch_size": 4, "eval_episodes": 2} | evolving
+    sizes = {"mixer": {"width": 8, "layers": 1} | changes.pop("mixer", {}), "sequence": sequence}
+    return api.make_config("dm-pendulum", dataset=path, memory="none", seeds=2, **sizes, **(RUN | changes))[1]
 
 
-def tiny_values(*algorithms: str) -> list[str]:
-    """Options of small runs of methods that learn from single steps."""
-    sizes = [f"--{name}.{size}" for name in algorithms for size in ("hidden 8", "batch-size 4", "eval-episodes 2")]
-    run = "--total-steps 12 --log-points 4 --eval-points 2 --checkpoint-seconds 0 --quiet"
-    return " ".join([*sizes, run]).split()
+def sizes_of(*algorithms: str) -> dict[str, Any]:
+    """Fields of small runs of methods that learn from single steps."""
+    return RUN | {name: {"hidden": [8], "batch_size": 4, "eval_episodes": 2} for name in algorithms}
 
 
-def histories(path: Any) -> list[str]:
-    memory = "--memory gru --history.width 4 --bisimulation.window 3 --bisimulation.model 4 --seeds 2"
-    return ["offline-pendulum", "--dataset", str(path), *memory.split(), *tiny_values("iql")]
+def histories(path: Any) -> Any:
+    """Implicit Q-learning on histories."""
+    small = {"history": {"width": 4}, "bisimulation": {"window": 3, "model": [4]}}
+    return api.make_config("offline-pendulum", dataset=path, memory="gru", seeds=2, **small, **sizes_of("iql"))[1]
 
 
 def write(path: Any, **origin: Any) -> None:
@@ -59,15 +64,15 @@ def write(path: Any, **origin: Any) -> None:
     datasets.save(episodes, path)
 
 
-def trained(folder: Any, arguments: Any) -> SimpleNamespace:
+def trained(folder: Any, configure: Any) -> SimpleNamespace:
     """A run, and the programs that it compiled."""
-    write(folder / "recorded.npz")
-    kept, compile_agent = [], loop.compile_agent
+    data = folder / "recorded.npz"
+    write(data)
+    kept, compile_agent, config = [], loop.compile_agent, configure(str(data))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "compile_agent", lambda *arguments: kept.append(compile_agent(*arguments)) or kept[-1])
-        assert train.main([*arguments(folder / "recorded.npz"), "--out", str(folder / "run")]) == 0
-    data = folder / "recorded.npz"
-    return SimpleNamespace(run=folder / "run", data=data, programs=kept[0], arguments=arguments(data))
+        run = train_run(config, "own", Output(folder / "run", quiet=True))
+    return SimpleNamespace(run=run.folder, data=data, programs=kept[0], config=config)
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +85,6 @@ def finished(tmp_path_factory):
 def valued(tmp_path_factory):
     """Implicit Q-learning on histories."""
     return trained(tmp_path_factory.mktemp("values"), histories)
-
-
-def rows_of(run: Any) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("wall_s", "steps_per_s")} for row in rows]
 
 
 def test_a_run_leaves_everything_behind(finished):
@@ -112,18 +112,10 @@ def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(kind, request,
     shutil.copytree(finished.run, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
     (broken / "summary.json").unlink()
-    assert train.main([*finished.arguments, "--out", str(broken), "--resume"]) == 0
-    assert rows_of(broken) == rows_of(finished.run)
-    states = []
-    for run in (finished.run, broken):
-        found = checkpoint.restore(run / "checkpoints", finished.programs.template)
-        assert found is not None
-        assert found[1]["chunk"] == 4
-        states.append(found[0])
-    for a, b in zip(*(jax.tree.leaves(state) for state in states), strict=True):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(a, b)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_agent", lambda *_: finished.programs)
+        train_run(finished.config, "own", Output(broken, resume=True, quiet=True))
+    assert_same_end(finished.run, broken)
 
 
 @pytest.mark.parametrize(("kind", "loss"), [("finished", "loss/action"), ("valued", "loss/policy")])
@@ -141,17 +133,17 @@ def test_the_data_are_an_argument_of_the_program(kind, loss, request):
     assert np.abs(losses[0] - losses[1]).min() > 1e-4
 
 
-def test_evaluate_and_plot(finished, capsys, tmp_path):
-    assert evaluate.main([str(finished.run), "--episodes", "4"]) == 0
-    result = json.loads((finished.run / "evaluation.json").read_text())
+def test_evaluate_and_plot(finished, tmp_path):
+    result = api.evaluate(finished.run, episodes=4)
+    assert result == json.loads((finished.run / "evaluation.json").read_text())
     assert set(result["targets"]) == {f"{kind}_at_-{t}" for kind in ("return", "score") for t in (40, 20)}
-    assert "return_at_-40: mean -" in capsys.readouterr().out
-    assert plot.main([str(finished.run), "--out", str(tmp_path / "c.png")]) == 0
+    assert any(line.startswith("return_at_-40: mean -") for line in evaluate.lines(result, 0))
+    assert api.plot([finished.run], tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(BadRequest, match="none to sample"):
-        evaluate.main([str(finished.run), "--greedy", "False"])
+        api.evaluate(finished.run, greedy=False)
 
 
-def test_single_steps_are_trained_and_evaluated(valued, capsys):
+def test_single_steps_are_trained_and_evaluated(valued):
     summary = json.loads((valued.run / "summary.json").read_text())
     row = rows_of(valued.run)[-1]
     assert (summary["algorithm"], summary["env"], summary["env_steps"]) == ("iql", "gymnax/Pendulum-v1", 12)
@@ -161,36 +153,24 @@ def test_single_steps_are_trained_and_evaluated(valued, capsys):
     assert row["eval/length"] == [STEPS, STEPS]
     config = yaml.safe_load((valued.run / "config.yaml").read_text())
     assert (config["agent"], config["memory"]) == ("values", "gru")
-    assert evaluate.main([str(valued.run), "--episodes", "4", "--gif-steps", "2"]) == 0
-    result = json.loads((valued.run / "evaluation.json").read_text())
+    result = api.evaluate(valued.run, episodes=4, gif_steps=2)
     assert result["finished"] == [1.0, 1.0]
     mean = result["eval_return"]["mean"]
     assert result["eval_score"]["mean"] == pytest.approx(100 * (mean + 60) / 60, abs=1e-3)
-    assert "normalised score" in capsys.readouterr().out
-    with pytest.raises(BadRequest, match="none to sample"):
-        evaluate.main([str(valued.run), "--greedy", "False"])
+    assert any("normalised score" in line for line in evaluate.lines(result, 0))
 
 
 def test_single_step_methods_are_compared_across_datasets(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "run_apart", lambda arguments: train.main(arguments) or None)
+    monkeypatch.setattr(cells, "train_apart", train_here)
     monkeypatch.chdir(tmp_path)
     write("a.npz")
     write("b.npz")
-    names = [
-        "--algorithms",
-        "bc",
-        "rcbc",
-        "--datasets",
-        "a.npz",
-        "b.npz",
-        "--seeds",
-        "1",
-        "--rcbc.targets",
-        "-30",
-        "-9",
-    ]
-    assert compare.main(["offline-pendulum", *names, *tiny_values("bc", "rcbc"), "--out", "out"]) == 0
-    table = (tmp_path / "out" / "table.md").read_text()
+    small = sizes_of("bc", "rcbc")
+    small["rcbc"]["targets"] = [-30, -9]
+    names = {"algorithms": ("bc", "rcbc"), "datasets": ("a.npz", "b.npz")}
+    compared = api.compare("offline-pendulum", **names, seeds=1, out="out", quiet=True, **small)
+    assert not compared.failures
+    table = compared.table
     assert table.startswith("| dataset | bc | rcbc |")
     for data in "ab":
         row = rows_of(tmp_path / "out" / f"{data}.npz-rcbc")[-1]
@@ -203,21 +183,26 @@ def test_single_step_methods_are_compared_across_datasets(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("changes", "message"),
     [
-        (["--algorithm", "iqi"], "unknown algorithm 'iqi'; did you mean iql"),
-        (["--algorithm", "ppo"], "it is one of bc, rcbc, td3bc, iql, cql, odice"),
-        (["--algorithm", "td3bc", "--memory", "gru"], "memory of histories is for iql and cql, not for td3bc"),
-        (["--memory", "gruu"], "did you mean gru"),
-        (["--memory", "gru", "--history.memory-options", "gru.size=3"], "no option 'size'"),
-        (["--env", "gymnax/CartPole-v1"], r"does not fit gymnax/CartPole-v1.*2 discrete actions"),
+        ({"algorithm": "iqi"}, "unknown algorithm 'iqi': did you mean iql"),
+        ({"algorithm": "ppo"}, "choose from bc, cql, iql, odice, rcbc, td3bc"),
+        ({"algorithm": "td3bc", "memory": "gru"}, "memory of histories is for iql and cql, not for td3bc"),
+        ({"memory": "gruu"}, "did you mean gru"),
+        ({"memory": "gru", "history": {"memory_options": ["gru.size=3"]}}, "no option 'size'"),
+        ({"env": "gymnax/CartPole-v1"}, r"does not fit gymnax/CartPole-v1.*2 discrete actions"),
     ],
 )
-def test_bad_requests_of_single_step_methods(arguments, message, tmp_path, monkeypatch):
+def test_bad_requests_of_single_step_methods(changes, message, tmp_path, monkeypatch):
+    refused("offline-pendulum", {}, changes, message, tmp_path, monkeypatch)
+
+
+def refused(preset: Any, origin: Any, changes: Any, message: str, tmp_path: Any, monkeypatch: Any) -> None:
+    """Asserts that training on `recorded.npz` is refused in one line, and nothing is written."""
     monkeypatch.chdir(tmp_path)
-    write("recorded.npz")
+    write("recorded.npz", **origin)
     with pytest.raises(BadRequest, match=message) as error:
-        train.main(["offline-pendulum", "--dataset", "recorded.npz", *arguments])
+        api.train(preset, **({"dataset": "recorded.npz"} | changes))
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["recorded.npz"], "nothing may be written"
 
@@ -235,52 +220,39 @@ def test_td3bc_refuses_discrete_actions(tmp_path, monkeypatch):
     )
     datasets.save(discrete, "recorded.npz")
     with pytest.raises(BadRequest, match="td3bc is for continuous actions: take iql, cql or odice"):
-        train.main(["offline-pendulum", "--dataset", "recorded.npz", "--algorithm", "td3bc"])
+        api.train("offline-pendulum", dataset="recorded.npz", algorithm="td3bc")
 
 
 @pytest.mark.parametrize(
-    ("origin", "arguments", "message"),
+    ("origin", "changes", "message"),
     [
-        ({}, ["--memory", "mambo"], "did you mean mamba"),
-        ({}, ["--mixer.memory-options", "dm.size=3"], "no option 'size'"),
-        ({}, ["--dataset", "nowhere.npz"], "nowhere.npz: no such file"),
-        ({}, ["--env", "gymnax/CartPole-v1"], r"does not fit gymnax/CartPole-v1.*2 discrete actions"),
-        ({}, ["--eval-env", "gymnax/CartPole-v1"], r"does not fit gymnax/CartPole-v1"),
-        ({"env": ""}, [], "name it with --env"),
-        ({"env": "gymnasium/Pendulum-v1"}, [], "emulator"),
-        ({"env": "gymnax/Pendulum-v3"}, [], "did you mean gymnax/Pendulum-v1"),
-        ({"keep": (0, 1)}, [], r"observations of shape \(3,\).*environment \(2,\)"),
+        ({}, {"memory": "mambo"}, "did you mean mamba"),
+        ({}, {"mixer": {"memory_options": ["dm.size=3"]}}, "no option 'size'"),
+        ({}, {"dataset": "nowhere.npz"}, "nowhere.npz: no such file"),
+        ({}, {"env": "gymnax/CartPole-v1"}, r"does not fit gymnax/CartPole-v1.*2 discrete actions"),
+        ({}, {"eval_env": "gymnax/CartPole-v1"}, r"does not fit gymnax/CartPole-v1"),
+        ({"env": ""}, {}, "name it with --env"),
+        ({"env": "gymnasium/Pendulum-v1"}, {}, "emulator"),
+        ({"env": "gymnax/Pendulum-v3"}, {}, "did you mean gymnax/Pendulum-v1"),
+        ({"keep": (0, 1)}, {}, r"observations of shape \(3,\).*environment \(2,\)"),
     ],
 )
-def test_bad_requests_say_so_in_one_line(origin, arguments, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write("recorded.npz", **origin)
-    with pytest.raises(BadRequest, match=message) as error:
-        train.main([*tiny("recorded.npz"), *arguments])
-    assert "\n" not in str(error.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["recorded.npz"], "nothing may be written"
-
-
-def test_comparisons_are_by_dataset():
-    with pytest.raises(BadRequest, match="use --datasets"):
-        compare.main(["dm-pendulum", "--envs", "gymnax/Pendulum-v1"])
-    with pytest.raises(BadRequest, match="use --envs"):
-        compare.main(["popgym-fast", "--datasets", "recorded.npz"])
-    with pytest.raises(BadRequest, match="sets --dataset itself"):
-        compare.main(["dm-pendulum", "--dataset", "recorded.npz"])
+def test_bad_requests_say_so_in_one_line(origin, changes, message, tmp_path, monkeypatch):
+    refused(tiny("recorded.npz"), origin, changes, message, tmp_path, monkeypatch)
 
 
 def test_histories_are_compared_by_their_memory_too():
+    preset = PRESETS["offline-pendulum"]
     two = compare.Options(algorithms=("iql", "cql"), memories=("gru", "s5"))
-    columns = compare.columns_of("offline-pendulum", two)
+    columns = compare.columns_of(preset, two)
     assert [(c["algorithm"], c["memory"]) for c in columns] == [
         ("iql", "gru"),
         ("iql", "s5"),
         ("cql", "gru"),
         ("cql", "s5"),
     ]
-    labels = [dataclasses.replace(PRESETS["offline-pendulum"], **column).label for column in columns]  # type: ignore[arg-type]
+    labels = [dataclasses.replace(preset, **column).label for column in columns]  # type: ignore[arg-type]
     assert labels == ["iql-gru", "iql-s5", "cql-gru", "cql-s5"]
-    assert PRESETS["offline-pendulum"].label == "iql"
+    assert preset.label == "iql"
     with pytest.raises(BadRequest, match="needs --algorithms"):
-        compare.columns_of("offline-pendulum", compare.Options(memories=("gru",)))
+        compare.columns_of(preset, compare.Options(memories=("gru",)))

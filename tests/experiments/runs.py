@@ -1,0 +1,42 @@
+"""What tests of runs share: small options, reading what runs leave behind, and cells that are trained in this process."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engram.agents.common.experiment import Experiment
+from engram.experiments.train import Output, train
+
+TINY: dict[str, Any] = {"memory": "none", "total_steps": 1024, "log_points": 2, "eval_points": 1}
+"""Fields of a run of the preset `debug` that trains for a moment."""
+CLOCKS = {"wall_s", "steps_per_s"}
+
+
+def train_here(config: Experiment, preset: str, folder: Path, output: Output, seconds: float | None = None) -> None:
+    """Stands in for `train_apart`: the same in this process, which has imported and compiled before."""
+    train(config, preset, dataclasses.replace(output, out=folder, resume=True))
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Rows of a run's metrics, without what the clock says."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
+
+
+def final_state(folder: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by its path in the state."""
+    import orbax.checkpoint as ocp
+
+    newest = max((folder / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore((newest / "state").absolute())
+
+
+def assert_same_end(whole: Path, broken: Path) -> None:
+    """Asserts that two runs have the same metrics and the same last state, bit for bit."""
+    assert rows_of(whole) == rows_of(broken), "metrics differ"
+    states = [{name: array.tobytes() for name, array in final_state(run).items()} for run in (whole, broken)]
+    assert states[0] == states[1], "final states differ"

@@ -1,0 +1,79 @@
+"""Planners as runs: how they resume, what is compared, drawn and evaluated; and PPO under a rule."""
+
+import errno
+import json
+
+import pytest
+
+from engram import api
+from engram.configs.presets import PLANNER_PRESETS
+from engram.errors import BadRequest
+from engram.experiments import cells
+from engram.training import checkpoint
+from tests.experiments.runs import assert_same_end, train_here
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+@pytest.mark.parametrize("preset", ["lsd", "rbocpd-ucrl2", "neucb"])
+def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(preset, tmp_path, monkeypatch):
+    """The disk is full at the third log point of four; then there is room again."""
+    every = getattr(PLANNER_PRESETS[preset], PLANNER_PRESETS[preset].agent).steps_per_update
+    small = {"seeds": 2, "total_steps": 8 * every, "log_points": 4, "eval_points": 2, "checkpoint_seconds": 0}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    api.train(preset, out=whole, quiet=True, **small)
+    save = checkpoint.save
+
+    def full(root, chunk, state, extra):
+        if chunk == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(root, chunk, state, extra)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(BadRequest, match="No space left"):
+        api.train(preset, out=broken, quiet=True, **small)
+    monkeypatch.setattr(checkpoint, "save", save)
+    api.train(preset, out=broken, resume=True, quiet=True, **small)
+    assert_same_end(whole, broken)
+
+
+def test_compare_plot_and_evaluate(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "train_apart", train_here)
+    out, small = tmp_path / "comparison", {"total_steps": 4000, "log_points": 4}
+    compared = api.compare("lsd", algorithms=["greedy", "round-robin"], seeds=2, out=out, quiet=True, **small)
+    assert "| greedy | round-robin |" in compared.table
+    assert "star" not in compared.table
+    assert (out / "curves.png").stat().st_size > 1000
+    folders = sorted(p for p in out.iterdir() if p.is_dir())
+    assert folders == [cell.folder for cell in compared.cells]
+    assert json.loads((folders[0] / "summary.json").read_text())["algorithm"] == "greedy"
+    assert api.plot(folders, tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(BadRequest, match="learns while it acts"):
+        api.evaluate(folders[0])
+    with pytest.raises(BadRequest, match="learns while it acts"):
+        api.load(folders[0]).policy()
+
+
+def test_comparisons_of_the_wrong_kind_are_refused(tmp_path):
+    for preset, wrong, message in (
+        ("lsd", {"memories": ["gru"]}, "lsd has no --memories to compare; use --algorithms"),
+        ("debug", {"algorithms": ["greedy"]}, "ppo has no --algorithms to compare; use --memories"),
+        ("dm-pendulum", {"envs": ["gymnax/Pendulum-v1"]}, "use --datasets"),
+        ("popgym-fast", {"datasets": ["recorded.npz"]}, "use --envs"),
+    ):
+        with pytest.raises(BadRequest, match=message):
+            api.compare(preset, **wrong, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_learner_of_a_conservative_run_is_evaluated_alone(tmp_path):
+    small = {
+        "ppo": {"num_envs": 8, "num_steps": 32, "epochs": 1, "eval_envs": 2},
+        "conservative": {"members": 2, "width": 8, "epochs": 1},
+    }
+    run = api.train(
+        "conservative", **small, seeds=1, total_steps=512, log_points=2, eval_points=1, out=tmp_path / "run", quiet=True
+    )
+    result = run.evaluate(episodes=2, gif_steps=0)
+    assert result["algorithm"] == "conservative"
+    assert result["finished"] == [1.0]

@@ -1,0 +1,110 @@
+"""One run from end to end: what it leaves behind, how it is evaluated and drawn, how it fails, how it resumes."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from engram import api
+from engram.errors import BadRequest, Diverged, InUse
+from engram.experiments import evaluate
+from engram.experiments.train import Output, train
+from engram.training import checkpoint
+from engram.training.folder import RunFolder
+from tests.experiments.runs import TINY, rows_of
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return api.train("debug", **TINY, seeds=2, out=folder, wandb="offline", quiet=True).folder
+
+
+def test_a_run_leaves_everything_behind(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert list(summary) == [
+        *("preset", "env", "memory", "seeds", "env_steps", "compile_s", "wall_s", "steps_per_s"),
+        *("train_return", "eval_return"),
+    ]
+    assert summary["env_steps"] == 1024
+    for name in ("train_return", "eval_return"):
+        assert len(summary[name]["per_seed"]) == 2
+        assert summary[name]["mean"] == pytest.approx(np.mean(summary[name]["per_seed"]))
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["env_steps"] for row in rows] == [512, 1024]
+    assert all(len(v) == 2 for row in rows for k, v in row.items() if "/" in k)
+    assert "eval/return" in rows[-1]
+    assert yaml.safe_load((finished / "config.yaml").read_text())["memory"] == "none"
+    assert json.loads((finished / "versions.json").read_text())["packages"]["jax"]
+    assert (finished / "curves.png").stat().st_size > 1000
+    assert list((finished / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_random_return_of_the_first_log_point_is_popgyms(finished):
+    """An untrained policy on RepeatPreviousEasy earns -0.5 in expectation."""
+    assert np.mean(rows_of(finished)[0]["train/return"]) == pytest.approx(-0.5, abs=0.1)
+
+
+def test_evaluate_and_plot(finished, tmp_path):
+    result = api.evaluate(finished, episodes=8, gif_steps=5)
+    assert result == json.loads((finished / "evaluation.json").read_text())
+    assert result["finished"] == [1.0, 1.0]
+    assert (finished / "eval.gif").read_bytes()[:4] == b"GIF8"
+    assert evaluate.lines(result, 0)[1].startswith("seed 1: return")
+    assert api.plot([finished], tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_seeds_are_the_single_runs_with_those_seeds(finished, tmp_path):
+    alone = rows_of(api.train("debug", **TINY, seed=1, out=tmp_path / "second", quiet=True).folder)[0]
+    both = rows_of(finished)[0]
+    assert alone["train/return"][0] == pytest.approx(both["train/return"][1], abs=1e-5)
+    assert alone["loss/total"][0] == pytest.approx(both["loss/total"][1], abs=1e-4)
+
+
+def test_a_finished_or_foreign_folder_is_not_touched(finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    with pytest.raises(BadRequest, match="already exists"):
+        api.train("debug", **TINY, out=finished)
+    with pytest.raises(BadRequest, match="differ: seed"):
+        api.train("debug", **TINY, seeds=2, seed=5, out=finished, resume=True)
+    with pytest.raises(BadRequest, match="needs --out"):
+        api.train("debug", **TINY, resume=True)
+    api.train("debug", **TINY, seeds=2, out=finished, resume=True)
+    assert "already complete" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+
+
+def test_a_folder_that_is_trained_in_is_in_use(tmp_path):
+    held = RunFolder(tmp_path / "run", {}, resume=False)
+    with pytest.raises(InUse, match="another process") as error:
+        api.train("debug", **TINY, out=held.path, resume=True)
+    assert error.value.exit_code == 4
+
+
+def test_divergence_is_reported_and_the_last_good_checkpoint_named(tmp_path):
+    with pytest.raises(Diverged, match=r"chunk 1.*not finite.*no checkpoint"):
+        api.train("debug", **TINY, ppo__learning_rate=1e38, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    folder, save = tmp_path / "run", checkpoint.save
+    preset, config = api.make_config("debug", **TINY, checkpoint_seconds=0)
+
+    def full(root, chunk, state, extra):
+        if chunk == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(root, chunk, state, extra)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(BadRequest, match="No space left"):
+        train(config, preset, Output(folder, quiet=True))
+    assert checkpoint.checkpoints(folder / "checkpoints") == [1]
+    monkeypatch.setattr(checkpoint, "save", save)
+    run = train(config, preset, Output(folder, resume=True, quiet=True))
+    assert len(rows_of(folder)) == 2
+    assert run.is_finished
