@@ -37,6 +37,7 @@ def find(name: str) -> AgentSpec:
 
     Raises:
         UnknownName: there is none.
+        BadRequest: what has the name is no agent, or calls itself by another.
     """
     if name in AGENTS or ":" in name:
         spec = plugins.load("agent", AGENTS.get(name, name))
@@ -46,6 +47,8 @@ def find(name: str) -> AgentSpec:
         raise UnknownName.among("agent", name, names())
     if not isinstance(spec, AgentSpec):
         raise BadRequest(f"agent {name!r} is not an AgentSpec but {type(spec).__name__}")
+    if spec.name != name:  # runs are found again by what their experiment calls itself
+        raise BadRequest(f"agent {name!r} calls itself {spec.name!r}: set `agent` of its experiment to {name!r}")
     return spec
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 SCHEMA = 2
-"""Version of the form in which configurations are written. Files without a version are of version 1."""
+"""Version of the form in which configurations are written. What runs wrote without a version is of version 1."""
 
 Values = dict[str, Any]
 
@@ -45,9 +45,13 @@ STEPS: dict[int, Callable[[Values], Values]] = {1: from_1}
 
 
 def migrate(values: Values) -> Values:
-    """`values` in the form of this version."""
+    """`values` in the form of this version.
+
+    A mapping without a version is of version 1 where a run wrote it, which then named its preset. Where a person wrote
+    it, it is of this version: what is missing has the defaults of today.
+    """
     values = dict(values)
-    version = values.pop("schema", 1)
+    version = values.pop("schema", 1 if "preset" in values else SCHEMA)
     while version in STEPS:
         values, version = STEPS[version](values), version + 1
     return {"schema": version, **values}

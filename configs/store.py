@@ -41,12 +41,16 @@ def from_dict(values: dict[str, Any], where: str = "config.yaml") -> Experiment:
     Raises:
         BadRequest: unknown keys, or values of the wrong kind.
     """
-    values = migrate(values)
-    version = values.pop("schema")
-    if version != SCHEMA:
+    version = values.get("schema", SCHEMA)
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA:
         raise BadRequest(f"{where} has schema version {version}; this version of Engram reads up to {SCHEMA}")
-    values.pop("preset", None)
-    spec = registry.find(values.pop("agent"))
+    values = migrate(values)
+    for name in ("schema", "preset"):
+        values.pop(name, None)
+    agent = values.pop("agent", None)
+    if not isinstance(agent, str):
+        raise BadRequest(f"{where} does not describe an experiment: agent must be text, got {agent!r}")
+    spec = registry.find(agent)
     try:
         return build(spec.experiment, values)
     except BadRequest as error:

@@ -96,7 +96,7 @@ def draw_episodes(run: Run, agent: Any, states: Any, options: Options) -> None:
     play = run.spec.play
     assert play is not None
     if play.scene is None:
-        notify("sequence policies are not drawn: no eval.gif")
+        notify(f"{run.config.agent} is not drawn: no eval.gif")
     elif agent.env.is_host_pool:
         notify(f"{run.config.evaluated} runs in an emulator that cannot be drawn: no eval.gif")
     else:

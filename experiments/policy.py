@@ -82,8 +82,10 @@ class Policy:
     def of(cls, run: "Run", seed: int, greedy: bool | None, key: int) -> "Policy":
         """See `engram.experiments.runs.Run.policy`."""
         spec = run.spec
-        if spec.acting is None or spec.play is None:
+        if spec.play is None:
             raise BadRequest(f"{run.config.agent} learns while it acts and has no policy to act with afterwards")
+        if spec.acting is None:
+            raise BadRequest(f"{run.config.agent} does not declare how it acts one step at a time")
         if not 0 <= seed < run.config.seeds:
             raise BadRequest(f"{run.folder} has seeds 0 to {run.config.seeds - 1}, not {seed}")
         run = dataclasses.replace(run, config=spec.play.configure(run.config, spec.play.least, greedy))

@@ -14,23 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engram.configs.experiment import EXPERIMENTS
 
 from benchmarks.offline import random_episodes
-from engram import testing
+from engram import api, testing
 from engram.agents.common.experiment import Experiment
 from engram.agents.offline.build import VALUE_METHODS, make_sequence, make_values
 from engram.agents.ppo.agent import PPOSettings
 from engram.agents.ppo.experiment import NetworkSettings, ObservationSettings, PPOExperiment
-from engram.agents.registry import build
+from engram.agents.registry import AGENTS, build, find
 from engram.configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
 from engram.envs import registry
 from engram.envs.vector import Vectorised
+from engram.experiments import atari100k, compare, dream, evaluate, figures, train
 from engram.memory import make_memory, memory_options
-from engram.scripts import atari100k, compare, dream, evaluate, plot, train
 from engram.training.metrics import aggregate
 
 ROOT = Path(__file__).resolve().parents[1]
+OPTIONS: dict[str, type] = {
+    "train": train.Output,
+    "evaluate": evaluate.Options,
+    "compare": compare.Options,
+    "plot": figures.Options,
+    "dream": dream.Options,
+    "atari100k": atari100k.Options,
+}
+"""What scripts take beside an experiment."""
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("README.md")]
 
 
@@ -194,9 +202,8 @@ def test_defaults_of_configuration_keys():
 
 def test_every_option_of_the_scripts_is_documented():
     page = section(read("configuration.md"), "## Run options") + section(read("atari100k.md"), "## Options")
-    for script in (train, evaluate, compare, plot, dream, atari100k):
-        fields = {f.name for f in dataclasses.fields(script.Options)} - {"experiment", "run", "runs"}
-        name = script.__name__.removeprefix("scripts.")
+    for name, options in OPTIONS.items():
+        fields = {f.name for f in dataclasses.fields(options)} - {"run", "runs"}
         table = page.split(f"| option of `{name}.py", 1)[1].split("\n\n")[0]
         assert set(re.findall(r"^\| `--([\w-]+)`", table, re.MULTILINE)) == {f.replace("_", "-") for f in fields}, name
 
@@ -312,10 +319,10 @@ def test_every_metric_is_documented():
 
 def test_files_of_a_run_are_documented(tmp_path):
     """Keys of summary.json and evaluation.json, and the names of files, from a real run."""
-    folder = tmp_path / "run"
-    tiny = ["debug", "--quiet", "--memory", "none", "--total-steps", "256", "--log-points", "1", "--eval-points", "1"]
-    train.main([*tiny, "--out", str(folder)])
-    evaluate.main([str(folder), "--episodes", "2", "--gif-steps", "0"])
+    tiny = {"memory": "none", "total_steps": 256, "log_points": 1, "eval_points": 1}
+    run = api.train("debug", **tiny, out=tmp_path / "run", quiet=True)
+    run.evaluate(episodes=2, gif_steps=0)
+    folder = run.folder
     page = read("metrics.md")
     for file in ("summary.json", "evaluation.json"):
         assert set(defined(section(page, f"## {file}"))) == set(json.loads((folder / file).read_text())), file
@@ -363,21 +370,22 @@ def test_files_and_modules_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_commands_use_exist(page):
     """Every `--option` in a command of train.py, compare.py and atari100k.py is one of theirs."""
-    groups = [("", kind) for kind in EXPERIMENTS.values()]
-    for kind in EXPERIMENTS.values():
+    kinds = [find(agent).experiment for agent in AGENTS]
+    groups = [("", kind) for kind in kinds]
+    for kind in kinds:
         groups += [(f"{f.name}.", f.type) for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.type)]
     known = {"help", "network.memory-options.state"}  # the latter: a key of a preset's options
     for prefix, kind in groups:
         for f in dataclasses.fields(kind):
             name = f.name.replace("_", "-")
             known |= {prefix + name, f"{prefix}no-{name}"}
-    known |= {f.name for script in (train, compare, atari100k) for f in dataclasses.fields(script.Options)}
+    known |= {f.name for script in ("train", "compare", "atari100k") for f in dataclasses.fields(OPTIONS[script])}
     commands = page.read_text().replace("\\\n", " ")
     for arguments in re.findall(r"scripts/(?:train|compare|atari100k)\.py ([^\n`#]*)", commands):
         for option in re.findall(r"--([\w.-]+)", arguments):
             assert option in known, arguments
         preset = arguments.split()[0] if arguments.split() else ""
-        assert preset in {*PRESETS, "PRESET", "--help"}, arguments
+        assert preset in {*PRESETS, "PRESET", "FILE.yaml", "--help"}, arguments
 
 
 # ----------------------------------------------------------------------------------------------------------- examples

@@ -111,6 +111,7 @@ def compare(
     datasets: Sequence[str] = (),
     seeds: int = 3,
     out: Path | str | None = None,
+    wandb: Literal["disabled", "offline", "online"] = "disabled",
     quiet: bool = False,
     **changes: Any,
 ) -> "Comparison":
@@ -122,6 +123,7 @@ def compare(
         envs, datasets: rows of the table (default: the preset's).
         seeds: seeds per cell.
         out: folder of the comparison (default: runs/compare/<preset>). Finished cells in it are not trained again.
+        wandb: Weights & Biases.
         quiet: whether to show no progress.
     """
     from engram.experiments.compare import Options
@@ -131,7 +133,7 @@ def compare(
     name, config = make_config(preset, **changes)
     where = None if out is None else Path(out)
     options = Options(tuple(memories), tuple(algorithms), tuple(envs), tuple(datasets), seeds, where)
-    return run(config, name, options, Output(quiet=quiet))
+    return run(config, name, options, Output(wandb=wandb, quiet=quiet))
 
 
 def plot(runs: "Sequence[Run | Path | str]", out: Path | str = "curves.png") -> Path:

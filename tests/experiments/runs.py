@@ -1,4 +1,4 @@
-"""What tests of runs share: small options, reading what runs leave behind, and cells that are trained in this process."""
+"""What tests of runs share: small options, reading what runs leave behind, and cells trained in this process."""
 
 import dataclasses
 import json
