@@ -18,9 +18,10 @@ from tests.experiments.test_offline import write
 
 def ending(main, *arguments: str) -> int:
     """The exit code of a script's `main` with these arguments."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["script.py", *arguments])
-        run_script(main)
+        with pytest.raises(SystemExit) as end:
+            run_script(main)
     assert isinstance(end.value.code, int)
     return end.value.code
 
@@ -38,9 +39,9 @@ def raising(error: BaseException):
         (BadRequest("no"), 2, "error: no\n"),
         (UnknownName.among("word", "onw", ["one"]), 2, "error: unknown word 'onw': did you mean one?\n"),
         (
-            MissingExtra.of("atari/...", "atari"),
+            MissingExtra.of("atari", "atari"),
             2,
-            'error: atari/... needs an optional dependency: pip install "engram[',
+            'error: atari needs an optional dependency: pip install "engram[atari]"',
         ),
         (Diverged("nan"), 3, "error: nan\n"),
         (InUse("busy"), 4, "error: busy\n"),
