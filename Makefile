@@ -3,6 +3,7 @@
 #   make demo       trains PPO with and without memory on a POPGym task, and draws the curves
 #   make test       the fast tests: what is not marked `slow`
 #   make test-all   all tests
+#   make contract   the tests of kernels and memories, for a second Python: make contract VENV=... PYTHON=...
 #   make check      lint, format, spelling and types
 #   make clean      removes the environment, runs and what was built
 
@@ -16,7 +17,7 @@ READY = $(VENV)/.ready
 # Two processes; a file's tests stay in one of them, so what they share is made once. The longest files begin first.
 PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all check clean
+.PHONY: setup demo test test-all contract check clean
 
 setup: $(READY)
 
@@ -40,6 +41,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(PYTEST)
+
+contract: $(READY)
+	$(PYTEST) tests/kernels tests/memory
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
