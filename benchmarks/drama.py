@@ -4,12 +4,12 @@
     python -m benchmarks.drama --memory gru --updates 20 --rounds 7
     python -m benchmarks.drama --preset atari100k --parts [--precision bfloat16]
 
-The loop is what a straightforward port does: one call for each environment step, each draw from the replay, each
-imagined step and each gradient step, with the time spent only in calling. Both do the same work; they alternate.
+The loop does what a straightforward port does: one compiled call for each environment step, each sample from the
+replay, each imagined step and each gradient step. Both do the same work, in turns.
 
-`--parts` times the one program beside its parts instead, each compiled by itself: the world model's gradient step and
-that of the behaviour, draws from the replay included, and acting (but in emulators, which cannot be rewound); and says
-what XLA counts of arithmetic in them and what memory they need.
+`--parts` times the one program and its parts instead, each compiled by itself: the gradient steps of the world model
+and of the behaviour, with sampling from the replay, and acting (except in emulators, which cannot be rewound). It also
+prints the arithmetic that XLA counts in them and the memory that they need.
 """
 
 import argparse
@@ -34,31 +34,33 @@ from engram.training.loop import compile_agent, seed_keys
 
 
 def stepwise(agent: Drama) -> Callable[[DramaState, int], DramaState]:
-    """`n` updates of `agent`, a call at a time."""
+    """A function that takes `n` updates of `agent`, one call for each piece of an update."""
     s, replay = agent.settings, agent.replay
     collect = jax.jit(lambda state, key: agent._collect(state, key)[0], donate_argnums=0)
     draw_training = jax.jit(lambda kept, key: replay.draw_training(kept, key, s.batch_size, s.batch_length))
     draw_imagination = jax.jit(lambda kept, key: replay.draw_imagination(kept, key, s.contexts, s.context))
     windows = jax.jit(replay.windows, static_argnums=2)
-    learn_world, remember, imagine_step, judge, learn_behaviour = (
-        jax.jit(f) for f in (agent.learn_world, agent.remember, agent.imagine_step, agent.judge, agent.learn_behaviour)
+    learn_world, learn_behaviour = jax.jit(agent.learn_world), jax.jit(agent.learn_behaviour)
+    encode_context, imagine_step, predict_outcomes = (
+        jax.jit(f) for f in (agent.encode_context, agent.imagine_step, agent.predict_outcomes)
     )
     split = jax.jit(jax.random.split, static_argnums=1)
 
     def learn(state: DramaState) -> DramaState:
         key, *keys = split(state.key, 5 + s.horizon)
-        # The pieces take what they need: handing the whole replay to each of them would copy it.
-        kept, light = state.replay, state.replace(replay=())
-        counted, starts = draw_training(kept, keys[0])
+        # Each piece gets only what it needs: handing the whole replay to each of them would copy it.
+        light = state.replace(replay=())
+        counted, starts = draw_training(state.replay, keys[0])
         light, _ = learn_world(light, windows(counted, starts, s.batch_length), keys[1])
         counted, starts = draw_imagination(counted, keys[2])
-        imagination, ended = remember(light, windows(counted, starts, s.context), keys[3])
+        imagination, ended = encode_context(light, windows(counted, starts, s.context), keys[3])
         steps = []
         for step_key in keys[4:]:
             imagination, step = imagine_step(light, imagination, step_key)
             steps.append(step)
-        taken = jax.tree.map(lambda *column: jnp.stack(column), *steps)
-        light, _ = learn_behaviour(light, judge(light, imagination, *taken, ended), imagination.statistics)
+        trajectory = jax.tree.map(lambda *column: jnp.stack(column), *steps)
+        imagined = predict_outcomes(light, imagination, *trajectory, ended)
+        light, _ = learn_behaviour(light, imagined, imagination.statistics)
         return light.replace(replay=counted, key=key)
 
     def run(state: DramaState, n: int) -> DramaState:
@@ -73,45 +75,45 @@ def stepwise(agent: Drama) -> Callable[[DramaState, int], DramaState]:
 
 
 def parts(agent: Drama) -> dict[str, Callable[[DramaState, jax.Array], Any]]:
-    """The parts of an update by name, functions of a state and a key. They do not hand the state on: what is timed is
-    the work, not copying a replay."""
+    """The parts of an update by name, functions of a state and a key. They do not return the whole state, so that
+    copying a replay is not timed."""
     s, replay = agent.settings, agent.replay
 
     def collect(state, key):
         after, _ = agent._collect(state, key)
-        return after.obs, after.env  # what a step waits for; the replay's writing is part of it
+        return after.obs, after.env  # the results that a step waits for; writing to the replay is timed too
 
     def learn_world(state, key):
         draw_key, key = jax.random.split(key)
-        kept, starts = replay.draw_training(state.replay, draw_key, s.batch_size, s.batch_length)
-        after, metrics = agent.learn_world(state, replay.windows(kept, starts, s.batch_length), key)
+        counted, starts = replay.draw_training(state.replay, draw_key, s.batch_size, s.batch_length)
+        after, metrics = agent.learn_world(state, replay.windows(counted, starts, s.batch_length), key)
         return after.world, after.world_optimiser, metrics
 
-    def remember(state, key):
+    def encode_context(state, key):
         draw_key, key = jax.random.split(key)
-        kept, starts = replay.draw_imagination(state.replay, draw_key, s.contexts, s.context)
-        return agent.remember(state, replay.windows(kept, starts, s.context), key)
+        counted, starts = replay.draw_imagination(state.replay, draw_key, s.contexts, s.context)
+        return agent.encode_context(state, replay.windows(counted, starts, s.context), key)
 
     def learn_behaviour(state, key):
         draw_key, key = jax.random.split(key)
-        kept, starts = replay.draw_imagination(state.replay, draw_key, s.contexts, s.context)
-        imagined, statistics = agent.imagine(state, replay.windows(kept, starts, s.context), key)
+        counted, starts = replay.draw_imagination(state.replay, draw_key, s.contexts, s.context)
+        imagined, statistics = agent.imagine(state, replay.windows(counted, starts, s.context), key)
         after, metrics = agent.learn_behaviour(state, imagined, statistics)
         return after.behaviour, after.behaviour_optimiser, after.slow_critic, metrics
 
-    works = {"world model": learn_world, "behaviour": learn_behaviour, "of it: reading contexts": remember}
+    works = {"world model": learn_world, "behaviour": learn_behaviour, "behaviour: encoding contexts": encode_context}
     if not agent.env.is_host_pool:  # an emulator's state can be stepped once
         works["acting"] = collect
     return works
 
 
 def time_parts(agent: Drama, programs: Any, states: Any, updates: int, rounds: int) -> Any:
-    """Prints medians over rounds, the first left out; returns the states after the whole updates."""
+    """Prints medians over all rounds but the first; returns the states after the whole updates."""
     state = jax.tree.map(lambda x: x[0].copy(), states)
     calls, work = {}, {}
     for name, part in parts(agent).items():
         lowered = jax.jit(part).lower(state, jax.random.key(0))
-        # What is counted before XLA hands convolutions to libraries, whose arithmetic it does not see.
+        # Counted before XLA hands convolutions to libraries, whose arithmetic it does not count.
         work[name] = float((lowered.cost_analysis() or {}).get("flops", np.nan)) / 1e12
         calls[name] = lowered.compile()
     times: dict[str, list[float]] = {name: [] for name in ("whole update", *calls)}

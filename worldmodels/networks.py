@@ -1,6 +1,6 @@
-"""Encoders and decoders of observations, and the small networks on top of a world model's states.
+"""Encoders and decoders of observations, and the small networks that read a world model's states.
 
-Pictures are `[..., height, width, channels]`; all modules take any leading axes.
+Pictures are `[..., height, width, channels]`. All modules accept any leading axes.
 """
 
 import math
@@ -13,15 +13,17 @@ import jax.numpy as jnp
 from engram.memory.layers import Convolution, Dense, orthogonal
 
 trunc_normal = nn.initializers.variance_scaling(1.0, "fan_avg", "truncated_normal")
-"""Variance 2 / (fan_in + fan_out), cut at two deviations and rescaled."""
+"""Initialiser: normal with variance 2 / (fan_in + fan_out), truncated at two standard deviations and rescaled."""
 fan_in_uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
-"""Uniform within 1 / sqrt(fan_in)."""
+"""Initialiser: uniform in [-1 / sqrt(fan_in), 1 / sqrt(fan_in)]."""
 
 
 class Norm(nn.Module):
     """The normalisation of one layer. Batch normalisation uses the batch in training, running statistics elsewhere.
 
-    Means and variances are float32; `dtype` is that of the result, and so of what is kept for the backward pass.
+    Attributes:
+        kind: batch, RMS or layer normalisation.
+        dtype: of the result, and so of what the backward pass keeps; means and variances are float32.
     """
 
     kind: Literal["batch", "rms", "layer"]
@@ -29,7 +31,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`x[n, ..., channels]`."""
+        """`x[n, ..., channels]` -> the same shape."""
         if self.kind == "batch":
             return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)(x)
         kind = nn.RMSNorm if self.kind == "rms" else nn.LayerNorm
@@ -37,14 +39,15 @@ class Norm(nn.Module):
 
 
 def hidden(x: jax.Array, sizes: tuple[int, ...], kernel_init: Any) -> jax.Array:
-    """Dense, RMSNorm, SiLU, `sizes` times; in a compact method, whose layers they become."""
+    """A dense layer, RMSNorm and SiLU for each of `sizes`; to be called in a compact method, which owns the layers."""
     for size in sizes:
         x = nn.silu(nn.RMSNorm(1e-5)(Dense(size, kernel_init=kernel_init)(x)))
     return x
 
 
 class MLP(nn.Module):
-    """Dense, RMSNorm, SiLU, `sizes` times, and then a dense layer of `out` outputs."""
+    """A dense layer, RMSNorm and SiLU for each of `sizes`, and a dense layer of `out` outputs: `[..., n]` ->
+    `[..., out]`."""
 
     sizes: tuple[int, ...]
     out: int
@@ -58,12 +61,12 @@ class MLP(nn.Module):
 
 
 def behaviour_mlp(sizes: tuple[int, ...], out: int) -> MLP:
-    """The networks of policy and value: orthogonal layers, and a last one so small that they begin at zero."""
+    """The network of the policy or the value: orthogonal layers, the last one so small that outputs begin near 0."""
     return MLP(sizes, out, orthogonal(math.sqrt(2)), orthogonal(1e-3))
 
 
 class VectorEncoder(nn.Module):
-    """Vectors `[..., n]` to features: dense layers."""
+    """Vectors `[..., n]` to features `[..., sizes[-1]]`, by dense layers."""
 
     sizes: tuple[int, ...]
 
@@ -74,7 +77,7 @@ class VectorEncoder(nn.Module):
 
 
 class VectorDecoder(nn.Module):
-    """Latents to vectors `[..., out]`."""
+    """Latents `[..., n]` to vectors `[..., out]`, by dense layers."""
 
     sizes: tuple[int, ...]
     out: int
@@ -86,12 +89,13 @@ class VectorDecoder(nn.Module):
 
 
 class PictureEncoder(nn.Module):
-    """Pictures to features `[..., n]`: convolutions, each with a norm and SiLU.
+    """Pictures to features `[..., n]`, by convolutions, each with a normalisation and SiLU.
 
     Attributes:
-        channels, strides: of each convolution.
-        kernel: width of the kernels, odd.
-        norm: of each layer.
+        channels: output channels of each convolution.
+        strides: stride of each convolution.
+        kernel: width of all kernels, odd.
+        norm: kind of normalisation after each convolution.
         dtype: of the convolutions' arithmetic.
     """
 
@@ -116,10 +120,10 @@ class PictureEncoder(nn.Module):
 
 class PictureDecoder(nn.Module):
     """Latents to pictures, the mirror of `PictureEncoder`: a dense layer to the smallest grid, and one transposed
-    convolution for each convolution, the last without norm.
+    convolution for each convolution, the last one without normalisation.
 
     Attributes:
-        picture: height, width, channels.
+        picture: shape of a picture: height, width, channels.
         channels, strides, kernel, norm, dtype: those of the encoder.
     """
 
@@ -133,15 +137,15 @@ class PictureDecoder(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         leading = z.shape[:-1]
-        height, width, colours = self.picture
-        shrink = math.prod(self.strides)
-        grid = (height // shrink, width // shrink, self.channels[-1])
+        height, width, picture_channels = self.picture
+        scale = math.prod(self.strides)
+        grid = (height // scale, width // scale, self.channels[-1])
         x = Dense(math.prod(grid), kernel_init=trunc_normal)(z).reshape(-1, *grid).astype(self.dtype)
         x = nn.silu(Norm(self.norm, self.dtype)(x, train))
         last = len(self.channels) - 1
         for layer in range(last, -1, -1):
-            grow = Convolution(
-                (colours, *self.channels)[layer],
+            convolution = Convolution(
+                (picture_channels, *self.channels)[layer],
                 self.kernel,
                 self.strides[layer],
                 transposed=True,
@@ -149,7 +153,7 @@ class PictureDecoder(nn.Module):
                 dtype=self.dtype,
                 name=f"ConvTranspose_{last - layer}",
             )
-            x = grow(x)
+            x = convolution(x)
             if layer:
                 x = nn.silu(Norm(self.norm, self.dtype)(x, train))
         return x.reshape(*leading, *self.picture).astype(jnp.float32)

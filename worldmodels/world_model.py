@@ -1,10 +1,11 @@
 """A latent world model with any memory (Drama, arXiv 2410.08893, where the memory is Mamba-2).
 
-Of each step the encoder sees the observation and gives the posterior of the latent `z[t]`. The memory consumes
-`(z[t], a[t])` and gives `d[t]`, from which the prior of `z[t + 1]`, the reward and the end that follow `a[t]` are
-predicted. The decoder sees `z[t]` alone.
+The encoder maps each observation to the posterior of a latent `z[t]`. The memory consumes `(z[t], action[t])` and gives
+`d[t]`, from which the prior of `z[t + 1]` and the reward and termination that follow `action[t]` are predicted. The
+decoder sees `z[t]` alone.
 
-Arrays are time-major. `reward[t]` and `terminal[t]` result from `action[t]` at `obs[t]`; `reset[t]` opens an episode.
+Arrays are time-major. `reward[t]` and `terminal[t]` result from `action[t]` at `obs[t]`. `reset[t]` is True where
+`obs[t]` is the first of an episode.
 """
 
 from dataclasses import dataclass
@@ -21,9 +22,7 @@ from engram.memory.base import Memory, State
 from engram.memory.layers import Dense
 from engram.worldmodels import latents
 from engram.worldmodels.networks import MLP, fan_in_uniform
-from engram.worldmodels.twohot import TwoHot, symlog
-
-Metrics = dict[str, jax.Array]
+from engram.worldmodels.twohot import TwoHot, symexp, symlog
 
 
 class Rows(struct.PyTreeNode):
@@ -31,7 +30,7 @@ class Rows(struct.PyTreeNode):
 
     obs: jax.Array
     action: jax.Array
-    """As numbers `[T, B, n]` (one-hot where it is discrete)."""
+    """Actions as vectors `[T, B, n]` (one-hot where they are discrete)."""
     reward: jax.Array
     terminal: jax.Array
     reset: jax.Array
@@ -39,14 +38,15 @@ class Rows(struct.PyTreeNode):
 
 @dataclass(frozen=True)
 class LossSettings:
-    """How the world model learns."""
+    """Settings of the world model's loss."""
 
     free_nats: float
-    """Each of the two KL terms, averaged over the batch, costs at least this much."""
+    """Lower bound of each of the two KL terms, in nats, applied to its mean over the batch."""
     representation: float
-    """Weight of the KL term that pulls the posterior to the prior."""
+    """Weight of the representation loss, the KL term that pulls the posterior towards the prior."""
     seq_reset: bool
-    """Clear the memory where an episode opens and predict nothing across; off: it leaks from episode to episode."""
+    """Clearing of the memory where an episode begins, without a prediction across the boundary. Without it information
+    leaks from episode to episode."""
 
 
 class WorldModel(nn.Module):
@@ -54,13 +54,16 @@ class WorldModel(nn.Module):
 
     Attributes:
         memory: maps `[T, B, width]` to `[T, B, width]`.
-        encoder, decoder: from observations to features, from latents to (the parameters of) observations.
-        reconstruction: pixels (0 .. 255, squared error), binary (0 or 1, Bernoulli) or symlog (squared error).
-        categoricals, classes: of the latent.
-        head: width of the hidden layer of the predictors of reward and end.
+        encoder: from observations to features.
+        decoder: from latents to observations, or the parameters of their distribution.
+        reconstruction: kind of observations: pixels (0 .. 255, squared error), binary (0 or 1, cross-entropy) or symlog
+            (numbers of any magnitude, squared error).
+        categoricals: categorical variables of the latent.
+        classes: classes of each of them.
+        head: width of the hidden layer of the predictors of reward and termination.
         unimix: share of the uniform distribution in posterior and prior.
         unimix_denominator: see `latents.unimix`.
-        bins: of the reward's distribution.
+        bins: bins of the distribution of rewards.
     """
 
     memory: Memory
@@ -87,11 +90,11 @@ class WorldModel(nn.Module):
     # ------------------------------------------------------------------------------------------------ the latent
 
     def posterior(self, obs: jax.Array, train: bool = False) -> jax.Array:
-        """`obs[..., *]` -> log-probabilities `[..., categoricals, classes]`."""
+        """Posterior of the latent: `obs[..., *]` -> log-probabilities `[..., categoricals, classes]`."""
         return self._mix(self.posterior_out(self.encoder(self._scale(obs), train)))
 
     def prior(self, d: jax.Array) -> jax.Array:
-        """Of the next latent: `d[..., width]` -> log-probabilities `[..., categoricals, classes]`."""
+        """Prior of the next latent: `d[..., width]` -> log-probabilities `[..., categoricals, classes]`."""
         return self._mix(self.prior_out(d))
 
     def _mix(self, logits: jax.Array) -> jax.Array:
@@ -106,7 +109,7 @@ class WorldModel(nn.Module):
     # ---------------------------------------------------------------------------------------------- the sequence
 
     def sequence(self, state: State, z: jax.Array, action: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        """`z[T, B, *]`, `action[T, B, n]`, `reset[T, B]` -> memory state after them, `d[T, B, width]`."""
+        """`z[T, B, *]`, `action[T, B, n]`, `reset[T, B]` -> the memory's state after them, `d[T, B, width]`."""
         state, y = self.memory(state, self._join(z, action), reset)
         return state, self.final_norm(y)
 
@@ -125,10 +128,10 @@ class WorldModel(nn.Module):
         out = self.decoder(z, train)
         if self.reconstruction == "pixels":
             return 255.0 * nn.sigmoid(out)
-        return nn.sigmoid(out) if self.reconstruction == "binary" else jnp.sign(out) * jnp.expm1(jnp.abs(out))
+        return nn.sigmoid(out) if self.reconstruction == "binary" else symexp(out)
 
     def reward_logits(self, d: jax.Array) -> jax.Array:
-        """`d[..., width]` -> `[..., bins]`."""
+        """`d[..., width]` -> logits of the reward's bins `[..., bins]`."""
         return self.reward_head(d)
 
     def reward(self, d: jax.Array) -> jax.Array:
@@ -136,11 +139,11 @@ class WorldModel(nn.Module):
         return self.bins.decode(self.reward_head(d))
 
     def terminal_logit(self, d: jax.Array) -> jax.Array:
-        """`d[..., width]` -> `[...]`."""
+        """`d[..., width]` -> logit of termination `[...]`."""
         return self.terminal_head(d)[..., 0]
 
     def reconstruction_loss(self, z: jax.Array, obs: jax.Array, train: bool) -> jax.Array:
-        """Summed over the observation, averaged over `[T, B]`."""
+        """Reconstruction loss, summed over each observation and averaged over `[T, B]`."""
         out, target = self.decoder(z, train), self._scale(obs)
         if self.reconstruction == "binary":
             error = optax.sigmoid_binary_cross_entropy(out, target)
@@ -150,24 +153,25 @@ class WorldModel(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ the loss
 
-    def loss(self, rows: Rows, key: jax.Array, settings: LossSettings) -> tuple[jax.Array, Metrics]:
-        """The loss of windows `[T, B, ...]` (arXiv 2410.08893, section 2.2), from a memory that has seen nothing."""
+    def loss(self, rows: Rows, key: jax.Array, settings: LossSettings) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of windows `[T, B, ...]` (arXiv 2410.08893, section 2.2) from the memory's initial state, and
+        metrics."""
         reset = rows.reset if settings.seq_reset else jnp.zeros_like(rows.reset)
         posterior = self.posterior(rows.obs, train=True)
         z = latents.sample(key, posterior)
         reconstruction = self.reconstruction_loss(z, rows.obs, train=True)
         _, d = self.sequence(self.memory.initial_state(reset.shape[1]), z, rows.action, reset)
 
-        # Nothing is predicted across the opening of an episode.
-        kept = ~reset[1:]
+        # Nothing is predicted across the beginning of an episode.
+        valid = ~reset[1:]
         prior, target = self.prior(d[:-1]), posterior[1:]
-        dynamics = masked_mean(latents.kl(jax.lax.stop_gradient(target), prior), kept)
-        representation = masked_mean(latents.kl(target, jax.lax.stop_gradient(prior)), kept)
+        dynamics = masked_mean(latents.kl(jax.lax.stop_gradient(target), prior), valid)
+        representation = masked_mean(latents.kl(target, jax.lax.stop_gradient(prior)), valid)
 
         reward_loss = jnp.mean(self.bins.loss(self.reward_logits(d), rows.reward))
         terminal_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(self.terminal_logit(d), rows.terminal))
 
-        # One clip for the whole batch, not one for each element.
+        # The free nats bound the mean over the batch, not each element.
         loss = reconstruction + reward_loss + terminal_loss
         loss += jnp.maximum(settings.free_nats, dynamics)
         loss += settings.representation * jnp.maximum(settings.free_nats, representation)

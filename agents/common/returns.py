@@ -48,7 +48,7 @@ def generalised_advantages(
 def lambda_returns(
     reward: jax.Array,
     value: jax.Array,
-    goes_on: jax.Array,
+    continuation: jax.Array,
     discount: float,
     lambda_: float,
     bootstrap: Literal["next", "same"] = "next",
@@ -56,7 +56,7 @@ def lambda_returns(
     """Lambda-returns of imagined trajectories (Sutton and Barto 2018, eq. 12.18, by recursion).
 
     Args:
-        reward, goes_on: `[T, B]`, of the step from `x[t]`; `goes_on` is 0 where it ended the episode.
+        reward, continuation: `[T, B]`, of the step from `x[t]`; `continuation` is 0 where it ended the episode.
         value: `[T + 1, B]`, of `x[t]`.
         bootstrap: "next" mixes in the value of `x[t + 1]`; "same" that of `x[t]`, which is biased and there only to
             repeat published runs.
@@ -67,8 +67,8 @@ def lambda_returns(
     mixed = value[1:] if bootstrap == "next" else value[:-1]
 
     def backward(later, row):
-        reward, mixed, goes_on = row
-        later = reward + discount * goes_on * ((1.0 - lambda_) * mixed + lambda_ * later)
+        reward, mixed, continuation = row
+        later = reward + discount * continuation * ((1.0 - lambda_) * mixed + lambda_ * later)
         return later, later
 
-    return jax.lax.scan(backward, value[-1], (reward, mixed, goes_on), reverse=True)[1]
+    return jax.lax.scan(backward, value[-1], (reward, mixed, continuation), reverse=True)[1]

@@ -1,8 +1,11 @@
 """Drama: a world model with a memory, and behaviour learned in its imagination (arXiv 2410.08893).
 
-One `update` takes `train_every` steps in each environment and then, once there is enough experience, improves the
-world model on replayed windows, imagines trajectories from replayed contexts, and improves policy and value on them.
-`DramaSettings` names each point in which the published code differs from what is done here by default.
+One `update` takes `train_every` steps in each environment. Once there is enough experience, it then trains the world
+model on replayed windows, imagines trajectories from replayed contexts, and trains policy and value on these.
+`DramaSettings` has a setting for each point in which the published code differs from what is done here by default.
+
+Symbols are those of the paper: `z` is the latent of an observation, `d` the output of the memory. Both side by side are
+the features, the input of policy and value.
 """
 
 from dataclasses import dataclass
@@ -25,119 +28,136 @@ from engram.agents.drama.settings import DramaSettings
 from engram.envs.spaces import Box, MultiDiscrete, Space
 from engram.envs.vector import clip_action
 from engram.envs.wrappers import RunningStatistics, Wrapper, flat_size, flatten
-from engram.kernels.rows import masked_mean
-from engram.memory.base import where_reset
+from engram.kernels.rows import clear, masked_mean, select_rows
+from engram.training.types import Metrics
 from engram.worldmodels import latents
 from engram.worldmodels.networks import MLP, behaviour_mlp
 from engram.worldmodels.replay import Replay, ReplayState
 from engram.worldmodels.twohot import TwoHot
 from engram.worldmodels.world_model import LossSettings, Rows, WorldModel
 
-Metrics = dict[str, jax.Array]
-
 
 class Step(struct.PyTreeNode):
-    """One step of one environment, as it is kept."""
+    """One step of one environment, as the replay buffer stores it."""
 
     obs: jax.Array
     action: jax.Array
     reward: jax.Array
+    """Reward of `action`."""
     terminal: jax.Array
+    """bool, the task ended after `action`."""
     reset: jax.Array
+    """bool, `obs` is the first of an episode."""
 
 
 class Acting(struct.PyTreeNode):
-    """What the actor carries, leaves `(B, ...)`: `memory` and its output `d`, or the last steps `past [B, window, ...]`
-    (observations, actions as numbers, resets)."""
+    """State that the actor carries from step to step, leaves `[B, ...]`."""
 
     memory: Any
+    """State of the memory; empty where acting_state is window."""
     d: jax.Array
+    """`[B, width]`, the last output of the memory."""
     past: Any
+    """`[B, window, ...]`, the last observations, actions as vectors, and resets; empty where acting_state is
+    carried."""
 
 
 class DramaState(struct.PyTreeNode):
     """Everything that training carries, as one pytree."""
 
     world: Any
+    """Parameters of the world model."""
     world_stats: Any
-    """Running statistics of batch normalisation."""
+    """Running statistics of its batch normalisation."""
     behaviour: Any
     """Parameters of actor and critic."""
     slow_critic: Any
+    """Parameters of the moving average of the critic."""
     world_optimiser: Any
     behaviour_optimiser: Any
     actor_norm: RunningStatistics
+    """Statistics that normalise the policy's input."""
     return_scale: jax.Array
+    """Moving average of the range of returns, by which advantages are divided."""
     replay: ReplayState
     key: jax.Array
     env: Any
     obs: jax.Array
     reset: jax.Array
+    """`[B]` bool, `obs` is the first of an episode."""
     acting: Acting
     updates: jax.Array
     env_steps: jax.Array
 
 
 class ImaginationState(struct.PyTreeNode):
-    """Where an imagined trajectory is, leaves `[n, ...]`: the memory's state and its output `d`, the latent `z` that is
-    expected next, and the statistics that normalise the policy's input."""
+    """State of imagined trajectories, leaves `[n, ...]`."""
 
     memory: Any
     z: jax.Array
+    """Latent of the current step, a sample of its prior."""
     d: jax.Array
+    """Output of the memory after the step before."""
     statistics: RunningStatistics
+    """Statistics that normalise the policy's input."""
 
     @property
-    def x(self) -> jax.Array:
-        """The policy's input."""
+    def features(self) -> jax.Array:
+        """Input of policy and value, `[n, z + d]`."""
         return jnp.concatenate([self.z, self.d], axis=-1)
 
 
 class Imagined(struct.PyTreeNode):
-    """Trajectories `[horizon, n, ...]`; `x`, the policy's input, of `horizon + 1` states."""
+    """Imagined trajectories `[horizon, n, ...]`."""
 
-    x: jax.Array
+    features: jax.Array
+    """`[horizon + 1, n, ...]`, input of policy and value."""
     action: jax.Array
     log_prob: jax.Array | None
-    """Of the actions when they were drawn; only PPO asks for it."""
+    """Log-probability of each action when it was sampled; None where PPO does not need it."""
     reward: jax.Array
-    goes_on: jax.Array
+    continuation: jax.Array
+    """1 where the episode continues after the step, 0 where it ends."""
     weight: jax.Array
+    """Weight of the step in the losses, 0 after an end."""
 
 
 class Batch(struct.PyTreeNode):
-    """What policy and value learn from: imagined steps, leaves `[horizon, n, ...]` or `[rows, ...]`. Constants all."""
+    """Imagined steps from which policy and value learn, leaves `[horizon, n, ...]` or `[rows, ...]`. No gradient flows
+    through them."""
 
-    x: jax.Array
+    features: jax.Array
     action: jax.Array
     log_prob: jax.Array | None
     weight: jax.Array
     advantage: jax.Array
-    goal: jax.Array
-    slow_goal: jax.Array
+    target: jax.Array
+    """Lambda-return, the target of the value."""
+    slow_target: jax.Array
+    """Lambda-return by the slow critic, the second target of the value."""
 
 
 class Dream(struct.PyTreeNode):
-    """Played `steps` and what the world model makes of them, leaves `[T, B, ...]`.
-
-    `reconstruction` decodes what the encoder makes of each observation. `imagined` is the same in the context, and
-    beyond it what the model expects from the actions alone, as are `reward` and `terminal` (a probability).
-    """
+    """Steps played in the environment and the world model's predictions of them, leaves `[T, B, ...]`."""
 
     steps: Step
     reconstruction: jax.Array
+    """Decoded posterior of each observation."""
     imagined: jax.Array
+    """The same within the context; after it, decoded predictions from the actions alone."""
     reward: jax.Array
+    """Predicted rewards, likewise."""
     terminal: jax.Array
+    """Predicted probabilities of termination, likewise."""
 
 
 def policy_size(space: Space) -> int:
-    """Outputs of the policy network: a Gaussian has a mean and a deviation for each entry."""
+    """Outputs of the policy network: a Gaussian has a mean and a standard deviation for each entry."""
     return 2 * head_size(space) if isinstance(space, Box) else head_size(space)
 
 
 def normalise(statistics: RunningStatistics, x: jax.Array) -> jax.Array:
-    """The policy's first layer: `x[..., n]` by its running mean and deviation, within +-10."""
+    """The policy's first layer: `x[..., n]` standardised by its running mean and variance, clipped to [-10, 10]."""
     variance = jnp.where(statistics.count > 0, statistics.var, 1.0)
     return jnp.clip((x - statistics.mean) * jax.lax.rsqrt(variance + 1e-8), -10.0, 10.0)
 
@@ -182,23 +202,23 @@ class Drama:
     # ------------------------------------------------------------------------------------------------------ parts
 
     def _world(self, state: DramaState, method: str, *args: Any) -> Any:
-        """A method of the world model, in inference mode."""
+        """Calls a method of the world model, in inference mode."""
         return self.world.apply({"params": state.world, **state.world_stats}, *args, method=method)
 
-    def _value(self, params: Any, x: jax.Array) -> Any:
+    def _value(self, params: Any, features: jax.Array) -> Any:
         """Logits of the value's bins."""
-        return self.critic.apply({"params": params}, x)
+        return self.critic.apply({"params": params}, features)
 
-    def _policy(self, params: Any, statistics: RunningStatistics, x: jax.Array) -> Distribution:
-        out: Any = self.actor.apply({"params": params}, normalise(statistics, x))
+    def _policy(self, params: Any, statistics: RunningStatistics, features: jax.Array) -> Distribution:
+        out: Any = self.actor.apply({"params": params}, normalise(statistics, features))
         space = self.action_space
         if isinstance(space, Box):
             mean, log_std = jnp.split(out, 2, axis=-1)
             return DiagonalGaussian(mean, log_std)
         return MultiCategorical(out, space.nvec) if isinstance(space, MultiDiscrete) else Categorical(out)
 
-    def _numbers(self, action: Any) -> jax.Array:
-        """Actions as the world model takes them: one-hot, or clipped to their bounds."""
+    def _action_vector(self, action: Any) -> jax.Array:
+        """Actions as vectors, the world model's input: one-hot, or clipped to their bounds."""
         return flatten(self.action_space, clip_action(self.action_space, action))
 
     def init(self, key: jax.Array) -> DramaState:
@@ -207,12 +227,12 @@ class Drama:
         obs, env_state = self.env.reset(env_key, self.env.default_params)
         action = jax.vmap(self.action_space.sample)(jax.random.split(key, n))
         reset = jnp.ones(n, bool)
-        rows = Rows(obs[None], self._numbers(action)[None], jnp.zeros((1, n)), jnp.zeros((1, n)), reset[None])
+        rows = Rows(obs[None], self._action_vector(action)[None], jnp.zeros((1, n)), jnp.zeros((1, n)), reset[None])
         variables = self.world.init(world_key, rows, key, self._loss_settings, method="loss")
-        x = jnp.zeros((1, self.world.categoricals * self.world.classes + self.world.memory.width))
+        features = jnp.zeros((1, self.world.categoricals * self.world.classes + self.world.memory.width))
         behaviour = {
-            "actor": self.actor.init(actor_key, x)["params"],
-            "critic": self.critic.init(critic_key, x)["params"],
+            "actor": self.actor.init(actor_key, features)["params"],
+            "critic": self.critic.init(critic_key, features)["params"],
         }
         step = Step(obs[0], action[0], jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), bool))
         return DramaState(
@@ -222,7 +242,7 @@ class Drama:
             slow_critic=jax.tree.map(jnp.copy, behaviour["critic"]),
             world_optimiser=self._world_optimiser.init(variables["params"]),
             behaviour_optimiser=self._behaviour_optimiser.init(behaviour),
-            actor_norm=RunningStatistics.empty(x.shape[1:]),
+            actor_norm=RunningStatistics.empty(features.shape[1:]),
             return_scale=jnp.zeros(()),
             replay=self.replay.init(step),
             key=key,
@@ -255,13 +275,14 @@ class Drama:
     def _behaviour_optimiser(self) -> optax.GradientTransformation:
         return self._optimiser(self.settings.behaviour_learning_rate, self.settings.behaviour_max_norm, 1e-5)
 
-    def _move(self, params: Any, step: Any) -> Any:
+    def _apply_step(self, params: Any, step: Any) -> Any:
+        """`params` after an optimiser's step and weight decay."""
         return jax.tree.map(lambda p, d: (1.0 - self.settings.weight_decay) * p + d, params, step)
 
     # ----------------------------------------------------------------------------------------------------- acting
 
     def start_acting(self, obs: jax.Array) -> Acting:
-        """The actor before its first observation. `obs[B, ...]`: any, for its shape."""
+        """The actor's state before its first observation. Of `obs[B, ...]` only shape and dtype matter."""
         n, window = obs.shape[0], self.settings.acting_window
         d = jnp.zeros((n, self.world.memory.width))
         if self.settings.acting_state == "carried":
@@ -280,45 +301,50 @@ class Drama:
         greedy: bool = False,
         random: jax.Array | bool = False,
     ) -> tuple[Acting, jax.Array, jax.Array]:
-        """One action from `obs[B, ...]` (at random where `random`).
+        """One action for `obs[B, ...]`.
+
+        Args:
+            reset: `[B]` bool, `obs` is the first of an episode.
+            greedy: take the most likely action.
+            random: `[B]` bool, take a uniformly random action.
 
         Returns:
-            what the actor carries on, the action `[B, ...]`, the policy's input `x[B, n]`.
+            the actor's next state, the action `[B, ...]`, the policy's input `[B, n]`.
         """
         s = self.settings
         latent_key, prior_key, action_key, random_key, past_key = jax.random.split(key, 5)
-        d = where_reset(reset, jnp.zeros_like(acting.d), acting.d)
+        d = clear(reset, acting.d)
         z = latents.sample(latent_key, self._world(state, "posterior", obs))
-        seen = z if s.act_on == "posterior" else latents.sample(prior_key, self._world(state, "prior", d))
-        x = jnp.concatenate([seen, d], axis=-1)
-        policy = self._policy(state.behaviour["actor"], state.actor_norm, x)
+        acted_on = z if s.act_on == "posterior" else latents.sample(prior_key, self._world(state, "prior", d))
+        features = jnp.concatenate([acted_on, d], axis=-1)
+        policy = self._policy(state.behaviour["actor"], state.actor_norm, features)
         action = policy.mode() if greedy else policy.sample(action_key)
         random |= reset if s.first_action == "random" else jnp.zeros_like(reset)
-        anything = jax.vmap(self.action_space.sample)(jax.random.split(random_key, obs.shape[0]))
-        action = where_reset(random, anything, action)
+        random_action = jax.vmap(self.action_space.sample)(jax.random.split(random_key, obs.shape[0]))
+        action = select_rows(random, random_action, action)
 
         if s.acting_state == "carried":
-            memory, d = self._world(state, "step", acting.memory, z, self._numbers(action), reset)
-            return Acting(memory, d, ()), action, x
-        newest = (obs, self._numbers(action), reset)
+            memory, d = self._world(state, "step", acting.memory, z, self._action_vector(action), reset)
+            return Acting(memory, d, ()), action, features
+        newest = (obs, self._action_vector(action), reset)
         past = jax.tree.map(lambda old, new: jnp.concatenate([old[:, 1:], new[:, None]], 1), acting.past, newest)
-        frames, actions, resets = jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), past)
-        z = latents.sample(past_key, self._world(state, "posterior", frames))
+        past_obs, actions, resets = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), past)
+        z = latents.sample(past_key, self._world(state, "posterior", past_obs))
         memory = self.world.memory.initial_state(obs.shape[0])
         _, ds = self._world(state, "sequence", memory, z, actions, resets)
-        return Acting((), ds[-1], past), action, x
+        return Acting((), ds[-1], past), action, features
 
     def _terminal(self, terminated: jax.Array, info: dict[str, Any]) -> jax.Array:
-        """What the world model learns as an end."""
-        labelled = self.settings.life_loss_term and "life_lost" in info
-        return terminated | info["life_lost"] if labelled else terminated
+        """Terminations that the world model learns to predict."""
+        add_lost_lives = self.settings.life_loss_term and "life_lost" in info
+        return terminated | info["life_lost"] if add_lost_lives else terminated
 
     def _collect(self, state: DramaState, key: jax.Array) -> tuple[DramaState, tuple[jax.Array, Metrics]]:
         """One step in every environment."""
         s = self.settings
         act_key, env_key = jax.random.split(key)
-        blind = jnp.sum(state.replay.filled) < s.prefill
-        acting, action, x = self.act(state, state.acting, state.obs, state.reset, act_key, random=blind)
+        prefilling = jnp.sum(state.replay.filled) < s.prefill
+        acting, action, features = self.act(state, state.acting, state.obs, state.reset, act_key, random=prefilling)
         obs, env_state, reward, terminated, _, info = self.env.step(env_key, state.env, action, self.env.default_params)
         step = Step(state.obs, action, reward, self._terminal(terminated, info), state.reset)
         done = info["episode_done"]
@@ -329,7 +355,7 @@ class Drama:
         }
         statistics = state.actor_norm
         if s.actor_norm == "forward":
-            statistics = statistics.update(x, info["valid"])
+            statistics = statistics.update(features, info["valid"])
         state = state.replace(
             actor_norm=statistics,
             replay=self.replay.add(state.replay, step, info["valid"]),
@@ -346,7 +372,7 @@ class Drama:
     def _rows(self, steps: Step) -> Rows:
         return Rows(
             obs=steps.obs,
-            action=self._numbers(steps.action),
+            action=self._action_vector(steps.action),
             reward=steps.reward,
             terminal=steps.terminal.astype(jnp.float32),
             reset=steps.reset,
@@ -372,21 +398,23 @@ class Drama:
         gradient, (metrics, stats) = jax.grad(loss, has_aux=True)(state.world)
         step, optimiser = self._world_optimiser.update(gradient, state.world_optimiser)
         metrics |= {"loss/world_grad_norm": optax.tree.norm(gradient)}
-        world = self._move(state.world, step)
+        world = self._apply_step(state.world, step)
         return state.replace(world=world, world_stats=stats, world_optimiser=optimiser), metrics
 
     def imagine(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[Imagined, RunningStatistics]:
-        """Trajectories under the policy that begin after the replayed steps `[context, n, ...]`."""
+        """Trajectories under the policy that begin after the replayed steps `[context, n, ...]`; and the statistics of
+        the policy's input."""
         context_key, key = jax.random.split(key)
-        imagination, ended = self.remember(state, steps, context_key)
+        imagination, ended = self.encode_context(state, steps, context_key)
         keys = jax.random.split(key, self.settings.horizon)
-        imagination, taken = jax.lax.scan(
+        imagination, imagined = jax.lax.scan(
             lambda imagination, key: self.imagine_step(state, imagination, key), imagination, keys
         )
-        return self.judge(state, imagination, *taken, ended), imagination.statistics
+        return self.predict_outcomes(state, imagination, *imagined, ended), imagination.statistics
 
-    def remember(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[ImaginationState, jax.Array]:
-        """What imagination begins with after replayed steps `[context, n, ...]`, and whether these ended there."""
+    def encode_context(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[ImaginationState, jax.Array]:
+        """The state of imagination after replayed steps `[context, n, ...]`, and 1 where the episode ended with them,
+        `[n]`."""
         s, rows = self.settings, self._rows(steps)
         reset = rows.reset if s.seq_reset else jnp.zeros_like(rows.reset)
         context_key, key = jax.random.split(key)
@@ -398,8 +426,8 @@ class Drama:
                 memory, d = self._world(state, "step", memory, *row)
                 return memory, (memory, d)
 
-            every = *jax.lax.scan(one_step, memory, (z, rows.action, reset))[1], rows.terminal
-            memory, d, ended = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), every)
+            all_steps = *jax.lax.scan(one_step, memory, (z, rows.action, reset))[1], rows.terminal
+            memory, d, ended = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), all_steps)
         else:
             memory, ds = self._world(state, "sequence", memory, z, rows.action, reset)
             d, ended = ds[-1], rows.terminal[-1]
@@ -409,41 +437,47 @@ class Drama:
     def imagine_step(
         self, state: DramaState, imagination: ImaginationState, key: jax.Array
     ) -> tuple[ImaginationState, tuple[jax.Array, jax.Array, jax.Array | None]]:
-        """One imagined step -> what follows; the policy's input, its action and, for PPO, the action's `log_prob`."""
+        """One imagined step -> next state; features, action and, for PPO, the action's log-probability."""
         action_key, latent_key = jax.random.split(key)
-        x, statistics = imagination.x, imagination.statistics
-        policy = self._policy(state.behaviour["actor"], statistics, x)
+        features, statistics = imagination.features, imagination.statistics
+        policy = self._policy(state.behaviour["actor"], statistics, features)
         action = policy.sample(action_key)
         log_prob = policy.log_prob(action) if self.settings.behaviour == "ppo" else None
-        n = x.shape[0]
+        n = features.shape[0]
         if self.settings.actor_norm == "forward":
-            statistics = statistics.update(x, jnp.ones(n, bool))
-        never = jnp.zeros(n, bool)
-        memory, d = self._world(state, "step", imagination.memory, imagination.z, self._numbers(action), never)
+            statistics = statistics.update(features, jnp.ones(n, bool))
+        no_reset = jnp.zeros(n, bool)
+        vector = self._action_vector(action)
+        memory, d = self._world(state, "step", imagination.memory, imagination.z, vector, no_reset)
         z = latents.sample(latent_key, self._world(state, "prior", d))
-        return ImaginationState(memory, z, d, statistics), (x, action, log_prob)
+        return ImaginationState(memory, z, d, statistics), (features, action, log_prob)
 
-    def judge(
+    def predict_outcomes(
         self,
         state: DramaState,
         imagination: ImaginationState,
-        x: jax.Array,
+        features: jax.Array,
         action: jax.Array,
         log_prob: jax.Array | None,
         ended: jax.Array,
     ) -> Imagined:
-        """Rewards and ends of a trajectory `x`, `action`, `log_prob` `[horizon, n, ...]` that led to `imagination`."""
-        x = jnp.concatenate([x, imagination.x[None]])
-        d = x[..., -self.world.memory.width :]
+        """Predicts rewards and continuations of imagined trajectories.
+
+        Args:
+            imagination: the state after the last step.
+            features, action, log_prob: `[horizon, n, ...]`, of the steps.
+            ended: `[n]`, 1 where the episode ended with the context.
+        """
+        features = jnp.concatenate([features, imagination.features[None]])
+        d = features[..., -self.world.memory.width :]
         d = d[1:] if self.settings.reward_index == "after" else d[:-1]
-        goes_on = (self._world(state, "terminal_logit", d) <= 0).astype(jnp.float32)
-        weight = jnp.ones_like(goes_on)
+        continuation = (self._world(state, "terminal_logit", d) <= 0).astype(jnp.float32)
+        weight = jnp.ones_like(continuation)
         if self.settings.mask_after_term:
-            # What the context ended with counts too: nothing that follows an end is real.
-            between = goes_on[:-1] if self.settings.reward_index == "after" else goes_on[1:]
-            alive = jnp.concatenate([1.0 - ended[None], between])
-            weight = jnp.cumprod(alive, axis=0)
-        return Imagined(x, action, log_prob, self._world(state, "reward", d), goes_on, weight)
+            # Nothing that follows an end is real; an end of the context counts too.
+            before = continuation[:-1] if self.settings.reward_index == "after" else continuation[1:]
+            weight = jnp.cumprod(jnp.concatenate([1.0 - ended[None], before]), axis=0)
+        return Imagined(features, action, log_prob, self._world(state, "reward", d), continuation, weight)
 
     def learn_behaviour(
         self, state: DramaState, imagined: Imagined, statistics: RunningStatistics
@@ -451,20 +485,21 @@ class Drama:
         """Policy and value learn from imagined trajectories: one gradient step, or those of PPO."""
         s, bins = self.settings, TwoHot()
 
-        def returns(critic):
-            value = bins.decode(self._value(critic, imagined.x))
-            goal = lambda_returns(imagined.reward, value, imagined.goes_on, s.discount, s.return_lambda, s.lambda_boot)
-            return value, goal
+        def values_and_returns(critic):
+            value = bins.decode(self._value(critic, imagined.features))
+            return value, lambda_returns(
+                imagined.reward, value, imagined.continuation, s.discount, s.return_lambda, s.lambda_boot
+            )
 
-        value, goal = returns(state.behaviour["critic"])
-        _, slow_goal = returns(state.slow_critic)
-        ordered = jnp.sort(goal.reshape(-1))
+        value, target = values_and_returns(state.behaviour["critic"])
+        _, slow_target = values_and_returns(state.slow_critic)
+        ordered = jnp.sort(target.reshape(-1))
         spread = ordered[int(0.95 * ordered.size)] - ordered[int(0.05 * ordered.size)]
         scale = s.return_scale * state.return_scale + (1.0 - s.return_scale) * spread
-        advantage = (goal - value[:-1]) / jnp.maximum(1.0, scale)
-        x = imagined.x[:-1]
+        advantage = (target - value[:-1]) / jnp.maximum(1.0, scale)
+        features = imagined.features[:-1]
 
-        batch = Batch(x, imagined.action, imagined.log_prob, imagined.weight, advantage, goal, slow_goal)
+        batch = Batch(features, imagined.action, imagined.log_prob, imagined.weight, advantage, target, slow_target)
         learner = (state.behaviour, state.behaviour_optimiser)
         if s.behaviour == "ppo":
             key, deal_key = jax.random.split(state.key)
@@ -476,11 +511,11 @@ class Drama:
             lambda slow, new: s.slow_critic * slow + (1.0 - s.slow_critic) * new, state.slow_critic, behaviour["critic"]
         )
         if s.actor_norm == "update":
-            rows = x.reshape(-1, x.shape[-1])
+            rows = features.reshape(-1, features.shape[-1])
             statistics = statistics.update(rows, jnp.ones(rows.shape[0], bool))
         metrics |= {
             "train/imagined_reward": jnp.mean(imagined.reward),
-            "train/imagined_return": jnp.mean(goal),
+            "train/imagined_return": jnp.mean(target),
             "train/return_scale": scale,
         }
         return state.replace(
@@ -492,77 +527,77 @@ class Drama:
         ), metrics
 
     def _behaviour_loss(self, params: Any, actor_norm: RunningStatistics, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """Loss of policy and value to minimise, metrics."""
+        """The loss of policy and value, and metrics."""
         s, bins = self.settings, TwoHot()
-        policy = self._policy(params["actor"], actor_norm, batch.x)
+        policy = self._policy(params["actor"], actor_norm, batch.features)
         log_prob, entropy = policy.log_prob(batch.action), policy.entropy()
-        logits = self._value(params["critic"], batch.x)
+        logits = self._value(params["critic"], batch.features)
         if batch.log_prob is not None:
             gain, ratio, kl = clipped_surrogate(log_prob, batch.log_prob, batch.advantage, s.ppo_clip)
-            cost, counts = -gain, batch.weight > 0
+            cost, valid = -gain, batch.weight > 0
             clipped = (jnp.abs(ratio - 1.0) > s.ppo_clip).astype(jnp.float32)
-            metrics = {"loss/kl": masked_mean(kl, counts), "loss/clip_fraction": masked_mean(clipped, counts)}
+            metrics = {"loss/kl": masked_mean(kl, valid), "loss/clip_fraction": masked_mean(clipped, valid)}
         else:
             cost, metrics = -log_prob * batch.advantage, {}
         policy_loss = cost - s.entropy * entropy
-        value_loss = bins.loss(logits, batch.goal) + bins.loss(logits, batch.slow_goal)
-        weighted = lambda y: jnp.mean(batch.weight * y)  # noqa: E731
+        value_loss = bins.loss(logits, batch.target) + bins.loss(logits, batch.slow_target)
+        weighted_mean = lambda x: jnp.mean(batch.weight * x)  # noqa: E731
         metrics |= {
-            "loss/policy": weighted(policy_loss),
-            "loss/value": weighted(value_loss),
-            "loss/entropy": weighted(entropy),
+            "loss/policy": weighted_mean(policy_loss),
+            "loss/value": weighted_mean(value_loss),
+            "loss/entropy": weighted_mean(entropy),
         }
         return metrics["loss/policy"] + metrics["loss/value"], metrics
 
     def _behaviour_step(
         self, learner: tuple[Any, Any], actor_norm: RunningStatistics, batch: Batch
     ) -> tuple[tuple[Any, Any], Metrics]:
-        """One gradient step of `learner`: the parameters of policy and value, and their optimiser's state."""
+        """One gradient step of `learner`, the parameters of policy and value and their optimiser's state."""
         behaviour, optimiser = learner
         gradient, metrics = jax.grad(self._behaviour_loss, has_aux=True)(behaviour, actor_norm, batch)
         step, optimiser = self._behaviour_optimiser.update(gradient, optimiser)
-        behaviour = self._move(behaviour, step)
+        behaviour = self._apply_step(behaviour, step)
         return (behaviour, optimiser), metrics | {"loss/behaviour_grad_norm": optax.tree.norm(gradient)}
 
     def _proximal_steps(
         self, learner: tuple[Any, Any], actor_norm: RunningStatistics, batch: Batch, key: jax.Array
     ) -> tuple[tuple[Any, Any], Metrics]:
-        """The gradient steps of PPO on minibatches of a batch `[horizon, n, ...]`."""
+        """The gradient steps of PPO on minibatches of `batch`, whose leaves are `[horizon, n, ...]`."""
         s = self.settings
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-        n = rows.goal.shape[0]
+        n = rows.target.shape[0]
         minibatches = n // min(s.ppo_minibatch, n)
-        # A single minibatch is the batch as it is: nothing is gathered.
+        # A single minibatch is the whole batch, and needs no gathering.
         dealt = deal_minibatches(key, n, s.ppo_epochs, minibatches) if minibatches > 1 else None
 
         def one_minibatch(carry, x):
-            before, going = carry
+            before, active = carry
             count, chosen = x
             minibatch = rows if chosen is None else jax.tree.map(lambda row: row[chosen], rows)
             after, metrics = self._behaviour_step(before, actor_norm, minibatch)
-            # The first step is always taken: nothing but the statistics of the policy's input can have moved.
-            going &= (count == 0) | (metrics["loss/kl"] <= s.ppo_kl)
-            return (jax.tree.map(partial(jnp.where, going), after, before), going), (metrics, going)
+            # The first step is always taken: before it the policy can only differ by the statistics of its input.
+            active &= (count == 0) | (metrics["loss/kl"] <= s.ppo_kl)
+            return (jax.tree.map(partial(jnp.where, active), after, before), active), (metrics, active)
 
         xs = (jnp.arange(s.ppo_epochs * minibatches), dealt)
         (learner, _), (losses, taken) = jax.lax.scan(one_minibatch, (learner, jnp.ones((), bool)), xs)
         return learner, {name: masked_mean(values, taken) for name, values in losses.items()} | {
-            # What ended the update counts too.
+            # Of the last step, also where its KL divergence ended the update.
             "loss/kl": losses["loss/kl"][-1],
             "train/behaviour_steps": jnp.sum(taken, dtype=jnp.float32),
         }
 
     def learn(self, state: DramaState) -> tuple[DramaState, Metrics]:
-        """Everything learns from what was kept."""
+        """The world model learns from replayed steps, then policy and value learn in imagination."""
         s, replay = self.settings, self.replay
         key, train_key, world_key, context_key, imagine_key = jax.random.split(state.key, 5)
-        kept, starts = replay.draw_training(state.replay, train_key, s.batch_size, s.batch_length)
-        state = state.replace(key=key, replay=kept)
-        state, metrics = self.learn_world(state, replay.windows(kept, starts, s.batch_length), world_key)
+        counted, starts = replay.draw_training(state.replay, train_key, s.batch_size, s.batch_length)
+        state = state.replace(key=key, replay=counted)
+        state, metrics = self.learn_world(state, replay.windows(counted, starts, s.batch_length), world_key)
 
-        kept, starts = replay.draw_imagination(state.replay, context_key, s.contexts, s.context)
-        state = state.replace(replay=kept)
-        imagined, statistics = self.imagine(state, replay.windows(kept, starts, s.context), imagine_key)
+        counted, starts = replay.draw_imagination(state.replay, context_key, s.contexts, s.context)
+        state = state.replace(replay=counted)
+        imagined, statistics = self.imagine(state, replay.windows(counted, starts, s.context), imagine_key)
         state, behaviour_metrics = self.learn_behaviour(state, imagined, statistics)
         return state, metrics | behaviour_metrics
 
@@ -573,7 +608,7 @@ class Drama:
         state, (actions, metrics) = jax.lax.scan(self._collect, state.replace(key=key), keys)
         metrics = jax.tree.map(jnp.sum, metrics)
 
-        # The kept rows stay outside of the loop that `when` makes: they are read alone.
+        # The stored rows, which are only read, stay out of the carry of the loop that `when` makes.
         rows = state.replay.rows
         light = state.replace(replay=state.replay.replace(rows=()))
 
@@ -582,8 +617,8 @@ class Drama:
             return after.replace(replay=after.replay.replace(rows=())), losses
 
         enough = jnp.sum(state.replay.filled) >= self.settings.prefill
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn)[1])
-        after, losses = when(enough, learn, (light, nothing))
+        no_losses = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn)[1])
+        after, losses = when(enough, learn, (light, no_losses))
         state = after.replace(replay=after.replay.replace(rows=rows), updates=state.updates + 1)
         metrics |= losses | {"train/learned": enough.astype(jnp.float32)}
         if self.env.is_host_pool:
@@ -607,7 +642,8 @@ class Drama:
         return (env_state, next_obs, info["reset"], acting), info, step
 
     def evaluate(self, state: DramaState, key: jax.Array, axis_name: str | None = None) -> Metrics:
-        """Episodes in fresh environments with the policy of `state`: see `engram.agents.common.evaluation`."""
+        """Metrics of episodes in fresh environments with the policy of `state`, see
+        `engram.agents.common.evaluation.play_episodes`."""
         start_key, key = jax.random.split(key)
         env_params, carry = self._start_play(state, start_key)
         return play_episodes(
@@ -622,7 +658,7 @@ class Drama:
         )
 
     def record(self, state: DramaState, key: jax.Array, num_steps: int) -> tuple[Any, jax.Array, jax.Array]:
-        """`num_steps` steps to draw: see `engram.agents.common.evaluation.record_steps`."""
+        """`num_steps` steps for a picture, see `engram.agents.common.evaluation.record_steps`."""
         start_key, key = jax.random.split(key)
         env_params, carry = self._start_play(state, start_key)
 
@@ -633,8 +669,8 @@ class Drama:
         return record_steps(play, carry, key, num_steps)
 
     def dream(self, state: DramaState, key: jax.Array, context: int, horizon: int) -> Dream:
-        """What the world model makes of `context + horizon` steps in fresh environments, of which it sees the first
-        `context`."""
+        """The world model's predictions of `context + horizon` steps in fresh environments, of which it sees the first
+        `context` observations and all actions."""
         start_key, play_key, first_key, key = jax.random.split(key, 4)
         env_params, carry = self._start_play(state, start_key)
 
@@ -646,7 +682,8 @@ class Drama:
         rows = self._rows(steps)
         z = latents.sample(first_key, self._world(state, "posterior", rows.obs))
         seen = z[:context], rows.action[:context], rows.reset[:context]
-        memory, d = self._world(state, "sequence", self.world.memory.initial_state(rows.reward.shape[1]), *seen)
+        memory = self.world.memory.initial_state(rows.reward.shape[1])
+        memory, d = self._world(state, "sequence", memory, *seen)
 
         def imagine(carry, x):
             memory, d = carry

@@ -1,4 +1,4 @@
-"""LaProp (Ziyin, Wang and Ueda 2020): momentum of gradients that are already divided by their scale."""
+"""LaProp (Ziyin, Wang and Ueda 2020): momentum of gradients that are already divided by their root mean square."""
 
 from typing import Any, NamedTuple
 
@@ -18,12 +18,12 @@ class LaPropState(NamedTuple):
 def laprop(
     learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-20, warmup: int = 0
 ) -> optax.GradientTransformation:
-    """The optimiser, whose step size rises linearly over the first `warmup` steps.
+    """The optimiser, whose learning rate rises linearly over the first `warmup` steps.
 
     v <- b2 v + (1 - b2) g^2        m <- b1 m + (1 - b1) lr g / (sqrt(v / c2) + eps)        p <- p - m lr / c1
 
-    where c1 and c2 are what m and v would be, had lr and the squares been 1: the bias corrections, with a changing step
-    size taken into account.
+    The bias corrections c1 and c2 are moving averages of lr and of 1, with the decay rates of m and v, so that they
+    hold for a learning rate that changes.
     """
 
     def init(params):

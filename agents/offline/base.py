@@ -29,8 +29,7 @@ from engram.envs.spaces import Box, Discrete, Space
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
 from engram.memory.layers import Dense, orthogonal, uniform
-
-Metrics = dict[str, jax.Array]
+from engram.training.types import Metrics
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from engram.agents.common.checks import require_positive
 from engram.agents.common.distributions import head_size
-from engram.agents.offline.base import Metrics, Network, OfflineAgent, OfflineSettings, OfflineState
+from engram.agents.offline.base import Network, OfflineAgent, OfflineSettings, OfflineState
 from engram.envs.spaces import Discrete
 from engram.errors import BadRequest
+from engram.training.types import Metrics
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from engram.agents.common.checks import require_at_least, require_not_negative, require_sizes
-from engram.agents.offline.base import Metrics, Network, OfflineAgent
+from engram.agents.offline.base import Network, OfflineAgent
 from engram.agents.offline.cql import CQL, CQLSettings
 from engram.agents.offline.data import OfflineData, Transitions
 from engram.agents.offline.iql import IQL, IQLSettings
@@ -30,6 +30,7 @@ from engram.envs.wrappers import flat_size, flatten
 from engram.errors import BadRequest
 from engram.memory import Memory
 from engram.memory.layers import Dense
+from engram.training.types import Metrics
 
 SMALLEST_DEVIATION, GREATEST_DEVIATION = 1e-4, 10.0
 """Range of the standard deviations of the latent model (Zhang et al.'s program)."""

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 
 from engram.agents.common.checks import require_not_negative, require_positive
-from engram.agents.offline.base import Metrics, Network, OfflineAgent, TwinCritic, ValueSettings, example_action
+from engram.agents.offline.base import Network, OfflineAgent, TwinCritic, ValueSettings, example_action
 from engram.agents.offline.data import Transitions
 from engram.envs.spaces import Discrete
+from engram.training.types import Metrics
 
 
 @dataclass(frozen=True)

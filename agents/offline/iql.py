@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from engram.agents.common.checks import require_inner_share, require_not_negative, require_positive
-from engram.agents.offline.base import Metrics, Network, OfflineAgent, Policy, TwinCritic, ValueSettings, example_action
+from engram.agents.offline.base import Network, OfflineAgent, Policy, TwinCritic, ValueSettings, example_action
 from engram.agents.offline.data import Transitions
+from engram.training.types import Metrics
 
 
 @dataclass(frozen=True)

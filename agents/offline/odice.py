@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import optax
 
 from engram.agents.common.checks import require_inner_share, require_not_negative, require_sizes
-from engram.agents.offline.base import Metrics, OfflineAgent, Policy, TwinValue, ValueSettings
+from engram.agents.offline.base import OfflineAgent, Policy, TwinValue, ValueSettings
 from engram.agents.offline.data import Transitions
+from engram.training.types import Metrics
 
 GREATEST_WEIGHT = 100.0
 """Largest weight of an action in the policy's loss (authors' program)."""

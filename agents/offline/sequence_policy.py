@@ -26,8 +26,7 @@ from engram.errors import BadRequest
 from engram.kernels.rows import masked_mean
 from engram.memory.layers import Dense, uniform
 from engram.memory.mixers import TokenMixer
-
-Metrics = dict[str, jax.Array]
+from engram.training.types import Metrics
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from engram.agents.common.checks import require_not_negative, require_positive
 from engram.agents.offline.base import (
-    Metrics,
     Network,
     OfflineAgent,
     OfflineState,
@@ -23,6 +22,7 @@ from engram.agents.offline.base import (
 from engram.agents.offline.data import Transitions
 from engram.envs.spaces import Box
 from engram.errors import BadRequest
+from engram.training.types import Metrics
 
 
 @dataclass(frozen=True)

@@ -118,27 +118,27 @@ def read(agent: Drama, method: str, *args: Any) -> Any:
 
 def test_imagined_states_are_those_of_one_long_sequence():
     agent, out = agent_of(), imagined()
-    assert out.x.shape == (HORIZON + 1, N, LATENT + WIDTH)
+    assert out.features.shape == (HORIZON + 1, N, LATENT + WIDTH)
     steps = context()
     posterior = np.asarray(read(agent, "posterior", steps.obs))
     assert np.exp(posterior).max(-1).min() > 0.999
     z = (posterior == posterior.max(-1, keepdims=True)).reshape(CONTEXT, N, LATENT)
-    z = jnp.concatenate([z, out.x[:-1, :, :LATENT]])
+    z = jnp.concatenate([z, out.features[:-1, :, :LATENT]])
     action = jax.nn.one_hot(jnp.concatenate([steps.action, out.action]), 3)
     never = jnp.zeros(z.shape[:2], bool)
     _, d = read(agent, "sequence", agent.world.memory.initial_state(N), z, action, never)
-    np.testing.assert_allclose(out.x[:, :, LATENT:], d[CONTEXT - 1 :], atol=1e-5)
+    np.testing.assert_allclose(out.features[:, :, LATENT:], d[CONTEXT - 1 :], atol=1e-5)
 
 
 def test_imagined_latents_are_drawn_from_the_prior_and_actions_from_the_policy():
     agent, out, state = agent_of(), imagined(), started()
-    z, d = out.x[..., :LATENT], out.x[..., LATENT:]
+    z, d = out.features[..., :LATENT], out.features[..., LATENT:]
     np.testing.assert_allclose(np.sort(z.reshape(-1, 4), -1), np.eye(4)[[3]].repeat(z.size // 4, 0), atol=1e-6)
     p = np.exp(np.asarray(read(agent, "prior", d), np.float64)).reshape(z.shape)
     score = (np.asarray(z) - p).sum((0, 1)) / np.sqrt((p * (1 - p)).sum((0, 1)))
     assert np.abs(score).max() < 5
 
-    p = scipy.special.softmax(policy_logits(state, out.x[:-1]), -1)
+    p = scipy.special.softmax(policy_logits(state, out.features[:-1]), -1)
     assert p.std((0, 1)).min() > 0.02, "the policy depends on the state"
     score = (np.eye(3)[np.asarray(out.action)] - p).sum((0, 1)) / np.sqrt((p * (1 - p)).sum((0, 1)))
     assert np.abs(score).max() < 5
@@ -155,11 +155,11 @@ def policy_logits(state, x) -> np.ndarray:
 @pytest.mark.parametrize(("index", "shift"), [("after", 1), ("early", 0)])
 def test_rewards_and_ends_are_read_after_the_action(index, shift):
     agent, out = agent_of(), imagined(reward_index=index)
-    d = out.x[shift : shift + HORIZON, :, LATENT:]
+    d = out.features[shift : shift + HORIZON, :, LATENT:]
     np.testing.assert_allclose(out.reward, read(agent, "reward", d), rtol=1e-4, atol=1e-5)
-    goes_on = np.asarray(read(agent, "terminal_logit", d)) <= 0
-    assert 0.1 < goes_on.mean() < 0.9
-    np.testing.assert_array_equal(out.goes_on, goes_on)
+    continuation = np.asarray(read(agent, "terminal_logit", d)) <= 0
+    assert 0.1 < continuation.mean() < 0.9
+    np.testing.assert_array_equal(out.continuation, continuation)
 
 
 @pytest.mark.parametrize(("index", "late"), [("after", 0), ("early", 1)])
@@ -171,7 +171,7 @@ def test_nothing_counts_after_an_end(index, late):
         alive = 0.0 if ended[b] else 1.0
         for t in range(HORIZON):
             weight[t, b] = alive
-            alive *= float(out.goes_on[min(t + late, HORIZON - 1), b])
+            alive *= float(out.continuation[min(t + late, HORIZON - 1), b])
     assert 0 < weight[1:].mean() < 0.5
     np.testing.assert_array_equal(out.weight, weight)
     np.testing.assert_array_equal(imagined(mask_after_term=False).weight, 1.0)
@@ -185,7 +185,7 @@ def test_imagination_remembers_nothing_from_before_a_reset(seq_reset):
     other = steps.replace(obs=steps.obs.at[0].set(1.0 - steps.obs[0]), action=steps.action.at[0].set(1))
     imagine = jax.jit(agent_of(seq_reset=seq_reset).imagine)
     a, b = (imagine(started(), s, jax.random.key(1))[0] for s in (steps, other))
-    same = np.allclose(a.x[0, :, LATENT:], b.x[0, :, LATENT:], atol=1e-6)
+    same = np.allclose(a.features[0, :, LATENT:], b.features[0, :, LATENT:], atol=1e-6)
     assert same == seq_reset
 
 
@@ -217,27 +217,27 @@ def test_losses_of_behaviour_by_definition(bootstrap):
     agent, state, s = agent_of(lambda_boot=bootstrap), started(), TINY
     out = imagined()
     after, metrics = jax.jit(agent.learn_behaviour)(state, out, state.actor_norm)
-    reward, goes_on, weight = (np.asarray(x, np.float64) for x in (out.reward, out.goes_on, out.weight))
+    reward, continuation, weight = (np.asarray(x, np.float64) for x in (out.reward, out.continuation, out.weight))
 
     def critic(params) -> Any:
-        return agent.critic.apply({"params": params}, out.x)
+        return agent.critic.apply({"params": params}, out.features)
 
-    goals, values = [], []
+    returns, values = [], []
     for params in (state.behaviour["critic"], state.slow_critic):
         v = decode64(critic(params))
         g, later = np.zeros((HORIZON, N)), v[-1]
         for t in reversed(range(HORIZON)):
             mixed = v[t + 1] if bootstrap == "next" else v[t]
-            g[t] = later = reward[t] + s.discount * goes_on[t] * ((1 - LAMBDA) * mixed + LAMBDA * later)
-        goals.append(g)
+            g[t] = later = reward[t] + s.discount * continuation[t] * ((1 - LAMBDA) * mixed + LAMBDA * later)
+        returns.append(g)
         values.append(v[:-1])
-    ordered = np.sort(goals[0], axis=None)
+    ordered = np.sort(returns[0], axis=None)
     spread = ordered[int(0.95 * ordered.size)] - ordered[int(0.05 * ordered.size)]
     scale = 0.99 * 0.7 + 0.01 * spread
-    advantage = (goals[0] - values[0]) / max(1.0, scale)
-    targets = two_hot64(goals[0]) + two_hot64(goals[1])
+    advantage = (returns[0] - values[0]) / max(1.0, scale)
+    targets = two_hot64(returns[0]) + two_hot64(returns[1])
     norm = state.actor_norm
-    x = np.clip((np.asarray(out.x[:-1]) - np.asarray(norm.mean)) / np.sqrt(np.asarray(norm.var) + 1e-8), -10, 10)
+    x = np.clip((np.asarray(out.features[:-1]) - np.asarray(norm.mean)) / np.sqrt(np.asarray(norm.var) + 1e-8), -10, 10)
 
     def loss(params):
         """All but the networks are numbers: no gradient flows through returns or trajectories."""
@@ -261,7 +261,7 @@ def test_losses_of_behaviour_by_definition(bootstrap):
         *map(jax.tree.leaves, (after.slow_critic, state.slow_critic, after.behaviour["critic"])), strict=True
     ):
         np.testing.assert_allclose(slow, 0.98 * old + 0.02 * new, rtol=1e-5, atol=1e-6)
-    rows = np.asarray(out.x[:-1], np.float64).reshape(-1, LATENT + WIDTH)
+    rows = np.asarray(out.features[:-1], np.float64).reshape(-1, LATENT + WIDTH)
     total = 50 + len(rows)
     expected = (50 * np.asarray(state.actor_norm.mean) + rows.sum(0)) / total
     np.testing.assert_allclose(after.actor_norm.mean, expected, atol=1e-5)

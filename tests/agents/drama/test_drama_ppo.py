@@ -52,16 +52,16 @@ def chosen(log_p: np.ndarray, action: Any) -> np.ndarray:
 def dreamt() -> Imagined:
     """Trajectories of nowhere, and what the policy of `started` says of their actions."""
     rng = np.random.default_rng(0)
-    goes_on = rng.random((HORIZON, N)) < 0.8
+    continuation = rng.random((HORIZON, N)) < 0.8
     out = Imagined(
-        x=jnp.asarray(rng.normal(size=(HORIZON + 1, N, LATENT + WIDTH)), jnp.float32),
+        features=jnp.asarray(rng.normal(size=(HORIZON + 1, N, LATENT + WIDTH)), jnp.float32),
         action=jnp.asarray(rng.integers(3, size=(HORIZON, N)), jnp.int32),
         log_prob=None,
         reward=jnp.asarray(rng.normal(size=(HORIZON, N)), jnp.float32),
-        goes_on=jnp.asarray(goes_on, jnp.float32),
-        weight=jnp.cumprod(jnp.asarray(np.concatenate([np.ones((1, N)), goes_on[:-1]]), jnp.float32), axis=0),
+        continuation=jnp.asarray(continuation, jnp.float32),
+        weight=jnp.cumprod(jnp.asarray(np.concatenate([np.ones((1, N)), continuation[:-1]]), jnp.float32), axis=0),
     )
-    log_p = log_probs(started().behaviour, out.x[:-1])
+    log_p = log_probs(started().behaviour, out.features[:-1])
     return out.replace(log_prob=jnp.asarray(chosen(log_p, out.action), jnp.float32))
 
 
@@ -73,7 +73,7 @@ def recorded(out: Imagined) -> np.ndarray:
 
 def kl_of(behaviour: Any, out: Imagined) -> float:
     """How far a policy has moved, over the steps that count: E[(r - 1) - log r]."""
-    log_ratio = chosen(log_probs(behaviour, out.x[:-1]), out.action) - recorded(out)
+    log_ratio = chosen(log_probs(behaviour, out.features[:-1]), out.action) - recorded(out)
     return float(np.mean((np.expm1(log_ratio) - log_ratio)[np.asarray(out.weight) > 0]))
 
 
@@ -128,16 +128,16 @@ def test_the_first_step_is_that_of_the_policy_gradient():
 def advantages(out: Imagined) -> np.ndarray:
     """By definition, in float64, from the values that `started` gives."""
     s, agent = TINY, agent_of()
-    logits: Any = agent.critic.apply({"params": started().behaviour["critic"]}, out.x)
+    logits: Any = agent.critic.apply({"params": started().behaviour["critic"]}, out.features)
     mean = scipy.special.softmax(np.asarray(logits, np.float64), -1) @ np.linspace(-20, 20, 255)
     v = np.sign(mean) * np.expm1(np.abs(mean))
-    reward, goes_on = np.asarray(out.reward, np.float64), np.asarray(out.goes_on, np.float64)
-    goal, later = np.zeros((HORIZON, N)), v[-1]
+    reward, continuation = np.asarray(out.reward, np.float64), np.asarray(out.continuation, np.float64)
+    target, later = np.zeros((HORIZON, N)), v[-1]
     for t in reversed(range(HORIZON)):
-        goal[t] = later = reward[t] + s.discount * goes_on[t] * ((1 - LAMBDA) * v[t + 1] + LAMBDA * later)
-    ordered = np.sort(goal, axis=None)
+        target[t] = later = reward[t] + s.discount * continuation[t] * ((1 - LAMBDA) * v[t + 1] + LAMBDA * later)
+    ordered = np.sort(target, axis=None)
     spread = ordered[int(0.95 * ordered.size)] - ordered[int(0.05 * ordered.size)]
-    return (goal - v[:-1]) / max(1.0, 0.99 * 0.7 + 0.01 * spread)
+    return (target - v[:-1]) / max(1.0, 0.99 * 0.7 + 0.01 * spread)
 
 
 def test_loss_and_gradient_of_the_clipped_objective_by_definition():
@@ -146,7 +146,7 @@ def test_loss_and_gradient_of_the_clipped_objective_by_definition():
     shift = np.random.default_rng(1).normal(scale=0.4, size=(HORIZON, N))
     out = dreamt().replace(log_prob=jnp.asarray(recorded(dreamt()) + shift, jnp.float32))
     after, metrics = learn(out, **ONCE)
-    log_p, advantage = log_probs(started().behaviour, out.x[:-1]), advantages(out)
+    log_p, advantage = log_probs(started().behaviour, out.features[:-1]), advantages(out)
     p, weight = np.exp(log_p), np.asarray(out.weight, np.float64)
     ratio, counts = np.exp(chosen(log_p, out.action) - recorded(out)), weight > 0
     entropy = -(p * log_p).sum(-1)
@@ -163,7 +163,7 @@ def test_loss_and_gradient_of_the_clipped_objective_by_definition():
     of_entropy = -p * (log_p + entropy[..., None])
     of_logits = -weight[..., None] * (of_log_prob + TINY.entropy * of_entropy) / weight.size
     norm = started().actor_norm
-    x = np.clip((np.asarray(out.x[:-1]) - np.asarray(norm.mean)) / np.sqrt(np.asarray(norm.var) + 1e-8), -10, 10)
+    x = np.clip((np.asarray(out.features[:-1]) - np.asarray(norm.mean)) / np.sqrt(np.asarray(norm.var) + 1e-8), -10, 10)
 
     def logits(actor) -> Any:
         return agent_of().actor.apply({"params": actor}, jnp.asarray(x, jnp.float32))
