@@ -82,8 +82,9 @@ def test_numbers_and_booleans_are_read_as_people_write_them():
     ],
 )
 def test_damaged_files_say_so_in_one_line(values, message):
+    whole = describe("debug", PRESETS["debug"])
     with pytest.raises(BadRequest, match=message) as error:
-        from_dict({"agent": "ppo", "env": "x", **values}, "some.yaml")
+        from_dict(whole | values, "some.yaml")
     assert "\n" not in str(error.value)
 
 

@@ -2,7 +2,7 @@
 
 They were made on a CPU of x86-64 with the packages that their `versions.json` names, and without the options that make
 tests compile faster. With the same programs on the same kind of machine they are repeated exactly. These options,
-other machines and versions of JAX round otherwise, so numbers are compared to a relative 1e-3 here: a run whose
+other machines and versions of JAX round otherwise, so numbers are compared to a relative 1e-4 here: a run whose
 configuration, state or keys were misread is off by far more.
 """
 
@@ -66,7 +66,9 @@ def test_planners_are_refused_in_one_line(old):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("old", NAMES, indirect=True)
+@pytest.mark.parametrize(
+    "old", [pytest.param(name, marks=[pytest.mark.slow] * (name == "drama")) for name in NAMES], indirect=True
+)
 def test_they_are_resumed_and_end_as_they_ended(old):
     """From the checkpoint before the last."""
     before = rows_of(old)
@@ -82,7 +84,7 @@ def test_they_are_resumed_and_end_as_they_ended(old):
     assert {*after[-1]} == {*before[-1]}
     for name, values in before[-1].items():
         np.testing.assert_allclose(
-            np.asarray(after[-1][name], float), np.asarray(values, float), rtol=1e-3, atol=1e-5, err_msg=name
+            np.asarray(after[-1][name], float), np.asarray(values, float), rtol=1e-4, atol=1e-6, err_msg=name
         )
     assert newest.exists()
     assert next(iter(json.loads((old / "summary.json").read_text()))) == "preset"

@@ -77,7 +77,7 @@ def test_any_other_error_shows_its_traceback(error):
 def test_a_bad_request_of_a_real_script_ends_with_2(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert ending(train.main, "debug", "--memory", "grru") == 2
-    assert capsys.readouterr().err == "error: unknown memory 'grru': did you mean gru or mingru?\n"
+    assert capsys.readouterr().err.startswith("error: unknown memory 'grru': did you mean gru or ")
     assert ending(evaluate.main, "nowhere") == 2
     assert "nowhere is not a run folder" in capsys.readouterr().err
 
