@@ -1,7 +1,11 @@
 """Programs that a test compiles are kept for the other tests, the processes that they start, and the next time.
 Most tests compile for longer than they run, so XLA is told to compile fast."""
 
+import ctypes
+import gc
 import os
+import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +35,36 @@ def quickly_compiled():
         jax.config.update("jax_disable_most_optimizations", False)
 
 
+LARGE = 2**30
+"""Bytes that a process may hold from one file to the next."""
+
+
+def resident() -> float:
+    """Bytes of memory that this process holds; unknown, so infinite, where there is no /proc."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else float("inf")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Drops what a file compiled once its tests are done: JAX keeps every program, and a process that runs half of the
+    tests would grow to 5 GB."""
+    yield
+    if "jax" in sys.modules and resident() > LARGE:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+
+
+LONGEST = (
+    "test_ppo.py test_sequence_policy.py test_adapt.py test_stepmix.py test_scans.py test_ucrl.py test_offline.py "
+    "test_train.py test_atari100k.py test_layers.py test_make_dataset.py test_planners.py test_adapters.py "
+    "test_contract.py test_learning.py"
+).split()
+
+
 def pytest_collection_modifyitems(items):
-    """The file that takes longest begins first, or one of two workers would end with it alone."""
-    items.sort(key=lambda item: item.path.name != "test_learning.py")
+    """The files that take longest begin first, or one of two workers would end with one of them alone."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
