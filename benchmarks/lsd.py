@@ -28,9 +28,7 @@ from engram.envs.bandits import last_switch as lsd
 from engram.kernels.malloc import keep_freed_memory
 from tests.oracles import lsd as mirror
 
-SETTINGS = LSDSettings(
-    steps_per_update=250, select="actual", explore=0.5, first_epoch=16, epoch_growth=1.5, block_length=3
-)
+SETTINGS = LSDSettings(steps_per_update=250, block_length=3)
 SIZES = [(3, 2, 3), (10, 10, 10)]
 HORIZONS = [4_000, 8_000, 16_000, 32_000, 64_000]
 
@@ -141,7 +139,7 @@ def planner_means(agent: LSD, keys: jax.Array, draws: int) -> np.ndarray:
 
         def one(key):
             again = agent.plan(state.replace(key=key, epoch=jnp.int32(0)))
-            return agent.play(again, jnp.zeros((warm + rounds, 1)))[1]["mean"][warm:].mean()
+            return agent.play(again, jnp.zeros((warm + rounds, 1)))[1].mean[warm:].mean()
 
         return jnp.mean(jax.vmap(one)(jax.random.split(jax.random.fold_in(key, 1), draws)))
 
@@ -156,7 +154,7 @@ def earned(agent: LSD, keys: jax.Array) -> np.ndarray:
     def go(key):
         def update(state, key):
             state, trace = agent.play(state, jax.random.uniform(key, (agent.steps_per_update, 1)))
-            return state, trace["mean"].sum()
+            return state, trace.mean.sum()
 
         updates = jax.random.split(jax.random.fold_in(key, 2), agent.total_steps // agent.steps_per_update)
         return jnp.sum(jax.lax.scan(update, agent.init(key), updates)[1])
@@ -165,7 +163,7 @@ def earned(agent: LSD, keys: jax.Array) -> np.ndarray:
 
 
 def log_slope(horizons: np.ndarray, regret: np.ndarray) -> np.ndarray:
-    """Least-squares slope of log regret over log T, `regret (..., T)`; NaN where some regret is not positive."""
+    """Least-squares slope of log regret over log T, `regret [..., T]`; NaN where some regret is not positive."""
     x = np.log(horizons) - np.log(horizons).mean()
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.log(np.where(regret > 0, regret, np.nan)) @ x / (x @ x)

@@ -8,7 +8,7 @@ settings, taken in turn so that a noisy machine is noisy for both. Every round p
 counted.
 
 False alarms: the fraction of stationary streams in which an alarm is ever raised, and the median delay after the law
-turns into its reverse. All etas see the same streams, and the exact memory holds every sample.
+turns into its reverse. All etas see the same streams, and the exact detector holds every sample.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 from engram.agents.planners import change_points as rbocpd
 from engram.agents.planners.ucrl import UCRL, UCRLSettings
-from engram.envs.tabular.switching import random_mdp
+from engram.envs.tabular.switching import RandomMDP
 from engram.kernels.malloc import keep_freed_memory
 from tests.oracles import ucrl as mirror
 
@@ -33,35 +33,17 @@ LAWS = {
 }
 
 
-def settings(memory: str, cap: int) -> UCRLSettings:
-    return UCRLSettings(
-        steps_per_update=500,
-        delta=0.05,
-        conf_scale=1.0,
-        episode_test="post",
-        evi_iterations=1000,
-        eta="squared",
-        eta_delta=0.05,
-        memory=memory,
-        cap=cap,
-        known_changes=3,
-        window=0,
-        diameter=5.0,
-        reward_variation=3.0,
-        transition_variation=3.0,
-    )
-
-
 def speed(arguments: argparse.Namespace) -> None:
     steps, seeds = arguments.steps, arguments.seeds
     quarter = steps // 4
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {seeds} seeds, {steps} steps\n")
-    print("| O, A | memory | cap | NumPy steps/s | steps/s of all seeds | ratio | alarms per seed | overflows |")
+    print("| O, A | forecasters | cap | NumPy steps/s | steps/s of all seeds | ratio | alarms per seed | overflows |")
     print("|---|---|---|---|---|---|---|---|")
     for states, actions in arguments.sizes:
-        env = random_mdp(states, actions, 0.3, changes=(quarter, 2 * quarter, 3 * quarter))
-        for memory in rbocpd.MEMORIES:
-            agent = UCRL(env, settings(memory, arguments.cap), "rbocpd-ucrl2", steps)
+        env = RandomMDP(states, actions, 0.3, changes=(quarter, 2 * quarter, 3 * quarter))
+        for forecasters in rbocpd.FORECASTERS:
+            settings = UCRLSettings(conf_scale=1.0, forecasters=forecasters, cap=arguments.cap)
+            agent = UCRL(env, settings, "rbocpd-ucrl2", steps)
             init = jax.jit(jax.vmap(agent.init))
             length = steps // agent.steps_per_update
 
@@ -85,9 +67,9 @@ def speed(arguments: argparse.Namespace) -> None:
                 state, _ = jax.block_until_ready(run(states_now))
                 ours += time.perf_counter() - began
             rates = [arguments.rounds * steps / numpy, arguments.rounds * steps * seeds / ours]
-            overflows = 0 if memory == "grid" else int(state.detectors.overflow.sum())
+            overflows = 0 if forecasters == "grid" else int(state.detectors.overflow.sum())
             print(
-                f"| {states}, {actions} | {memory} | {arguments.cap} | {rates[0]:,.0f} | {rates[1]:,.0f} "
+                f"| {states}, {actions} | {forecasters} | {arguments.cap} | {rates[0]:,.0f} | {rates[1]:,.0f} "
                 f"| {rates[1] / rates[0]:.0f}x | {np.mean(state.alarms):.1f} | {overflows} of {seeds} |",
                 flush=True,
             )
@@ -98,7 +80,7 @@ def first_alarms(length: int, law: tuple[float, ...], streams: int, change: int,
     """The first alarm of every eta, `[etas, streams]`, `length` where there is none, in streams whose law is reversed
     after `change` samples.
 
-    The weights without eta are the same for all etas, so one detector serves them all.
+    The weights without eta are the same for all etas, so one detector is enough.
     """
     etas = [rbocpd.make_eta(kind, 0.05) for kind in rbocpd.ETAS]
     symbols = len(law)

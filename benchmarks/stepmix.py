@@ -17,7 +17,6 @@ itself, in a chain of 3 states, 2 actions, 4 steps; bonuses scaled by 0.0005, 12
 
 import argparse
 import time
-from functools import partial
 
 import jax
 import numpy as np
@@ -27,21 +26,19 @@ from engram.envs.tabular import episodic as episodic_mdp
 from engram.kernels.malloc import keep_freed_memory
 from tests.oracles.stepmix import Mirror
 
-SETTINGS = partial(StepMixSettings, data_episodes=0, gamma=None, delta=0.1)
-
 
 def paper(algorithm: str, episodes: int, update: int) -> StepMix:
-    settings = SETTINGS(episodes_per_update=update, baseline="boltzmann", eta=5.0, alpha=0.2, bonus_scale=0.002)
+    settings = StepMixSettings(episodes_per_update=update)
     return StepMix(episodic_mdp.random(), settings, algorithm, 3 * episodes)
 
 
 def small(algorithm: str, episodes: int, update: int) -> StepMix:
-    settings = SETTINGS(episodes_per_update=update, baseline="boltzmann", eta=2.0, alpha=0.3, bonus_scale=1.0)
+    settings = StepMixSettings(episodes_per_update=update, eta=2.0, alpha=0.3, bonus_scale=1.0)
     return StepMix(episodic_mdp.random(horizon=2, states=2, actions=2), settings, algorithm, 2 * episodes)
 
 
 def corridor(algorithm: str, episodes: int, update: int) -> StepMix:
-    settings = SETTINGS(episodes_per_update=update, baseline="deterministic", eta=0.0, alpha=0.3, bonus_scale=0.0005)
+    settings = StepMixSettings(episodes_per_update=update, baseline="deterministic", alpha=0.3, bonus_scale=0.0005)
     return StepMix(episodic_mdp.chain(), settings, algorithm, 4 * episodes)
 
 

@@ -76,12 +76,15 @@ class UniformEnvironment(Environment):
     same uniforms must do the same, which is how the bandits and tabular environments and their planners are tested.
     """
 
-    num_uniforms: int = 1
+    @property
+    def num_uniforms(self) -> int:
+        """Uniforms that a step takes."""
+        return 1
 
     def transition(
         self, state: Any, action: Any, uniforms: jax.Array, params: Any
     ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, Info]:
-        """As `step`, from `uniforms (num_uniforms,)` in [0, 1)."""
+        """As `step`, from `uniforms [num_uniforms]` in [0, 1)."""
         raise NotImplementedError
 
     def step(

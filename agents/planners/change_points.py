@@ -1,19 +1,20 @@
 """Restarted Bayesian online change-point detection of multinomial streams (Alami et al. 2023, arXiv 2304.00232).
 
 A forecaster that starts at sample s predicts with the Laplace rule from the samples since s. Its evidence is compared
-with that of the base, which starts at the last restart r: with L the cumulative log losses,
+with that of the base forecaster, which starts at the last restart r: with L the cumulative log losses,
 
     log w_s(t) = log eta - L_{r:s-1} - L_{s:t},     log w_r(t) = -L_{r:t},     alarm if max_{r<s<=t} log w_s > log w_r.
 
-All memories keep only the differences log w_s(t) - log w_r(t) without eta, which stay small and thus exact in float32.
+Detectors keep only the differences log w_s(t) - log w_r(t) without eta, which stay small and thus accurate in float32.
 Positions are counted from the restart: j = s - r samples lie before s. After an alarm a detector starts afresh.
 
-`Exact` keeps a forecaster for every sample since the restart, `Grid` one for each of O(log) ages. Symbols are
-0 .. O - 1; all arrays belong to one detector (`vmap` for more).
+`Exact` keeps a forecaster for every sample since the restart, `Grid` one for each of O(log) ages. Samples are symbols
+0 .. O - 1. All arrays belong to one detector (`vmap` for more); a bank holds many detectors, of which a step updates
+one.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +23,16 @@ from flax import struct
 
 from engram.errors import BadRequest
 
-ETAS = ("paper", "squared", "certified")
-MEMORIES = ("exact", "grid")
+EtaKind = Literal["paper", "squared", "certified"]
+Forecasters = Literal["exact", "grid"]
+ETAS: tuple[EtaKind, ...] = get_args(EtaKind)
+FORECASTERS: tuple[Forecasters, ...] = get_args(Forecasters)
 AGES = np.unique(np.floor(1.25 ** np.arange(93)))
-"""Bounds of the classes of ages of the grid memory, floor(1.25^i), up to 8e8."""
+"""Bounds of the classes of ages of a grid, floor(1.25^i), up to 8e8."""
 
 
 class Eta(NamedTuple):
-    """How strong the prior of a change is, eta(N, j) after N samples for a change that has j samples before it.
+    """Prior of a change: eta(N, j) after N samples, for a change that has j samples before it.
 
     `paper`: 1 / N. `squared`: 1 / N^2. `certified`: delta / (C(N+O-1, O-1) j (j+1)), for which the probability that a
     stationary stream ever raises an alarm is at most delta. For every law theta of the samples,
@@ -38,7 +41,7 @@ class Eta(NamedTuple):
     most delta / (j (j+1)), which sums to delta over j.
     """
 
-    kind: str
+    kind: EtaKind
     delta: float
 
     def log(self, total: jax.Array, before: jax.Array, symbols: int) -> jax.Array:
@@ -53,7 +56,7 @@ class Eta(NamedTuple):
         return math.log(self.delta) - choose - jnp.log(before * (before + 1))
 
 
-def make_eta(kind: str, delta: float) -> Eta:
+def make_eta(kind: EtaKind, delta: float) -> Eta:
     """Raises BadRequest for an unknown kind, or for a delta outside (0, 1) where it is used."""
     if kind not in ETAS:
         raise BadRequest(f"eta must be one of {', '.join(ETAS)}, got {kind!r}")
@@ -63,7 +66,7 @@ def make_eta(kind: str, delta: float) -> Eta:
 
 
 class Verdict(NamedTuple):
-    """What an update finds."""
+    """Result of an update."""
 
     alarm: jax.Array
     """bool: the evidence for a change exceeds that for none."""
@@ -78,31 +81,32 @@ def advance(
 
     Args:
         excess: the same before the sample, 0 for a forecaster that starts with it.
-        age: samples that a forecaster has seen; seen: how many of them were x.
+        age: samples that a forecaster has seen.
+        seen: how many of them were x.
         n, ever: the same for the base.
     """
     base = (ever + 1) / (n + symbols)
     return excess + jnp.log((seen + 1) / ((age + symbols) * base))
 
 
-# ------------------------------------------------------------------------------------------------- exact memory
+# -------------------------------------------------------------------------------------------------- every sample
 
 
 class Exact(struct.PyTreeNode):
-    """A forecaster for each of the first `cap` samples since the restart."""
+    """Forecasters for each of the first `cap` samples since the restart."""
 
     counts: Any
-    """`(O,)` how often each symbol came since the restart, a float; None in a bank."""
+    """`[O]`: how often each symbol came since the restart, a float; None in a bank."""
     excess: jax.Array
-    """`(cap,)` by j; only entries j < N mean anything."""
+    """`[cap]`: log w_s - log w_r by j, without eta; only entries j < N mean anything."""
     before: jax.Array
-    """`(O, cap)` how often each symbol came in the first j samples."""
+    """`[O, cap]`: how often each symbol came in the first j samples."""
     overflow: jax.Array
     """bool: a sample came for which there was no room; changes near it can no longer be placed."""
 
 
 def init(symbols: int, cap: int) -> Exact:
-    """Raises BadRequest if there is no room for a single candidate."""
+    """An empty detector. Raises BadRequest if there is no room for a single candidate."""
     if symbols < 2:
         raise BadRequest(f"a detector needs at least 2 symbols, got {symbols}")
     if cap < 2:
@@ -118,14 +122,14 @@ def update(det: Exact, x: jax.Array, eta: Eta) -> tuple[Exact, Verdict]:
     j = jnp.arange(cap, dtype=n.dtype)
     before = jnp.where(j == n, det.counts[:, None], det.before)
     excess = exact_rows(det.excess, before[x], j, n, det.counts[x], symbols)
-    verdict = judge(excess, j, n + 1, (j >= 1) & (j <= n), eta, symbols)
+    verdict = compare(excess, j, n + 1, (j >= 1) & (j <= n), eta, symbols)
     return Exact(det.counts.at[x].add(1), excess, before, det.overflow | (n >= cap)), verdict
 
 
 def exact_rows(
     excess: jax.Array, before: jax.Array, j: jax.Array, n: jax.Array, ever: jax.Array, symbols: int
 ) -> jax.Array:
-    """`excess` after a sample x, for the forecasters `j` (a part of the memory will do); 0 for those not yet born.
+    """`excess` after a sample x, for the forecasters `j` (all or some of them); 0 for those that do not exist yet.
 
     Args:
         before: how often x came in the first j samples.
@@ -137,8 +141,8 @@ def exact_rows(
     return jnp.where(j <= n, advance(jnp.where(j < n, excess, 0), age, seen, n, ever, symbols), 0)
 
 
-def judge(excess: jax.Array, j: jax.Array, total: jax.Array, candidate: jax.Array, eta: Eta, symbols: int) -> Verdict:
-    """Compares the candidates among forecasters with the base, after `total` samples."""
+def compare(excess: jax.Array, j: jax.Array, total: jax.Array, candidate: jax.Array, eta: Eta, symbols: int) -> Verdict:
+    """Compares the forecasters that are a `candidate` with the base, after `total` samples."""
     # The barrier keeps logarithms out of the loop of the maximum, which XLA does not vectorise on a CPU.
     weight = jax.lax.optimization_barrier(jnp.where(candidate, excess + eta.log(total, j, symbols), -jnp.inf))
     best = jnp.max(weight)
@@ -146,28 +150,18 @@ def judge(excess: jax.Array, j: jax.Array, total: jax.Array, candidate: jax.Arra
 
 
 def is_alarm(excess: jax.Array) -> jax.Array:
-    """Whether the evidence for a change exceeds that for none. The ratio is rational and does tie; a tie is none."""
+    """Whether the evidence for a change exceeds that for none. The ratio is a rational number: ties occur, and are no
+    alarm."""
     return excess > 1e3 * jnp.finfo(excess.dtype).eps
 
 
-def change_point(det: "Exact | Grid", eta: Eta) -> jax.Array:
-    """The most likely change: samples before it since the restart, int32. Needs at least two samples."""
-    total = jnp.sum(det.counts)
-    if isinstance(det, Grid):
-        j, candidate = total - det.age, det.age > 0
-    else:
-        j = jnp.arange(det.excess.shape[0], dtype=total.dtype)
-        candidate = (j >= 1) & (j < total)
-    weight = jnp.where(candidate, det.excess + eta.log(total, j, det.counts.shape[0]), -jnp.inf)
-    return j[jnp.argmax(weight)].astype(jnp.int32)
-
-
 BLOCK = 128
+"""Forecasters in a block of an exact bank."""
 
 
 def exact_bank(pairs: int, symbols: int, cap: int) -> Exact:
-    """`pairs` detectors whose counts are kept elsewhere, their memory in blocks: `excess [P, blocks, size]`, `before
-    [P, O, blocks, size]`, one `overflow` for all. A `cap` above 128 is rounded up to a multiple of it."""
+    """`pairs` detectors whose counts are kept elsewhere, their forecasters in blocks: `excess [P, blocks, size]`,
+    `before [P, O, blocks, size]`, one `overflow` for all. A `cap` above 128 is rounded up to a multiple of 128."""
     one = init(symbols, cap)
     blocks, size = -(-cap // BLOCK), min(cap, BLOCK)
     excess = jnp.zeros((pairs, blocks, size), one.excess.dtype)
@@ -177,7 +171,7 @@ def exact_bank(pairs: int, symbols: int, cap: int) -> Exact:
 def update_exact_bank(
     bank: Exact, counts: jax.Array, pair: jax.Array, x: jax.Array, active: jax.Array, eta: Eta
 ) -> tuple[Exact, jax.Array]:
-    """One sample for one detector in the bank of each of `L` lanes; no other is read or written.
+    """One sample for one detector in the bank of each of L lanes; no other is read or written.
 
     Args:
         bank: arrays `[L, P, ...]` as `exact_bank` makes them.
@@ -193,8 +187,8 @@ def update_exact_bank(
     column = jnp.where(active & (n < cap), n, cap).astype(jnp.int32)  # a block out of range is dropped
     before = bank.before.at[lane, pair, :, column // size, column % size].set(counts, mode="drop")
 
-    # The blocks that hold forecasters, those of all lanes in a row, are done `lanes` at a time: a long stream in one
-    # lane does not make the others read memory that they do not use.
+    # The blocks that hold forecasters, of all lanes in a row, are updated `lanes` at a time: a long stream in one lane
+    # does not make the others read blocks that they do not use.
     used = jnp.where(active, jnp.minimum(n + size, cap), 0).astype(jnp.int32) // size
     end = jnp.cumsum(used)
 
@@ -207,7 +201,7 @@ def update_exact_bank(
         j = (block[:, None] * size + jnp.arange(size)).astype(n.dtype)
         old, seen = excess[at, pair[at], block], before[at, pair[at], x[at], block]
         new = jax.vmap(exact_rows, (0, 0, 0, 0, 0, None))(old, seen, j, n[at], ever[at], symbols)
-        verdict = jax.vmap(lambda e, j, n: judge(e, j, n + 1, (j >= 1) & (j <= n), eta, symbols))(new, j, n[at])
+        verdict = jax.vmap(lambda e, j, n: compare(e, j, n + 1, (j >= 1) & (j <= n), eta, symbols))(new, j, n[at])
         excess = excess.at[of, pair[at], block].set(new, mode="drop")
         return done + lanes, excess, best.at[of].max(verdict.excess, mode="drop")
 
@@ -217,24 +211,24 @@ def update_exact_bank(
     return Exact(bank.counts, excess, before, overflow), active & is_alarm(best)
 
 
-# -------------------------------------------------------------------------------------------------- grid memory
+# --------------------------------------------------------------------------------------------------- a grid of ages
 
 
 class Grid(struct.PyTreeNode):
-    """A forecaster in each class of ages a_i <= age < a_{i+1}, a_i = floor(1.25^i): O(log) memory, no overflow."""
+    """At most one forecaster in each class of ages a_i <= age < a_{i+1}, a_i = floor(1.25^i); never overflows."""
 
     counts: Any
-    """`(O,)` how often each symbol came since the restart, a float; None in a bank."""
+    """`[O]`: how often each symbol came since the restart, a float; None in a bank."""
     excess: jax.Array
-    """`(M,)`"""
+    """`[M]`: log w_s - log w_r of each class's forecaster, without eta."""
     before: jax.Array
-    """`(O, M)` how often each symbol came before the forecaster's first sample."""
+    """`[O, M]`: how often each symbol came before the forecaster's first sample."""
     age: jax.Array
-    """`(M,)` samples that it has seen, a float; 0 where the class is empty."""
+    """`[M]`: samples that the forecaster has seen, a float; 0 where the class is empty."""
 
 
 def init_grid(symbols: int, cap: int) -> Grid:
-    """A forecaster older than about `cap` is dropped. Raises BadRequest as `init`."""
+    """An empty detector, which drops forecasters older than about `cap`. Raises BadRequest as `init`."""
     init(symbols, cap)
     size, dtype = int(np.searchsorted(AGES, cap, side="right")), jnp.result_type(float)
     return Grid(
@@ -243,7 +237,8 @@ def init_grid(symbols: int, cap: int) -> Grid:
 
 
 def update_grid(det: Grid, x: jax.Array, eta: Eta) -> tuple[Grid, Verdict]:
-    """Takes the sample `x`, int32. A forecaster that outgrows its class moves on if the next is free, else goes."""
+    """Takes the sample `x`, int32. A forecaster that outgrows its class moves to the next if that is free, else it is
+    dropped."""
     symbols, size = det.before.shape
     n, ever = jnp.sum(det.counts), det.counts[x]
     alive = det.age > 0
@@ -251,20 +246,20 @@ def update_grid(det: Grid, x: jax.Array, eta: Eta) -> tuple[Grid, Verdict]:
     excess = advance(det.excess, det.age, seen, n, ever, symbols)
     age = det.age + alive
     moves = alive & (age == jnp.asarray(AGES[1 : size + 1], age.dtype))
-    # The newborn starts with this sample. The first sample after a restart bears the base alone.
+    # A new forecaster starts with this sample. The first sample after a restart creates the base alone.
     newborn = n > 0
     zero = jnp.zeros((), n.dtype)
     first = advance(zero, zero, zero, n, ever, symbols)
 
     def onward(new, old):
-        """Class i takes what leaves class i - 1, or keeps its own."""
+        """Class i takes the forecaster that leaves class i - 1, or keeps its own."""
         shifted = jnp.concatenate([jnp.expand_dims(new, -1), old[..., :-1]], axis=-1)
         return jnp.where(alive & ~moves, old, shifted)
 
     arrives = jnp.concatenate([newborn[None], moves[:-1]])
     age = jnp.where(alive & ~moves | arrives, onward(jnp.ones((), n.dtype), age), 0)
     excess, before = onward(first, excess), onward(det.counts, det.before)
-    verdict = judge(excess, n + 1 - age, n + 1, age > 0, eta, symbols)
+    verdict = compare(excess, n + 1 - age, n + 1, age > 0, eta, symbols)
     return Grid(det.counts.at[x].add(1), excess, before, age), verdict
 
 
@@ -276,7 +271,7 @@ def grid_bank(pairs: int, symbols: int, cap: int) -> Grid:
 def update_grid_bank(
     bank: Grid, counts: jax.Array, pair: jax.Array, x: jax.Array, active: jax.Array, eta: Eta
 ) -> tuple[Grid, jax.Array]:
-    """As `update_exact_bank`. A detector without samples is empty, whatever its memory holds from before a restart."""
+    """As `update_exact_bank`. A detector without samples is empty, whatever its arrays hold from before a restart."""
     lane = jnp.arange(pair.shape[0])
     old = [part[lane, pair] for part in (bank.excess, bank.before, bank.age)]
     fresh = jnp.sum(counts, axis=-1, keepdims=True) == 0

@@ -5,6 +5,7 @@ alone: by then the hidden state has all but settled. LinUCB (Abbasi-Yadkori et a
 2019, arXiv 1909.09146) may change their action every round and learn from each.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -13,74 +14,68 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from engram.agents.common import checks
+from engram.agents.planners.base import BanditPlanner
 from engram.envs.bandits.dynamical import Bounds, DynamicalBandit, DynamicalState
 from engram.errors import BadRequest
+from engram.training.types import Key, Metrics
 
-Metrics = dict[str, jax.Array]
 ALGORITHMS = ("dynlin-ucb", "linucb", "d-linucb")
-NO_MEMORY = 1e-6  # below this radius nothing is held: the schedule's logarithm would divide by zero
+LEAST_RADIUS = 1e-6  # below this radius nothing is held: the schedule's logarithm would divide by zero
 
 
 @dataclass(frozen=True)
 class DynLinSettings:
-    """Settings of DynLin-UCB. A bound left at None is the tightest one, taken from the system itself."""
+    """Settings of DynLin-UCB, LinUCB and D-LinUCB. A bound that is None is the tightest one, taken from the system."""
 
-    steps_per_update: int
+    steps_per_update: int = 1000
     """Rounds of one compiled update."""
-    confidence_scale: float
-    """Multiplies the width beta of the confidence set; 1 is the theory's, 0 plays greedily."""
-    delta: float | None
-    """Probability that the confidence set may fail; None is 1 / T."""
-    regularisation: float | None
-    """Lambda of the ridge regression; None is log T."""
-    radius: float | None
-    """Bound of the spectral radius of A; sets how long actions are held."""
-    omega: float | None
-    """Bound of the norm of omega; 0 removes the transient's share of beta (c2)."""
-    theta: float | None
-    """Bound of the norm of theta."""
-    gain: float | None
-    """Bound of the spectral norm of B."""
-    action: float | None
-    """Bound of the norm of an action."""
-    growth: float | None
-    """Bound of |A^i| / radius^i over all i."""
-    sigma: float | None
-    """Bound of the standard deviation of each noise."""
-    discount: float
-    """D-LinUCB's forgetting factor; unused by the others."""
+    confidence_scale: float = 1.0
+    """Factor on the width beta of the confidence set: 1 is the theory's, 0 plays greedily."""
+    delta: float | None = None
+    """Probability that the confidence set fails (None: 1 / T in a run of T rounds)."""
+    regularisation: float | None = None
+    """Weight lambda of the ridge regression's penalty (None: log T in a run of T rounds)."""
+    radius: float | None = None
+    """Bound on the spectral radius of A, which sets how long actions are held (None: the system's own)."""
+    omega: float | None = None
+    """Bound on the norm of omega; 0 leaves the transient's term c2 out of beta (None: the system's own)."""
+    theta: float | None = None
+    """Bound on the norm of theta (None: the system's own)."""
+    gain: float | None = None
+    """Bound on the spectral norm of B (None: the system's own)."""
+    action: float | None = None
+    """Bound on the norm of an action (None: the largest norm in the action set)."""
+    growth: float | None = None
+    """Bound on |A^i| / radius^i over all i (None: the system's own)."""
+    sigma: float | None = None
+    """Bound on the standard deviation of every noise (None: the system's own)."""
+    discount: float = 0.999999
+    """Forgetting factor of D-LinUCB."""
 
     def __post_init__(self):
-        def require(name: str, what: str, holds: bool):
-            if not holds:
-                raise BadRequest(f"dynlin.{name} must {what}, got {getattr(self, name)}")
-
-        require("steps_per_update", "be at least 1", self.steps_per_update >= 1)
-        require("confidence_scale", "be at least 0", self.confidence_scale >= 0)
-        require("delta", "lie in (0, 1)", self.delta is None or 0 < self.delta < 1)
-        require("regularisation", "be positive", self.regularisation is None or self.regularisation > 0)
-        require("radius", "lie in [0, 1)", self.radius is None or 0 <= self.radius < 1)
-        for name in ("omega", "theta", "gain", "action", "sigma"):
-            require(name, "be at least 0", getattr(self, name) is None or getattr(self, name) >= 0)
-        require("growth", "be at least 1", self.growth is None or self.growth >= 1)
-        require("discount", "lie in (0, 1)", 0 < self.discount < 1)
+        checks.require_at_least(self, "dynlin.", 1, "steps_per_update", "growth")
+        checks.require_not_negative(self, "dynlin.", "confidence_scale", "omega", "theta", "gain", "action", "sigma")
+        checks.require_positive(self, "dynlin.", "regularisation")
+        checks.require_share_below_one(self, "dynlin.", "radius")
+        checks.require_inner_share(self, "dynlin.", "delta", "discount")
 
 
 class DynLinState(struct.PyTreeNode):
-    """Everything that a run carries, of one seed. `k` actions."""
+    """Everything that a run of one seed carries. `k` is the number of actions."""
 
     env: DynamicalState
     key: jax.Array
     counts: jax.Array
-    """`(k,)`: samples taken of each action, discounted in D-LinUCB."""
+    """`[k]`: samples taken of each action, discounted in D-LinUCB."""
     squared_counts: jax.Array
-    """`(k,)`: the same with the discount squared."""
+    """`[k]`: the same with the discount squared."""
     means: jax.Array
-    """`(k,)`: mean of each action's samples, discounted likewise."""
+    """`[k]`: mean of each action's samples, discounted likewise."""
     action: jax.Array
     """The action being held, int32."""
     left: jax.Array
-    """Rounds that it will still be held, int32."""
+    """Rounds for which the action will still be held, int32."""
     decisions: jax.Array
     """Actions chosen so far, int32."""
     t: jax.Array
@@ -96,20 +91,22 @@ class DynLinStep(struct.PyTreeNode):
     action: jax.Array
     reward: jax.Array
     mean: jax.Array
-    """J of the action."""
+    """Value J of the action."""
     optimal: jax.Array
+    """Largest value J of all actions."""
     chosen: jax.Array
     """Whether the action was chosen in this round, rather than held."""
     h: jax.Array
-    """`(d,)`: the estimate of h on entering the round."""
+    """`[d]`: estimate of h before the round."""
 
 
+@functools.cache
 def hold_lengths(radius: float, decisions: int) -> np.ndarray:
     """`[M_1, M_2, ...]`: H_m = floor(log m / log(1 / radius)) reaches j at the M_j-th decision, up to `decisions`.
 
     A table instead of the formula, so that no rounding of a logarithm on a device can shorten a hold.
     """
-    if radius < NO_MEMORY:
+    if radius < LEAST_RADIUS:
         return np.zeros(0, np.int32)
     m = np.arange(1, decisions + 1)
     # The small constant: log(25) / log(5) must count as 2 even if it comes out one rounding below.
@@ -118,7 +115,7 @@ def hold_lengths(radius: float, decisions: int) -> np.ndarray:
 
 
 def inverse(V: jax.Array) -> jax.Array:
-    """Inverse of a small symmetric positive definite matrix `(d, d)`, by Gauss-Jordan without pivots.
+    """Inverse of a small symmetric positive definite matrix `[d, d]`, by Gauss-Jordan without pivots.
 
     Unrolled, so that under `vmap` it fuses into a few loops over seeds, where LAPACK is called once for each.
     """
@@ -131,39 +128,33 @@ def inverse(V: jax.Array) -> jax.Array:
 
 
 def first_best(values: jax.Array) -> jax.Array:
-    """Index of the largest of `values (k,)`, the lowest of those that differ from it by no more than rounding."""
+    """Index of the largest of `values [k]`, the lowest of those that differ from it by no more than rounding."""
     best = jnp.max(values)
     return jnp.argmax(values >= best - 1e-6 * jnp.maximum(1.0, jnp.abs(best))).astype(jnp.int32)
 
 
 @dataclass(frozen=True, eq=False)
-class DynLin:
-    """The agent: pure `init`, `update` and `evaluate` over a `DynLinState`.
+class DynLin(BanditPlanner[DynLinState, DynLinStep]):
+    """One algorithm on one dynamical linear bandit.
 
     Regret is T J* - sum J(u_t), the measure of the authors' code: what the best constant action would have earned in
     its steady state, less what the played actions would.
     """
 
+    algorithms = ALGORITHMS
+    family = "dynamical"
+    env_type = DynamicalBandit
+
     env: DynamicalBandit
     settings: DynLinSettings
-    algorithm: str
-    total_steps: int
-    """The horizon T, in rounds."""
 
     def __post_init__(self):
-        if self.algorithm not in ALGORITHMS:
-            raise BadRequest(f"unknown algorithm {self.algorithm!r}: choose from {', '.join(ALGORITHMS)}")
-        if not isinstance(self.env, DynamicalBandit):
-            raise BadRequest(f"dynlin needs a dynamical bandit (dynamical/...), got {self.env.name}")
+        super().__post_init__()
         if not math.isfinite(self.bounds.growth):
             raise BadRequest(
                 f"dynlin.radius must be at least the system's spectral radius {self.env.bounds().radius:.6g} "
                 f"(and positive unless A = 0) or dynlin.growth be given, got {self.bounds.radius}"
             )
-
-    @property
-    def steps_per_update(self) -> int:
-        return self.settings.steps_per_update
 
     @property
     def bounds(self) -> Bounds:
@@ -182,7 +173,12 @@ class DynLin:
         given = self.settings.regularisation
         return max(math.log(self.total_steps), 1.0) if given is None else given
 
-    def init(self, key: jax.Array) -> DynLinState:
+    @property
+    def discount(self) -> float:
+        """Factor on what was learned, a round."""
+        return self.settings.discount if self.algorithm == "d-linucb" else 1.0
+
+    def init(self, key: Key) -> DynLinState:
         key, env_key = jax.random.split(key)
         _, env = self.env.reset(env_key, self.env.default_params)
         zeros = jnp.zeros_like(env.system.value)
@@ -209,7 +205,7 @@ class DynLin:
         return self.settings.confidence_scale * beta
 
     def estimate(self, state: DynLinState) -> tuple[jax.Array, jax.Array]:
-        """Ridge estimate of h, `(d,)`, and each action's norm under the inverse design, `(k,)`.
+        """Ridge estimate of h, `[d]`, and each action's norm under the inverse design, `[k]`.
 
         The design is rebuilt from counts, which float32 holds exactly, instead of being summed up over the run.
         """
@@ -224,66 +220,45 @@ class DynLin:
             return h, jnp.sqrt(jnp.sum(z[:, :, None] * V2 * z[:, None, :], (1, 2)))
         return h, jnp.sqrt(jnp.sum(z * U, 1))
 
-    def play(self, state: DynLinState, uniforms: jax.Array) -> tuple[DynLinState, DynLinStep]:
-        """Plays rounds from `uniforms (rounds, env.num_uniforms)`; the new state, and the rounds' trace."""
-        radius = self.bounds.radius if self.algorithm == "dynlin-ucb" else 0.0
-        thresholds = jnp.asarray(hold_lengths(radius, self.total_steps))
-        gamma = self.settings.discount if self.algorithm == "d-linucb" else 1.0
-        U = state.env.system.actions
-        arms = jnp.arange(U.shape[0])
+    def play_round(self, state: DynLinState, uniforms: jax.Array) -> tuple[DynLinState, DynLinStep]:
+        U, gamma = state.env.system.actions, self.discount
+        h, norms = self.estimate(state)
+        ucb = jnp.sum(U * h, 1) + self.beta(state.t, U.shape[1]) * norms
+        chosen = state.left == 0
+        action = jnp.where(chosen, first_best(ucb), state.action)
+        decisions = state.decisions + chosen
+        # H_m of the m-th decision is the number of thresholds that m has reached.
+        thresholds = jnp.asarray(
+            hold_lengths(self.bounds.radius if self.algorithm == "dynlin-ucb" else 0.0, self.total_steps)
+        )
+        left = jnp.where(chosen, 1 + jnp.sum(decisions >= thresholds, dtype=jnp.int32), state.left) - 1
 
-        def one_round(state: DynLinState, u: jax.Array):
-            h, norms = self.estimate(state)
-            ucb = jnp.sum(U * h, 1) + self.beta(state.t, U.shape[1]) * norms
-            chosen = state.left == 0
-            action = jnp.where(chosen, first_best(ucb), state.action)
-            decisions = state.decisions + chosen
-            left = jnp.where(chosen, 1 + jnp.sum(decisions >= thresholds, dtype=jnp.int32), state.left) - 1
+        _, env, reward, _, _, info = self.env.transition(state.env, action, uniforms, self.env.default_params)
 
-            _, env, reward, _, _, info = self.env.transition(state.env, action, u, self.env.default_params)
+        # Only the last round of a hold is learned from. Discounting leaves the means of other arms as they are.
+        sample = (jnp.arange(U.shape[0]) == action) & (left == 0)
+        counts = gamma * state.counts + sample
+        means = state.means + jnp.where(sample, (reward - state.means) / jnp.maximum(counts, 1), 0)
+        step = DynLinStep(action, reward, info["mean"], info["optimal"], chosen, h)
+        state = state.replace(
+            env=env,
+            counts=counts,
+            squared_counts=gamma**2 * state.squared_counts + sample,
+            means=means,
+            action=action,
+            left=left,
+            decisions=decisions,
+            t=state.t + 1,
+        )
+        return state, step
 
-            # Only the last round of a hold is learned from. Discounting leaves the means of other arms as they are.
-            sample = (arms == action) & (left == 0)
-            counts = gamma * state.counts + sample
-            means = state.means + jnp.where(sample, (reward - state.means) / jnp.maximum(counts, 1), 0)
-            step = DynLinStep(action, reward, info["mean"], info["optimal"], chosen, h)
-            state = state.replace(
-                env=env,
-                counts=counts,
-                squared_counts=gamma**2 * state.squared_counts + sample,
-                means=means,
-                action=action,
-                left=left,
-                decisions=decisions,
-                t=state.t + 1,
-            )
-            return state, step
-
-        state, steps = jax.lax.scan(one_round, state, uniforms)
-        return state.replace(
-            regret=state.regret + jnp.sum(steps.optimal - steps.mean), reward_sum=state.reward_sum + steps.reward.sum()
-        ), steps
-
-    def update(self, state: DynLinState) -> tuple[DynLinState, Metrics]:
-        key, draw_key = jax.random.split(state.key)
-        shape = (self.steps_per_update, self.env.num_uniforms)
-        uniforms = jax.random.uniform(draw_key, shape, state.means.dtype)
-        state, steps = self.play(state.replace(key=key), uniforms)
+    def summarise(self, state: DynLinState, trace: DynLinStep) -> tuple[DynLinState, Metrics]:
         h, _ = self.estimate(state)
-        metrics = {
-            "train/return": jnp.mean(steps.reward),
+        return state, {
+            "train/return": jnp.mean(trace.reward),
             "train/regret_last": state.regret,
-            "train/best_action": jnp.mean((steps.mean >= steps.optimal).astype(h.dtype)),
+            "train/best_action": jnp.mean((trace.mean >= trace.optimal).astype(h.dtype)),
             "train/decisions_last": state.decisions,
-            # Largest error of <h, u> over the actions: what the transient's bias would show in.
+            # Largest error of <h, u> over the actions, where the transient's bias would show.
             "train/value_error_last": jnp.max(jnp.abs(state.env.system.actions @ h - state.env.system.value)),
         }
-        return state, metrics
-
-    def evaluate(self, state: DynLinState, key: jax.Array, axis_name: str | None = None) -> Metrics:
-        """What the run has earned a round so far, and its regret a round. `key` is unused: nothing is played."""
-        rounds = jnp.maximum(state.t, 1)
-        return {"eval/return": state.reward_sum / rounds, "eval/regret_per_step": state.regret / rounds}
-
-    def close(self) -> None:
-        """Nothing to free."""

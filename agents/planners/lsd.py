@@ -1,11 +1,12 @@
 """Planning and learning in bandits whose payoffs depend on the last switch (Foussoul et al. 2023, arXiv 2306.00338).
 
-Planning them is NP-hard. The relaxation lets every arm repeat one cycle (b idle rounds, then a plays) and bounds the
+Optimal planning is NP-hard. The relaxation lets every arm repeat one cycle (b idle rounds, then a plays) and bounds the
 plays of all arms together by one a round on average; its value LP bounds every policy's average reward. Rounding draws
-a cycle and an offset for each arm independently and, where several want to play, plays the best: (1 - 1/e) LP a round.
+a cycle and an offset for each arm independently; where several arms are due, the best of them is played. It earns at
+least (1 - 1/e) LP a round.
 
     relax      the relaxation, solved exactly
-    LSD        planning (payoffs known), two learners (payoffs unknown), and the policies they are compared with
+    LSD        planning (payoffs known), learning (payoffs unknown), and simple policies to compare with
 
 The relaxation and its rounding follow the paper's abstract; statement and proof of what they guarantee are in
 docs/lsd.md.
@@ -14,7 +15,7 @@ docs/lsd.md.
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,12 @@ import numpy as np
 from flax import struct
 from jax import lax
 
+from engram.agents.common import checks
 from engram.agents.common.control_flow import when
-from engram.envs.bandits.last_switch import LSDBandit, after, column
+from engram.agents.planners.base import Planner
+from engram.envs.bandits.last_switch import LSDBandit, LSDState, after, column
 from engram.errors import BadRequest
+from engram.training.types import Key, Metrics
 
 ALGORITHMS = ("planner", "explore-then-commit", "epoch-ucb", "isi-combucb1", "greedy", "round-robin")
 LEARNERS = ("explore-then-commit", "epoch-ucb", "isi-combucb1")
@@ -32,7 +36,7 @@ NEED_MONOTONE = ("planner", "explore-then-commit", "epoch-ucb")
 ALPHA = 1 - np.exp(-1)
 """Fraction of LP that rounding guarantees."""
 BLOCKS = 1 << 16
-"""Most blocks (arms ** block_length) that ISI-CombUCB1 looks through."""
+"""Most blocks (arms ** block_length) that ISI-CombUCB1 compares."""
 
 
 # ------------------------------------------------------------------------------------------------------- the relaxation
@@ -40,7 +44,7 @@ BLOCKS = 1 << 16
 
 @functools.cache
 def cycles(played_limit: int, idle_limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """All cycle types: idle and played rounds `(Q,)` of each, a <= M, b <= N; first "never play", last "always play".
+    """All cycle types: idle and played rounds `[Q]` of each, a <= M, b <= N; first "never play", last "always play".
 
     "Never" is one idle round over and over, "always" one played round.
     """
@@ -53,15 +57,15 @@ class Relaxation(struct.PyTreeNode):
     """An optimum of the relaxation."""
 
     value: jax.Array
-    """LP, reward a round."""
+    """Value LP of the relaxation, in reward a round."""
     bound: jax.Array
-    """The dual's value, which no policy exceeds; equal to `value` but for rounding."""
+    """Value of the dual program, which no policy exceeds; equal to `value` but for rounding."""
     fractions: jax.Array
-    """`(k, Q)`: share of its time that an arm spends in each type of `cycles`; rows sum to 1."""
+    """`[k, Q]`: share of its time that an arm spends in each type of `cycles`; rows sum to 1."""
 
 
 def cycle_rewards(payoffs: jax.Array, played_limit: int) -> jax.Array:
-    """Reward a round of every arm in every cycle, `(k, Q)`: (p(b) + p(-1) + ... + p(-(a - 1))) / (a + b)."""
+    """Reward a round of every arm in every cycle, `[k, Q]`: (p(b) + p(-1) + ... + p(-(a - 1))) / (a + b)."""
     k, columns = payoffs.shape
     idle_limit = columns - played_limit
     down = payoffs[:, played_limit - 1 :: -1] if played_limit > 1 else payoffs[:, :1]  # p(-1), p(-2), ..., p(-M)
@@ -77,18 +81,18 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
     """Solves max sum_i <g_i, w_i> over rows w_i of probabilities with sum_i <f, w_i> <= 1.
 
     Here g are the rewards a round of cycles and f their plays a round. One constraint joins the arms, so the dual has
-    one multiplier: D(m) = m + sum_i max_q (g[i, q] - m f[q]), convex and piecewise linear. Two lines that touch it, one
-    falling and one not, are moved to where they cross until D passes through the crossing; bisection in every fourth
-    round bounds their number. The two arms' choices that give the lines are then both optimal, and the mixture of them
-    that plays once a round is the primal optimum, ties or not.
+    one multiplier: D(m) = m + sum_i max_q (g[i, q] - m f[q]), convex and piecewise linear. Of two tangents of D, one
+    falling and one not, one is replaced by the tangent at their crossing until D passes through the crossing; bisection
+    in every fourth round bounds the number of rounds. The choices of cycles that give the two tangents are then both
+    optimal, and the mixture of them that plays once a round is the primal optimum, ties or not.
 
     Args:
-        payoffs: `(k, M + N)`, columns in the order of tau. Need not be monotone.
+        payoffs: `[k, M + N]`, columns in the order of tau. Need not be monotone.
         played_limit: M.
     """
     dtype = payoffs.dtype
     idle, played = cycles(played_limit, payoffs.shape[1] - played_limit)
-    # (Q, k) and (Q, 1): compilers turn maxima over the first axis into vector instructions.
+    # [Q, k] and [Q, 1]: compilers turn maxima over the first axis into vector instructions.
     g = cycle_rewards(payoffs, played_limit).T
     f = jnp.asarray(played / (idle + played), dtype)[:, None]
     steps, precision = (128, 1e-14) if dtype == jnp.float64 else (80, 1e-7)
@@ -102,8 +106,8 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
         rounding = 4 * jnp.finfo(dtype).eps * (largest + m)
         return m + jnp.sum(best), score >= best - rounding
 
-    def touch(m):
-        """A line that touches D: where, D there, each arm's plays a round (the least among equal choices)."""
+    def tangent(m):
+        """A tangent of D: the point m, D there, each arm's plays a round (the least among equal choices)."""
         value, best = bound(m)
         return m, value, jnp.min(jnp.where(best, f, 2), axis=0)
 
@@ -123,20 +127,20 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
     def narrow(carry):
         i, _, low, high = carry
         m, value = crossing(low, high)
-        new = touch(jnp.where(i % 4 < 3, m, (low[0] + high[0]) / 2))
+        new = tangent(jnp.where(i % 4 < 3, m, (low[0] + high[0]) / 2))
         done = (i % 4 < 3) & (new[1] <= value + precision * jnp.maximum(value, 1))
         pick = functools.partial(jax.tree.map, lambda a, b: jnp.where(slope(new) < 0, a, b))
         return i + 1, done, pick(new, low), pick(high, new)
 
     zero = jnp.zeros((), dtype)
-    low, high = touch(zero), touch(jnp.max(payoffs) + 1)  # no play is worth that: every arm rests
-    free = slope(low) >= 0  # everybody plays as it likes
+    low, high = tangent(zero), tangent(jnp.max(payoffs) + 1)  # no play is worth that: every arm rests
+    free = slope(low) >= 0  # the constraint does not bind
     _, _, low, high = lax.while_loop(unfinished, narrow, (jnp.int32(0), free, low, high))
     m = jnp.where(free, 0, crossing(low, high)[0])
     share = jnp.where(free, 1, slope(high) / jnp.maximum(slope(high) - slope(low), tiny))
 
     def choice(line):
-        """One-hot `(Q, k)`: of the cycles that play as often, the one that pays most, the first of equals."""
+        """One-hot `[Q, k]`: among the cycles that play as often, the one that pays most, the first of equals."""
         pays = jnp.where(f == line[2], g, -1)
         index = jnp.arange(len(idle), dtype=jnp.int32)[:, None]  # argmax is slow where maxima are fast
         return index == jnp.min(jnp.where(pays == jnp.max(pays, axis=0), index, len(idle)), axis=0)
@@ -149,14 +153,14 @@ def relax(payoffs: jax.Array, played_limit: int) -> Relaxation:
 
 
 class Cycle(struct.PyTreeNode):
-    """Where every arm is in the cycle it drew, all `(k,)` int32."""
+    """Position of every arm in the cycle that it drew; all `[k]` int32."""
 
     idle: jax.Array
     length: jax.Array
     phase: jax.Array
 
-    def wanting(self) -> jax.Array:
-        """Which arms want to play now: their idle rounds are over."""
+    def due(self) -> jax.Array:
+        """Arms that are due: their idle rounds are over."""
         return self.phase >= self.idle
 
     def next(self) -> "Cycle":
@@ -164,10 +168,10 @@ class Cycle(struct.PyTreeNode):
 
 
 def draw_cycles(fractions: jax.Array, uniforms: jax.Array, played_limit: int) -> Cycle:
-    """A cycle and an offset for each arm, all independent, else the guarantee is lost: `uniforms (2, k)`."""
+    """A cycle and an offset for each arm from `uniforms [2, k]`, all independent, else the guarantee is lost."""
     idle, played = cycles(played_limit, (fractions.shape[1] - 2) // played_limit)
     below = jnp.cumsum(fractions, axis=1) <= uniforms[0][:, None]
-    # A uniform above a sum that rounding left below 1 must not choose a cycle of share 0.
+    # Rounding can leave the cumulative sum below 1; a cycle of share 0 must never be drawn.
     last = fractions.shape[1] - 1 - jnp.argmax(fractions[:, ::-1] > 0, axis=1)
     drawn = jnp.minimum(jnp.sum(below, axis=1), last)
     length = jnp.asarray(idle + played)[drawn]
@@ -175,13 +179,13 @@ def draw_cycles(fractions: jax.Array, uniforms: jax.Array, played_limit: int) ->
     return Cycle(jnp.asarray(idle)[drawn], length, offset)
 
 
-def best_wanting(wanting: jax.Array, worth: jax.Array) -> jax.Array:
-    """The arm of largest `worth` among those `wanting` (the first of equals), or k if none wants to play."""
-    return jnp.where(jnp.any(wanting), jnp.argmax(jnp.where(wanting, worth, -1)), len(worth))
+def best_due(due: jax.Array, worth: jax.Array) -> jax.Array:
+    """The arm of largest `worth [k]` among those that are `due [k]` (the first of equals), or k if none is."""
+    return jnp.where(jnp.any(due), jnp.argmax(jnp.where(due, worth, -1)), len(worth))
 
 
 def at_states(table: jax.Array, tau: jax.Array, played_limit: int) -> jax.Array:
-    """`table (k, M + N)` at the arms' states, `(k,)`."""
+    """`table [k, M + N]` at the arms' states, `[k]`."""
     return jnp.take_along_axis(table, column(tau, played_limit)[:, None], axis=1, mode="clip")[:, 0]
 
 
@@ -191,18 +195,18 @@ def at_states(table: jax.Array, tau: jax.Array, played_limit: int) -> jax.Array:
 def exploration(arms: int, played_limit: int, idle_limit: int) -> np.ndarray:
     """Actions of one repetition: for each arm and b = N .. 1, b rounds without a play (action k), then M + 1 plays.
 
-    That samples every state of every arm once: p(b), p(-1) .. p(-M). Longest rest first, because an arm that waited for
-    its turn is fully rested.
+    That samples every state of every arm once: p(b), p(-1) .. p(-M). The longest rest comes first, because an arm that
+    waited for its turn is fully rested.
     """
     rest = [([arms] * b, [arm] * (played_limit + 1)) for arm in range(arms) for b in range(idle_limit, 0, -1)]
     return np.concatenate([np.concatenate(part) for part in rest]).astype(np.int32)
 
 
 def optimistic(means: jax.Array, counts: jax.Array, t: jax.Array) -> jax.Array:
-    """Upper confidence bounds `(k, M + N)` on the payoffs at round t (from 1), monotone like these.
+    """Upper confidence bounds `[k, M + N]` on the payoffs at round t (from 1), monotone as payoffs are.
 
-    Bounds that hold still hold after taking the least over all larger tau; the largest over all smaller tau would be
-    monotone too, and looser than any bound need be.
+    Valid bounds stay valid when each is replaced by the least over all larger tau. The largest over all smaller tau
+    would be monotone too, but looser than necessary.
     """
     radius = jnp.sqrt(0.5 * jnp.log(means.size * t.astype(means.dtype)) / jnp.maximum(counts, 1))
     bounds = jnp.where(counts > 0, jnp.minimum(1, means + radius), 1)
@@ -210,9 +214,9 @@ def optimistic(means: jax.Array, counts: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def blocks(arms: int, length: int, played_limit: int, idle_limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """All sequences of `length` plays `(arms ** length, length)`, and the states they meet.
+    """All sequences of `length` plays, `[arms ** length, length]`, and the states in which they play.
 
-    A state is a flat index into `(k, M + N)`, or -1 where it depends on what came before the block: at an arm's first
+    A state is a flat index into `[k, M + N]`, or -1 where it depends on what came before the block: at an arm's first
     play, and until M plays in the run of plays that a block begins with, which may have begun before it.
     """
     actions = np.array(list(itertools.product(range(arms), repeat=length)), np.int32)
@@ -237,83 +241,100 @@ def blocks(arms: int, length: int, played_limit: int, idle_limit: int) -> tuple[
 # ------------------------------------------------------------------------------------------------------------ the agent
 
 
+Select = Literal["actual", "virtual"]
+
+
 @dataclass(frozen=True)
 class LSDSettings:
     """Settings of planners and learners for last-switch-dependent bandits."""
 
-    steps_per_update: int
-    """Rounds of one compiled update. Learners make new plans between updates only."""
-    select: Literal["actual", "virtual"]
-    """Whose payoffs decide between arms that want to play: those in their real states, or in the states they would have
-    if every arm had always played when it wanted to. The guarantee covers both."""
-    explore: float
-    """explore-then-commit: c of the c T^(2/3) rounds spent exploring."""
-    first_epoch: int
-    """epoch-ucb: rounds of the first epoch (epochs last for whole updates)."""
-    epoch_growth: float
-    """epoch-ucb: each epoch is this much longer than the one before."""
-    block_length: int
-    """isi-combucb1: rounds planned at a time (it looks through arms ** block_length plans). First plays do not count:
-    what an arm pays at a delay of d rounds takes blocks of d + 1."""
+    steps_per_update: int = 50
+    """Rounds of one compiled update; learners make new plans between updates only."""
+    select: Select = "actual"
+    """States whose payoffs decide between arms that are due: the actual ones, or the virtual ones, in which the arms
+    would be if each had been played whenever it was due. The guarantee covers both."""
+    explore: float = 0.5
+    """Constant c of explore-then-commit, which explores for c T^(2/3) of T rounds."""
+    first_epoch: int = 16
+    """Rounds of the first epoch of epoch-ucb; epochs last for whole updates."""
+    epoch_growth: float = 1.5
+    """Factor by which each epoch of epoch-ucb is longer than the one before, above 1."""
+    block_length: int = 4
+    """Rounds that isi-combucb1 plans at a time; it compares arms ** block_length plans. First plays in a block do not
+    count, so a payoff at a delay of d rounds needs blocks of d + 1."""
 
     def __post_init__(self):
-        for name in ("steps_per_update", "first_epoch", "block_length"):
-            if getattr(self, name) < 1:
-                raise BadRequest(f"lsd.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.explore < np.inf:
-            raise BadRequest(f"lsd.explore must be positive and finite, got {self.explore}")
+        checks.require_at_least(self, "lsd.", 1, "steps_per_update", "first_epoch", "block_length")
+        checks.require_one_of(self, "lsd.", get_args(Select), "select")
+        checks.require_positive(self, "lsd.", "explore")
         if not 1 < self.epoch_growth < np.inf:
             raise BadRequest(f"lsd.epoch_growth must be above 1 and finite, got {self.epoch_growth}")
 
 
 class LSDAgentState(struct.PyTreeNode):
-    """Everything that a planner carries."""
+    """Everything that a run of one seed carries."""
 
     key: jax.Array
-    env: Any
+    env: LSDState
     lp: jax.Array
     """Value of the relaxation of the true payoffs."""
     t: jax.Array
     """Rounds played, int32."""
     worth: jax.Array
-    """`(k, M + N)`: payoffs as the policy believes them."""
+    """`[k, M + N]`: payoffs as the policy believes them."""
     cycle: Cycle
     virtual: jax.Array
-    """`(k,)` int32: states if every arm had played whenever it wanted to."""
+    """`[k]` int32: states of the arms if each had been played whenever it was due."""
     epoch: jax.Array
     """Plans made so far, int32."""
     replan: jax.Array
     """Round from which the next plan is due, int32."""
     counts: jax.Array
+    """`[k, M + N]`: plays in each state (learners only)."""
     sums: jax.Array
-    """`(k, M + N)`: plays in each state and what they paid (learners only)."""
+    """`[k, M + N]`: reward of these plays."""
     block: jax.Array
-    """`(block_length,)` int32: the block being played."""
+    """`[block_length]` int32: the block being played."""
     reward: jax.Array
-    """Collected so far."""
+    """Reward so far."""
+
+
+class LSDStep(struct.PyTreeNode):
+    """One round of a trace."""
+
+    action: jax.Array
+    reward: jax.Array
+    mean: jax.Array
+    """Mean reward of the action."""
+    tau: jax.Array
+    """`[k]` int32: states of the arms before the round."""
+    virtual: jax.Array
+    """`[k]` int32: their virtual states."""
 
 
 @dataclass(frozen=True, eq=False)
-class LSD:
-    """One policy on one bandit. `algorithm`, with what is known in brackets:
+class LSD(Planner[LSDAgentState, LSDStep]):
+    """One policy on one bandit. `algorithm`, with what it knows in brackets:
 
     - planner (payoffs): relaxation and rounding. 1 - 1/e of LP.
-    - explore-then-commit (T): samples every state, then as the planner on what it saw. Regret T^(2/3) against it.
+    - explore-then-commit (T): samples every state, then plans on the means. Its regret against the planner is of order
+      T^(2/3).
     - epoch-ucb: plans anew on optimistic payoffs in epochs of growing length.
     - isi-combucb1: the original algorithm (Laforgue et al. 2022), optimistic over blocks, first plays left out.
     - greedy (payoffs): the arm that pays most now. round-robin: one arm after another.
 
-    `train/regret_last` is regret against the guarantee: (1 - 1/e) LP a round. What plans well has a negative one.
+    `train/regret_last` is regret against the guarantee, (1 - 1/e) LP a round; it is negative for a good plan.
     """
+
+    algorithms = ALGORITHMS
+    family = "lsd"
+    env_type = LSDBandit
 
     env: LSDBandit
     settings: LSDSettings
-    algorithm: str
-    total_steps: int
 
     def __post_init__(self):
-        if self.algorithm not in ALGORITHMS:
-            raise BadRequest(f"unknown algorithm {self.algorithm!r}; lsd has {', '.join(ALGORITHMS)}")
+        super().__post_init__()
         if self.algorithm in NEED_MONOTONE and not self.env.monotone:
             raise BadRequest(f"{self.algorithm} needs payoffs that never fall with tau, and those of this bandit do")
         if self.algorithm == "explore-then-commit" and self.explored > self.total_steps:
@@ -324,19 +345,12 @@ class LSD:
             )
 
     @property
-    def steps_per_update(self) -> int:
-        return self.settings.steps_per_update
-
-    @property
     def explored(self) -> int:
         """Rounds of exploration of explore-then-commit: whole repetitions, at least one (and whole updates)."""
         repetition = len(exploration(self.env.arms, self.env.played_limit, self.env.idle_limit))
         return repetition * max(1, int(np.ceil(self.settings.explore * self.total_steps ** (2 / 3) / repetition)))
 
-    def close(self) -> None:
-        """Nothing to free."""
-
-    def init(self, key: jax.Array) -> LSDAgentState:
+    def init(self, key: Key) -> LSDAgentState:
         key, env_key = jax.random.split(key)
         _, env = self.env.reset(env_key, self.env.default_params)
         rest = jnp.zeros(self.env.arms, jnp.int32)
@@ -393,7 +407,7 @@ class LSD:
         if self.algorithm == "isi-combucb1":
             return state.block[state.t - (state.replan - len(state.block))]
         states = state.env.tau if self.settings.select == "actual" else state.virtual
-        planned = best_wanting(state.cycle.wanting(), at_states(state.worth, states, M))
+        planned = best_due(state.cycle.due(), at_states(state.worth, states, M))
         if self.algorithm == "explore-then-commit":
             schedule = exploration(self.env.arms, M, self.env.idle_limit)
             return jnp.where(state.epoch == 0, jnp.asarray(schedule)[state.t % len(schedule)], planned)
@@ -407,7 +421,7 @@ class LSD:
             met &= jnp.any((state.block == action) & (jnp.arange(len(state.block)) < i))
         return state.replace(counts=state.counts + met, sums=state.sums + jnp.where(met, reward, 0))
 
-    def _round(self, state: LSDAgentState, uniform: jax.Array) -> tuple[LSDAgentState, dict[str, jax.Array]]:
+    def _round(self, state: LSDAgentState, uniform: jax.Array) -> tuple[LSDAgentState, LSDStep]:
         if self.algorithm == "isi-combucb1":
             state = when(state.t == state.replan, lambda: self.plan(state), state)
         action = self._act(state)
@@ -415,41 +429,39 @@ class LSD:
         _, env, reward, _, _, info = self.env.transition(before, action, uniform, self.env.default_params)
         if self.algorithm in LEARNERS:
             state = self._learn(state, action, before.tau, reward)
-        trace = {"action": action, "reward": reward, "mean": info["mean"], "tau": before.tau, "virtual": state.virtual}
+        step = LSDStep(action, reward, info["mean"], before.tau, state.virtual)
         state = state.replace(
             env=env,
             t=state.t + 1,
             cycle=state.cycle.next(),
-            virtual=after(state.virtual, state.cycle.wanting(), M, N),
+            virtual=after(state.virtual, state.cycle.due(), M, N),
         )
-        return state, trace
+        return state, step
 
-    def play(self, state: LSDAgentState, uniforms: jax.Array) -> tuple[LSDAgentState, dict[str, jax.Array]]:
-        """One update's rounds, after a new plan if one is due.
-
-        `uniforms (rounds, 1)` -> state and what happened in each round: action, reward, mean, tau, virtual.
-        """
+    def play(self, state: LSDAgentState, uniforms: jax.Array) -> tuple[LSDAgentState, LSDStep]:
+        """As `Planner.play`, after a new plan if one is due."""
         if self.algorithm in ("explore-then-commit", "epoch-ucb"):
             state = when(state.t >= state.replan, lambda: self.plan(state), state)
         return lax.scan(self._round, state, uniforms)
 
-    def update(self, state: LSDAgentState) -> tuple[LSDAgentState, dict[str, jax.Array]]:
-        # Plans fold their number, 0 and up, into the same key; no run makes that many.
+    def draw_uniforms(self, state: LSDAgentState) -> tuple[LSDAgentState, jax.Array]:
+        # Plans fold their number, 0 and up, into the same key; no run makes so many that they meet this one.
         key = jax.random.fold_in(jax.random.fold_in(state.key, np.iinfo(np.int32).max), state.t)
-        state, trace = self.play(state, jax.random.uniform(key, (self.steps_per_update, 1)))
-        earned = jnp.sum(trace["reward"]).astype(state.reward.dtype)
+        return state, jax.random.uniform(key, (self.rounds_per_update, self.num_uniforms))
+
+    def summarise(self, state: LSDAgentState, trace: LSDStep) -> tuple[LSDAgentState, Metrics]:
+        earned = jnp.sum(trace.reward).astype(state.reward.dtype)
         state = state.replace(reward=state.reward + earned)
-        metrics = {
+        return state, {
             "train/return": earned / self.steps_per_update,
             "train/regret_last": ALPHA * state.lp * state.t - state.reward,
             "train/reward_last": state.reward,
             "train/lp_last": state.lp,
             "train/plans_last": state.epoch,
         }
-        return state, metrics
 
-    def evaluate(self, state: LSDAgentState, key: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]:
-        """`eval/return`: reward a round so far; `eval/ratio`: the same as a share of LP, which no policy exceeds
-        by more than its first rounds and luck (1 where nothing pays)."""
+    def evaluate(self, state: LSDAgentState, key: Key, axis_name: str | None = None) -> Metrics:
+        """`eval/return`: reward a round so far; `eval/ratio`: the same as a share of LP (1 where nothing pays). Only
+        luck and the first rounds, from rest, can lift a policy above LP."""
         mean = state.reward / jnp.maximum(state.t, 1)
         return {"eval/return": mean, "eval/ratio": jnp.where(state.lp > 0, mean / state.lp, 1)}

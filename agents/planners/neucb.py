@@ -13,84 +13,81 @@ again on the whole past.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from engram.agents.common import checks
+from engram.agents.planners.base import BanditPlanner
 from engram.envs.base import UniformEnvironment
 from engram.envs.spaces import Box
+from engram.envs.tabular.episodic import inverse_cdf
 from engram.errors import BadRequest
+from engram.training.types import Key, Metrics, PyTree
 
-Metrics = dict[str, jax.Array]
 ALGORITHMS = ("neufastcb", "neusquarecb", "neuralucb", "epsilon-greedy", "neusquarecb-plain", "neufastcb-plain")
 LEAST = 1e-6  # predictions are clipped to (LEAST, 1 - LEAST) before arms are weighted
 
 
 @dataclass(frozen=True)
 class NeuCBSettings:
-    """Settings of NeuSquareCB, NeuFastCB and their rivals."""
+    """Settings of NeuSquareCB, NeuFastCB, NeuralUCB and epsilon-greedy."""
 
-    steps_per_update: int
+    steps_per_update: int = 500
     """Rounds of one compiled update."""
-    width: int
-    """Hidden units of the two-layer network, an even number; 0 is a linear predictor."""
-    learning_rate: float
+    width: int = 100
+    """Hidden units of the two-layer network, an even number (0: a linear predictor)."""
+    learning_rate: float = 1.0
     """Step size of the first gradient step."""
-    learning_rate_decay: float
-    """After t rounds the step size is learning_rate / (1 + learning_rate_decay * t); 0 keeps it constant."""
-    ball: float
-    """Radius of the ball around the initial parameters that parameters are projected onto."""
-    perturbation: float
-    """Size of the perturbation, c_p; unused where predictions are not perturbed."""
-    perturbations: int
-    """Sign vectors S over which perturbed predictions are averaged, of order log(width)."""
-    exploration: float | None
-    """Weight gamma of the gaps: more means less exploration. None is sqrt(K T / log T) with squared loss and 10 K with
-    KL loss."""
-    ucb_scale: float
-    """NeuralUCB's weight of the confidence width."""
-    ucb_regularisation: float
-    """NeuralUCB's lambda, the initial diagonal of Z."""
-    epsilon: float
-    """Probability of a uniform arm in epsilon-greedy."""
+    learning_rate_decay: float = 0.0
+    """Decay of the step size, which is learning_rate / (1 + learning_rate_decay * t) after t rounds (0: constant)."""
+    ball: float = 100.0
+    """Radius of the ball around the initial parameters onto which parameters are projected."""
+    perturbation: float = 0.02
+    """Size c_p of the perturbation of predictions in NeuSquareCB and NeuFastCB."""
+    perturbations: int = 5
+    """Number of sign vectors over which perturbed predictions are averaged, of order log(width)."""
+    exploration: float | None = None
+    """Weight gamma of the gaps between predicted losses; more means less exploration (None: sqrt(K T / log T) with
+    squared loss and 10 K with KL loss, for K arms and T rounds)."""
+    ucb_scale: float = 0.05
+    """Weight of the confidence width in NeuralUCB."""
+    ucb_regularisation: float = 1.0
+    """Initial value lambda of the diagonal of Z in NeuralUCB."""
+    epsilon: float = 0.05
+    """Probability of a uniformly drawn arm in epsilon-greedy."""
 
     def __post_init__(self):
-        def require(name: str, what: str, holds: bool):
-            if not holds:
-                raise BadRequest(f"neucb.{name} must {what}, got {getattr(self, name)}")
-
-        require("steps_per_update", "be at least 1", self.steps_per_update >= 1)
-        require("width", "be an even number from 0", self.width >= 0 and self.width % 2 == 0)
-        require("perturbations", "be at least 1", self.perturbations >= 1)
-        for name in ("learning_rate", "ball", "ucb_regularisation"):
-            require(name, "be positive", getattr(self, name) > 0)
-        for name in ("learning_rate_decay", "perturbation", "ucb_scale"):
-            require(name, "be at least 0", getattr(self, name) >= 0)
-        require("exploration", "be at least 0", self.exploration is None or self.exploration >= 0)
-        require("epsilon", "lie in [0, 1]", 0 <= self.epsilon <= 1)
+        checks.require_at_least(self, "neucb.", 1, "steps_per_update", "perturbations")
+        checks.require_positive(self, "neucb.", "learning_rate", "ucb_regularisation")
+        checks.require_not_negative(self, "neucb.", "learning_rate_decay", "perturbation", "exploration", "ucb_scale")
+        checks.require_share(self, "neucb.", "epsilon")
+        if self.width < 0 or self.width % 2:
+            raise BadRequest(f"neucb.width must be 0 or a positive even number, got {self.width}")
+        if not self.ball > 0:  # it may be infinite
+            raise BadRequest(f"neucb.ball must be positive, got {self.ball}")
 
 
 class NeuCBState(struct.PyTreeNode):
-    """Everything that a run carries, of one seed. `p` parameters."""
+    """Everything that a run of one seed carries. `p` is the number of parameters."""
 
-    env: Any
+    env: PyTree
     contexts: jax.Array
-    """`(K, d)`: the contexts shown."""
+    """`[K, d]`: the contexts shown."""
     key: jax.Array
     start: jax.Array
-    """`(p,)`: the parameters at the beginning, theta_0."""
+    """`[p]`: the parameters at the beginning, theta_0."""
     shift: jax.Array
-    """`(p,)`: theta - theta_0."""
+    """`[p]`: theta - theta_0."""
     signs: jax.Array
-    """`(S, p)` int8: the perturbations' signs; S = 0 where predictions are not perturbed."""
+    """`[S, p]` int8: the perturbations' signs; S = 0 where predictions are not perturbed."""
     design: jax.Array
-    """`(p,)`: NeuralUCB's diagonal Z; empty in the others."""
+    """`[p]`: the diagonal Z of NeuralUCB; `[0]` in the others."""
     t: jax.Array
     """Rounds played so far, int32."""
     regret: jax.Array
-    """Sum of the best arm's mean reward less that of the played one."""
+    """Sum of the best arm's mean reward less that of the played one, so far."""
     reward_sum: jax.Array
 
 
@@ -100,19 +97,21 @@ class NeuCBStep(struct.PyTreeNode):
     action: jax.Array
     reward: jax.Array
     mean: jax.Array
+    """Mean reward of the action."""
     optimal: jax.Array
+    """Mean reward of the best arm."""
     prediction: jax.Array
-    """`(K,)`: predicted losses."""
+    """`[K]`: predicted losses."""
     probabilities: jax.Array
-    """`(K,)`: the distribution that the arm was drawn from."""
+    """`[K]`: the distribution that the arm was drawn from."""
     loss: jax.Array
-    """The regression's loss, before the gradient step."""
+    """Loss of the regression, before the gradient step."""
     distance: jax.Array
-    """|theta - theta_0|, after it."""
+    """|theta - theta_0|, after the gradient step."""
 
 
 def square_weights(prediction: jax.Array, gamma: jax.Array | float) -> jax.Array:
-    """SquareCB: p_a = 1 / (K + gamma (y_a - y_b)) for every arm but the best b, which has the rest. `(K,) -> (K,)`."""
+    """SquareCB: p_a = 1 / (K + gamma (y_a - y_b)) for every arm but the best b, which has the rest. `[K] -> [K]`."""
     k, best = prediction.shape[0], jnp.argmin(prediction)
     p = 1 / (k + gamma * (prediction - prediction[best]))
     return _rest_to(p, best)
@@ -130,37 +129,32 @@ def _rest_to(p: jax.Array, best: jax.Array) -> jax.Array:
     return others.at[best].set(1 - jnp.sum(others))
 
 
-def draw(p: jax.Array, u: jax.Array) -> jax.Array:
-    """An index of the distribution `p (K,)` by its inverse distribution function at `u`, int32."""
-    return jnp.minimum(jnp.sum(jnp.cumsum(p) <= u, dtype=jnp.int32), p.shape[0] - 1)
-
-
 @dataclass(frozen=True, eq=False)
-class NeuCB:
-    """The agent: pure `init`, `update` and `evaluate` over a `NeuCBState`.
+class NeuCB(BanditPlanner[NeuCBState, NeuCBStep]):
+    """One algorithm on one contextual bandit that shows a context per arm.
 
     Regret is counted against the best arm of every round, in mean rewards; on classification data these are mistakes.
     """
 
-    env: UniformEnvironment
+    algorithms = ALGORITHMS
+    family = "classification"
+    env_type = UniformEnvironment
+
     settings: NeuCBSettings
-    algorithm: str
-    total_steps: int
-    """The horizon T, in rounds."""
 
     def __post_init__(self):
-        if self.algorithm not in ALGORITHMS:
-            raise BadRequest(f"unknown algorithm {self.algorithm!r}: choose from {', '.join(ALGORITHMS)}")
+        super().__post_init__()
         if len(self._shape) != 2:
-            raise BadRequest(f"neucb needs an environment that shows a context per arm, got {self.env.name}")
+            raise self._wrong_environment()
 
     @property
-    def steps_per_update(self) -> int:
-        return self.settings.steps_per_update
+    def num_uniforms(self) -> int:
+        """Uniforms of one round: the arm's, then the environment's."""
+        return 1 + self.env.num_uniforms
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        """`(K, d)`."""
+        """`[K, d]`."""
         space = self.env.observation_space(self.env.default_params)
         return space.shape if isinstance(space, Box) else ()
 
@@ -177,7 +171,7 @@ class NeuCB:
         k = self._shape[0]
         return 10.0 * k if self.is_fast else math.sqrt(k * self.total_steps / max(math.log(self.total_steps), 1.0))
 
-    def init(self, key: jax.Array) -> NeuCBState:
+    def init(self, key: Key) -> NeuCBState:
         s = self.settings
         key, env_key, weights_key, signs_key = jax.random.split(key, 4)
         contexts, env = self.env.reset(env_key, self.env.default_params)
@@ -202,14 +196,14 @@ class NeuCB:
     # ---------------------------------------------------------------------------------------------- predicting
 
     def output(self, theta: jax.Array, x: jax.Array) -> jax.Array:
-        """f(theta; x) of contexts `x (..., d)`: <v, relu(W x)> / sqrt(width), or <theta, x>."""
+        """f(theta; x) of contexts `x [..., d]`: <v, relu(W x)> / sqrt(width), or <theta, x>."""
         m, d = self.settings.width, x.shape[-1]
         if m == 0:
             return x @ theta
         return jax.nn.relu(x @ theta[: m * d].reshape(m, d).T) @ theta[m * d :] / m**0.5
 
     def outputs(self, shift: jax.Array, start: jax.Array, signs: jax.Array, x: jax.Array) -> jax.Array:
-        """The perturbed f~(theta; x, eps_s), `(max(S, 1), ...)` for contexts `x (..., d)`.
+        """The perturbed f~(theta; x, eps_s), `[max(S, 1), ...]` for contexts `x [..., d]`.
 
         f~ = f + c_p <theta - theta_0, eps> / width^(1/4); its mean over all signs is f. A linear predictor has width 1
         here.
@@ -222,7 +216,7 @@ class NeuCB:
         return f + noise.reshape(-1, *[1] * (f.ndim - 1))
 
     def loss(self, shift: jax.Array, start: jax.Array, signs: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-        """Mean over the sign vectors of the loss of one context `x (d,)` whose loss `y` was seen.
+        """Mean over the sign vectors of the loss of one context `x [d]` whose loss `y` was seen.
 
         (f~ - y)^2 / 2, or the binary KL divergence between y and sigmoid(f~), up to y's entropy.
         """
@@ -232,15 +226,15 @@ class NeuCB:
         return jnp.mean((f - y) ** 2) / 2
 
     def predict(self, state: NeuCBState) -> jax.Array:
-        """Predicted losses of all arms, `(K,)`."""
+        """Predicted losses of all arms, `[K]`."""
         f = self.outputs(state.shift, state.start, state.signs, state.contexts)
         prediction = jnp.mean(jax.nn.sigmoid(f) if self.is_fast else f, 0)
         return jnp.clip(prediction, LEAST, 1 - LEAST)
 
     def squared_widths(self, state: NeuCBState) -> jax.Array:
-        """`<g^2, 1 / Z>` of every arm, `(K,)`, g the gradient of f there and Z the diagonal design.
+        """`<g^2, 1 / Z>` of every arm, `[K]`, g the gradient of f there and Z the diagonal design.
 
-        The gradient in W is an outer product, so its square is one too, and no `(K, p)` array is needed.
+        The gradient in W is an outer product, so its square is one too, and no `[K, p]` array is needed.
         """
         x, Z, theta, m = state.contexts, state.design, state.start + state.shift, self.settings.width
         if m == 0:
@@ -254,7 +248,7 @@ class NeuCB:
     # ------------------------------------------------------------------------------------------------- playing
 
     def probabilities(self, state: NeuCBState, prediction: jax.Array) -> jax.Array:
-        """The distribution that the arm is drawn from, `(K,)`, given predicted losses `(K,)`."""
+        """The distribution that the arm is drawn from, `[K]`, given predicted losses `[K]`."""
         k = prediction.shape[0]
         if self.algorithm == "neuralucb":
             # Losses instead of rewards: the bound that is optimistic is the lower one.
@@ -267,7 +261,9 @@ class NeuCB:
         weights = fast_weights if self.is_fast else square_weights
         return weights(prediction, self.gamma)
 
-    def learn(self, shift, start, signs, x, y, t) -> tuple[jax.Array, jax.Array]:
+    def learn(
+        self, shift: jax.Array, start: jax.Array, signs: jax.Array, x: jax.Array, y: jax.Array, t: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """One projected gradient step on the loss `y` of context `x`, in round `t` (from 0): loss before, new shift."""
         s = self.settings
         loss, gradient = jax.value_and_grad(self.loss)(shift, start, signs, x, y)
@@ -275,45 +271,26 @@ class NeuCB:
         norm = jnp.linalg.norm(shift)
         return loss, shift * jnp.where(norm > s.ball, s.ball / norm, 1)
 
-    def play(self, state: NeuCBState, uniforms: jax.Array) -> tuple[NeuCBState, NeuCBStep]:
-        """Plays rounds from `uniforms (rounds, 1 + env.num_uniforms)`, the arm's first; new state, trace."""
+    def play_round(self, state: NeuCBState, uniforms: jax.Array) -> tuple[NeuCBState, NeuCBStep]:
+        prediction = self.predict(state)
+        p = self.probabilities(state, prediction)
+        action = inverse_cdf(p, uniforms[0])
+        x = state.contexts[action]
+        contexts, env, reward, _, _, info = self.env.transition(
+            state.env, action, uniforms[1:], self.env.default_params
+        )
+        loss, shift = self.learn(state.shift, state.start, state.signs, x, 1 - reward, state.t)
+        step = NeuCBStep(action, reward, info["mean"], info["optimal"], prediction, p, loss, jnp.linalg.norm(shift))
+        design = state.design
+        if self.algorithm == "neuralucb":
+            design += jax.grad(self.output)(state.start + state.shift, x) ** 2
+        return state.replace(env=env, contexts=contexts, shift=shift, design=design, t=state.t + 1), step
 
-        def one_round(state: NeuCBState, u: jax.Array):
-            prediction = self.predict(state)
-            p = self.probabilities(state, prediction)
-            action = draw(p, u[0])
-            x = state.contexts[action]
-            contexts, env, reward, _, _, info = self.env.transition(state.env, action, u[1:], self.env.default_params)
-            loss, shift = self.learn(state.shift, state.start, state.signs, x, 1 - reward, state.t)
-            step = NeuCBStep(action, reward, info["mean"], info["optimal"], prediction, p, loss, jnp.linalg.norm(shift))
-            design = state.design
-            if self.algorithm == "neuralucb":
-                design += jax.grad(self.output)(state.start + state.shift, x) ** 2
-            return state.replace(env=env, contexts=contexts, shift=shift, design=design, t=state.t + 1), step
-
-        state, steps = jax.lax.scan(one_round, state, uniforms)
-        return state.replace(
-            regret=state.regret + jnp.sum(steps.optimal - steps.mean), reward_sum=state.reward_sum + steps.reward.sum()
-        ), steps
-
-    def update(self, state: NeuCBState) -> tuple[NeuCBState, Metrics]:
-        key, draw_key = jax.random.split(state.key)
-        shape = (self.steps_per_update, 1 + self.env.num_uniforms)
-        uniforms = jax.random.uniform(draw_key, shape, state.shift.dtype)
-        state, steps = self.play(state.replace(key=key), uniforms)
-        metrics = {
-            "train/return": jnp.mean(steps.reward),
+    def summarise(self, state: NeuCBState, trace: NeuCBStep) -> tuple[NeuCBState, Metrics]:
+        return state, {
+            "train/return": jnp.mean(trace.reward),
             "train/regret_last": state.regret,
-            "train/best_probability": jnp.mean(jnp.max(steps.probabilities, 1)),
-            "train/distance_last": steps.distance[-1],
-            "loss/regression": jnp.mean(steps.loss),
+            "train/best_probability": jnp.mean(jnp.max(trace.probabilities, 1)),
+            "train/distance_last": trace.distance[-1],
+            "loss/regression": jnp.mean(trace.loss),
         }
-        return state, metrics
-
-    def evaluate(self, state: NeuCBState, key: jax.Array, axis_name: str | None = None) -> Metrics:
-        """What the run has earned a round so far, and its regret a round. `key` is unused: nothing is played."""
-        rounds = jnp.maximum(state.t, 1)
-        return {"eval/return": state.reward_sum / rounds, "eval/regret_per_step": state.regret / rounds}
-
-    def close(self) -> None:
-        """Nothing to free."""

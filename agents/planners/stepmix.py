@@ -1,22 +1,27 @@
-"""StepMix and EpsMix (Nguyen, Huang et al. 2023, arXiv 2306.06265): exploring an episodic MDP no worse than a baseline.
+"""StepMix and EpsMix: exploring an episodic MDP no worse than a baseline (Li, Huang, Shen and Yang, ICML 2023).
+
+Source: "Near-optimal Conservative Exploration in Reinforcement Learning under Episode-wise Constraints", arXiv
+2306.06265.
 
 The learner knows the rewards and a safe baseline policy, not the kernels, and has to keep the value of the policy of
-*every* episode at or above a threshold with probability 1 - delta. Each episode it bounds the values of H + 1
-candidates (the baseline for the first j steps, the optimistic policy after) from both sides and plays the most
-optimistic one whose lower bound passes, mixed at one step with its neighbour until the bound is just met (StepMix);
-or it tosses a coin between the optimistic policy and the baseline for the whole episode (EpsMix). `bpi-ucbvi` plays
-the optimistic policy of the same bounds (Menard et al. 2021, arXiv 2007.13442), `baseline` the baseline, always.
+*every* episode at or above a threshold with probability 1 - delta. Before each episode it bounds the values of H + 1
+candidates (the baseline for the first j steps, the optimistic policy after) from both sides. StepMix plays the most
+optimistic candidate whose lower bound passes, mixed at one step with its neighbour until the bound is just met. EpsMix
+tosses a coin between the optimistic policy and the baseline for the whole episode. `bpi-ucbvi` always plays the
+optimistic policy of the same bounds (Menard et al. 2021, arXiv 2007.13442), `baseline` always the baseline.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from engram.envs.base import Environment
+from engram.agents.common import checks
+from engram.agents.planners.base import Planner
 from engram.envs.tabular.episodic import (
     START,
     EpisodicMDP,
@@ -30,9 +35,10 @@ from engram.envs.tabular.episodic import (
     total,
 )
 from engram.errors import BadRequest
+from engram.training.types import Key, Metrics
 
 ALGORITHMS = ("stepmix", "epsmix", "bpi-ucbvi", "baseline")
-BASELINES = ("boltzmann", "deterministic", "data-bc", "data-pessimistic")
+Baseline = Literal["boltzmann", "deterministic", "data-bc", "data-pessimistic"]
 TOLERANCE = 1e-5
 """How far below the threshold a value may lie by rounding and still count as safe."""
 EXACT_COUNTS = 1 << 24
@@ -43,43 +49,45 @@ EXACT_COUNTS = 1 << 24
 class StepMixSettings:
     """Settings of StepMix, EpsMix, BPI-UCBVI and the baseline alone."""
 
-    episodes_per_update: int
-    """Episodes in one compiled update."""
-    baseline: str
-    """The safe policy: "boltzmann" (proportional to exp(eta Q*)), "deterministic" (the second best action of Q*),
-    "data-bc" or "data-pessimistic" (learned from episodes of the Boltzmann policy, by counting or pessimistically)."""
-    eta: float
-    """Inverse temperature of the Boltzmann policy; 0 is uniform, large is near optimal."""
-    data_episodes: int
-    """Episodes of the unknown safe policy (baselines "data-..." only): half shape the baseline, half are counted."""
-    alpha: float
-    """The threshold is (1 - alpha) times the exact value of the baseline (of the policy that made the data)."""
-    gamma: float | None
-    """The threshold itself, a value of a whole episode; none for the one that alpha gives."""
-    delta: float
-    """Probability with which some episode may fall below the threshold, in (0, 1)."""
-    bonus_scale: float
-    """Factor of the bonuses; 1 is the theory's, and anything less gives up the guarantee."""
+    episodes_per_update: int = 100
+    """Episodes of one compiled update."""
+    baseline: Baseline = "boltzmann"
+    """Safe policy: "boltzmann" (proportional to exp(eta Q*)), "deterministic" (the second best action of Q*), "data-bc"
+    or "data-pessimistic" (learned from episodes of the Boltzmann policy, by counting actions or by lower bounds)."""
+    eta: float = 5.0
+    """Inverse temperature of the Boltzmann policy; 0 is uniform, a large value is near optimal."""
+    data_episodes: int = 0
+    """Episodes of the Boltzmann policy from which a "data-..." baseline is learned: half shape the baseline, half are
+    counted."""
+    alpha: float = 0.2
+    """Share of the baseline's exact value that may be lost: the threshold is (1 - alpha) times that value (with a
+    "data-..." baseline, times the value of the policy that made the data)."""
+    gamma: float | None = None
+    """Threshold itself, as the value of a whole episode (None: the one that alpha gives)."""
+    delta: float = 0.1
+    """Probability with which some episode may fall below the threshold."""
+    bonus_scale: float = 0.002
+    """Factor on the bonuses; the guarantee needs 1."""
 
     def __post_init__(self):
-        if self.episodes_per_update < 1:
-            raise BadRequest(f"stepmix.episodes_per_update must be at least 1, got {self.episodes_per_update}")
-        if self.baseline not in BASELINES:
-            raise BadRequest(f"stepmix.baseline must be one of {', '.join(BASELINES)}, got {self.baseline!r}")
+        checks.require_at_least(self, "stepmix.", 1, "episodes_per_update")
+        checks.require_one_of(self, "stepmix.", get_args(Baseline), "baseline")
+        checks.require_share(self, "stepmix.", "alpha")
+        checks.require_inner_share(self, "stepmix.", "delta")
+        checks.require_not_negative(self, "stepmix.", "bonus_scale")
         if not 0.0 <= self.eta <= 1e6:  # beyond, the Boltzmann policy is greedy, and float32 not far from its end
             raise BadRequest(f"stepmix.eta must lie in [0, 1e6], got {self.eta}")
-        if self.baseline.startswith("data-") and self.data_episodes < 2:
-            raise BadRequest(f"stepmix.data_episodes must be at least 2 for {self.baseline}, got {self.data_episodes}")
-        if not 0.0 <= self.alpha <= 1.0:
-            raise BadRequest(f"stepmix.alpha must lie in [0, 1], got {self.alpha}")
-        if not 0.0 < self.delta < 1.0:
-            raise BadRequest(f"stepmix.delta must lie in (0, 1), got {self.delta}")
-        if not 0.0 <= self.bonus_scale < math.inf:
-            raise BadRequest(f"stepmix.bonus_scale must be finite and at least 0, got {self.bonus_scale}")
+        if self.learns_baseline:
+            checks.require_at_least(self, "stepmix.", 2, "data_episodes")
+
+    @property
+    def learns_baseline(self) -> bool:
+        """Whether the baseline is learned from data."""
+        return self.baseline.startswith("data-")
 
 
 class StepMixState(struct.PyTreeNode):
-    """Everything that a run carries."""
+    """Everything that a run of one seed carries."""
 
     key: jax.Array
     env: EpisodicState
@@ -89,21 +97,23 @@ class StepMixState(struct.PyTreeNode):
     baseline: jax.Array
     """`[H, S, A]`: the baseline's probabilities."""
     baseline_value: jax.Array
-    """Exact."""
+    """Exact value of the baseline."""
     certificate: jax.Array
-    """What the learner knows of the baseline's value beforehand: the value, or the data's lower bound of it."""
+    """Value that the baseline is known to have beforehand: its exact value, or the data's lower bound of it."""
     optimal_value: jax.Array
     threshold: jax.Array
     episodes: jax.Array
+    """Episodes so far, int32."""
     return_sum: jax.Array
-    """Exact values of the policies played, summed."""
+    """Sum of the exact values of the policies played."""
     regret: jax.Array
+    """Sum of the optimal value less these values."""
     violations: jax.Array
-    """Episodes whose policy was worth less than the threshold."""
+    """Episodes whose policy was worth less than the threshold, int32."""
 
 
 class Trace(struct.PyTreeNode):
-    """Rows `[episodes, ...]` of what was played."""
+    """Episodes played, rows `[episodes, ...]`."""
 
     lower: jax.Array
     """`[H + 1]`: lower bounds of the candidates' values."""
@@ -112,69 +122,61 @@ class Trace(struct.PyTreeNode):
     greedy: jax.Array
     """`[H, S]`: the optimistic policy's actions."""
     switch: jax.Array
-    """j*: the baseline's steps, the mixed one included; H where the baseline plays the whole episode."""
+    """Steps j* of the baseline, the mixed one included; H where the baseline plays the whole episode."""
     weight: jax.Array
     """`[H]`: weight of the optimistic policy at each step."""
     state: jax.Array
-    """`[H]`"""
+    """`[H]` int32"""
     action: jax.Array
-    """`[H]`"""
+    """`[H]` int32"""
     reward: jax.Array
     """`[H]`"""
     value: jax.Array
-    """Exact value of the policy played, over the coin for EpsMix."""
+    """Exact value of the policy played, in expectation over the coin of EpsMix."""
 
 
 @dataclass(frozen=True, eq=False)
-class StepMix:
-    """The agent. Loops over the H steps of an episode are unrolled: the candidates of a step differ in number.
+class StepMix(Planner[StepMixState, Trace]):
+    """One algorithm on one episodic MDP. Loops over the H steps of an episode are unrolled, because the candidates of a
+    step differ in number.
 
-    Regret is against the optimal value of the instance. Uniforms of an episode, in this order: the coin, one for each
-    step and action (the largest among tied actions wins), one for each step's action, one for each transition.
+    Regret is against the optimal value of the instance. A row of uniforms is an episode, in this order: the coin, one
+    for each step and action (the largest among tied actions wins), one for each step's action, one for each transition.
     """
 
-    env: Environment
+    algorithms = ALGORITHMS
+    family = "episodic"
+    env_type = EpisodicMDP
+
+    env: EpisodicMDP
     settings: StepMixSettings
-    algorithm: str
-    total_steps: int
-    """Environment steps of the run."""
 
     def __post_init__(self):
-        if self.algorithm not in ALGORITHMS:
-            raise BadRequest(f"unknown algorithm {self.algorithm!r}: one of {', '.join(ALGORITHMS)}")
-        if not isinstance(self.env, EpisodicMDP):
-            raise BadRequest(f"{self.algorithm} needs an environment of the family episodic/, got {self.env.name}")
+        super().__post_init__()
         gamma, horizon = self.settings.gamma, self.env.horizon
         if gamma is not None and not 0.0 <= gamma <= horizon:
             raise BadRequest(f"stepmix.gamma must lie in [0, {horizon}] with {horizon} steps an episode, got {gamma}")
-        episodes = self.total_steps // horizon + (self.settings.data_episodes if self._learns_baseline else 0)
+        episodes = self.total_steps // horizon + (self.settings.data_episodes if self.settings.learns_baseline else 0)
         if episodes > EXACT_COUNTS:
             raise BadRequest(f"{self.algorithm} counts exactly up to {EXACT_COUNTS} episodes, got {episodes}")
 
     @property
-    def _mdp(self) -> EpisodicMDP:
-        assert isinstance(self.env, EpisodicMDP)
-        return self.env
-
-    @property
-    def _learns_baseline(self) -> bool:
-        return self.settings.baseline.startswith("data-")
+    def rounds_per_update(self) -> int:
+        """Episodes of an update."""
+        return self.settings.episodes_per_update
 
     @property
     def steps_per_update(self) -> int:
-        return self.settings.episodes_per_update * self._mdp.horizon
+        return self.rounds_per_update * self.env.horizon
 
     @property
     def num_uniforms(self) -> int:
         """Uniforms of one episode."""
-        return 1 + self._mdp.horizon * (self._mdp.num_actions + 1 + self._mdp.num_uniforms)
-
-    def close(self) -> None:
-        """Nothing is held outside the state."""
+        return 1 + self.env.horizon * (self.env.num_actions + 1 + self.env.num_uniforms)
 
     # ------------------------------------------------------------------------------------------------- before playing
 
-    def init(self, key: jax.Array) -> StepMixState:
+    def init(self, key: Key) -> StepMixState:
         key, env_key, data_key = jax.random.split(key, 3)
         _, env_state = self.env.reset(env_key, self.env.default_params)
         instance = env_state.instance
@@ -183,7 +185,7 @@ class StepMix:
         safe_value = policy_values(instance, safe)[0, START]
         baseline, baseline_value, certificate = safe, safe_value, safe_value
         counts = jnp.zeros_like(instance.transition)
-        if self._learns_baseline:
+        if self.settings.learns_baseline:
             uniforms = jax.random.uniform(data_key, (self.settings.data_episodes, self.num_uniforms))
             # The bounds need a baseline that does not depend on the counted transitions, hence two halves.
             half = self.settings.data_episodes // 2
@@ -209,7 +211,7 @@ class StepMix:
         )
 
     def check(self, state: StepMixState) -> None:
-        """Refuses a run whose baseline is not known to be safe. On the host, after `init`.
+        """Refuses a run whose baseline is not known to be safe. Runs on the host, after `init`.
 
         Args:
             state: of one seed, or of many along a leading axis.
@@ -225,7 +227,9 @@ class StepMix:
         if unsafe.size:
             i = unsafe[0]
             known = (
-                "the data's lower bound of the baseline's value" if self._learns_baseline else "the baseline's value"
+                "the data's lower bound of the baseline's value"
+                if self.settings.learns_baseline
+                else "the baseline's value"
             )
             others = f" and {unsafe.size - 1} more of {certificate.size} seeds" if unsafe.size > 1 else ""
             raise BadRequest(
@@ -244,15 +248,15 @@ class StepMix:
         return jax.lax.scan(one, counts, uniforms)[0][..., 0]
 
     def imitate(self, instance: Instance, counts: jax.Array) -> jax.Array:
-        """A policy `[H, S, A]` from transitions of a safe one: how often it took which action, uniform where it never
-        was ("data-bc"), or the actions with the best lower bounds ("data-pessimistic")."""
+        """A policy `[H, S, A]` from transitions of a safe one: frequencies of its actions, uniform in states that it
+        did not visit ("data-bc"), or the actions with the best lower bounds ("data-pessimistic")."""
         if self.settings.baseline == "data-bc":
             taken = jnp.sum(counts, axis=3)
             visits = jnp.sum(taken, axis=2, keepdims=True)
             return jnp.where(visits > 0, taken / jnp.maximum(visits, 1.0), 1.0 / taken.shape[2])
         policy = []
         up = lo = jnp.zeros_like(instance.reward[0, None, :, 0])
-        for h in reversed(range(self._mdp.horizon)):
+        for h in reversed(range(self.env.horizon)):
             q_up, q_lo = self._backup(h, instance.reward[h], counts[h], up, lo)
             policy.append(jax.nn.one_hot(jnp.argmax(q_lo[0], axis=1), q_lo.shape[2], dtype=q_lo.dtype))
             up, lo = jnp.sum(policy[-1] * q_up, axis=2), jnp.sum(policy[-1] * q_lo, axis=2)
@@ -268,7 +272,7 @@ class StepMix:
 
         `reward [S, A]`, `counts [S, A, S]`. Bonuses after Menard et al. 2021, on both sides.
         """
-        mdp, horizon = self._mdp, self._mdp.horizon
+        mdp, horizon = self.env, self.env.horizon
         visits = total(counts, 2)
         n = jnp.maximum(visits, 1.0)
         kernel = counts / n[:, :, None]
@@ -306,7 +310,7 @@ class StepMix:
         """
         up = lo = jnp.zeros_like(instance.reward[0, None, :, 0])
         greedy = []
-        for h in reversed(range(self._mdp.horizon)):
+        for h in reversed(range(self.env.horizon)):
             # Row 0 of `up` and `lo` belongs to the optimistic policy, row i to the candidate that switches at i steps
             # from here: all candidates that have switched by now are one.
             q_up, q_lo = self._backup(h, instance.reward[h], counts[h], up, lo)
@@ -319,13 +323,13 @@ class StepMix:
     # ------------------------------------------------------------------------------------------------------- playing
 
     def mix(self, lower: jax.Array, threshold: jax.Array, coin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What to play given `lower [H + 1]`.
+        """Mixture to play, given `lower [H + 1]`.
 
         Returns:
             weight `[H]` of the optimistic policy at each step; j*; the weight of the optimistic policy's value in the
             value in expectation over the coin (EpsMix only, else 0).
         """
-        horizon = self._mdp.horizon
+        horizon = self.env.horizon
         steps = jnp.arange(horizon)
         always, zero = jnp.ones(horizon, lower.dtype), jnp.zeros((), lower.dtype)
         if self.algorithm == "bpi-ucbvi":
@@ -351,7 +355,7 @@ class StepMix:
 
         `env_state` has seeds first; `policy [H, S, A, N]`, `counts [H, S, A, S, N]`, `uniforms [num_uniforms, N]`.
         """
-        mdp, seeds = self._mdp, jnp.arange(uniforms.shape[1])
+        mdp, seeds = self.env, jnp.arange(uniforms.shape[1])
         step = jax.vmap(mdp.transition, in_axes=(0, 0, -1, None))
         action_uniforms, env_uniforms = jnp.split(uniforms[-mdp.horizon * (1 + mdp.num_uniforms) :], [mdp.horizon])
         env_uniforms = env_uniforms.reshape(mdp.horizon, mdp.num_uniforms, -1)
@@ -366,7 +370,7 @@ class StepMix:
         return counts, (states, actions, rewards)
 
     def play(self, state: StepMixState, uniforms: jax.Array) -> tuple[StepMixState, Trace]:
-        """Plays `uniforms [episodes, num_uniforms]`; only the counts of the state change."""
+        """As `Planner.play`, a row being an episode; only the counts of the state change."""
 
         @jax.custom_batching.custom_vmap
         def play(state, uniforms):
@@ -389,7 +393,7 @@ class StepMix:
 
         States and actions are few, so seeds go last, where the processor works on many at once.
         """
-        mdp = self._mdp
+        mdp = self.env
         ties = 1 + mdp.horizon * mdp.num_actions
         instance, counts, baseline = jax.tree.map(
             lambda x: jnp.moveaxis(x, 0, -1), (state.env.instance, state.counts, state.baseline)
@@ -414,20 +418,15 @@ class StepMix:
         counts, trace = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (counts, trace))
         return state.replace(counts=counts), trace
 
-    def update(self, state: StepMixState) -> tuple[StepMixState, dict[str, jax.Array]]:
-        """One update of `episodes_per_update` episodes. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
-        episodes = self.settings.episodes_per_update
-        key, play_key = jax.random.split(state.key)
-        state, trace = self.play(state, jax.random.uniform(play_key, (episodes, self.num_uniforms)))
+    def summarise(self, state: StepMixState, trace: Trace) -> tuple[StepMixState, Metrics]:
         violated = ~(trace.value >= state.threshold - TOLERANCE)
         state = state.replace(
-            key=key,
-            episodes=state.episodes + episodes,
+            episodes=state.episodes + self.rounds_per_update,
             return_sum=state.return_sum + jnp.sum(trace.value),
             regret=state.regret + jnp.sum(state.optimal_value - trace.value),
             violations=state.violations + jnp.sum(violated, dtype=jnp.int32),
         )
-        metrics = {
+        return state, {
             "train/return": jnp.mean(trace.value),
             "train/margin_min": jnp.min(trace.value) - state.threshold,
             "train/violations_last": state.violations,
@@ -436,10 +435,9 @@ class StepMix:
             "train/switch_step": jnp.mean(trace.switch.astype(trace.value.dtype)),
             "train/baseline_fraction": jnp.mean(1.0 - trace.weight),
         }
-        return state, metrics
 
-    def evaluate(self, state: StepMixState, key: jax.Array, axis_name: str | None = None) -> dict[str, jax.Array]:
-        """What was earned so far, an episode, beside the exact values that bound it."""
+    def evaluate(self, state: StepMixState, key: Key, axis_name: str | None = None) -> Metrics:
+        """Return of an episode so far, beside the exact values that bound it."""
         return {
             "eval/return": state.return_sum / jnp.maximum(state.episodes, 1),
             "eval/optimal": state.optimal_value,

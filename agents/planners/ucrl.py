@@ -1,8 +1,9 @@
 """UCRL2 for MDPs that change, above all R-BOCPD-UCRL2 (Alami et al. 2023, arXiv 2304.00232).
 
-An episode plans once, by extended value iteration over all MDPs that the counts allow, and follows that policy until
-some pair has been visited as often as in all the time before. R-BOCPD-UCRL2 gives the next states of every pair to a
-change-point detector (`agents/planners/change_points.py`) and forgets everything at an alarm.
+An episode of the algorithm plans once, by extended value iteration over all MDPs that the counts allow, and follows
+that policy until some pair of state and action has been visited as often as in all the time before. R-BOCPD-UCRL2 gives
+the next states of every pair to a change-point detector (`agents/planners/change_points.py`) and forgets everything at
+an alarm.
 
 | algorithm | forgets |
 |---|---|
@@ -14,97 +15,90 @@ change-point detector (`agents/planners/change_points.py`) and forgets everythin
 | `oracle` | everything at the true changes |
 
 The seeds of a run are lanes of one program: in each round of its loop a lane that plans does one sweep of value
-iteration, a lane that acts takes one step, so that no lane waits until another has planned. Each takes its uniforms by
-its own count of steps, so what a seed does depends on no other.
+iteration and a lane that acts takes one step, so no lane waits until another has planned. Each lane takes its uniforms
+by its own count of steps, so what a seed does depends on no other seed.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from engram.agents.common import checks
 from engram.agents.common.control_flow import when
 from engram.agents.planners import change_points as rbocpd
+from engram.agents.planners.base import Planner
 from engram.envs.tabular.switching import SwitchingMDP, SwitchingState, optimal_gain
-from engram.errors import BadRequest
+from engram.training.types import Key, Metrics
 
 ALGORITHMS = ("rbocpd-ucrl2", "ucrl2", "restarted-ucrl2", "sw-ucrl2", "sw-ucrl2-cw", "oracle")
-Metrics = dict[str, jax.Array]
+EpisodeTest = Literal["pre", "post"]
 
 
 @dataclass(frozen=True)
 class UCRLSettings:
     """Settings of UCRL2 and its variants; those of the variants that are not chosen are ignored."""
 
-    steps_per_update: int
+    steps_per_update: int = 500
     """Environment steps of one update."""
-    delta: float
-    """Confidence: the bounds fail with about this probability."""
-    conf_scale: float
-    """Factor on the widths of the confidence sets; 1 is what the theorems need."""
-    episode_test: str
-    """When an episode ends: `pre`, before a pair would be visited more often than in all episodes before (UCRL2);
+    delta: float = 0.05
+    """Probability (about) that the confidence bounds fail."""
+    conf_scale: float = 0.1
+    """Factor on the widths of the confidence sets; the theorems need 1."""
+    episode_test: EpisodeTest = "post"
+    """Test that ends an episode: `pre`, before a pair would be visited more often than in all episodes before (UCRL2);
     `post`, after the step that reached that number (as R-BOCPD-UCRL2 is printed)."""
-    evi_iterations: int
+    evi_iterations: int = 2000
     """Most sweeps of one extended value iteration; `train/unconverged` counts the plans that needed more."""
-    eta: str
-    """Prior of a change in the detectors: `squared` (1/N^2), `certified`, or `paper` (1/N: false alarms)."""
-    eta_delta: float
-    """Probability of any false alarm, for the certified eta; the detectors share it."""
-    memory: str
+    eta: rbocpd.EtaKind = "squared"
+    """Prior of a change in the detectors: `squared` (1/N^2), `certified` (see eta_delta), or `paper` (1/N, with many
+    false alarms)."""
+    eta_delta: float = 0.05
+    """Probability of any false alarm with the certified eta, shared by all detectors."""
+    forecasters: rbocpd.Forecasters = "grid"
     """Forecasters that a detector keeps: `exact`, one for each of the first `cap` samples; `grid`, one for each of
     O(log cap) ages."""
-    cap: int
-    """Samples that a detector remembers since the last restart (exact; `train/overflow` tells if they were too few;
-    above 128 rounded up to a multiple of 128), or the age of its oldest forecaster (grid)."""
-    known_changes: int
-    """Number of changes K, for `restarted-ucrl2` and the window of `sw-ucrl2`."""
-    window: int
-    """Steps in the window of the sliding-window algorithms; 0: what theory says for the numbers below."""
-    diameter: float
-    """Diameter of the MDPs, for the window of `sw-ucrl2`."""
-    reward_variation: float
-    """Total variation of the mean rewards over the run, for the window of `sw-ucrl2-cw`."""
-    transition_variation: float
-    """Total variation of the kernels over the run, for the window and the widening of `sw-ucrl2-cw`."""
+    cap: int = 50_000
+    """Samples that an exact detector holds after a restart, rounded up to a multiple of 128 above 128
+    (`train/overflow` tells if they were too few), or the age of the oldest forecaster of a grid."""
+    known_changes: int = 3
+    """Number of changes K that restarted-ucrl2 and sw-ucrl2 are given."""
+    window: int = 0
+    """Steps in the window of the sliding-window algorithms (0: as their theory says, from the settings below)."""
+    diameter: float = 4.0
+    """Diameter of the MDPs, for the window of sw-ucrl2."""
+    reward_variation: float = 1.0
+    """Total variation of the mean rewards over the run, for the window of sw-ucrl2-cw."""
+    transition_variation: float = 1.0
+    """Total variation of the kernels over the run, for the window and the widening of sw-ucrl2-cw."""
 
     def __post_init__(self):
-        for name in ("steps_per_update", "evi_iterations", "known_changes"):
-            if getattr(self, name) < 1:
-                raise BadRequest(f"ucrl.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.delta < 1:
-            raise BadRequest(f"ucrl.delta must lie in (0, 1), got {self.delta}")
-        for name in ("conf_scale", "window", "reward_variation", "transition_variation"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadRequest(f"ucrl.{name} must be finite and not negative, got {getattr(self, name)}")
-        if not 0 < self.diameter < math.inf:
-            raise BadRequest(f"ucrl.diameter must be positive and finite, got {self.diameter}")
-        choices = {"episode_test": ("pre", "post"), "memory": rbocpd.MEMORIES, "eta": rbocpd.ETAS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise BadRequest(f"ucrl.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not 0 < self.eta_delta < 1:
-            raise BadRequest(f"ucrl.eta_delta must lie in (0, 1), got {self.eta_delta}")
-        if self.cap < 2:
-            raise BadRequest(f"ucrl.cap must be at least 2 (a base and one candidate), got {self.cap}")
+        checks.require_at_least(self, "ucrl.", 1, "steps_per_update", "evi_iterations", "known_changes")
+        checks.require_at_least(self, "ucrl.", 2, "cap")  # the base and one candidate
+        checks.require_inner_share(self, "ucrl.", "delta", "eta_delta")
+        checks.require_positive(self, "ucrl.", "diameter")
+        checks.require_not_negative(self, "ucrl.", "conf_scale", "window", "reward_variation", "transition_variation")
+        checks.require_one_of(self, "ucrl.", get_args(EpisodeTest), "episode_test")
+        checks.require_one_of(self, "ucrl.", rbocpd.ETAS, "eta")
+        checks.require_one_of(self, "ucrl.", rbocpd.FORECASTERS, "forecasters")
 
 
 class Window(struct.PyTreeNode):
-    """The last W steps, a ring: step t at t mod W."""
+    """The last W steps in a ring, step t at t mod W."""
 
     pair: jax.Array
-    """`(W,)` int32"""
+    """`[W]` int32: pairs of state and action."""
     reward: jax.Array
-    """`(W,)`"""
+    """`[W]`: rewards."""
     next: jax.Array
-    """`(W,)` int32"""
+    """`[W]` int32: next states."""
 
 
 class UCRLState(struct.PyTreeNode):
-    """Everything that a run carries. Pairs are numbered o A + a."""
+    """Everything that a run of one seed carries. O states, A actions; pairs are numbered o A + a."""
 
     env: SwitchingState
     key: jax.Array
@@ -113,36 +107,54 @@ class UCRLState(struct.PyTreeNode):
     since: jax.Array
     """Steps taken before the last restart of the whole algorithm, clock included, int32."""
     counts: jax.Array
-    """`(O A, O)` transitions since the restart (in the window)."""
+    """`[O A, O]`: transitions since the restart (in the window)."""
     reward_sums: jax.Array
-    """`(O A,)` rewards, likewise."""
+    """`[O A]`: sums of rewards, likewise."""
     before_episode: jax.Array
-    """`(O A,)` N: visits when the episode began."""
+    """`[O A]`: visits N when the episode began."""
     in_episode: jax.Array
-    """`(O A,)` V: visits in this episode."""
-    detectors: Any
-    """`Exact` or `Grid` for every pair, without their counts, which are `counts`; None."""
+    """`[O A]`: visits V in this episode."""
+    detectors: rbocpd.Exact | rbocpd.Grid | None
+    """Detectors of all pairs, in R-BOCPD-UCRL2; their own counts are None, for these are `counts`."""
     window: Window | None
+    """Window of the sliding-window algorithms."""
     planning: jax.Array
-    """bool: the next thing to do is a sweep, not a step."""
+    """bool: a sweep comes next, not a step."""
     sweeps: jax.Array
     """Sweeps of this plan so far, int32."""
     values: jax.Array
-    """`(O,)` u of extended value iteration."""
+    """`[O]`: u of extended value iteration."""
     policy: jax.Array
-    """`(O,)` int32"""
+    """`[O]` int32: action of every state."""
     alarms: jax.Array
+    """Alarms so far, int32."""
     last_alarm: jax.Array
     """Steps taken at the latest alarm, -1 before the first; int32."""
     plans: jax.Array
+    """Plans so far, int32."""
     unconverged: jax.Array
+    """Plans so far that the bound on sweeps cut off, int32."""
     gains: jax.Array
-    """`(segments,)` best gain of each MDP."""
+    """`[segments]`: best gain of each MDP."""
     reward_total: jax.Array
     regret_total: jax.Array
 
 
+class UCRLStep(struct.PyTreeNode):
+    """One step of a trace."""
+
+    action: jax.Array
+    next: jax.Array
+    """Next state, int32."""
+    reward: jax.Array
+    regret: jax.Array
+    """Best gain in force less the reward."""
+    alarm: jax.Array
+    """bool: a detector raised an alarm."""
+
+
 PLANNED = ("values", "policy", "sweeps", "planning", "before_episode", "in_episode", "plans", "unconverged")
+"""Fields of the state that a sweep changes."""
 
 
 def extended_q(
@@ -151,10 +163,12 @@ def extended_q(
     """One sweep of extended value iteration: the best value of each pair over all MDPs that the widths allow.
 
     Args:
-        u: `(O,)`; rewards, reward_width, kernel_width: `(O A,)`; kernel: `(O A, O)`.
+        u: `[O]`.
+        rewards, reward_width, kernel_width: `[O A]`.
+        kernel: `[O A, O]`.
 
     Returns:
-        `(O A,)` min(1, r + dr) + max of p . u over the kernels p with |p - kernel|_1 <= dp.
+        `[O A]`: min(1, r + dr) + max of p . u over the kernels p with |p - kernel|_1 <= dp.
 
     The inner maximum (Jaksch et al. 2010, figure 2) puts dp / 2 more on the best state and takes it from the worst.
     With the states in descending order of u and F the cumulative sums of a row in that order, the maximiser has the
@@ -171,35 +185,26 @@ def extended_q(
 
 
 def greedy(q: jax.Array) -> jax.Array:
-    """`(O, A) -> (O,)` the lowest of the best actions; what differs by rounding alone counts as equal."""
+    """`[O, A] -> [O]`: the lowest of the best actions; values that differ by rounding alone count as equal."""
     tie = 1e3 * jnp.finfo(q.dtype).eps
     return jnp.argmax(q >= jnp.max(q, axis=-1, keepdims=True) - tie, axis=-1).astype(jnp.int32)
 
 
 @dataclass(frozen=True, eq=False)
-class UCRL:
-    """The agent: pure `init`, `update` and `evaluate` over a `UCRLState`. Regret is against the best gain in force."""
+class UCRL(Planner[UCRLState, UCRLStep]):
+    """One algorithm on one MDP that changes. Regret is against the best gain in force."""
+
+    algorithms = ALGORITHMS
+    family = "switching"
+    env_type = SwitchingMDP
 
     env: SwitchingMDP
     settings: UCRLSettings
-    algorithm: str
-    total_steps: int
-    """Length of the run, for the windows and restarts of the algorithms that know it."""
-
-    def __post_init__(self):
-        if self.algorithm not in ALGORITHMS:
-            raise BadRequest(f"unknown algorithm {self.algorithm!r}; known: {', '.join(ALGORITHMS)}")
-        if not isinstance(self.env, SwitchingMDP):
-            raise BadRequest(f"{self.algorithm} needs a switching/ environment, got {self.env.name}")
-
-    @property
-    def steps_per_update(self) -> int:
-        return self.settings.steps_per_update
 
     @property
     def window_length(self) -> int:
         """W, at most the length of the run (Gajane et al. 2018, theorem 1; Cheung et al. 2020, theorem 1)."""
-        s, T, O, A = self.settings, self.total_steps, self.env.states, self.env.actions
+        s, T, O, A = self.settings, self.total_steps, self.env.num_states, self.env.num_actions
         if s.window:
             w = s.window
         elif self.algorithm == "sw-ucrl2":
@@ -217,7 +222,8 @@ class UCRL:
 
     @property
     def eta(self) -> rbocpd.Eta:
-        pairs = self.env.states * self.env.actions
+        """Prior of a change in each detector."""
+        pairs = self.env.num_states * self.env.num_actions
         return rbocpd.make_eta(self.settings.eta, self.settings.eta_delta / pairs)
 
     @property
@@ -228,17 +234,14 @@ class UCRL:
             times.append(-(-((len(times) + 1) ** 3) // square))
         return tuple(times)
 
-    def close(self) -> None:
-        pass
-
-    def init(self, key: jax.Array) -> UCRLState:
-        s, O, pairs = self.settings, self.env.states, self.env.states * self.env.actions
+    def init(self, key: Key) -> UCRLState:
+        s, O, pairs = self.settings, self.env.num_states, self.env.num_states * self.env.num_actions
         key, env_key = jax.random.split(key)
         _, env = self.env.reset(env_key, self.env.default_params)
         dtype = jnp.result_type(float)
         detectors = window = None
         if self.algorithm == "rbocpd-ucrl2":
-            bank = rbocpd.exact_bank if s.memory == "exact" else rbocpd.grid_bank
+            bank = rbocpd.exact_bank if s.forecasters == "exact" else rbocpd.grid_bank
             detectors = bank(pairs, O, s.cap)
         if self.algorithm.startswith("sw-"):
             w = self.window_length
@@ -272,27 +275,27 @@ class UCRL:
 
     def widths(self, n: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """dr, dp of pairs with max(1, visits) `n`, at the 1-based step `time` (Jaksch et al. 2010, eqs. 3 and 4)."""
-        s, O, A = self.settings, self.env.states, self.env.actions
+        s, O, A = self.settings, self.env.num_states, self.env.num_actions
         reward = s.conf_scale * jnp.sqrt(7 * jnp.log(2 * O * A * time / s.delta) / (2 * n))
         kernel = s.conf_scale * jnp.sqrt(14 * O * jnp.log(2 * A * time / s.delta) / n)
         return reward, kernel + self.widening
 
     def q_values(self, u: jax.Array, counts: jax.Array, reward_sums: jax.Array, time: jax.Array) -> jax.Array:
-        """`(O, A)` of one sweep from what was counted; a pair never seen may do anything."""
+        """`[O, A]`: values of one sweep from the counts; a pair never seen may do anything."""
         visits = jnp.sum(counts, axis=-1)
         n = jnp.maximum(visits, 1)
-        kernel = jnp.where(visits[:, None] > 0, counts / n[:, None], 1 / self.env.states)
+        kernel = jnp.where(visits[:, None] > 0, counts / n[:, None], 1 / self.env.num_states)
         q = extended_q(u, reward_sums / n, kernel, *self.widths(n, time))
-        return q.reshape(self.env.states, self.env.actions)
+        return q.reshape(self.env.num_states, self.env.num_actions)
 
     def _sweep(self, state: UCRLState) -> dict[str, jax.Array]:
-        """One sweep for some of the lanes that plan; those that are done begin their episode. Arrays `[L, ...]`.
+        """One sweep for some of the lanes that plan, arrays `[L, ...]`; lanes whose plan is done begin their episode.
 
         Returns:
             the fields `PLANNED` of the state.
         """
         lanes = state.t.shape[0]
-        # Few lanes plan at a time. Those beyond this number wait a round; indices out of range are dropped.
+        # Few lanes plan at a time; more than this number wait a round. Indices out of range are dropped.
         at = jnp.nonzero(state.planning, size=max(lanes // 8, min(lanes, 8)), fill_value=lanes)[0]
         take = lambda x: x.at[at].get(mode="clip")  # noqa: E731
         put = lambda x, new: x.at[at].set(new, mode="drop")  # noqa: E731
@@ -319,9 +322,9 @@ class UCRL:
 
     # --------------------------------------------------------------------------------------------------- acting
 
-    def _step(self, state: UCRLState, acting: jax.Array, uniforms: jax.Array) -> tuple[UCRLState, dict[str, jax.Array]]:
-        """One step of the lanes that act, from `uniforms [L, n]`; arrays `[L, ...]`, big ones touched at one pair."""
-        env, A = self.env, self.env.actions
+    def _step(self, state: UCRLState, acting: jax.Array, uniforms: jax.Array) -> tuple[UCRLState, UCRLStep]:
+        """One step of the lanes that act, from `uniforms [L, n]`. Arrays `[L, ...]`; large ones change at one pair."""
+        env, A = self.env, self.env.num_actions
         lane = jnp.arange(acting.shape[0])
         action = state.policy[lane, state.env.position]
         pair = state.env.position * A + action
@@ -349,9 +352,10 @@ class UCRL:
             window = jax.tree.map(lambda x, y: x.at[lane, slot].set(y), window, new)
 
         detectors, alarm = state.detectors, jnp.zeros_like(acting)
-        if detectors is not None:
-            follow = rbocpd.update_exact_bank if self.settings.memory == "exact" else rbocpd.update_grid_bank
-            detectors, alarm = follow(detectors, seen, pair, next, acting, self.eta)
+        if isinstance(detectors, rbocpd.Exact):
+            detectors, alarm = rbocpd.update_exact_bank(detectors, seen, pair, next, acting, self.eta)
+        elif detectors is not None:
+            detectors, alarm = rbocpd.update_grid_bank(detectors, seen, pair, next, acting, self.eta)
 
         restart = jnp.zeros_like(acting)
         if self.algorithm == "oracle":
@@ -385,9 +389,9 @@ class UCRL:
             last_alarm=jnp.where(alarm, t, state.last_alarm),
         )
         regret = jnp.where(acting, state.gains[lane, info["segment"]] - reward, 0)
-        return state, {"action": action, "next": next, "reward": reward, "regret": regret, "alarm": alarm}
+        return state, UCRLStep(action, next, reward, regret, alarm)
 
-    def _play_lanes(self, state: UCRLState, uniforms: jax.Array) -> tuple[UCRLState, dict[str, jax.Array]]:
+    def _play_lanes(self, state: UCRLState, uniforms: jax.Array) -> tuple[UCRLState, UCRLStep]:
         """`play` for the states `[L, ...]` and uniforms `[L, steps, n]` of all lanes."""
         lanes, steps, _ = uniforms.shape
         lane = jnp.arange(lanes)
@@ -408,12 +412,8 @@ class UCRL:
         state, _, outputs = jax.lax.while_loop(lambda c: jnp.any(c[1] < steps), one_round, carry)
         return state, outputs
 
-    def play(self, state: UCRLState, uniforms: jax.Array) -> tuple[UCRLState, dict[str, jax.Array]]:
-        """Takes one step for each row of `uniforms (steps, n)`.
-
-        Returns:
-            state; per step `(steps,)`: `action`, `next` state, `reward`, `regret`, `alarm`. Sums are left to `update`.
-        """
+    def play(self, state: UCRLState, uniforms: jax.Array) -> tuple[UCRLState, UCRLStep]:
+        """As `Planner.play`: one step for each row of uniforms. Sums are left to `summarise`."""
 
         # The loop's condition must be one for all lanes: were it left to `vmap`, it would select between the old and
         # the new of every array in every round. So the batched program is written by hand.
@@ -434,15 +434,12 @@ class UCRL:
         state, outputs = lanes(state.replace(key=None), uniforms)
         return state.replace(key=key), outputs
 
-    def update(self, state: UCRLState) -> tuple[UCRLState, Metrics]:
-        """Plays `steps_per_update` steps. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
-        key, play_key = jax.random.split(state.key)
-        uniforms = jax.random.uniform(play_key, (self.steps_per_update, self.env.num_uniforms))
-        state, outputs = self.play(state.replace(key=key), uniforms)
+    def summarise(self, state: UCRLState, trace: UCRLStep) -> tuple[UCRLState, Metrics]:
         # Sums of an update are small, so the totals of long runs stay accurate in float32.
-        reward, regret = jnp.sum(outputs["reward"]), jnp.sum(outputs["regret"])
+        reward, regret = jnp.sum(trace.reward), jnp.sum(trace.regret)
         state = state.replace(reward_total=state.reward_total + reward, regret_total=state.regret_total + regret)
-        exact = self.algorithm == "rbocpd-ucrl2" and self.settings.memory == "exact"
+        detectors = state.detectors
+        overflow = detectors.overflow if isinstance(detectors, rbocpd.Exact) else jnp.bool_(False)
         return state, {
             "train/return": reward / self.steps_per_update,
             "train/regret_last": state.regret_total,
@@ -451,10 +448,10 @@ class UCRL:
             "train/last_change_last": state.env.starts[state.env.segment],
             "train/plans_last": state.plans,
             "train/unconverged_last": state.unconverged,
-            "train/overflow_last": (state.detectors.overflow if exact else jnp.bool_(False)).astype(jnp.int32),
+            "train/overflow_last": overflow.astype(jnp.int32),
         }
 
-    def evaluate(self, state: UCRLState, key: jax.Array, axis_name: str | None = None) -> Metrics:
+    def evaluate(self, state: UCRLState, key: Key, axis_name: str | None = None) -> Metrics:
         """So far, per step: `eval/return` earned, `eval/regret`; and `eval/gain`, the best gain now in force."""
         steps = jnp.maximum(state.t, 1)
         return {

@@ -1,9 +1,9 @@
 """Contextual bandits: classification data played one label at a time, and two linear instances with a known answer.
 
-A round shows one context per arm, `(K, d)`, and pays 1 - loss of the arm that is played. Data sets are those bundled
+A round shows one context per arm, `[K, d]`, and pays 1 - loss of the arm that is played. Data sets are those bundled
 with scikit-learn; an example x of D features becomes K contexts of K D numbers, x in block a of arm a's and zeros
-elsewhere (Zhou et al. 2020, arXiv 1911.04462; Deb et al. 2024, arXiv 2312.07145), with loss 1 for every arm but its
-class.
+elsewhere (Zhou et al. 2020, arXiv 1911.04462; Deb et al., ICLR 2024, arXiv 2312.07145), with loss 1 for every arm but
+its class.
 """
 
 from collections.abc import Callable
@@ -24,29 +24,30 @@ DATA_SETS = ("iris", "wine", "breast_cancer", "digits")
 
 @struct.dataclass
 class ClassificationState:
+    """State of a `ClassificationBandit`."""
+
     example: jax.Array
-    """Index of the example that is shown, int32."""
+    """Index of the example shown, int32."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassificationBandit(UniformEnvironment):
-    """Observation: contexts `(K, K D)`. Action: a class, Discrete(K). Reward: 1 if it is right, else 0. Never ends.
+    """Observation: contexts `[K, K D]`. Action: a class, Discrete(K). Reward: 1 if it is right, else 0. Never ends.
 
     Each round shows an example drawn with replacement, from one uniform.
     """
 
     features: np.ndarray
-    """`(N, D)`, rows of norm 1 (or 0)."""
+    """`[N, D]`, rows of norm 1 (or 0)."""
     labels: np.ndarray
-    """`(N,)`: classes 0 .. K - 1."""
+    """`[N]`: classes 0 .. K - 1."""
 
     cheap_reset = True
-    num_uniforms = 1
 
     def __post_init__(self):
         if self.features.ndim != 2 or self.labels.shape != self.features.shape[:1] or len(self.labels) == 0:
             raise BadRequest(
-                "classification bandit: features and labels must have shapes (N, D) and (N,), "
+                "classification bandit: features and labels must have shapes [N, D] and [N], "
                 f"got {self.features.shape} and {self.labels.shape}"
             )
 
@@ -87,8 +88,9 @@ class ClassificationBandit(UniformEnvironment):
 
 
 def bundled(name: str) -> ClassificationBandit:
-    """One of scikit-learn's bundled `DATA_SETS`: features standardised, then every example scaled to norm 1."""
-    from sklearn import datasets  # slow to import, and needed by nothing else
+    """The bandit on one of scikit-learn's bundled `DATA_SETS`; features are standardised, then every example is scaled
+    to norm 1."""
+    from sklearn import datasets  # slow to import, and used nowhere else
 
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
     x = np.asarray(x, np.float64)
@@ -100,17 +102,19 @@ def bundled(name: str) -> ClassificationBandit:
 
 @struct.dataclass
 class LinearState:
+    """State of a `LinearLoss`."""
+
     weights: jax.Array
-    """`(d,)`: the mean loss of a context x is <weights, x>."""
+    """`[d]`: the mean loss of a context x is <weights, x>."""
     contexts: jax.Array
-    """`(K, d)`: what is shown."""
+    """`[K, d]`: the contexts shown."""
 
 
 @dataclass(frozen=True)
 class LinearLoss(UniformEnvironment):
     """Bernoulli losses whose mean is linear in the context, so that a linear predictor can be right.
 
-    Observation: contexts `(K, d)`. Action: an arm, Discrete(K). Reward: 1 - loss. Never ends. With uniforms v, an arm's
+    Observation: contexts `[K, d]`. Action: an arm, Discrete(K). Reward: 1 - loss. Never ends. With uniforms v, an arm's
     context is v / sqrt(d), of norm at most 1, and its mean loss <p, v>; p is drawn at reset, uniformly from the
     simplex. A step uses the uniforms `[loss, contexts of the next round]`.
     """
@@ -118,6 +122,7 @@ class LinearLoss(UniformEnvironment):
     arms: int
     dimension: int
     instance_seed: int | None
+    """Seed of the weights (None: the key of the reset)."""
 
     cheap_reset = True
 
@@ -169,8 +174,8 @@ class LinearLoss(UniformEnvironment):
 class ZeroLoss(LinearLoss):
     """In every round one arm loses nothing and every other loses 1: the best policy's loss is 0.
 
-    As `LinearLoss`, but the last number of v is 0 for the good arm and 1 for the others, and is the loss. The good arm
-    is drawn from one more uniform, the last.
+    As `LinearLoss`, but the last entry of v is the loss, 0 for the good arm and 1 for the others. The good arm is drawn
+    from one more uniform, the last.
     """
 
     @property
@@ -187,7 +192,7 @@ class ZeroLoss(LinearLoss):
 
 
 def linear_loss(*, arms: int = 5, dimension: int = 5, instance_seed: int | None = None) -> LinearLoss:
-    """`LinearLoss` with weights drawn at reset, or always those of `instance_seed`."""
+    """`LinearLoss` with weights drawn at reset, or from `instance_seed`."""
     return LinearLoss(arms, dimension, instance_seed)
 
 
@@ -201,3 +206,4 @@ NAMES: dict[str, Callable[..., Environment]] = {
     "LinearLoss": linear_loss,
     "ZeroLoss": zero_loss,
 }
+"""Public names of the family `classification`."""

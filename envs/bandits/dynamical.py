@@ -1,22 +1,23 @@
-"""Dynamical linear bandits: an action acts on a hidden linear system that pays later as well as now.
+"""Dynamical linear bandits: an action acts on a hidden linear system, which pays later as well as now.
 
-Mussi, Metelli and Restelli, Dynamical Linear Bandits (ICML 2023, arXiv 2211.08997):
+Mussi, Metelli and Restelli, "Dynamical Linear Bandits" (ICML 2023, arXiv 2211.08997):
 
     y_t = <omega, x_t> + <theta, u_t> + eta_t,      x_{t+1} = A x_t + B u_t + eps_t,      spectral radius of A < 1
 
-Only the reward y_t is seen. Held for ever, an action u pays J(u) = <h, u> a round, h = theta + B' (I - A')^{-1} omega.
+Only the reward y_t is seen. An action u that is held for ever pays J(u) = <h, u> a round, with
+h = theta + B' (I - A')^{-1} omega.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.scipy.special import ndtri
+from numpy.typing import ArrayLike
 
 from engram.envs.base import Environment, Info, NoParams, UniformEnvironment
 from engram.envs.spaces import Discrete
@@ -28,51 +29,54 @@ Vector = tuple[float, ...]
 
 @struct.dataclass
 class System:
-    """One instance. `n` numbers of hidden state, `d` of an action, `k` actions."""
+    """One instance: a hidden state of `n` numbers, actions of `d` numbers, `k` actions."""
 
     A: jax.Array
-    """`(n, n)`."""
+    """`[n, n]`: how the hidden state goes on."""
     B: jax.Array
-    """`(n, d)`."""
+    """`[n, d]`: how an action moves it."""
     omega: jax.Array
-    """`(n,)`: what the state pays."""
+    """`[n]`: reward of the hidden state."""
     theta: jax.Array
-    """`(d,)`: what an action pays at once."""
+    """`[d]`: reward of an action at once."""
     actions: jax.Array
-    """`(k, d)`: the actions, one a row."""
+    """`[k, d]`: the actions, one a row."""
     value: jax.Array
-    """`(k,)`: J of every action."""
+    """`[k]`: J of every action."""
 
 
 @struct.dataclass
 class DynamicalState:
+    """State of a `DynamicalBandit`."""
+
     system: System
     x: jax.Array
-    """`(n,)`: the hidden state."""
+    """`[n]`: the hidden state."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a learner may be told of a system; every instance keeps within it."""
+    """Bounds on a system that a learner may know; every instance keeps within them."""
 
     radius: float
-    """Of A's spectral radius, in [0, 1)."""
+    """Bound on the spectral radius of A, in [0, 1)."""
     omega: float
-    """Of the norm of omega."""
+    """Bound on the norm of omega."""
     theta: float
-    """Of the norm of theta."""
+    """Bound on the norm of theta."""
     gain: float
-    """Of the spectral norm of B."""
+    """Bound on the spectral norm of B."""
     action: float
-    """Of the norm of an action."""
+    """Bound on the norm of an action."""
     growth: float
-    """Of the spectral norm of A^i / radius^i, over i = 0, 1, ..."""
+    """Bound on the spectral norm of A^i / radius^i over i = 0, 1, ..."""
     sigma: float
-    """Of the standard deviation of eta and of every component of eps."""
+    """Bound on the standard deviation of eta and of every component of eps."""
 
 
 def normal(uniforms: jax.Array) -> jax.Array:
-    """Standard normal numbers by the inverse distribution function; a uniform of 0 counts as half the next one."""
+    """Standard normal numbers by the inverse distribution function; a uniform of 0 counts as half the least positive
+    one."""
     return ndtri(jnp.maximum(uniforms, jnp.finfo(uniforms.dtype).eps / 2))
 
 
@@ -96,9 +100,12 @@ class DynamicalBandit(UniformEnvironment):
 
     cheap_reset = True
     state_sigma: float
+    """Standard deviation of every component of eps."""
     output_sigma: float
+    """Standard deviation of eta."""
 
     def instance(self, key: jax.Array) -> System:
+        """The system that a reset with this key opens."""
         raise NotImplementedError
 
     def bounds(self, radius: float | None = None) -> Bounds:
@@ -114,7 +121,7 @@ class DynamicalBandit(UniformEnvironment):
     ) -> tuple[jax.Array, DynamicalState, jax.Array, jax.Array, jax.Array, Info]:
         system, noise = state.system, normal(uniforms)
         u = system.actions[action]
-        # Sums of products instead of `@`: under `vmap` these fuse, where tiny batched matrix products do not.
+        # Sums of products instead of `@`: under `vmap` they fuse, which tiny batched matrix products do not.
         reward = jnp.sum(system.omega * state.x) + jnp.sum(system.theta * u) + self.output_sigma * noise[-1]
         x = jnp.sum(system.A * state.x, 1) + jnp.sum(system.B * u, 1) + self.state_sigma * noise[:-1]
         info = {"mean": system.value[action], "optimal": jnp.max(system.value)}
@@ -145,7 +152,7 @@ class FixedSystem(DynamicalBandit):
 
     @property
     def h(self) -> np.ndarray:
-        """`(d,)` float64: what a unit of each component of a constant action pays a round."""
+        """`[d]` float64: reward a round of a unit of each component of an action held for ever."""
         A, B = np.array(self.A), np.array(self.B)
         return np.array(self.theta) + B.T @ np.linalg.solve(np.eye(len(A)) - A.T, np.array(self.omega))
 
@@ -224,6 +231,7 @@ class RandomSystem(DynamicalBandit):
 
 
 def spectral_radius(A: np.ndarray) -> float:
+    """Largest absolute eigenvalue."""
     return float(np.max(np.abs(np.linalg.eigvals(A))))
 
 
@@ -234,11 +242,18 @@ def _check_sigma(name: str, state_sigma: float, output_sigma: float) -> None:
 
 
 def from_arrays(
-    A: Any, B: Any, omega: Any, theta: Any, actions: Any, state_sigma: float, output_sigma: float
+    A: ArrayLike,
+    B: ArrayLike,
+    omega: ArrayLike,
+    theta: ArrayLike,
+    actions: ArrayLike,
+    state_sigma: float,
+    output_sigma: float,
 ) -> FixedSystem:
-    """A system from arrays `(n, n), (n, d), (n,), (d,), (k, d)`.
+    """A system from arrays `[n, n], [n, d], [n], [d], [k, d]`.
 
-    Raises BadRequest where shapes do not fit, a number is not finite, or A's spectral radius is not below 1.
+    Raises:
+        BadRequest: shapes do not fit, a number is not finite, or A's spectral radius is not below 1.
     """
     arrays = [np.asarray(a, np.float64) for a in (A, B, omega, theta, actions)]
     n, d = arrays[2].size, arrays[3].size
@@ -268,7 +283,7 @@ def from_arrays(
 
 
 def budgets(components: Sequence[float]) -> np.ndarray:
-    """All orders of `components`, sorted, `(k, d)`: a budget spread over channels in every way."""
+    """All orders of `components`, sorted, `[k, d]`: every way to spread a budget over channels."""
     return np.array(sorted(set(itertools.permutations(components))))
 
 
@@ -303,8 +318,9 @@ def random(
     sigma: float = 0.1,
     instance_seed: int | None = None,
 ) -> RandomSystem:
-    """A system drawn at reset, or always that of `instance_seed`."""
+    """A system drawn at reset, or from `instance_seed`."""
     return RandomSystem(states, dimension, actions, radius, sigma, sigma, instance_seed)
 
 
 NAMES: dict[str, Callable[..., Environment]] = {"Diagonal": diagonal, "Advertising": advertising, "Random": random}
+"""Public names of the family `dynamical`."""

@@ -1,8 +1,8 @@
-"""Bandits whose payoffs depend on the last switch (Laforgue et al. 2022; Foussoul et al. 2023).
+"""Bandits whose payoffs depend on the last switch (Laforgue et al. 2022; Foussoul et al. 2023, arXiv 2306.00338).
 
 Each of k arms has a state tau: b > 0 when it has been idle for the last b rounds, -m < 0 when it was played in each of
-the last m rounds. Playing it pays in the mean p(tau), and nothing else pays. Delay-dependent ("recharging") bandits are
-the case M = 1, where how often an arm was played in a row does not matter.
+the last m rounds. Playing an arm pays p(tau) on average, and nothing else pays. Delay-dependent ("recharging") bandits
+are the case M = 1, where it does not matter how often an arm was played in a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,16 @@ from engram.errors import BadRequest
 
 
 class LSDState(struct.PyTreeNode):
+    """State of an `LSDBandit`."""
+
     payoffs: jax.Array
-    """`(k, M + N)` mean payoffs, columns in the order of tau: -M .. -1, 1 .. N."""
+    """`[k, M + N]`: mean payoffs, columns in the order of tau: -M .. -1, 1 .. N."""
     tau: jax.Array
-    """`(k,)` int32, the arms' states."""
+    """`[k]` int32: states of the arms."""
 
 
 def column(tau: jax.Array, played_limit: int) -> jax.Array:
-    """Where a state stands among the columns of the payoffs."""
+    """Column of a state in the table of payoffs."""
     return jnp.where(tau < 0, tau + played_limit, tau + played_limit - 1)
 
 
@@ -43,16 +45,17 @@ class LSDBandit(UniformEnvironment):
     """k arms and an endless horizon. Action: an arm, or k to play none. Observation: tau / max(M, N) of every arm.
 
     Arms begin fully rested. The step's uniform draws the Bernoulli payoff. `info`: `mean`, the payoff's expectation.
-    `draw` makes an instance `(k, M + N)` from a key, payoffs in [0, 1]; `monotone`: they never fall with tau.
     """
 
     arms: int
     played_limit: int
-    """M: being played longer in a row than this makes no difference."""
+    """Most plays in a row that make a difference, M."""
     idle_limit: int
-    """N: being idle longer than this makes no difference."""
+    """Most idle rounds that make a difference, N."""
     draw: Callable[[jax.Array], jax.Array]
+    """Draws payoffs `[k, M + N]` in [0, 1] from a key."""
     monotone: bool = True
+    """Whether payoffs never fall with tau."""
 
     def reset(self, key: jax.Array, params: NoParams) -> tuple[jax.Array, LSDState]:
         state = LSDState(self.draw(key), jnp.full(self.arms, self.idle_limit, jnp.int32))
@@ -85,7 +88,7 @@ class LSDBandit(UniformEnvironment):
 def from_payoffs(
     payoffs: Sequence[Sequence[float]] | np.ndarray, played_limit: int, monotone: bool = True
 ) -> LSDBandit:
-    """The bandit with these mean payoffs, `(k, M + N)`, columns in the order of tau: -M .. -1, 1 .. N.
+    """The bandit with these mean payoffs, `[k, M + N]`, columns in the order of tau: -M .. -1, 1 .. N.
 
     Raises:
         BadRequest: payoffs outside [0, 1], not monotone although `monotone`, or without a column for each sign of tau.
@@ -95,7 +98,7 @@ def from_payoffs(
     except ValueError:
         raise BadRequest("lsd: payoffs must have as many columns for every arm") from None
     if table.ndim != 2 or not 1 <= played_limit < table.shape[1] or not len(table):
-        raise BadRequest(f"lsd: payoffs must be (arms, M + N) with M = {played_limit} and N >= 1, got {table.shape}")
+        raise BadRequest(f"lsd: payoffs must be [arms, M + N] with M = {played_limit} and N >= 1, got {table.shape}")
     if not np.all((table >= 0) & (table <= 1)):
         raise BadRequest("lsd: payoffs must lie in [0, 1]")
     falling = np.flatnonzero((np.diff(table, axis=1) < 0).any(1))
@@ -111,7 +114,7 @@ def from_payoffs(
 
 
 def random(arms: int = 3, played: int = 2, idle: int = 3, instance_seed: int | None = None) -> LSDBandit:
-    """Payoffs drawn from U[0, 1] and sorted, for every seed anew or all from `instance_seed`."""
+    """Payoffs drawn from U[0, 1] and sorted, anew at each reset or from `instance_seed`."""
     if min(arms, played, idle) < 1:
         raise BadRequest(f"lsd: arms, played and idle must be at least 1, got {arms}, {played}, {idle}")
 
@@ -128,7 +131,7 @@ def recharging(arms: int = 4, idle: int = 6, instance_seed: int | None = None) -
 
 
 def greedy_trap() -> LSDBandit:
-    """An arm that pays 0.95 if it rested and 0.06 if not, and one that always pays 0.05, for which greed never rests.
+    """Two arms: one pays 0.95 after a rest, else 0.06; the other always pays 0.05, so that greed never rests the first.
 
     The best average reward is 0.5 and the greedy policy's 0.06.
     """
@@ -170,3 +173,4 @@ NAMES: dict[str, Callable[..., LSDBandit]] = {
     "DelayThree": delay_three,
     "DelayTwo": delay_two,
 }
+"""Public names of the family `lsd`."""

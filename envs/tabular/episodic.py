@@ -1,20 +1,20 @@
 """Episodic tabular MDPs: a fixed number of steps, kernels and rewards that depend on the step, one start.
 
-An instance is drawn at reset, so every seed has its own; `instance_seed` fixes it. Below the environment are the exact
-answers, by dynamic programming over the horizon: optimal values, values and occupancies of a Markov policy.
+An instance is drawn at reset, so every seed has its own; `instance_seed` fixes it. Below the environment are exact
+values by dynamic programming over the horizon: of optimal play, and of a Markov policy.
 
-Arrays are indexed [step, state, action, next state]; the programs for values also take instances with further trailing
-axes (many instances side by side), which then carry through.
+Arrays are indexed [step, state, action, next state]; the functions of values also take instances with further trailing
+axes (many instances side by side), which are kept.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from numpy.typing import ArrayLike
 
 from engram.envs.base import Info, NoParams, UniformEnvironment
 from engram.envs.spaces import Discrete, MultiDiscrete, Space
@@ -26,7 +26,7 @@ START = 0
 
 @struct.dataclass
 class Instance:
-    """What defines an episodic MDP: H steps, S states, A actions."""
+    """An episodic MDP of H steps, S states and A actions."""
 
     transition: jax.Array
     """`[H, S, A, S]`: probability of the next state."""
@@ -36,17 +36,18 @@ class Instance:
 
 @struct.dataclass
 class EpisodicState:
+    """State of an episode."""
+
     instance: Instance
     state: jax.Array
-    """Where the agent is, int32."""
+    """State of the MDP, int32."""
     t: jax.Array
     """Steps taken, int32."""
 
 
 def inverse_cdf(probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The index, int32, that a uniform in [0, 1) draws: how many cumulated `probabilities (n, ...)` are at most that.
-
-    Further axes are separate draws with a `uniform (...)` each.
+    """The index, int32, that a uniform in [0, 1) draws: how many of the cumulative sums of `probabilities [n, ...]` are
+    at most the uniform. Further axes are separate draws with a `uniform [...]` each.
     """
     below = jnp.sum(jnp.cumsum(probabilities, axis=0) <= uniform, axis=0, dtype=jnp.int32)
     return jnp.minimum(below, probabilities.shape[0] - 1)
@@ -61,20 +62,18 @@ class EpisodicMDP(UniformEnvironment):
     """
 
     draw: Callable[[jax.Array], Instance]
-    """An instance from a key."""
+    """Draws an instance from a key."""
     horizon: int
+    """Steps H of an episode."""
     num_states: int
     num_actions: int
     instance_seed: int | None = None
-    """The seed of the one instance that every reset opens; None draws a new one from the key of the reset."""
+    """Seed of the one instance that every reset opens (None: each reset draws a new one from its key)."""
     show_step: bool = False
-
-    @property
-    def cheap_reset(self) -> bool:
-        return False
+    """Whether the observation holds the step."""
 
     @staticmethod
-    def from_arrays(transition: Any, reward: Any, show_step: bool = False) -> "EpisodicMDP":
+    def from_arrays(transition: ArrayLike, reward: ArrayLike, show_step: bool = False) -> "EpisodicMDP":
         """The MDP with these arrays, `[H, S, A, S]` and `[H, S, A]`.
 
         Raises:
@@ -212,11 +211,11 @@ NAMES: dict[str, Callable[..., EpisodicMDP]] = {"Random": random, "BadAction": b
 """Public names of the family `episodic`."""
 
 
-# --------------------------------------------------------------------------------------------------- exact answers
+# --------------------------------------------------------------------------------------------------- --- exact values
 
 
 def total(x: jax.Array, axis: int) -> jax.Array:
-    """The sum over a short axis, as so many additions: XLA's reductions on the CPU do not use its vector units."""
+    """The sum over a short axis as a row of additions, because XLA's reductions do not use a CPU's vector units."""
     terms = jnp.moveaxis(x, axis, 0)
     out = terms[0]
     for i in range(1, x.shape[axis]):
@@ -225,7 +224,7 @@ def total(x: jax.Array, axis: int) -> jax.Array:
 
 
 def optimal_values(instance: Instance) -> tuple[jax.Array, jax.Array]:
-    """Bellman's optimality equation backwards: `Q [H, S, A]`, `V [H + 1, S]` (zero after the last step)."""
+    """Optimal `Q [H, S, A]` and `V [H + 1, S]` (zero after the last step), by Bellman's equation backwards."""
     value = jnp.zeros_like(instance.reward[0, :, 0])
     q, v = [], [value]
     for transition, reward in zip(instance.transition[::-1], instance.reward[::-1], strict=True):
@@ -243,18 +242,6 @@ def policy_values(instance: Instance, policy: jax.Array) -> jax.Array:
         value = total(pi * (reward + total(transition * value, 2)), 1)
         v.append(value)
     return jnp.stack(v[::-1])
-
-
-def occupancies(instance: Instance, policy: jax.Array) -> jax.Array:
-    """`[H, S, A]`: probability that `policy [H, S, A]` is in a state and takes an action at a step, from the start."""
-
-    def one(at, row):
-        transition, pi = row
-        pairs = at[:, None] * pi
-        return jnp.einsum("sa,sax->x", pairs, transition), pairs
-
-    start = jax.nn.one_hot(START, policy.shape[1], dtype=policy.dtype)
-    return jax.lax.scan(one, start, (instance.transition, policy))[1]
 
 
 # --------------------------------------------------------------------------------------------------------- policies

@@ -1,7 +1,7 @@
 """Piecewise-stationary tabular MDPs with average reward: at some steps the kernels and the mean rewards jump.
 
 The setting of Alami, Mahfoud and Moulines 2023 (arXiv 2304.00232). Nothing ends: the value of a policy is its reward
-per step, and what an agent loses is measured against the best gain of the MDP in force at each step.
+per step, and regret is measured against the best gain of the MDP in force at each step.
 """
 
 from collections.abc import Callable
@@ -11,26 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from numpy.typing import ArrayLike
 
 from engram.envs.base import Environment, Info, NoParams, UniformEnvironment
 from engram.envs.spaces import Discrete
 from engram.errors import BadRequest
 
-Draw = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
-"""`(key, segments) -> kernels [segments, S, A, S], means [segments, S, A]`."""
-
 REWARDS = ("bernoulli", "mean")
 
 
 class SwitchingState(struct.PyTreeNode):
+    """The MDPs of all segments, and where the agent is."""
+
     kernels: jax.Array
-    """`(segments, S, A, S)`: probability of the next state."""
+    """`[segments, S, A, S]`: probability of the next state."""
     cumulative: jax.Array
-    """`(segments, S, A, S)`: their cumulative sums over the next state."""
+    """`[segments, S, A, S]`: their cumulative sums over the next state."""
     means: jax.Array
-    """`(segments, S, A)`: mean reward, in [0, 1]."""
+    """`[segments, S, A]`: mean reward, in [0, 1]."""
     starts: jax.Array
-    """`(segments,)` int32, increasing, the first is 0: steps taken when a segment comes into force."""
+    """`[segments]` int32, increasing, the first is 0: steps taken when a segment comes into force."""
     position: jax.Array
     """State of the MDP, int32."""
     t: jax.Array
@@ -59,60 +59,94 @@ class RandomChanges:
             )
 
     def draw(self, key: jax.Array) -> jax.Array:
+        """The change points `[count]`, increasing."""
         slack = self.horizon - (self.count + 1) * self.minimal
         free = jnp.sort(jax.random.randint(key, (self.count,), 0, slack + 1))
         return free + self.minimal * jnp.arange(1, self.count + 1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SwitchingMDP(UniformEnvironment):
-    """Observation: the state, Discrete(states), 0 at reset. Action: Discrete(actions). Never ends.
+    """Observation: the state, Discrete(S), 0 at reset. Action: Discrete(A). Never ends.
 
     A step takes two uniforms: the next state by inverse CDF of the row in force, then, with Bernoulli rewards, 1 where
     the second lies below the mean reward of the pair left behind. `info` holds `segment` (int32), in force during the
     step, and `mean_reward`.
+
+    A subclass draws the MDPs; the fields here are the options that all of them have.
     """
 
-    states: int
-    actions: int
-    draw: Draw
-    """Draws the MDPs of all segments."""
-    changes: tuple[int, ...] | RandomChanges
-    """Steps after which the MDP changes, or how they are drawn."""
-    rewards: str
-    """`bernoulli`, or `mean` for rewards equal to their means."""
-    instance_seed: int | None
-    """Fixes the MDPs and the change points, whatever the key of `reset`; None: drawn from that key."""
-
-    num_uniforms = 2
+    changes: str | int | tuple = ""
+    """Steps after which the MDP changes, with commas between: `4000,8000`."""
+    random_changes: int = 0
+    """Number of change points drawn at reset, instead of `changes`."""
+    minimal_segment: int = 1000
+    """Least steps of a segment between drawn change points."""
+    horizon: int = 50_000
+    """Steps within which change points are drawn."""
+    rewards: str = "bernoulli"
+    """Kind of rewards: `bernoulli`, or `mean` for rewards equal to their means."""
+    instance_seed: int | None = None
+    """Seed of the MDPs and the change points, whatever the key of `reset`; None: they are drawn from that key."""
 
     def __post_init__(self):
         if self.rewards not in REWARDS:
             raise BadRequest(f"rewards must be one of {', '.join(REWARDS)}, got {self.rewards!r}")
-        if isinstance(self.changes, tuple) and (
-            sorted(set(self.changes)) != [*self.changes]
-            or min(self.changes, default=1) < 1
-            or max(self.changes, default=1) >= 2**31
+        points = self.change_points
+        if isinstance(points, tuple) and (
+            sorted(set(points)) != [*points] or min(points, default=1) < 1 or max(points, default=1) >= 2**31
         ):
-            raise BadRequest(f"changes must be increasing positive steps below 2^31, got {self.changes}")
+            raise BadRequest(f"changes must be increasing positive steps below 2^31, got {points}")
 
     @property
-    def name(self) -> str:
-        return "SwitchingMDP"
+    def num_uniforms(self) -> int:
+        return 2
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        raise NotImplementedError
+
+    @property
+    def num_actions(self) -> int:
+        """A."""
+        raise NotImplementedError
+
+    def draw(self, key: jax.Array, segments: int) -> tuple[jax.Array, jax.Array]:
+        """Kernels `[segments, S, A, S]` and mean rewards `[segments, S, A]`."""
+        raise NotImplementedError
+
+    @property
+    def change_points(self) -> tuple[int, ...] | RandomChanges:
+        """Steps after which the MDP changes, or how they are drawn."""
+        if isinstance(self.changes, str):
+            try:
+                given = tuple(int(part) for part in self.changes.split(",") if part.strip())
+            except ValueError:
+                raise BadRequest(
+                    f"changes must be steps with commas between, like 4000,8000, got {self.changes!r}"
+                ) from None
+        else:
+            given = (self.changes,) if isinstance(self.changes, int) else tuple(self.changes)
+        if self.random_changes and given:
+            raise BadRequest("changes and random_changes exclude each other")
+        if self.random_changes:
+            return RandomChanges(self.random_changes, self.minimal_segment, self.horizon)
+        return given
 
     @property
     def segments(self) -> int:
-        return 1 + (self.changes.count if isinstance(self.changes, RandomChanges) else len(self.changes))
+        """Number of segments."""
+        points = self.change_points
+        return 1 + (points.count if isinstance(points, RandomChanges) else len(points))
 
     def reset(self, key: jax.Array, params: NoParams) -> tuple[jax.Array, SwitchingState]:
         if self.instance_seed is not None:
             key = jax.random.key(self.instance_seed)
         draw_key, change_key = jax.random.split(key)
         kernels, means = self.draw(draw_key, self.segments)
-        if isinstance(self.changes, RandomChanges):
-            changes = self.changes.draw(change_key)
-        else:
-            changes = jnp.asarray(self.changes, jnp.int32)
+        points = self.change_points
+        changes = points.draw(change_key) if isinstance(points, RandomChanges) else jnp.asarray(points, jnp.int32)
         state = SwitchingState(
             kernels=kernels,
             cumulative=jnp.cumsum(kernels, axis=-1),
@@ -129,17 +163,17 @@ class SwitchingMDP(UniformEnvironment):
         segment = state.segment
         row = state.cumulative[segment, state.position, action]
         mean = state.means[segment, state.position, action]
-        position = jnp.minimum(jnp.sum(row <= uniforms[0], dtype=jnp.int32), self.states - 1)
+        position = jnp.minimum(jnp.sum(row <= uniforms[0], dtype=jnp.int32), self.num_states - 1)
         reward = (uniforms[1] < mean).astype(mean.dtype) if self.rewards == "bernoulli" else mean
         state = state.replace(position=position, t=state.t + 1)
         info = {"segment": segment, "mean_reward": mean}
         return position, state, reward, jnp.bool_(False), jnp.bool_(False), info
 
     def observation_space(self, params: NoParams) -> Discrete:
-        return Discrete(self.states)
+        return Discrete(self.num_states)
 
     def action_space(self, params: NoParams) -> Discrete:
-        return Discrete(self.actions)
+        return Discrete(self.num_actions)
 
     def max_steps(self, params: NoParams) -> None:
         return None
@@ -149,7 +183,8 @@ def optimal_gain(kernel: jax.Array, means: jax.Array, max_iterations: int = 20_0
     """The largest reward per step of a communicating MDP, by relative value iteration.
 
     Args:
-        kernel: `(S, A, S)`; means: `(S, A)`.
+        kernel: `[S, A, S]`.
+        means: `[S, A]`.
         max_iterations: bound on the sweeps; they stop when the gain is known to rounding.
 
     Every step is taken with probability 0.9 only (Puterman 1994, 8.5.4), which scales the gain, keeps the best policy
@@ -172,10 +207,32 @@ def optimal_gain(kernel: jax.Array, means: jax.Array, max_iterations: int = 20_0
     return (jnp.max(change) + jnp.min(change)) / (2 * (1 - stay))
 
 
+@dataclass(frozen=True, eq=False)
+class GivenMDP(SwitchingMDP):
+    """Segments given by their arrays. Made by `from_arrays`, which checks them."""
+
+    kernels: np.ndarray
+    """`[segments, S, A, S]`"""
+    means: np.ndarray
+    """`[segments, S, A]`"""
+
+    @property
+    def num_states(self) -> int:
+        return self.kernels.shape[1]
+
+    @property
+    def num_actions(self) -> int:
+        return self.kernels.shape[2]
+
+    def draw(self, key: jax.Array, segments: int) -> tuple[jax.Array, jax.Array]:
+        dtype = jnp.result_type(float)
+        return jnp.asarray(self.kernels, dtype), jnp.asarray(self.means, dtype)
+
+
 def from_arrays(
-    kernels: np.ndarray, means: np.ndarray, changes: tuple[int, ...] = (), rewards: str = "bernoulli"
-) -> SwitchingMDP:
-    """The MDPs `kernels (segments, S, A, S)`, `means (segments, S, A)` in turn; the i-th change opens segment i + 1.
+    kernels: ArrayLike, means: ArrayLike, changes: tuple[int, ...] = (), rewards: str = "bernoulli"
+) -> GivenMDP:
+    """The MDPs `kernels [segments, S, A, S]`, `means [segments, S, A]` in turn; the i-th change opens segment i + 1.
 
     Raises:
         BadRequest: shapes that do not fit, rows that are not distributions, means outside [0, 1].
@@ -195,74 +252,78 @@ def from_arrays(
         )
     if not (means.min() >= 0 and means.max() <= 1):
         raise BadRequest(f"mean rewards must lie in [0, 1], got {means.min():.6g} .. {means.max():.6g}")
-
-    def draw(key, segments):
-        dtype = jnp.result_type(float)
-        return jnp.asarray(kernels, dtype), jnp.asarray(means, dtype)
-
-    return SwitchingMDP(kernels.shape[1], kernels.shape[2], draw, tuple(changes), rewards, instance_seed=None)
+    return GivenMDP(kernels, means, changes=tuple(changes), rewards=rewards)
 
 
-def _changes(changes: str | int | tuple, random_changes: int, minimal_segment: int, horizon: int):
-    """The change points that the options of an environment name."""
-    if isinstance(changes, str):
-        try:
-            given = tuple(int(part) for part in changes.split(",") if part.strip())
-        except ValueError:
-            raise BadRequest(f"changes must be steps with commas between, like 4000,8000, got {changes!r}") from None
-    else:
-        given = (changes,) if isinstance(changes, int) else tuple(changes)
-    if random_changes and given:
-        raise BadRequest("changes and random_changes exclude each other")
-    return RandomChanges(random_changes, minimal_segment, horizon) if random_changes else given
-
-
-def random_mdp(
-    states: int = 4,
-    actions: int = 3,
-    concentration: float = 0.3,
-    changes: str | int | tuple = "",
-    random_changes: int = 0,
-    minimal_segment: int = 1000,
-    horizon: int = 50_000,
-    rewards: str = "bernoulli",
-    instance_seed: int | None = None,
-) -> SwitchingMDP:
+@dataclass(frozen=True, eq=False)
+class RandomMDP(SwitchingMDP):
     """Rows from a symmetric Dirichlet of this concentration, means from U[0, 1], all redrawn at each change."""
-    if states < 2 or actions < 1:
-        raise BadRequest(f"states must be at least 2 and actions at least 1, got {states} and {actions}")
-    if not concentration > 0:
-        raise BadRequest(f"concentration must be positive, got {concentration}")
 
-    def draw(key, segments):
+    states: int = 4
+    actions: int = 3
+    concentration: float = 0.3
+
+    def __post_init__(self):
+        if self.states < 2 or self.actions < 1:
+            raise BadRequest(f"states must be at least 2 and actions at least 1, got {self.states} and {self.actions}")
+        if not self.concentration > 0:
+            raise BadRequest(f"concentration must be positive, got {self.concentration}")
+        super().__post_init__()
+
+    @property
+    def num_states(self) -> int:
+        return self.states
+
+    @property
+    def num_actions(self) -> int:
+        return self.actions
+
+    def draw(self, key: jax.Array, segments: int) -> tuple[jax.Array, jax.Array]:
         kernel_key, mean_key = jax.random.split(key)
-        alpha = jnp.full(states, concentration, jnp.result_type(float))
-        kernels = jax.random.dirichlet(kernel_key, alpha, (segments, states, actions))
-        return kernels, jax.random.uniform(mean_key, (segments, states, actions))
-
-    points = _changes(changes, random_changes, minimal_segment, horizon)
-    return SwitchingMDP(states, actions, draw, points, rewards, instance_seed)
+        shape = (segments, self.states, self.actions)
+        alpha = jnp.full(self.states, self.concentration, jnp.result_type(float))
+        return jax.random.dirichlet(kernel_key, alpha, shape), jax.random.uniform(mean_key, shape)
 
 
-def river_swim(
-    change: str = "swap",
-    changes: str | int | tuple = "",
-    random_changes: int = 0,
-    minimal_segment: int = 1000,
-    horizon: int = 50_000,
-    rewards: str = "bernoulli",
-    instance_seed: int | None = None,
-) -> SwitchingMDP:
+@dataclass(frozen=True, eq=False)
+class RiverSwim(SwitchingMDP):
     """RiverSwim (Strehl and Littman 2008) with six states: swimming right is hard, and only the far right pays well.
 
     At a change, with `change=swap`, the two actions swap their roles; with `change=redraw` the probability to get
     ahead, 0.35 in the first segment, is drawn from U[0.2, 0.6).
     """
-    if change not in ("swap", "redraw"):
-        raise BadRequest(f"change must be swap or redraw, got {change!r}")
-    n = 6
 
-    def river(ahead):
+    change: str = "swap"
+
+    def __post_init__(self):
+        if self.change not in ("swap", "redraw"):
+            raise BadRequest(f"change must be swap or redraw, got {self.change!r}")
+        super().__post_init__()
+
+    @property
+    def num_states(self) -> int:
+        return 6
+
+    @property
+    def num_actions(self) -> int:
+        return 2
+
+    def draw(self, key: jax.Array, segments: int) -> tuple[jax.Array, jax.Array]:
+        n = self.num_states
+        ahead = jnp.full(segments, 0.35, jnp.result_type(float))
+        means = jnp.zeros((segments, n, 2), ahead.dtype).at[:, 0, 0].set(0.005).at[:, -1, 1].set(1.0)
+        if self.change == "redraw":
+            drawn = jax.random.uniform(key, (segments,), minval=0.2, maxval=0.6)
+            return jax.vmap(self._river)(jnp.where(jnp.arange(segments) == 0, ahead, drawn)), means
+        kernels, odd = jax.vmap(self._river)(ahead), jnp.arange(segments) % 2 == 1
+        return (
+            jnp.where(odd[:, None, None, None], kernels[:, :, ::-1], kernels),
+            jnp.where(odd[:, None, None], means[:, :, ::-1], means),
+        )
+
+    def _river(self, ahead: jax.Array) -> jax.Array:
+        """The kernel `[S, A, S]` with probability `ahead` to get ahead."""
+        n = self.num_states
         left = jnp.eye(n, k=-1, dtype=ahead.dtype).at[0, 0].set(1.0)
         # In the middle: back with 0.05, ahead with `ahead`; the ends keep what would leave the river.
         right = ahead * jnp.eye(n, k=1) + 0.05 * jnp.eye(n, k=-1) + (0.95 - ahead) * jnp.eye(n)
@@ -270,33 +331,9 @@ def river_swim(
         right = right.at[-1].set(jnp.zeros(n).at[-1].set(0.6).at[-2].set(0.4))
         return jnp.stack([left, right], axis=1)
 
-    def draw(key, segments):
-        ahead = jnp.full(segments, 0.35, jnp.result_type(float))
-        means = jnp.zeros((segments, n, 2), ahead.dtype).at[:, 0, 0].set(0.005).at[:, -1, 1].set(1.0)
-        if change == "redraw":
-            drawn = jax.random.uniform(key, (segments,), minval=0.2, maxval=0.6)
-            return jax.vmap(river)(jnp.where(jnp.arange(segments) == 0, ahead, drawn)), means
-        kernels, odd = jax.vmap(river)(ahead), jnp.arange(segments) % 2 == 1
-        return (
-            jnp.where(odd[:, None, None, None], kernels[:, :, ::-1], kernels),
-            jnp.where(odd[:, None, None], means[:, :, ::-1], means),
-        )
 
-    points = _changes(changes, random_changes, minimal_segment, horizon)
-    return SwitchingMDP(n, 2, draw, points, rewards, instance_seed)
-
-
-def grid(
-    size: int = 4,
-    walls: float = 0.5,
-    slip: float = 0.1,
-    changes: str | int | tuple = "",
-    random_changes: int = 0,
-    minimal_segment: int = 1000,
-    horizon: int = 50_000,
-    rewards: str = "bernoulli",
-    instance_seed: int | None = None,
-) -> SwitchingMDP:
+@dataclass(frozen=True, eq=False)
+class Grid(SwitchingMDP):
     """A room of size x size cells, actions up, right, down, left; at each change the goal and the walls move.
 
     The goal pays 1 whatever is done there and leads back to the start, the upper left corner. A move goes in a random
@@ -304,22 +341,42 @@ def grid(
     `walls` each, between neighbours in a row, but not in the first and the last row: whatever cell the goal is in,
     every cell can be reached.
     """
-    if size < 2:
-        raise BadRequest(f"size must be at least 2, got {size}")
-    for name, value in (("walls", walls), ("slip", slip)):
-        if not 0 <= value <= 1:
-            raise BadRequest(f"{name} must lie in [0, 1], got {value}")
-    cells = size * size
-    rows, columns = np.divmod(np.arange(cells), size)
-    moves = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
-    to_row, to_column = rows[:, None] + moves[:, 0], columns[:, None] + moves[:, 1]
-    inside = (to_row >= 0) & (to_row < size) & (to_column >= 0) & (to_column < size)
-    neighbour = np.where(inside, to_row * size + to_column, np.arange(cells)[:, None])
-    inner = (rows > 0) & (rows < size - 1)
 
-    def room(key):
+    size: int = 4
+    walls: float = 0.5
+    slip: float = 0.1
+
+    def __post_init__(self):
+        if self.size < 2:
+            raise BadRequest(f"size must be at least 2, got {self.size}")
+        for name in ("walls", "slip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadRequest(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        super().__post_init__()
+
+    @property
+    def num_states(self) -> int:
+        return self.size * self.size
+
+    @property
+    def num_actions(self) -> int:
+        return 4
+
+    def draw(self, key: jax.Array, segments: int) -> tuple[jax.Array, jax.Array]:
+        return jax.vmap(self._room)(jax.random.split(key, segments))
+
+    def _room(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Kernel `[S, A, S]` and mean rewards `[S, A]` of one room."""
+        size, cells, slip = self.size, self.num_states, self.slip
+        rows, columns = np.divmod(np.arange(cells), size)
+        moves = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
+        to_row, to_column = rows[:, None] + moves[:, 0], columns[:, None] + moves[:, 1]
+        inside = (to_row >= 0) & (to_row < size) & (to_column >= 0) & (to_column < size)
+        neighbour = np.where(inside, to_row * size + to_column, np.arange(cells)[:, None])
+        inner = (rows > 0) & (rows < size - 1)
+
         wall_key, goal_key = jax.random.split(key)
-        wall = (jax.random.uniform(wall_key, (cells,)) < walls) & inner  # to the right of a cell
+        wall = (jax.random.uniform(wall_key, (cells,)) < self.walls) & inner  # to the right of a cell
         at_goal = jnp.arange(cells) == 1 + jax.random.randint(goal_key, (), 0, cells - 1)
         no_wall = jnp.zeros(cells, bool)
         blocked = jnp.stack([no_wall, wall, no_wall, jnp.roll(wall, 1) & (columns > 0)], axis=1)
@@ -329,11 +386,6 @@ def grid(
         kernel = jnp.where(at_goal[:, None, None], jax.nn.one_hot(0, cells, dtype=kernel.dtype), kernel)
         return kernel, jnp.broadcast_to(at_goal[:, None], (cells, 4)).astype(kernel.dtype)
 
-    def draw(key, segments):
-        return jax.vmap(room)(jax.random.split(key, segments))
 
-    points = _changes(changes, random_changes, minimal_segment, horizon)
-    return SwitchingMDP(cells, 4, draw, points, rewards, instance_seed)
-
-
-NAMES: dict[str, Callable[..., Environment]] = {"Random": random_mdp, "RiverSwim": river_swim, "Grid": grid}
+NAMES: dict[str, Callable[..., Environment]] = {"Random": RandomMDP, "RiverSwim": RiverSwim, "Grid": Grid}
+"""Public names of the family `switching`."""

@@ -44,7 +44,7 @@ def test_bundled_data_sets(name):
 
 
 def played(env, key, rounds=2000):
-    """The last state; contexts, arms, mean, best and realised losses of rounds with uniform arms, `(rounds, ...)`."""
+    """The last state; contexts, arms, mean, best and realised losses of rounds with uniform arms, `[rounds, ...]`."""
 
     def step(carry, key):
         obs, state = carry

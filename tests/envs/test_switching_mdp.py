@@ -8,13 +8,13 @@ import pytest
 from engram.envs.spaces import Discrete
 from engram.envs.tabular.switching import (
     NAMES,
+    Grid,
     RandomChanges,
+    RandomMDP,
+    RiverSwim,
     SwitchingMDP,
     from_arrays,
-    grid,
     optimal_gain,
-    random_mdp,
-    river_swim,
 )
 
 
@@ -61,7 +61,7 @@ def test_named_environments(name):
     assert isinstance(env, SwitchingMDP)
     for key in range(3):
         _, state = env.reset(jax.random.key(key), env.default_params)
-        S, A = env.states, env.actions
+        S, A = env.num_states, env.num_actions
         assert state.kernels.shape == (3, S, A, S)
         assert state.means.shape == (3, S, A)
         np.testing.assert_allclose(state.kernels.sum(-1), 1, atol=1e-5)
@@ -96,7 +96,7 @@ def test_random_changes():
     edges = np.c_[np.zeros(200), changes, np.full(200, 42)]
     assert (np.diff(edges) >= 10).all()
     assert set(np.asarray(changes)[:, 0]) == {10, 11, 12}
-    env = random_mdp(random_changes=14, minimal_segment=1000, horizon=50_000)
+    env = RandomMDP(random_changes=14, minimal_segment=1000, horizon=50_000)
     starts = env.reset(jax.random.key(0), env.default_params)[1].starts
     assert starts.shape == (15,)
     assert starts[0] == 0
@@ -104,7 +104,7 @@ def test_random_changes():
 
 def test_river_swim():
     """The table of Strehl and Littman; at a change left and right swap, or only the current changes."""
-    env = river_swim(changes="10,20")
+    env = RiverSwim(changes="10,20")
     state = env.reset(jax.random.key(0), env.default_params)[1]
     right = np.array([[0.4, 0.6, 0], [0.05, 0.6, 0.35], [0, 0.05, 0.6]])
     np.testing.assert_allclose(state.kernels[0, :3, 1, :3], right, atol=1e-6)
@@ -116,12 +116,12 @@ def test_river_swim():
     np.testing.assert_array_equal(state.kernels[1], state.kernels[0][:, ::-1])
     np.testing.assert_array_equal(state.means[1], state.means[0][:, ::-1])
     np.testing.assert_array_equal(state.kernels[2], state.kernels[0])
-    redrawn = river_swim("redraw", changes="10,20").reset(jax.random.key(0), env.default_params)[1]
+    redrawn = RiverSwim("redraw", changes="10,20").reset(jax.random.key(0), env.default_params)[1]
     np.testing.assert_array_equal(redrawn.kernels[0], state.kernels[0])
     ahead = redrawn.kernels[:, 2, 1, 3]
     assert ((ahead[1:] >= 0.2) & (ahead[1:] < 0.6)).all()
     with jax.enable_x64(True):
-        exact = river_swim().reset(jax.random.key(0), env.default_params)[1]
+        exact = RiverSwim().reset(jax.random.key(0), env.default_params)[1]
         law = np.linalg.matrix_power(np.asarray(exact.kernels[0, :, 1]), 10_000)[0]
         gain = optimal_gain(exact.kernels[0], exact.means[0])
     np.testing.assert_allclose(gain, law[5], rtol=1e-9)  # always right is best
@@ -129,7 +129,7 @@ def test_river_swim():
 
 def test_every_cell_of_a_grid_is_reached():
     for size in (2, 3, 5):
-        env = grid(size, walls=1.0, slip=0.0, changes=tuple(range(1, 12)))
+        env = Grid(size, walls=1.0, slip=0.0, changes=tuple(range(1, 12)))
         state = env.reset(jax.random.key(size), env.default_params)[1]
         goals = set()
         for kernel, means in zip(np.asarray(state.kernels), np.asarray(state.means), strict=True):
@@ -146,7 +146,7 @@ def test_every_cell_of_a_grid_is_reached():
 def test_walls_and_slips_of_a_grid():
     """Cell 4, the middle of 3 x 3: closed in by walls left and right, open up and down; up, right, down, left."""
     for walls, targets in ((1.0, (1, 4, 7, 4)), (0.0, (1, 5, 7, 3))):
-        env = grid(3, walls=walls, slip=0.2, changes=(1, 2, 3, 4))
+        env = Grid(3, walls=walls, slip=0.2, changes=(1, 2, 3, 4))
         state = env.reset(jax.random.key(0), env.default_params)[1]
         rooms = [k for k, m in zip(state.kernels, state.means, strict=True) if m[4, 0] == 0]
         expected = 0.8 * np.eye(9)[list(targets)] + 0.05 * np.eye(9)[list(targets)].sum(0)
@@ -166,16 +166,16 @@ def test_walls_and_slips_of_a_grid():
         (lambda: from_arrays(np.full((1, 2, 1, 2), np.nan), np.zeros((1, 2, 1))), "must be a distribution"),
         (lambda: from_arrays(np.full((1, 2, 1, 3), 0.5), np.zeros((1, 2, 1))), "must fit"),
         (lambda: from_arrays(np.full((1, 2, 1, 2), 0.5), np.zeros((1, 2, 1)), (5,)), "one fewer"),
-        (lambda: random_mdp(changes="8,4"), "increasing positive"),
-        (lambda: random_mdp(changes="a,4"), "changes must be steps with commas"),
-        (lambda: random_mdp(changes="4", random_changes=2), "exclude each other"),
-        (lambda: random_mdp(random_changes=60), "horizon must hold 61 segments of 1000"),
-        (lambda: random_mdp(rewards="gauss"), "rewards must be one of bernoulli, mean"),
-        (lambda: random_mdp(states=1), "states must be at least 2"),
-        (lambda: random_mdp(concentration=0.0), "concentration must be positive"),
-        (lambda: river_swim("mirror"), "change must be swap or redraw"),
-        (lambda: grid(1), "size must be at least 2"),
-        (lambda: grid(slip=2.0), r"slip must lie in \[0, 1\]"),
+        (lambda: RandomMDP(changes="8,4"), "increasing positive"),
+        (lambda: RandomMDP(changes="a,4"), "changes must be steps with commas"),
+        (lambda: RandomMDP(changes="4", random_changes=2), "exclude each other"),
+        (lambda: RandomMDP(random_changes=60), "horizon must hold 61 segments of 1000"),
+        (lambda: RandomMDP(rewards="gauss"), "rewards must be one of bernoulli, mean"),
+        (lambda: RandomMDP(states=1), "states must be at least 2"),
+        (lambda: RandomMDP(concentration=0.0), "concentration must be positive"),
+        (lambda: RiverSwim("mirror"), "change must be swap or redraw"),
+        (lambda: Grid(1), "size must be at least 2"),
+        (lambda: Grid(slip=2.0), r"slip must lie in \[0, 1\]"),
     ],
 )
 def test_bad_requests(make, message):

@@ -1,7 +1,7 @@
 """Last-switch-dependent bandits and their policies in plain NumPy float64, one arm and one round at a time.
 
 Payoffs are a list of dicts {tau: payoff}; linear programs are scipy's (HiGHS). Uniforms come from outside: `coins[t]`
-for the payoff of round t, `draws(plan) -> (2, k)` for cycles and offsets.
+for the payoff of round t, `draws(plan) -> [2, k]` for cycles and offsets.
 """
 
 import itertools

@@ -28,7 +28,7 @@ def optimum(payoffs: np.ndarray, played_limit: int, tolerance: float = 1e-10, sw
     the optimum is the same from everywhere.
 
     Args:
-        payoffs: `(k, M + N)`, columns in the order of tau. Need not be monotone.
+        payoffs: `[k, M + N]`, columns in the order of tau. Need not be monotone.
         tolerance: the `error` to reach.
 
     Raises:
@@ -66,8 +66,8 @@ def rounding_floor(payoffs: np.ndarray, fractions: np.ndarray, played_limit: int
     states pay what virtual ones do.
 
     Args:
-        payoffs: `(k, M + N)`, not falling with tau.
-        fractions: `(k, Q)`, shares of time in the types of `engram.agents.planners.lsd.cycles`.
+        payoffs: `[k, M + N]`, not falling with tau.
+        fractions: `[k, Q]`, shares of time in the types of `engram.agents.planners.lsd.cycles`.
     """
     payoffs, fractions = np.asarray(payoffs, float), np.asarray(fractions, float)
     idle, played = cycles(played_limit, payoffs.shape[1] - played_limit)

@@ -62,7 +62,7 @@ def classification(features, labels):
 
 
 def play(kind, env, example, theta0, signs, width, gamma, s, uniforms):
-    """`kind`: "square", "fast", "neuralucb" or "epsilon-greedy"; `signs (S, p)`; `s`: the other settings, a dict.
+    """`kind`: "square", "fast", "neuralucb" or "epsilon-greedy"; `signs [S, p]`; `s`: the other settings, a dict.
 
     -> actions, losses, predictions, probabilities, parameters after each round.
     """

@@ -19,7 +19,7 @@ def log_evidence(x, symbols):
 
 
 def closed_form(counts):
-    """-L from the counts `(..., O)` alone."""
+    """-L from the counts `[..., O]` alone."""
     symbols = counts.shape[-1]
     return gammaln(symbols) + gammaln(counts + 1).sum(-1) - gammaln(counts.sum(-1) + symbols)
 

@@ -15,6 +15,15 @@ def exact(P, r, pi):
     return v[0]
 
 
+def occupancies(P, pi):
+    """`[H, S, A]`: probability that `pi` is in a state and takes an action at a step, from the start."""
+    at, out = np.eye(P.shape[1])[0], []
+    for kernel, policy in zip(P, pi, strict=True):
+        out.append(at[:, None] * policy)
+        at = np.einsum("sa,sax->x", out[-1], kernel)
+    return np.array(out)
+
+
 class Mirror:
     def __init__(self, P, r, pib, gamma, delta, c, algorithm, counts=None):
         self.P, self.r, self.pib, self.gamma, self.c, self.algorithm = P, r, pib, gamma, c, algorithm

@@ -8,7 +8,7 @@ from tests.oracles import rbocpd
 
 
 def inner_maximum(u, row, width):
-    """max p . u over |p - row|_1 <= width (Jaksch et al. 2010, figure 2), for rows `(n, O)` and widths `(n,)`."""
+    """max p . u over |p - row|_1 <= width (Jaksch et al. 2010, figure 2), for rows `[n, O]` and widths `[n]`."""
     order = sorted(range(len(u)), key=lambda o: (-u[o], o))
     p = row.copy()
     p[:, order[0]] = np.minimum(1, row[:, order[0]] + width / 2)
@@ -39,9 +39,9 @@ def run(kernels, means, starts, uniforms, algorithm, s, bernoulli=True, window=N
         dict of per-step arrays `action`, `next`, `reward`, `alarm`, and `plans`, `sweeps`, `overflow`.
     """
     _, O, A, _ = kernels.shape
-    memory = rbocpd.Exact if s.memory == "exact" else rbocpd.Grid
+    detector = rbocpd.Exact if s.forecasters == "exact" else rbocpd.Grid
     use = algorithm == "rbocpd-ucrl2"
-    detectors = [memory(O, s.cap, s.eta, s.eta_delta / (O * A)) for _ in range(O * A)] if use else []
+    detectors = [detector(O, s.cap, s.eta, s.eta_delta / (O * A)) for _ in range(O * A)] if use else []
     K = s.known_changes
     times = {
         "oracle": set(starts.tolist()),
@@ -83,8 +83,8 @@ def run(kernels, means, starts, uniforms, algorithm, s, bernoulli=True, window=N
         new_episode = in_episode[tested] >= max(1, visits[tested])
         if alarm or t + 1 in times:
             counts[:], sums[:], new_episode = 0, 0, True
-            for detector in detectors:
-                detector.clear()
+            for each in detectors:
+                each.clear()
             since = since if alarm else t + 1
         for name, value in zip(out, (action, following, reward, alarm), strict=True):
             out[name].append(value)

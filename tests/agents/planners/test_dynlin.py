@@ -1,5 +1,6 @@
 """DynLin-UCB: step by step against NumPy in float64, and what theory says of it."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,13 +17,7 @@ from tests.oracles import dynlin as mirror
 BOUNDS = ("radius", "omega", "theta", "gain", "action", "growth", "sigma")
 
 
-def settings(**changes) -> DynLinSettings:
-    values: dict[str, Any] = dict.fromkeys(("delta", "regularisation", *BOUNDS)) | {
-        "steps_per_update": 100,
-        "confidence_scale": 1.0,
-        "discount": 0.98,
-    }
-    return DynLinSettings(**(values | changes))
+settings = partial(DynLinSettings, steps_per_update=100, discount=0.98)
 
 
 def play(agent, rounds, seed=0):
@@ -66,7 +61,7 @@ def test_step_by_step_against_the_mirror(algorithm, name):
 
 
 def test_explicit_bounds_reach_the_confidence_width():
-    given = {
+    given: dict[str, Any] = {
         "delta": 0.2, "regularisation": 2.0, "radius": 0.5, "omega": 0.3, "theta": 0.7,
         "gain": 0.2, "action": 1.3, "growth": 1.5, "sigma": 0.4,
     }  # fmt: skip
@@ -208,20 +203,23 @@ def test_requests_that_are_refused():
     env = ENVS["diagonal"]
     seen: Any = classification_bandit.linear_loss()
     for build, message in (
-        (lambda: DynLin(seen, settings(), "linucb", 10), "dynlin needs a dynamical bandit .*, got LinearLoss"),
+        (
+            lambda: DynLin(seen, settings(), "linucb", 10),
+            "linucb needs an environment of the family dynamical/, got LinearLoss",
+        ),
         (
             lambda: DynLin(env, settings(), "ucb", 10),
-            "unknown algorithm 'ucb': choose from dynlin-ucb, linucb, d-linucb",
+            "unknown algorithm 'ucb': did you mean linucb or d-linucb",
         ),
         (lambda: DynLin(env, settings(radius=0.1), "dynlin-ucb", 10), "at least the system's spectral radius 0.2"),
         (lambda: settings(radius=1.0), r"dynlin.radius must lie in \[0, 1\), got 1.0"),
         (lambda: settings(delta=0.0), r"dynlin.delta must lie in \(0, 1\), got 0.0"),
         (lambda: settings(regularisation=0.0), "dynlin.regularisation must be positive"),
-        (lambda: settings(sigma=-1.0), "dynlin.sigma must be at least 0"),
+        (lambda: settings(sigma=-1.0), "dynlin.sigma must be finite and at least 0"),
         (lambda: settings(growth=0.5), "dynlin.growth must be at least 1"),
         (lambda: settings(discount=1.0), "dynlin.discount must lie in"),
         (lambda: settings(steps_per_update=0), "dynlin.steps_per_update must be at least 1"),
-        (lambda: settings(confidence_scale=-1.0), "dynlin.confidence_scale must be at least 0"),
+        (lambda: settings(confidence_scale=-1.0), "dynlin.confidence_scale must be finite and at least 0"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             build()

@@ -1,6 +1,7 @@
 """Planning and learning in last-switch-dependent bandits, against linear programs, closed forms and a NumPy mirror."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +23,8 @@ def solve(M: int):
     return quick(functools.partial(relax, played_limit=M))
 
 
-SETTINGS = LSDSettings(
-    steps_per_update=50, select="actual", explore=0.5, first_epoch=16, epoch_growth=1.5, block_length=3
-)
-
-
-def settings(**changes) -> LSDSettings:
-    return LSDSettings(**{**SETTINGS.__dict__, **changes})
+SETTINGS = LSDSettings(block_length=3)
+settings = functools.partial(replace, SETTINGS)
 
 
 # ------------------------------------------------------------------------------------------------------- the relaxation
@@ -39,7 +35,7 @@ USUALLY = 142  # 7 shapes of these and 6 of the largest: 1,000 instances
 
 
 def instances(k: int, M: int, N: int) -> np.ndarray:
-    """Payoffs `(n, k, M + N)`, of eight kinds in turn."""
+    """Payoffs `[n, k, M + N]`, of eight kinds in turn."""
     rng = np.random.default_rng([k, M, N])
     out = []
     for i in range(EACH.get((k, M, N), USUALLY)):
@@ -149,7 +145,7 @@ def test_optimum_of_a_large_chain_is_refused():
 
 
 def run(agent: LSD, seeds: int, rounds: int, seed: int = 0):
-    """State after `init` and the trace `(seeds, rounds, ...)` of one `play`."""
+    """State after `init` and the trace `[seeds, rounds, ...]` of one `play`."""
 
     @quick
     @jax.vmap
@@ -158,7 +154,7 @@ def run(agent: LSD, seeds: int, rounds: int, seed: int = 0):
         return state, agent.play(state, jax.random.uniform(jax.random.fold_in(key, 7), (rounds, 1)))
 
     state, (last, trace) = go(jax.random.split(jax.random.key(seed), seeds))
-    return state, last, {name: np.asarray(x) for name, x in trace.items()}
+    return state, last, jax.tree.map(np.asarray, trace)
 
 
 @pytest.mark.parametrize("k", range(2, 7))
@@ -173,7 +169,7 @@ def test_rounding_of_tight_instances(k):
     only = [[(b, a) == (k - 1, 1) for b, a in zip(*cycles(1, k - 1), strict=True)]] * k
     assert abs(rounding_floor(np.asarray(state.env.payoffs[0]), np.array(only), 1) - (1 - (1 - 1 / k) ** k)) <= 1e-12
 
-    earned = trace["mean"][:, k:].mean(1)  # two whole cycles after the first, of which both are alike
+    earned = trace.mean[:, k:].mean(1)  # two whole cycles after the first, of which both are alike
     error = earned.std() / 64
     assert error < 0.004
     assert abs(earned.mean() - (1 - (1 - 1 / k) ** k)) < 4.5 * error
@@ -187,7 +183,7 @@ def test_greedy_trap():
     with jax.enable_x64(True):
         assert abs(float(solve(1)(jnp.asarray(payoffs)).value) - 0.5) <= 1e-12
     trace = run(LSD(env, SETTINGS, "greedy", 1000), 1, 100)[2]
-    np.testing.assert_allclose(trace["mean"][:, 1:], 0.06, atol=1e-7)  # 0.95 once, from rest
+    np.testing.assert_allclose(trace.mean[:, 1:], 0.06, atol=1e-7)  # 0.95 once, from rest
 
 
 @pytest.mark.parametrize("select", ["actual", "virtual"])
@@ -208,7 +204,7 @@ def test_guarantee(select):
         def rounding(key):
             again = agent.plan(state.replace(key=key, epoch=jnp.int32(0)))
             _, trace = agent.play(again, jnp.zeros((warm + rounds, 1)))
-            return trace["mean"][warm:].mean()
+            return trace.mean[warm:].mean()
 
         return state.env.payoffs, lp, jax.vmap(rounding)(jax.random.split(key, 256))
 
@@ -237,15 +233,15 @@ def test_real_states_never_fall_behind_virtual_ones(algorithm, select):
         return jax.lax.scan(agent.play, agent.init(key), uniforms)[1]
 
     trace = jax.tree.map(np.asarray, go(jax.random.split(jax.random.key(1), 256)))
-    assert (trace["tau"] >= trace["virtual"]).all()
-    assert (trace["tau"] > trace["virtual"]).mean() > 0.01  # arms had to give way
+    assert (trace.tau >= trace.virtual).all()
+    assert (trace.tau > trace.virtual).mean() > 0.01  # arms had to give way
 
 
 def test_single_arm_earns_the_relaxation():
     """k = 1: nobody gives way, so every whole cycle after the first M + N rounds earns LP a round."""
     with jax.enable_x64(True):
         state, _, trace = run(LSD(lsd.random(1, 2, 3), SETTINGS, "planner", 1000), 64, 65)
-        np.testing.assert_allclose(trace["mean"][:, 5:].mean(1), state.lp, atol=1e-12)  # 60 = lcm(1, .., 5)
+        np.testing.assert_allclose(trace.mean[:, 5:].mean(1), state.lp, atol=1e-12)  # 60 = lcm(1, .., 5)
     assert len(np.unique(state.cycle.length)) > 2
 
 
@@ -261,8 +257,8 @@ def test_recharging_arms_on_their_own():
             np.asarray(state.cycle.phase[i]).tolist(),
             300,
         )
-        assert [*zip(trace["action"][i].tolist(), trace["mean"][i].tolist(), strict=True)] == out
-    assert (trace["action"] < 4).mean() > 0.5
+        assert [*zip(trace.action[i].tolist(), trace.mean[i].tolist(), strict=True)] == out
+    assert (trace.action < 4).mean() > 0.5
 
 
 # ------------------------------------------------------------------------------------------------------------- learning
@@ -356,7 +352,9 @@ def test_step_by_step(algorithm, shape):
             for name, column in zip(
                 ("action", "reward", "mean", "tau", "virtual"), zip(*rows, strict=True), strict=False
             ):
-                np.testing.assert_array_equal(trace[name][i].reshape(T, -1), np.array(column).reshape(T, -1), name)
+                np.testing.assert_array_equal(
+                    getattr(trace, name)[i].reshape(T, -1), np.array(column).reshape(T, -1), name
+                )
         if algorithm == "epoch-ucb":
             assert (last.epoch >= 5).all()
             assert any(used)
@@ -393,10 +391,10 @@ def test_blocks_beyond_greed():
     """ISI-CombUCB1 finds that resting pays (Laforgue et al.), and, where being played wears arms out (M = 2), is not
     misled by a block that begins with the arm it ended with."""
     trap = run(LSD(lsd.delay_two(), settings(block_length=10), "isi-combucb1", 3300), 8, 3300)[2]
-    assert trap["mean"][:, 1650:].mean() > 0.3  # greed earns 0.06
+    assert trap.mean[:, 1650:].mean() > 0.3  # greed earns 0.06
     worn = lsd.from_payoffs([[0.0, 0.9, 0.9], [0.3, 0.3, 0.3]], 2)
     trace = run(LSD(worn, SETTINGS, "isi-combucb1", 6000), 16, 6000)[2]
-    assert trace["mean"][:, 3000:].mean() > 0.6
+    assert trace.mean[:, 3000:].mean() > 0.6
 
 
 # ------------------------------------------------------------------------------------------------------------ the agent
@@ -440,7 +438,7 @@ def test_nothing_pays():
         (lambda: settings(epoch_growth=1.0), "lsd.epoch_growth must be above 1"),
         (
             lambda: LSD(lsd.random(), SETTINGS, "ucb", 100),
-            "unknown algorithm 'ucb'; lsd has planner, explore-then-commit",
+            "unknown algorithm 'ucb': did you mean epoch-ucb",
         ),
         (
             lambda: LSD(lsd.random(), SETTINGS, "explore-then-commit", 30),
@@ -462,5 +460,5 @@ def test_impossible_requests(make, message):
 def test_payoffs_that_fall(algorithm):
     """What needs no monotone payoffs runs on those of Laforgue et al."""
     trace = run(LSD(lsd.delay_three(), SETTINGS, algorithm, 3600), 2, 60)[2]
-    assert (trace["action"] < 5).all()
+    assert (trace.action < 5).all()
     assert lsd.delay_three().reset(jax.random.key(0), NoParams())[1].tau.tolist() == [8] * 5

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engram.agents.planners.neucb import ALGORITHMS, LEAST, NeuCB, NeuCBSettings, draw, fast_weights, square_weights
+from engram.agents.planners.neucb import ALGORITHMS, LEAST, NeuCB, NeuCBSettings, fast_weights, square_weights
 from engram.envs.bandits import classification as classification_bandit
 from engram.envs.bandits import dynamical as dynamical_bandit
 from engram.envs.bandits.classification import ClassificationBandit
+from engram.envs.tabular.episodic import inverse_cdf
 from tests.oracles import neucb as mirror
 
-DEFAULTS = NeuCBSettings(
+SETTINGS = NeuCBSettings(
     steps_per_update=50,
     width=10,
     learning_rate=0.5,
@@ -22,15 +23,13 @@ DEFAULTS = NeuCBSettings(
     ball=3.0,
     perturbation=0.3,
     perturbations=4,
-    exploration=None,
     ucb_scale=0.3,
-    ucb_regularisation=1.0,
     epsilon=0.2,
 )
 
 
 def settings(**changes) -> NeuCBSettings:
-    return dataclasses.replace(DEFAULTS, **changes)
+    return dataclasses.replace(SETTINGS, **changes)
 
 
 def examples() -> ClassificationBandit:
@@ -116,9 +115,9 @@ def test_weights_by_hand():
 
 def test_draws_follow_the_distribution():
     p = jnp.array([0.5, 0.0, 0.25, 0.25])
-    drawn = jax.vmap(lambda u: draw(p, u))(jnp.array([0.0, 0.4999, 0.5, 0.7499, 0.75, 0.9999999]))
+    drawn = jax.vmap(lambda u: inverse_cdf(p, u))(jnp.array([0.0, 0.4999, 0.5, 0.7499, 0.75, 0.9999999]))
     np.testing.assert_array_equal(drawn, [0, 0, 2, 2, 3, 3])
-    assert int(draw(jnp.array([0.3, 0.3]), jnp.float32(0.99))) == 1
+    assert int(inverse_cdf(jnp.array([0.3, 0.3]), jnp.float32(0.99))) == 1
 
 
 # ------------------------------------------------------------------------------------------------------ the regression
@@ -315,14 +314,17 @@ def test_default_exploration():
 def test_requests_that_are_refused():
     hidden: Any = dynamical_bandit.diagonal()
     for build, message in (
-        (lambda: NeuCB(hidden, settings(), "neufastcb", 10), "shows a context per arm, got FixedSystem"),
-        (lambda: NeuCB(ENV, settings(), "neuralts", 10), "unknown algorithm 'neuralts': choose from neufastcb, "),
-        (lambda: settings(width=7), "neucb.width must be an even number from 0, got 7"),
-        (lambda: settings(learning_rate=0.0), "neucb.learning_rate must be positive, got 0.0"),
+        (
+            lambda: NeuCB(hidden, settings(), "neufastcb", 10),
+            "neufastcb needs an environment of the family classification/, got FixedSystem",
+        ),
+        (lambda: NeuCB(ENV, settings(), "neuralts", 10), "unknown algorithm 'neuralts': did you mean neuralucb"),
+        (lambda: settings(width=7), "neucb.width must be 0 or a positive even number, got 7"),
+        (lambda: settings(learning_rate=0.0), "neucb.learning_rate must be positive and finite, got 0.0"),
         (lambda: settings(ball=-1.0), "neucb.ball must be positive"),
         (lambda: settings(perturbations=0), "neucb.perturbations must be at least 1"),
-        (lambda: settings(perturbation=-0.1), "neucb.perturbation must be at least 0"),
-        (lambda: settings(exploration=-1.0), "neucb.exploration must be at least 0"),
+        (lambda: settings(perturbation=-0.1), "neucb.perturbation must be finite and at least 0"),
+        (lambda: settings(exploration=-1.0), "neucb.exploration must be finite and at least 0"),
         (lambda: settings(epsilon=1.5), r"neucb.epsilon must lie in \[0, 1\]"),
         (lambda: settings(steps_per_update=0), "neucb.steps_per_update must be at least 1"),
     ):

@@ -3,6 +3,7 @@
 from functools import cache, partial
 from itertools import product
 from math import log
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +18,26 @@ UPDATES = {"exact": (rbocpd.init, rbocpd.update), "grid": (rbocpd.init_grid, rbo
 MIRRORS = {"exact": mirror.Exact, "grid": mirror.Grid}
 
 
+def change_point(det, eta):
+    """The most likely change: samples before it since the restart. Needs at least two samples."""
+    total = jnp.sum(det.counts)
+    if isinstance(det, rbocpd.Grid):
+        j, candidate = total - det.age, det.age > 0
+    else:
+        j = jnp.arange(det.excess.shape[0], dtype=total.dtype)
+        candidate = (j >= 1) & (j < total)
+    weight = jnp.where(candidate, det.excess + eta.log(total, j, det.counts.shape[0]), -jnp.inf)
+    return j[jnp.argmax(weight)].astype(jnp.int32)
+
+
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
-def watch(streams, symbols, cap, memory, kind, delta):
+def watch(streams, symbols, cap, forecasters, kind, delta):
     """Alarm, excess and change point `[streams, n]` after every sample, without restarts."""
-    eta, (init, update) = rbocpd.make_eta(kind, delta), UPDATES[memory]
+    eta, (init, update) = rbocpd.make_eta(kind, delta), UPDATES[forecasters]
 
     def one(det, x):
         det, verdict = update(det, x, eta)
-        return det, (verdict.alarm, verdict.excess, rbocpd.change_point(det, eta))
+        return det, (verdict.alarm, verdict.excess, change_point(det, eta))
 
     return jax.vmap(lambda xs: jax.lax.scan(one, init(symbols, cap), xs)[1])(streams)
 
@@ -168,29 +181,29 @@ def test_delay_is_within_the_theorem():
 def test_names_of_symbols_do_not_matter():
     rng = np.random.default_rng(5)
     xs = changing(rng, [0.6, 0.3, 0.1], [0.1, 0.3, 0.6], 100, 100, 20)
-    for memory in rbocpd.MEMORIES:
+    for forecasters in rbocpd.FORECASTERS:
         with jax.enable_x64(True):
             alarms = [
-                np.asarray(watch(x, 3, 200, memory, "squared", 0.05)[0])
+                np.asarray(watch(x, 3, 200, forecasters, "squared", 0.05)[0])
                 for x in (xs, np.array([2, 0, 1], np.int32)[xs])
             ]
         assert alarms[0].any()
         np.testing.assert_array_equal(alarms[0], alarms[1])
 
 
-@pytest.mark.parametrize("memory", rbocpd.MEMORIES)
-def test_float32_alarms_when_float64_does(memory):
-    """First alarms of 30 streams, against the mirror, on memory that is too short for half of them."""
+@pytest.mark.parametrize("forecasters", rbocpd.FORECASTERS)
+def test_float32_alarms_when_float64_does(forecasters):
+    """First alarms of 30 streams, against the mirror, on forecasters that is too short for half of them."""
     rng = np.random.default_rng(7)
     xs = changing(rng, [0.7, 0.2, 0.1], [0.2, 0.2, 0.6], 200, 200, 30)
-    first = first_alarms(np.asarray(watch(xs, 3, 256, memory, "squared", 0.05)[0]))
+    first = first_alarms(np.asarray(watch(xs, 3, 256, forecasters, "squared", 0.05)[0]))
     for x, found in zip(xs, first, strict=True):
-        det = MIRRORS[memory](3, 256, "squared", 0.05)
+        det = MIRRORS[forecasters](3, 256, "squared", 0.05)
         assert found == next((i for i, symbol in enumerate(x) if det.update(symbol)), len(x))
 
 
 def test_overflow():
-    """Ten samples fill a memory of ten; the next one sets the flag, and older candidates still count."""
+    """Ten samples fill a forecasters of ten; the next one sets the flag, and older candidates still count."""
     eta = rbocpd.make_eta("squared", 0.05)
 
     def one(det, x):
@@ -212,6 +225,6 @@ def test_requests_that_cannot_be_met():
     with pytest.raises(ValueError, match="at least 2 symbols"):
         rbocpd.init(1, 10)
     with pytest.raises(ValueError, match="eta must be one of paper, squared, certified, got 'half'"):
-        rbocpd.make_eta("half", 0.1)
+        rbocpd.make_eta(cast(Any, "half"), 0.1)
     with pytest.raises(ValueError, match=r"eta_delta must lie in \(0, 1\), got 0"):
         rbocpd.make_eta("certified", 0.0)

@@ -11,18 +11,13 @@ from scipy.optimize import linprog
 from scipy.stats import binom
 
 from engram.agents.planners.ucrl import ALGORITHMS, UCRL, UCRLSettings, extended_q
-from engram.envs.tabular.switching import from_arrays, optimal_gain, random_mdp
+from engram.envs.tabular.switching import RandomMDP, from_arrays, optimal_gain
 from tests.oracles import ucrl as mirror
 
 SETTINGS = UCRLSettings(
-    steps_per_update=500,
-    delta=0.05,
-    conf_scale=0.1,
     episode_test="pre",
     evi_iterations=1000,
-    eta="squared",
-    eta_delta=0.05,
-    memory="exact",
+    forecasters="exact",
     cap=512,
     known_changes=2,
     window=300,
@@ -59,8 +54,8 @@ def uniforms(seeds=2, steps=STEPS, seed=0):
 
 
 CASES = [(algorithm, {}, "bernoulli") for algorithm in ALGORITHMS] + [
-    ("rbocpd-ucrl2", {"memory": "grid"}, "mean"),
-    ("rbocpd-ucrl2", {"memory": "grid", "cap": 100, "episode_test": "post"}, "bernoulli"),
+    ("rbocpd-ucrl2", {"forecasters": "grid"}, "mean"),
+    ("rbocpd-ucrl2", {"forecasters": "grid", "cap": 100, "episode_test": "post"}, "bernoulli"),
     ("rbocpd-ucrl2", {"eta": "certified", "episode_test": "post"}, "bernoulli"),
     ("rbocpd-ucrl2", {"eta": "paper"}, "mean"),
     ("rbocpd-ucrl2", {"cap": 40}, "bernoulli"),
@@ -85,11 +80,11 @@ def test_step_by_step_as_the_mirror(algorithm, changed, rewards):
             kernels, means, starts, u, algorithm, settings, rewards == "bernoulli", window, agent.widening
         )
         for name in ("action", "next", "alarm"):
-            np.testing.assert_array_equal(outputs[name][lane], expected[name], err_msg=name)
-        np.testing.assert_allclose(outputs["reward"][lane], expected["reward"], rtol=0, atol=1e-15)
+            np.testing.assert_array_equal(getattr(outputs, name)[lane], expected[name], err_msg=name)
+        np.testing.assert_allclose(outputs.reward[lane], expected["reward"], rtol=0, atol=1e-15)
         assert state.plans[lane] == expected["plans"]
         assert state.t[lane] == STEPS
-        if algorithm == "rbocpd-ucrl2" and settings.memory == "exact":
+        if algorithm == "rbocpd-ucrl2" and settings.forecasters == "exact":
             assert state.detectors.overflow[lane] == expected["overflow"] == (settings.cap == 40)
     if algorithm == "rbocpd-ucrl2" and settings.eta != "certified" and settings.cap > 40:
         assert (state.alarms >= 2).all()  # the comparison covers restarts
@@ -107,9 +102,9 @@ def test_lanes_and_cuts_do_not_change_a_trace():
         for part in (drawn[13, :300], drawn[13, 300:]):
             state, half = jax.jit(agent.play)(state, jnp.asarray(part))
             halves.append(half)
-    for name, values in outputs.items():
-        np.testing.assert_array_equal(values[0], all_outputs[name][13])
-        np.testing.assert_array_equal(values[0], np.concatenate([half[name] for half in halves]))
+    for values, among_all, first, second in zip(*map(jax.tree.leaves, (outputs, all_outputs, *halves)), strict=True):
+        np.testing.assert_array_equal(values[0], among_all[13])
+        np.testing.assert_array_equal(values[0], np.concatenate([first, second]))
     np.testing.assert_array_equal(alone.counts[0], together.counts[13])
     np.testing.assert_array_equal(alone.counts[0], state.counts)
 
@@ -178,7 +173,7 @@ def test_without_alarms_it_is_ucrl2():
     assert (state.alarms == 0).all()
     for lane, plain in enumerate(plain_ucrl2(kernels, means, CHANGES, drawn, never)):
         for name in ("action", "next", "reward"):
-            np.testing.assert_array_equal(quiet[name][lane], plain[name])
+            np.testing.assert_array_equal(getattr(quiet, name)[lane], plain[name])
 
 
 def test_a_stationary_world_raises_no_alarm():
@@ -191,7 +186,7 @@ def test_a_stationary_world_raises_no_alarm():
     assert (state.alarms > 0).sum() <= 4
     for lane in np.flatnonzero(state.alarms == 0)[:4]:
         (plain,) = plain_ucrl2(kernels, means, (), drawn[lane : lane + 1], settings)
-        np.testing.assert_array_equal(outputs["action"][lane], plain["action"])
+        np.testing.assert_array_equal(outputs.action[lane], plain["action"])
 
 
 def test_the_oracle_is_ucrl2_on_every_segment():
@@ -210,15 +205,15 @@ def test_the_oracle_is_ucrl2_on_every_segment():
             end = start + 500
             _, alone = run(fresh.replace(env=env), jnp.asarray(drawn[0, start:end]))
             for name in ("action", "next", "reward"):
-                np.testing.assert_array_equal(oracle[name][0, start:end], alone[name])
-            position = int(alone["next"][-1])
+                np.testing.assert_array_equal(getattr(oracle, name)[0, start:end], getattr(alone, name))
+            position = int(alone.next[-1])
 
 
 @cache
 def long_run(algorithm, seeds=8):
     """Total rewards `[seeds]` and final states of 16,000 steps with changes at 4000, 8000 and 12,000, float32."""
-    settings = replace(SETTINGS, memory="grid", cap=4096, steps_per_update=2000)
-    env = random_mdp(4, 3, 0.3, changes="4000,8000,12000")
+    settings = replace(SETTINGS, forecasters="grid", cap=4096, steps_per_update=2000)
+    env = RandomMDP(4, 3, 0.3, changes="4000,8000,12000")
     agent = UCRL(env, settings, algorithm, 16_000)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
 
@@ -251,7 +246,7 @@ def test_metrics():
     assert (state.last_alarm >= 12_000).all()
     assert (state.last_alarm < 12_300).all()
     assert (metrics["train/unconverged_last"] == 0).all()
-    agent = UCRL(random_mdp(4, 3), SETTINGS, "ucrl2", 100)
+    agent = UCRL(RandomMDP(4, 3), SETTINGS, "ucrl2", 100)
     evaluation = agent.evaluate(jax.tree.map(lambda x: jnp.asarray(x[0]), state), jax.random.key(0))
     np.testing.assert_allclose(evaluation["eval/return"], state.reward_total[0] / 16_000, rtol=1e-6)
 
@@ -278,7 +273,7 @@ def test_windows_and_restarts_of_theory():
         ("episode_test", "mid"),
         ("eta", "cubed"),
         ("eta_delta", 1.0),
-        ("memory", "all"),
+        ("forecasters", "all"),
         ("cap", 1),
         ("diameter", 0.0),
         ("known_changes", 0),
@@ -290,5 +285,5 @@ def test_impossible_settings(name, value):
 
 
 def test_unknown_algorithms_are_named():
-    with pytest.raises(ValueError, match=r"unknown algorithm 'ucrl3'; known: rbocpd-ucrl2, ucrl2, .*oracle"):
-        UCRL(random_mdp(), SETTINGS, "ucrl3", 100)
+    with pytest.raises(ValueError, match=r"unknown algorithm 'ucrl3': did you mean .*ucrl2"):
+        UCRL(RandomMDP(), SETTINGS, "ucrl3", 100)
