@@ -67,7 +67,7 @@ SEGMENT = 32
 """Steps between the states that the checkpointed scans keep."""
 COPY_BYTES = 2**28
 SMALL = 4
-"""What `--small` cuts every size of a problem to."""
+"""Largest value of each size of a problem with `--small`."""
 
 Scan = Callable[..., tuple[Any, Any]]
 """`scan(weights, sequence, reset, state) -> y, last`. Weights, sequence and state are trees; time comes first."""
@@ -135,7 +135,7 @@ def normal(keys: Iterator[jax.Array], *shape: int) -> jax.Array:
     return jax.random.normal(next(keys), shape)
 
 
-def linear_inputs(keys, steps, batch, state):
+def linear_inputs(keys: Iterator[jax.Array], steps: int, batch: int, state: int) -> tuple[Any, Any, Any]:
     def numbers(*shape):
         return lax.complex(normal(keys, *shape), normal(keys, *shape)) / math.sqrt(2)
 
@@ -144,17 +144,17 @@ def linear_inputs(keys, steps, batch, state):
     return a, numbers(steps, batch, state), numbers(batch, state)
 
 
-def linear_real_inputs(keys, steps, batch, channels):
+def linear_real_inputs(keys: Iterator[jax.Array], steps: int, batch: int, channels: int) -> tuple[Any, Any, Any]:
     a = jax.nn.sigmoid(normal(keys, steps, batch, channels) + 2)
     return (), (a, normal(keys, steps, batch, channels)), normal(keys, batch, channels)
 
 
-def linear(weights, sequence, reset, state, backend):
+def linear(weights: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[Any, Any]:
     a, x = sequence if isinstance(sequence, tuple) else (weights, sequence)
     return linear_scan(a, x, reset, state, backend=backend)
 
 
-def associative_folded(weights, sequence, reset, state):
+def associative_folded(weights: Any, sequence: Any, reset: Any, state: Any) -> tuple[Any, Any]:
     """`lax.associative_scan` over `(a, b)`, a reset being `a = 0`: a product, through which NaN leaks."""
     a, x = sequence if isinstance(sequence, tuple) else (weights, sequence)
     a = jnp.where(reset[..., None], 0, a)
@@ -167,7 +167,7 @@ def associative_folded(weights, sequence, reset, state):
     return h, h[-1]
 
 
-def associative_resets(weights, sequence, reset, state):
+def associative_resets(weights: Any, sequence: Any, reset: Any, state: Any) -> tuple[Any, Any]:
     """`lax.associative_scan` over `(a, b, reset)`: an operator that knows resets (Lu et al. 2023), here by select. The
     state is handed in as a first element."""
     a, x = sequence if isinstance(sequence, tuple) else (weights, sequence)
@@ -186,19 +186,21 @@ def associative_resets(weights, sequence, reset, state):
 ASSOCIATIVE = {"associative_scan, a = 0": associative_folded, "associative_scan, resets": associative_resets}
 
 
-def selective_inputs(keys, steps, batch, channels, state):
+def selective_inputs(
+    keys: Iterator[jax.Array], steps: int, batch: int, channels: int, state: int
+) -> tuple[Any, Any, Any]:
     A = -jnp.exp(normal(keys, state, channels))
     dt = jax.nn.softplus(normal(keys, steps, batch, channels) - 3)  # Mamba's steps begin between 0.001 and 0.1
     u, B, C = (normal(keys, steps, batch, size) for size in (channels, state, state))
     return (A, normal(keys, channels)), (u, dt, B, C), normal(keys, batch, state, channels)
 
 
-def selective(weights, sequence, reset, state, backend):
+def selective(weights: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[Any, Any]:
     (A, skip), (u, dt, B, C) = weights, sequence
     return selective_scan(u, dt, A, B, C, skip, reset, state, backend=backend)
 
 
-def torch_selective(torch, weights, sequence, reset, state):
+def torch_selective(torch: Any, weights: Any, sequence: Any, reset: Any, state: Any) -> tuple[Any, Any]:
     (A, skip), (u, dt, B, C) = weights, sequence
     outputs = []
     # Parts of one `unbind`: the gradient of an index per step would be an array of all steps, T times.
@@ -209,49 +211,51 @@ def torch_selective(torch, weights, sequence, reset, state):
     return torch.stack(outputs) + skip * u, state
 
 
-def gla_inputs(keys, steps, batch, heads, size, per_row=False):
+def gla_inputs(
+    keys: Iterator[jax.Array], steps: int, batch: int, heads: int, size: int, per_row: bool = False
+) -> tuple[Any, Any, Any]:
     rows = (steps, batch, heads, size)
     q, k, v = (normal(keys, *rows) / scale for scale in (math.sqrt(size), 1, 1))
     log_decay = jax.nn.log_sigmoid(normal(keys, *(rows if per_row else rows[:3])) + 3)
     return (), (q, k, v, log_decay), normal(keys, batch, heads, size, size)
 
 
-def gla(_, sequence, reset, state, backend):
+def gla(_: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[Any, Any]:
     q, k, v, log_decay = sequence
     return gla_scan(q, k, v, log_decay, reset, state, backend=backend)
 
 
-def delta_inputs(keys, steps, batch, heads, size):
+def delta_inputs(keys: Iterator[jax.Array], steps: int, batch: int, heads: int, size: int) -> tuple[Any, Any, Any]:
     q, k, v = (normal(keys, steps, batch, heads, size) for _ in range(3))
     k /= jnp.linalg.norm(k, axis=-1, keepdims=True)  # the recurrence is stable for keys of length 1
     beta = jax.nn.sigmoid(normal(keys, steps, batch, heads))
     return (), (q / math.sqrt(size), k, v, beta), normal(keys, batch, heads, size, size)
 
 
-def delta(_, sequence, reset, state, backend):
+def delta(_: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[Any, Any]:
     q, k, v, beta = sequence
     return delta_scan(q, k, v, beta, None, reset, state, backend=backend)
 
 
-def aaren_inputs(keys, steps, batch, heads, size):
+def aaren_inputs(keys: Iterator[jax.Array], steps: int, batch: int, heads: int, size: int) -> tuple[Any, Any, Any]:
     state = normal(keys, batch, heads), 1 + jax.random.uniform(next(keys), (batch, heads))
     sequence = normal(keys, steps, batch, heads), normal(keys, steps, batch, heads, size)
     return (), sequence, (*state, normal(keys, batch, heads, size))
 
 
-def aaren(_, sequence, reset, state, backend):
+def aaren(_: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[Any, Any]:
     scores, v = sequence
     return aaren_scan(scores, v, reset, state, backend=backend)
 
 
-def layer_inputs(keys, steps, batch, width):
+def layer_inputs(keys: Iterator[jax.Array], steps: int, batch: int, width: int) -> tuple[Any, Any, Any]:
     mamba, x = Mamba(width), normal(keys, steps, batch, width)
     state = mamba.initial_state(batch)
     parameters = jax.jit(mamba.init)(next(keys), state, x, jnp.zeros((steps, batch), bool))
     return parameters, x, state
 
 
-def layer(parameters, x, reset, state, backend):
+def layer(parameters: Any, x: Any, reset: Any, state: Any, backend: str) -> tuple[Any, Any]:
     last, y = Mamba(x.shape[-1], backend=backend).apply(parameters, state, x, reset)  # type: ignore[misc]
     return y, last
 
@@ -375,7 +379,7 @@ def figure(x: float) -> str:
     return f"{x:.{max(0, 2 - math.floor(math.log10(x)))}f}" if x > 0 else "0"
 
 
-def forward_and_backward(scan: Scan):
+def forward_and_backward(scan: Scan) -> Callable[..., Any]:
     def run(inputs, reset, cotangents):
         values, back = jax.vjp(lambda weights, sequence, state: scan(weights, sequence, reset, state), *inputs)
         return values, back(cotangents)
@@ -417,7 +421,7 @@ def in_double(scan: Scan, inputs: Any, reset: jax.Array, cotangents: Any) -> Any
 
 
 def repeats() -> int:
-    """How often a timed call does its work. Starting a program on a GPU can take longer than what is timed."""
+    """Number of times that a timed call does its work. Starting a program on a GPU can take longer than the work."""
     return 20 if jax.default_backend() == "gpu" else 1
 
 
@@ -440,7 +444,7 @@ def repeated(call: Callable[..., Any], times: int, *fed: Any) -> Callable[[], An
     return lambda: program(*fed)
 
 
-def compiled(scan: Scan, inputs, reset, cotangents, truth) -> Contender:
+def compiled(scan: Scan, inputs: Any, reset: Any, cotangents: Any, truth: Any) -> Contender:
     start = time.perf_counter()
     both = jax.jit(forward_and_backward(scan)).lower(inputs, reset, cotangents).compile()
     jax.block_until_ready(both(inputs, reset, cotangents))
@@ -462,7 +466,7 @@ def compiled(scan: Scan, inputs, reset, cotangents, truth) -> Contender:
     return Contender(*timed, first_call, memory, error)
 
 
-def in_torch(scan: Callable, inputs, reset, cotangents, truth) -> Contender:
+def in_torch(scan: Callable, inputs: Any, reset: Any, cotangents: Any, truth: Any) -> Contender:
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(cores())
     inputs, reset, cotangents = jax.tree.map(lambda x: torch.from_numpy(np.array(x)), (inputs, reset, cotangents))
@@ -546,7 +550,7 @@ def cores() -> int:
 
 
 def environment(kept: bool, with_torch: bool) -> str:
-    """What the numbers depend on."""
+    """Machine and versions, on which the numbers depend."""
     packages = ["jax", "jaxlib", "numpy", *(["torch"] if with_torch else [])]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     names = ("MALLOC_", "GLIBC_TUNABLES", "XLA_FLAGS", "OMP_", "ENGRAM_KERNELS")

@@ -11,15 +11,17 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.kernels import associative_resets
+from engram.errors import BadRequest
 from engram.kernels.linear_scan import join, split
 from engram.kernels.malloc import keep_freed_memory
-from engram.memory import MEMORIES, Memory, make_memory
+from engram.memory import MEMORIES, Memory, State, make_memory
 from engram.memory.s5 import S5
 
 BASELINE = "gru"
@@ -30,7 +32,7 @@ class AssociativeS5(S5):
     """The named alternative: the same layer, its recurrence by `lax.associative_scan` over `(a, b, reset)` elements
     (Lu et al. 2023)."""
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         decay, planes = self.discretise(x)
         h, last = associative_resets(decay, join(planes), reset, state)
         return last, self.read(split(h), x)
@@ -42,7 +44,7 @@ def build(name: str, width: int) -> Memory:
     return make_memory(name, width, norm=False, residual=False).layers[0]
 
 
-def prepare(memory: Memory, steps: int, batch: int):
+def prepare(memory: Memory, steps: int, batch: int) -> tuple[Callable[[], Any], Callable[[], Any], float, jax.Array]:
     """Compiled forward, and forward + backward (gradients of parameters and input), as calls without arguments; the
     first-call seconds of the latter; the output."""
     x = jax.random.normal(jax.random.key(0), (steps, batch, memory.width))
@@ -62,7 +64,7 @@ def prepare(memory: Memory, steps: int, batch: int):
     return (lambda: forward(parameters, state, x, reset)), (lambda: backward(parameters, x)), compile_s, y
 
 
-def median_ms(calls: dict, rounds: int) -> dict:
+def median_ms(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median wall-clock milliseconds of each call over interleaved rounds."""
     seconds = {name: [] for name in calls}
     for _ in range(rounds):
@@ -97,8 +99,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--memories", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--memories", nargs="+", default=names, metavar="NAME", help=f"{', '.join(names)}, module:Class"
+    )
     options = parser.parse_args()
+    try:
+        for name in options.memories:
+            build(name, options.width)
+    except BadRequest as error:
+        parser.error(str(error))
     keep_freed_memory()
     chosen = list(dict.fromkeys([BASELINE, *options.memories]))
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())

@@ -59,7 +59,7 @@ TASKS = {"parity": Task(permutations(2)), "s3": Task(permutations(3))}
 
 
 class Model(nn.Module):
-    """Letters `(T, B)` -> logits of the state after each `(T, B, size)`."""
+    """Letters `[T, B]` -> logits of the state after each `[T, B, size]`."""
 
     memory: Memory
     size: int
@@ -74,7 +74,7 @@ class Model(nn.Module):
 
 
 def words(task: Task, key: jax.Array, steps: int, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Random letters `(steps, batch)`, and the state after each."""
+    """Random letters `[steps, batch]`, and the state after each."""
     letters = jax.random.randint(key, (steps, batch), 0, task.size)
     product = jnp.asarray(task.product)
 

@@ -8,10 +8,10 @@ On the command line the same memory is `--memory own_memory:Leaky`, where this f
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from engram.testing import check_memory
 
 import engram
 from engram.memory import Memory, where_reset
+from engram.testing import check_memory
 
 
 class Leaky(Memory):

@@ -3,10 +3,12 @@
 (Feng et al. 2024, "Attention as an RNN".) With scores s and values v, over the steps r <= t of the episode:
     y[t] = sum_r exp(s[r]) v[r] / sum_r exp(s[r])
 
-The state is (m, u, w): the largest score, and both sums divided by exp(m). A reset takes `(s[t], 1, v[t])` by select.
-On a CPU this is one scan over time, with a backward scan written by hand. Elsewhere m comes first, a running maximum;
-given it, both sums are a `linear_scan` with the decay `exp(m[t-1] - m[t])`.
+The state is `(m, u, w)`: the largest score, and both sums divided by `exp(m)`. A reset selects `(s[t], 1, v[t])`.
+On a CPU this is one scan over time, with a backward scan written by hand. Elsewhere the running maximum m comes first;
+given m, both sums are a `linear_scan` with the decay `exp(m[t-1] - m[t])`.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +21,13 @@ from engram.kernels.rows import clear
 BACKENDS = ("reference", "xla")
 
 LOWEST = -1e30
-"""The largest score of nothing: finite, so that differences of two of them are."""
+"""Largest score before any was seen: finite, so that the difference of two such scores is."""
 
 State = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def initial_state(batch: int, heads: int, size: int, dtype=jnp.float32) -> State:
-    """The state `(m, u, w)` before anything was seen: `(B, H)`, `(B, H)`, `(B, H, V)`."""
+def initial_state(batch: int, heads: int, size: int, dtype: Any = jnp.float32) -> State:
+    """The state `(m, u, w)` before anything was seen: `[B, H]`, `[B, H]`, `[B, H, V]`."""
     none = jnp.zeros((batch, heads), dtype)
     return none + LOWEST, none, jnp.zeros((batch, heads, size), dtype)
 
@@ -36,14 +38,14 @@ def aaren_scan(
     """Scan over a sequence.
 
     Args:
-        s: scores `(T, B, H)`, finite.
-        v: values `(T, B, H, V)`.
-        reset: bool `(T, B)`, True where step t opens an episode; None for no reset.
-        h0: state before the sequence `(m (B, H), u (B, H), w (B, H, V))`; None for `initial_state`.
+        s: scores `[T, B, H]`, finite.
+        v: values `[T, B, H, V]`.
+        reset: bool `[T, B]`, True where step t opens an episode; None for no reset.
+        h0: state before the sequence `(m[B, H], u[B, H], w[B, H, V])`; None for `initial_state`.
         backend: "reference" (plain scan, plain autodiff), "xla" (as above) or "auto".
 
     Returns:
-        `y (T, B, H, V)` in the dtype of `v`, and the last state in float32 or wider.
+        `y[T, B, H, V]` in the dtype of `v`, and the last state in float32 or wider.
 
     Raises:
         BadRequest: unknown backend.
@@ -61,7 +63,8 @@ def aaren_scan(
 
 
 def aaren_scan_step(h: State, s: jax.Array, v: jax.Array, reset: jax.Array | None = None) -> tuple[State, jax.Array]:
-    """One step of `aaren_scan`: `h (m, u, w)`, `s (B, H)`, `v (B, H, V)`, `reset (B,)` -> state, output `(B, H, V)`."""
+    """One step of `aaren_scan`: state `(m, u, w)`, `s[B, H]`, `v[B, H, V]`, `reset[B]` -> state,
+    output `[B, H, V]`."""
     dtype = state_dtype(s, v)
     m, u, w = (x.astype(dtype) for x in h)
     h, y = _tick((m, u, w), s.astype(dtype), v.astype(dtype), reset)
@@ -83,7 +86,7 @@ def _largest(m, s, reset):
 
 
 def _weights(old_m, m, s, reset):
-    """Of the sums so far, and of the new value."""
+    """Weights of the sums so far and of the new value."""
     change = old_m - m
     # A score lower than those before the reset would make the exponential infinite, and `inf * 0` of a cleared sum NaN.
     change = change if reset is None else jnp.where(reset[..., None], 0, change)
@@ -158,7 +161,7 @@ def _by_linear_scan(s, v, reset, h0):
 
 
 def _running_maxima(s, reset, m0):
-    """Of the scores `(T, B, H)` since the last reset; of those before, `m0`."""
+    """Running maxima of the scores `[T, B, H]` since the last reset; `m0` is the maximum before them."""
 
     def combine(first, second):
         (m1, r1), (m2, r2) = first, second

@@ -17,9 +17,9 @@ def pick_backend(backend: str, available: Sequence[str], default: str) -> str:
     """Resolve the `backend` argument of a kernel.
 
     Args:
-        backend: a name in `available`, or "auto" for `default`.
-        available: the kernel's backends.
-        default: what "auto" means on this machine.
+        backend: name of a backend, or "auto".
+        available: names of the kernel's backends.
+        default: the backend that "auto" stands for on this machine.
 
     Raises:
         BadRequest: unknown name; the message lists the known ones.
@@ -32,10 +32,10 @@ def pick_backend(backend: str, available: Sequence[str], default: str) -> str:
 
 
 def check_shapes(kernel: str, **arrays: tuple[jax.Array | None, tuple[int, ...]]) -> None:
-    """Compiled kernels trust shapes, so they are checked first: `name=(array or None, the shape it must have)`.
+    """Checks shapes, which compiled kernels trust: `name=(array or None, the shape it must have)`.
 
     Raises:
-        BadRequest: an array has another shape.
+        ValueError: an array has another shape.
     """
     for name, (array, shape) in arrays.items():
         if array is not None and array.shape != shape:
@@ -43,12 +43,12 @@ def check_shapes(kernel: str, **arrays: tuple[jax.Array | None, tuple[int, ...]]
 
 
 def compiled_backend() -> str:
-    """The backend whose kernels are compiled for the default device: "mosaic" on a GPU, "ffi" on anything else."""
+    """Name of the backend that is compiled for the default device: "mosaic" on a GPU, "ffi" on anything else."""
     return "mosaic" if jax.default_backend() == "gpu" else "ffi"
 
 
 def switched_off() -> bool:
-    """Whether `ENGRAM_KERNELS=xla` in the environment asks for no compiled kernels; "auto" is the other value."""
+    """Whether compiled kernels are switched off, by `ENGRAM_KERNELS=xla` in the environment; the default is "auto"."""
     wish = os.environ.get("ENGRAM_KERNELS", "auto")
     if wish not in ("auto", "xla"):
         log.warning("ENGRAM_KERNELS=%s is neither auto nor xla: taken as auto", wish)
@@ -58,8 +58,8 @@ def switched_off() -> bool:
 def on_cpu_or_not(on_cpu: Callable, elsewhere: Callable, *inputs: Any) -> Any:
     """`on_cpu(*inputs)` where the program is compiled for a CPU, `elsewhere(*inputs)` on other platforms.
 
-    A process that has nothing but CPUs does not trace `elsewhere`, which would take longer than `on_cpu`: programs that
-    it exports to other platforms run `on_cpu`.
+    A process that has nothing but CPUs does not trace `elsewhere`, which would take longer than `on_cpu`. Programs that
+    it exports to other platforms run `on_cpu` too.
     """
     if jax.default_backend() == "cpu":
         return on_cpu(*inputs)
@@ -67,5 +67,5 @@ def on_cpu_or_not(on_cpu: Callable, elsewhere: Callable, *inputs: Any) -> Any:
 
 
 def state_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """The dtype a scan computes in: float32 at least (bfloat16 decays round to 1), wider or complex if an input is."""
+    """Dtype in which a scan computes: float32 at least (bfloat16 decays round to 1), wider or complex if an input is."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)

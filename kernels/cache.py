@@ -1,5 +1,7 @@
-"""The user's cache folder (`$XDG_CACHE_HOME/engram`, by default `~/.cache/engram`): what was compiled once for this
-machine. It can be deleted at any time."""
+"""The user's cache folder (`$XDG_CACHE_HOME/engram`, by default `~/.cache/engram`) of compiled programs and kernels.
+
+It can be deleted at any time.
+"""
 
 import os
 import platform
@@ -21,7 +23,7 @@ def user_folder() -> Path | None:
 
 
 def keep_compiled_programs() -> None:
-    """XLA's programs that took over a second to compile are kept in the folder, and loaded from it the next time.
+    """Keeps XLA's programs that took over a second to compile in the folder, and loads them from it the next time.
 
     Each machine has its own, as a shared home may serve different processors. JAX's settings have precedence:
     `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` goes without. Programs that

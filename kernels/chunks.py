@@ -1,11 +1,11 @@
-"""Time in chunks, and what the matrix-state scans (`gla_scan`, `delta_scan`) share: resets and decays within one.
+"""Time in chunks, for the scans of matrix states (`gla_scan`, `delta_scan`): resets and decays within a chunk.
 
 Within a chunk of C steps both need the products `sum_k q[t, k] D(t, s)[k] k[s, k]` for all `s <= t` of one episode,
 where `D(t, s) = exp(log_decay[s+1] + ... + log_decay[t])`. The usual form multiplies `q` by `exp(G[t])` and `k` by
 `exp(-G[s])`, G being the sum from the chunk's start: the second overflows where decays are strong, and differences of
 large sums lose the small decays between them. Here the lower triangle is halved again and again: between the two
-halves of a block both factors are measured from the middle, so both are at most 1, and every sum is over the steps that
-it stands for.
+halves of a block both factors are measured from the middle, so both are at most 1, and every sum runs over just the
+steps between its two ends.
 """
 
 from collections.abc import Callable
@@ -34,24 +34,24 @@ def pick_chunk(chunk: int | None, steps: int) -> int:
 
 
 def divide(x: jax.Array, chunk: int) -> jax.Array:
-    """`(T, ...)` -> `(N, C, ...)`, the last chunk filled up with zeros."""
+    """`[T, ...]` -> `[N, C, ...]`, the last chunk filled up with zeros."""
     pad = -len(x) % chunk
     x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
     return x.reshape(-1, chunk, *x.shape[1:])
 
 
 def fade(h: jax.Array, log_decay: jax.Array, reset: jax.Array | None) -> jax.Array:
-    """A state `(B, H, K, V)` cleared where `reset (B,)`, then decayed by `log_decay (B, H)` or `(B, H, K)`."""
+    """A state `[B, H, K, V]` cleared where `reset[B]`, then decayed by `log_decay[B, H]` or `[B, H, K]`."""
     decay = jnp.exp(log_decay)
     return decay.reshape(*decay.shape, *(1,) * (h.ndim - decay.ndim)) * clear(reset, h)
 
 
 def over_time(scan: Callable, sequence: Any, h0: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """`scan(*sequence, h0, chunk) -> y, last` over a sequence whose leaves are `(T, ...)`.
+    """`scan(*sequence, h0, chunk) -> y, last` over a sequence whose leaves are `[T, ...]`.
 
-    On a CPU chunk by chunk, so that what is made of a chunk stays in the cache, and made again in the backward pass:
-    twice as fast as keeping it. Elsewhere all chunks side by side. The last chunk is filled up with zeros, which have
-    to leave the state as it is.
+    On a CPU chunk by chunk, so that intermediate results stay in the cache. The backward pass computes them again,
+    which is twice as fast as keeping them. Elsewhere all chunks side by side. The last chunk is filled up with zeros,
+    which must leave the state as it is.
     """
     steps = len(jax.tree.leaves(sequence)[0])
     if jax.default_backend() != "cpu" or steps <= chunk:
@@ -67,34 +67,34 @@ def over_time(scan: Callable, sequence: Any, h0: jax.Array, chunk: int) -> tuple
 
 
 class Chunks(NamedTuple):
-    """Resets and decays by chunk; N chunks of C steps. `dk` is K, or 1 where all of a head share one decay."""
+    """Resets and decays by chunk; N chunks of C steps. `dk` is K, or 1 where a whole head shares one decay."""
 
     same: jax.Array
-    """`(N, B, 1, C, C)` bool: t (rows) and s belong to one episode."""
+    """Whether t (rows) and s belong to one episode, bool `[N, B, 1, C, C]`."""
     begun: jax.Array
-    """`(N, B, 1, C, 1)` bool: no reset since the chunk's start, so its opening state counts at t."""
+    """Whether the chunk's opening state counts at t, as there was no reset since its start, bool `[N, B, 1, C, 1]`."""
     ends: jax.Array
-    """`(N, B, 1, C, 1)` bool: no reset after t until the chunk's end, so t counts for the state that it leaves."""
+    """Whether t counts for the state that the chunk leaves, as no reset follows t in it, bool `[N, B, 1, C, 1]`."""
     from_start: jax.Array
-    """`(N, B, H, C, dk)`: decay from the opening state to t."""
+    """Decay from the opening state to t, `[N, B, H, C, dk]`."""
     to_end: jax.Array
-    """`(N, B, H, C, dk)`: decay from t to the chunk's end."""
+    """Decay from t to the chunk's end, `[N, B, H, C, dk]`."""
     log_decay: jax.Array
-    """`(N, B, H, C, dk)`."""
+    """Logarithm of the decay at t, `[N, B, H, C, dk]`."""
 
     @property
     def passes(self) -> jax.Array:
-        """`(N, B, 1, 1, 1)` bool: the opening state reaches the chunk's end."""
+        """Whether the opening state reaches the chunk's end, bool `[N, B, 1, 1, 1]`."""
         return self.begun[..., -1:, :]
 
     @property
     def whole(self) -> jax.Array:
-        """`(N, B, H, dk, 1)`: decay over the whole chunk."""
+        """Decay over the whole chunk, `[N, B, H, dk, 1]`."""
         return self.from_start[..., -1, :, None]
 
 
 def split(x: jax.Array, chunk: int) -> jax.Array:
-    """`(T, B, H, ...)` -> `(N, B, H, C, ...)`, the last chunk filled up with zeros."""
+    """`[T, B, H, ...]` -> `[N, B, H, C, ...]`, the last chunk filled up with zeros."""
     return jnp.moveaxis(divide(x, chunk), 1, 3)
 
 
@@ -105,7 +105,7 @@ def merge(x: jax.Array, steps: int) -> jax.Array:
 
 
 def describe(log_decay: jax.Array, reset: jax.Array | None, chunk: int) -> Chunks:
-    """Chunks of `chunk` (a power of 2) steps. `log_decay (T, B, H)` or `(T, B, H, K)`, `reset (T, B)`."""
+    """Chunks of `chunk` (a power of 2) steps. `log_decay[T, B, H]` or `[T, B, H, K]`, `reset[T, B]`."""
     g = split(log_decay if log_decay.ndim == 4 else log_decay[..., None], chunk)
     opened = jnp.zeros(log_decay.shape[:2], bool) if reset is None else reset
     episode, _ = _sums(split(opened[:, :, None, None], chunk).astype(jnp.int32))
@@ -115,7 +115,7 @@ def describe(log_decay: jax.Array, reset: jax.Array | None, chunk: int) -> Chunk
 
 
 def _sums(x):
-    """Sums over time of `x (..., C, k)` from the chunk's start to and including t, and from after t to its end."""
+    """Sums over time of `x[..., C, k]` from the chunk's start to and including t, and from after t to its end."""
     prefix, suffix = x, jnp.zeros_like(x)
     size = 1
     while size < x.shape[-2]:
@@ -125,7 +125,7 @@ def _sums(x):
 
 
 def _halves(x, size):
-    """`(..., C, k)` -> first and second halves `(..., C / (2 size), size, k)` of its blocks of `2 size` steps."""
+    """`[..., C, k]` -> first and second halves `[..., C / (2 size), size, k]` of its blocks of `2 size` steps."""
     x = x.reshape(*x.shape[:-2], -1, 2, size, x.shape[-1])
     return x[..., 0, :, :], x[..., 1, :, :]
 
@@ -140,13 +140,13 @@ def _doubled_sums(prefix, suffix, shape):
 
 
 def decayed_products(q: jax.Array, k: jax.Array, chunks: Chunks) -> jax.Array:
-    """`sum_k q[t, k] D(t, s)[k] k[s, k]` for `s <= t` of one episode, 0 elsewhere: `q, k (N, B, H, C, K)` ->
-    `(N, B, H, C, C)`, rows t."""
+    """`sum_k q[t, k] D(t, s)[k] k[s, k]` for `s <= t` of one episode, 0 elsewhere: `q` and `k`,
+    both `[N, B, H, C, K]`, -> `[N, B, H, C, C]`, rows t."""
     g = chunks.log_decay
     chunk = g.shape[-2]
     shared = g.shape[-1] == 1
     diagonal = jnp.zeros_like(g[..., 0]) if shared else (q * k).sum(-1)
-    # Blocks of the lower triangle, `(..., C / size, size, size)`: logarithms where a head shares one decay.
+    # Blocks of the lower triangle, `[..., C / size, size, size]`: logarithms where a head shares one decay.
     blocks = diagonal[..., None, None]
     prefix, suffix = g, jnp.zeros_like(g)
     size = 1

@@ -1,7 +1,7 @@
 """Convolutions of pictures that are fast on CPUs too.
 
-XLA's own have gradients that are some twenty times slower within loops on CPUs. There a convolution is a product of
-patches and kernel instead, as long as the patches are not too large; elsewhere it is XLA's.
+The gradients of XLA's own convolutions are some twenty times slower within loops on CPUs. There a convolution is a
+product of patches and kernel instead, as long as the patches are not too large; elsewhere it is XLA's.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 LARGEST_PATCHES = 2**26
-"""Numbers in the patches of a batch (256 MB), beyond which they are not laid out."""
+"""Largest size of the patches of a batch, in numbers (256 MB), that is laid out in memory."""
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -43,8 +43,8 @@ def convolve_transposed(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Arr
     with `stride - 1` zeros after each pixel, under the kernel. (PyTorch's of padding k // 2 and output padding
     stride - 1, whose kernels are stored turned by 180 degrees.)
 
-    Nothing is multiplied by those zeros: each of the stride x stride places of an output cell has a small kernel of its
-    own, and all of them are one convolution of `x` (Shi et al. 2016, "sub-pixel").
+    Nothing is multiplied by those zeros. Each of the stride x stride places of an output cell has a small kernel of its
+    own, and together they are one convolution of `x` (Shi et al. 2016, "sub-pixel").
     """
     size, middle = kernel.shape[0], kernel.shape[0] // 2
     before, after = middle // stride, (size - 1 - middle + stride - 1) // stride

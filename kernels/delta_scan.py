@@ -38,28 +38,28 @@ def delta_scan(
 ) -> tuple[jax.Array, jax.Array]:
     """Scan over a sequence.
 
-    A NaN before a reset can reach the other steps of its chunk, by `0 * NaN` in a product, and where it is in a key or
-    `beta` of the chunk of the reset, the state after it. What follows a reset at step 0 is safe.
+    A NaN before a reset can reach the other steps of its chunk, by `0 * NaN` in a product. A NaN in a key or in `beta`
+    can also reach the state after the chunk of the reset. What follows a reset at step 0 is safe.
 
     Args:
-        q: queries `(T, B, H, K)`.
-        k: keys `(T, B, H, K)`, of length 1 for a stable state; `(T, B, n, H, K)` with `n_householder = n > 1`.
-        v: values `(T, B, H, V)`, or `(T, B, n, H, V)`.
-        beta: `(T, B, H)`, or `(T, B, n, H)`; in (0, 2) for a stable state.
-        log_decay: at most 0; `(T, B, H)`, or `(T, B, H, K)` for a decay of each row of the state; None for no decay.
+        q: queries `[T, B, H, K]`.
+        k: keys `[T, B, H, K]`, of length 1 for a stable state; `[T, B, n, H, K]` with `n_householder = n > 1`.
+        v: values `[T, B, H, V]`, or `[T, B, n, H, V]`.
+        beta: `[T, B, H]`, or `[T, B, n, H]`; in (0, 2) for a stable state.
+        log_decay: at most 0; `[T, B, H]`, or `[T, B, H, K]` for a decay of each row of the state; None for no decay.
             Applied once per step, before the first update.
-        reset: bool `(T, B)`, True where step t opens an episode; None for no reset.
-        h0: state before the sequence `(B, H, K, V)`; None for zeros.
+        reset: bool `[T, B]`, True where step t opens an episode; None for no reset.
+        h0: state before the sequence `[B, H, K, V]`; None for zeros.
         n_householder: updates per step.
         chunk: updates taken together by "xla", a power of 2; None for 16 on a CPU and 64 elsewhere.
         backend: "reference" (plain scan, plain autodiff), "xla" (matrix products within chunks) or "auto".
 
     Returns:
-        `y (T, B, H, V)` in the dtype of `v`, and the last state `(B, H, K, V)` in float32 or wider.
+        `y[T, B, H, V]` in the dtype of `v`, and the last state `[B, H, K, V]` in float32 or wider.
 
     Raises:
-        BadRequest: unknown backend, shapes that do not fit (each other or `n_householder`), or a chunk that is not a
-            power of 2.
+        BadRequest: unknown backend, or a chunk that is not a power of 2.
+        ValueError: shapes that do not fit each other or `n_householder`.
     """
     (T, B, H, K), V = q.shape, v.shape[-1]
     decays = (T, B, H) if log_decay is None or log_decay.ndim == 3 else (T, B, H, K)
@@ -91,8 +91,8 @@ def delta_scan_step(
     log_decay: jax.Array | None = None,
     reset: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of `delta_scan`: `h (B, H, K, V)`, `q (B, H, K)`, `k, v, beta (B, H, ...)` or `(B, n, H, ...)`,
-    `log_decay (B, H)` or `(B, H, K)`, `reset (B,)` -> state, output `(B, H, V)`."""
+    """One step of `delta_scan`: `h[B, H, K, V]`, `q[B, H, K]`, then `k`, `v` and `beta` of `[B, H, ...]` or of
+    `[B, n, H, ...]`, `log_decay[B, H]` or `[B, H, K]`, `reset[B]` -> state, output `[B, H, V]`."""
     dtype = state_dtype(q, k, v, beta)
     log_decay = jnp.zeros((*q.shape[:2],), dtype) if log_decay is None else log_decay.astype(dtype)
     wide_v = v.astype(dtype)
@@ -121,10 +121,10 @@ def _updates(q, k, v, beta, log_decay, reset):
         return q, k, v, beta, log_decay, reset
     n = k.shape[2]
 
-    def flat(x):  # (T, B, n, ...) -> (T n, B, ...)
+    def flat(x):  # [T, B, n, ...] -> [T n, B, ...]
         return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:])
 
-    def place(x, at):  # (T, B, ...) -> (T n, B, ...)
+    def place(x, at):  # [T, B, ...] -> [T n, B, ...]
         return jnp.zeros((len(x), n, *x.shape[1:]), x.dtype).at[:, at].set(x).reshape(-1, *x.shape[1:])
 
     reset = None if reset is None else place(reset, 0)
@@ -157,7 +157,7 @@ def _chunked(q, k, v, beta, log_decay, reset, h0, chunk):
 
 @jax.custom_vjp
 def _inverse(M):
-    """`(I + M)^-1` of strictly lower triangular `M (..., C, C)`, C a power of 2.
+    """`(I + M)^-1` of strictly lower triangular `M[..., C, C]`, C a power of 2.
 
     By halves: `[[A, 0], [R, B]]^-1 = [[A^-1, 0], [-B^-1 R A^-1, B^-1]]`. Every intermediate result is a block of the
     inverse itself. Those of the product of all `I + M^(2^i)` are not: with equal keys and `beta` near 2 the powers of M

@@ -5,8 +5,8 @@ With `S' = select(reset[t], 0, S[t-1])`, per head:
 
 One decay for a head: the state-space duality of Mamba-2 (Dao and Gu 2024). One for each row of the state: GLA (Yang et
 al. 2024). Step by step a state of K V numbers is read and written for every K + V of input; in chunks most of the
-work becomes matrix products, and only the states between chunks are ever made. On a CPU a C++ kernel (`gla_scan.cc`)
-goes step by step and keeps the state in the cache: that is faster still, and few states are ever stored.
+work becomes matrix products, and only the states between chunks are ever made. On a CPU a C++ kernel
+(`cpu/gla_scan.cc`) goes step by step and keeps the state in the cache: that is faster still, and few states are stored.
 """
 
 from functools import partial
@@ -39,20 +39,21 @@ def gla_scan(
     so is all that follows a reset at step 0.
 
     Args:
-        q, k: queries and keys `(T, B, H, K)`, or `(T, B, 1, K)` where all heads share them.
-        v: values `(T, B, H, V)`.
-        log_decay: at most 0; `(T, B, H)`, or `(T, B, H, K)` for a decay of each row of the state.
-        reset: bool `(T, B)`, True where step t opens an episode; None for no reset.
-        h0: state before the sequence `(B, H, K, V)`; None for zeros.
+        q, k: queries and keys `[T, B, H, K]`, or `[T, B, 1, K]` where all heads share them.
+        v: values `[T, B, H, V]`.
+        log_decay: at most 0; `[T, B, H]`, or `[T, B, H, K]` for a decay of each row of the state.
+        reset: bool `[T, B]`, True where step t opens an episode; None for no reset.
+        h0: state before the sequence `[B, H, K, V]`; None for zeros.
         chunk: steps taken together by "xla", a power of 2; None for 16 on a CPU and 64 elsewhere.
         backend: "reference" (plain scan, plain autodiff), "xla" (matrix products within chunks), "ffi" (C++ on a CPU in
             float32, elsewhere as "xla") or "auto" ("ffi" on a CPU where it can be had, else "xla").
 
     Returns:
-        `y (T, B, H, V)` in the dtype of `v`, and the last state `(B, H, K, V)` in float32 or wider.
+        `y[T, B, H, V]` in the dtype of `v`, and the last state `[B, H, K, V]` in float32 or wider.
 
     Raises:
-        BadRequest: unknown backend, shapes that do not fit, or a chunk that is not a power of 2.
+        BadRequest: unknown backend, or a chunk that is not a power of 2.
+        ValueError: shapes that do not fit.
     """
     T, B, H, V = v.shape
     heads, K = max(q.shape[2], k.shape[2]), k.shape[-1]  # one head of either, or both, may stand for all
@@ -77,8 +78,8 @@ def gla_scan(
 def gla_scan_step(
     h: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, log_decay: jax.Array, reset: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of `gla_scan`: `h (B, H, K, V)`, `q, k (B, H, K)`, `v (B, H, V)`, `log_decay (B, H)` or `(B, H, K)`,
-    `reset (B,)` -> state, output `(B, H, V)`."""
+    """One step of `gla_scan`: `h[B, H, K, V]`, `q[B, H, K]`, `k[B, H, K]`, `v[B, H, V]`, `log_decay[B, H]` or
+    `[B, H, K]`, `reset[B]` -> state, output `[B, H, V]`."""
     dtype = state_dtype(q, k, v, log_decay)
     h, y = _tick(h.astype(dtype), q.astype(dtype), k.astype(dtype), v.astype(dtype), log_decay.astype(dtype), reset)
     return h, y.astype(v.dtype)

@@ -34,15 +34,15 @@ def gru_scan(
     """Scan a GRU over a chunk.
 
     Args:
-        xproj: `x Wx + bx`, `(T, B, 3H)`, the gates in the order r, z, n.
-        Wh: recurrent weights `(H, 3H)`, same order.
-        bh: recurrent bias of the candidate `(H,)`; those of r and z would only add to `bx`.
-        reset: bool `(T, B)`, True where `xproj[t]` opens an episode; None for no reset.
-        h0: state before the chunk `(B, H)`; None for zeros.
+        xproj: `x Wx + bx`, `[T, B, 3H]`, the gates in the order r, z, n.
+        Wh: recurrent weights `[H, 3H]`, same order.
+        bh: recurrent bias of the candidate `[H]`; those of r and z would only add to `bx`.
+        reset: bool `[T, B]`, True where `xproj[t]` opens an episode; None for no reset.
+        h0: state before the chunk `[B, H]`; None for zeros.
         backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan) or "auto".
 
     Returns:
-        `h (T, B, H)` in the dtype of `xproj`, and the last state `(B, H)` in float32 or wider.
+        `h[T, B, H]` in the dtype of `xproj`, and the last state `[B, H]` in float32 or wider.
 
     Raises:
         BadRequest: unknown backend.
@@ -58,7 +58,7 @@ def gru_scan(
 def gru_scan_step(
     h: jax.Array, xproj: jax.Array, Wh: jax.Array, bh: jax.Array, reset: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of `gru_scan`: `h (B, H)`, `xproj (B, 3H)`, `reset (B,)` -> state, output."""
+    """One step of `gru_scan`: `h[B, H]`, `xproj[B, 3H]`, `reset[B]` -> state, output."""
     dtype = state_dtype(xproj, Wh)
     h, _ = _tick(h.astype(dtype), xproj.astype(dtype), Wh.astype(dtype), bh.astype(dtype), reset)
     return h, h.astype(xproj.dtype)

@@ -30,14 +30,14 @@ def lstm_scan(
     """Scan an LSTM over a chunk.
 
     Args:
-        xproj: `x Wx + b`, `(T, B, 4H)`, the gates in the order i, f, g, o.
-        Wh: recurrent weights `(H, 4H)`, same order.
-        reset: bool `(T, B)`, True where `xproj[t]` opens an episode; None for no reset.
-        state0: `(c, h)` before the chunk, each `(B, H)`; None for zeros.
+        xproj: `x Wx + b`, `[T, B, 4H]`, the gates in the order i, f, g, o.
+        Wh: recurrent weights `[H, 4H]`, same order.
+        reset: bool `[T, B]`, True where `xproj[t]` opens an episode; None for no reset.
+        state0: `(c, h)` before the chunk, each `[B, H]`; None for zeros.
         backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan) or "auto".
 
     Returns:
-        `h (T, B, H)` in the dtype of `xproj`, and the last `(c, h)`, each `(B, H)` in float32 or wider.
+        `h[T, B, H]` in the dtype of `xproj`, and the last `(c, h)`, each `[B, H]` in float32 or wider.
 
     Raises:
         BadRequest: unknown backend.
@@ -54,7 +54,7 @@ def lstm_scan(
 def lstm_scan_step(
     state: tuple[jax.Array, jax.Array], xproj: jax.Array, Wh: jax.Array, reset: jax.Array | None = None
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """One step of `lstm_scan`: state `(c, h)`, each `(B, H)`, `xproj (B, 4H)`, `reset (B,)` -> state, output."""
+    """One step of `lstm_scan`: state `(c, h)`, each `[B, H]`, `xproj[B, 4H]`, `reset[B]` -> state, output."""
     dtype = state_dtype(xproj, Wh)
     c, h, _ = _tick(state[0].astype(dtype), state[1].astype(dtype), xproj.astype(dtype), Wh.astype(dtype), reset)
     return (c, h), h.astype(xproj.dtype)

@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep what is freed.
+"""Settings of glibc's allocator that keep freed memory for the next use.
 
 By default glibc maps every block above 32 MiB afresh from the system and returns it on `free`. The arrays of a long
 scan are such blocks: each call then pays for a page fault per 4 KiB, 60-75 % of the time of a CPU kernel at 1024 steps.
@@ -14,16 +14,17 @@ SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20))
 
 
 def keep_freed_memory(one_arena: bool = False) -> bool:
-    """Large blocks come from the heap, which grows by 256 MiB at a time and never shrinks: the process holds the most
-    that it ever used. Call it once, before large arrays are made.
+    """Makes the allocator keep freed memory for the process. Call it once, before large arrays are made.
+
+    Large blocks then come from the heap, which grows by 256 MiB at a time and never shrinks.
 
     Does nothing where the C library is not glibc, or where the user set `MALLOC_...` or `GLIBC_TUNABLES` in the
     environment (`MALLOC_ARENA_MAX=8`, say, keeps the system's defaults).
 
     Args:
-        one_arena: the same for blocks above 64 MiB that other threads than the first one take; before the first
-            computation, as threads that have an arena keep it. Threads then wait for each other on small blocks: PPO
-            with small networks loses 20-40 % of its speed; kernels over arrays that large run up to twice as fast.
+        one_arena: the same for blocks above 64 MiB that threads other than the first one take. To be set before the
+            first computation, as threads that have an arena keep it. Threads then wait for each other on small blocks:
+            PPO with small networks loses 20-40 % of its speed; kernels over arrays that large run up to twice as fast.
 
     Returns:
         whether the allocator took the settings.

@@ -3,9 +3,9 @@
 With `h' = select(reset[t], 0, h[t-1])`, per channel d and state n:
     h[t] = exp(dt[t] A) h' + dt[t] u[t] B[t]      y[t] = sum_n C[t] h[t] + D u[t]
 
-All T states are `N` times larger than the input, so the backward pass keeps only those at chunk boundaries and
-recomputes a chunk at a time. The state is `(B, N, D)`: channels last is what vectorises. On a CPU the same is done by a
-C++ kernel (`cpu/selective_scan.cc`) that never lets a state leave the cache, on a GPU by one that keeps it in registers
+The T states are N times larger than the input, so the backward pass keeps only those at chunk boundaries and
+recomputes one chunk at a time. The state is `[B, N, D]`: with channels last it vectorises. On a CPU a C++ kernel
+(`cpu/selective_scan.cc`) does the same and never lets a state leave the cache, on a GPU one that keeps it in registers
 (`gpu/selective_scan.py`).
 """
 
@@ -24,14 +24,14 @@ from engram.kernels.rows import clear
 
 BACKENDS = ("reference", "xla", "ffi", "mosaic")
 CHANNEL_TASKS = 16
-"""A batch smaller than this is also divided by channels, so that the C++ kernel has that many tasks for its threads."""
+"""Smallest number of tasks for the C++ kernel's threads: a batch smaller than this is also divided by channels."""
 TILE = 64
-"""Channels that the C++ kernel takes at a time."""
+"""Number of channels that the C++ kernel takes at a time."""
 GPU_STATES = 32
-"""N beyond which a thread of the GPU kernel would have too few registers."""
+"""Largest N for which a thread of the GPU kernel has enough registers."""
 GPU_CHUNK_STATES = 128
-"""States of a channel that the GPU kernel keeps in shared memory in its backward pass: 64 KiB for 128 channels, so that
-with all else two blocks of channels fit on a multiprocessor."""
+"""Number of states of a channel that the GPU kernel keeps in shared memory in its backward pass: 64 KiB for 128
+channels, so that with all else two blocks of channels fit on a multiprocessor."""
 
 
 def selective_scan(
@@ -50,23 +50,24 @@ def selective_scan(
     """Scan the selective state space over a chunk.
 
     Args:
-        u: input `(T, B, D)`.
-        dt: step sizes `(T, B, D)`, positive (after softplus).
-        A: `(N, D)`, negative.
-        B, C: input and output projections `(T, B, N)`.
-        D: skip `(D,)`; None for no skip.
-        reset: bool `(T, B)`, True where `u[t]` opens an episode; None for no reset.
-        h0: state before the chunk `(B, N, D)`; None for zeros.
+        u: input `[T, B, D]`.
+        dt: step sizes `[T, B, D]`, positive (after softplus).
+        A: `[N, D]`, negative.
+        B, C: input and output projections `[T, B, N]`.
+        D: skip `[D]`; None for no skip.
+        reset: bool `[T, B]`, True where `u[t]` opens an episode; None for no reset.
+        h0: state before the chunk `[B, N, D]`; None for zeros.
         chunk: steps recomputed at a time in the backward pass; "mosaic" takes fewer where N leaves no room for them.
         backend: "reference" (plain scan, plain autodiff), "xla" (hand-written chunked backward scan), "ffi" (C++ on a
             CPU in float32, elsewhere as "xla"), "mosaic" (a kernel for Hopper GPUs and newer in float32 with N up to
             32, elsewhere as "xla") or "auto" ("mosaic" on a GPU, "ffi" on a CPU where they can be had, else "xla").
 
     Returns:
-        `y (T, B, D)` in the dtype of `u`, and the last state `(B, N, D)` in float32 or wider.
+        `y[T, B, D]` in the dtype of `u`, and the last state `[B, N, D]` in float32 or wider.
 
     Raises:
-        BadRequest: unknown backend, shapes that do not fit, or `chunk` < 1.
+        BadRequest: unknown backend, or `chunk` < 1.
+        ValueError: shapes that do not fit.
     """
     if chunk < 1:
         raise BadRequest(f"selective_scan: chunk must be at least 1, got {chunk}")
@@ -100,7 +101,8 @@ def selective_scan_step(
     D: jax.Array | None = None,
     reset: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of `selective_scan`: `h (B, N, D)`, `u, dt (B, D)`, `B, C (B, N)`, `reset (B,)` -> state, output."""
+    """One step of `selective_scan`: `h[B, N, D]`, `u[B, D]`, `dt[B, D]`, `B[B, N]`, `C[B, N]`, `reset[B]` -> state,
+    output `[B, D]`."""
     dtype = state_dtype(u, dt, A)
     wide_u, dt, A, B, C = (array.astype(dtype) for array in (u, dt, A, B, C))
     h, y = _tick(h.astype(dtype), wide_u, dt, A, B, C, reset)
@@ -133,7 +135,7 @@ _scan_xla = jax.custom_vjp(lambda chunk, *inputs: _scan(*inputs), nondiff_argnum
 
 
 def _chunks(chunk, inputs):
-    """Time in chunks `(T / chunk, chunk, ...)`. Steps filled in have dt = 0, which leaves the state as it is."""
+    """Time in chunks `[T / chunk, chunk, ...]`. Steps filled in have dt = 0, which leaves the state as it is."""
     return jax.tree.map(partial(divide, chunk=chunk), inputs)
 
 

@@ -1,11 +1,12 @@
 """Sliding-window attention: every step attends to itself and the `window` steps before it in its episode.
 
 The last `window` keys and values are the state, so the learner's chunk sees exactly what the actor saw, whatever
-lies before the chunk. Positions enter as a learned bias per head and distance (Raffel et al. 2020, without buckets):
-distances are all that actor and learner have in common.
+came before the chunk. Positions enter as a learned bias per head and distance (Raffel et al. 2020, without buckets):
+distances are all that actor and learner share.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,29 +16,27 @@ from jax import lax
 
 from engram.errors import BadRequest
 from engram.kernels.rows import clear
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, GatedOutput
 
 
 class Attention(Memory):
     """One layer of multi-head attention and a gated output.
 
-    State: keys and values `(B, window, heads, width / heads)`, oldest first, and how many of the newest belong to the
-    current episode, int32 `(B,)`.
+    State: keys and values `[B, window, heads, width / heads]`, oldest first, and how many of the newest belong to the
+    current episode, int32 `[B]`.
 
     A chunk is handled in blocks of `window` steps, each against its own keys and the `window` before them, so the cost
-    is linear in time. A NaN is forgotten at a reset that opens a chunk; one inside a chunk still reaches later steps
-    of its block, through the product of a zero weight and its value.
-
-    Attributes:
-        window: steps in the cache.
-        heads: must divide the width.
+    is linear in time. A NaN is forgotten at a reset that opens a chunk; a reset inside a chunk does not stop it from
+    reaching later steps of its block, through the product of a zero weight and its value.
     """
 
     window: int = 64
+    """Steps in the cache: a step sees itself and this many before it."""
     heads: int = 4
+    """Number of heads; must divide the width."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.window < 1 or self.heads < 1 or self.width % self.heads:
             raise BadRequest(f"attention: needs window >= 1 and heads that divide width {self.width}")
         super().__post_init__()
@@ -46,18 +45,18 @@ class Attention(Memory):
     def forgets_nan_inside(self) -> bool:
         return False
 
-    def setup(self):
+    def setup(self) -> None:
         dtype = self.param_dtype
         self.qkv = Dense(3 * self.width, use_bias=False, param_dtype=dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.heads, self.window + 1), dtype)
         self.out = GatedOutput(self.width, dtype)
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         cache = jnp.zeros((batch, self.window, self.heads, self.width // self.heads), self.param_dtype)
         return cache, cache, jnp.zeros(batch, jnp.int32)
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         T, W = x.shape[0], self.window
         block = T if T <= W + 1 else W
         # From here on batch-major, as products over keys want it.
@@ -78,7 +77,7 @@ class Attention(Memory):
             return array.reshape(array.shape[0], blocks, block, *array.shape[2:])
 
         def spans(array):
-            """`(B, blocks, block + W, ...)`: the keys in reach of each block."""
+            """`[B, blocks, block + W, ...]`: the keys in reach of each block."""
             if blocks == 1:
                 return array[:, None]
             array = jnp.pad(array, ((0, 0), (0, pad), (0, 0), (0, 0)))
@@ -90,7 +89,7 @@ class Attention(Memory):
         distance = query - key
         in_window = (distance >= 0) & (distance <= W)
         position = np.arange(blocks)[:, None, None] * block + key
-        visible = in_window & (position >= split(opened)[..., None])  # (B, blocks, block, block + W)
+        visible = in_window & (position >= split(opened)[..., None])  # [B, blocks, block, block + W]
         bias = self.bias[:, np.clip(distance, 0, W)]
         y = attend("bnqhd,bnkhd->bnhqk", "bnhqk,bnkhd->bnqhd", split(q), spans(keys), spans(values), bias, visible)
         y = y.reshape(y.shape[0], blocks * block, self.width)[:, :T].swapaxes(0, 1)
@@ -99,7 +98,7 @@ class Attention(Memory):
         past = jnp.arange(W) < W - length[:, None]  # cached places from before the episode, empty as `step` leaves them
         return (clear(past, keys[:, T:]), clear(past, values[:, T:]), length), self.out(y)
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         q, k, v = self.project(x)
         old_k, old_v, length = state
         length = jnp.where(reset, 0, length)
@@ -112,13 +111,15 @@ class Attention(Memory):
         return (keys[:, 1:], values[:, 1:], length), self.out(y.reshape(x.shape))
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values `(..., heads, width / heads)`."""
+        """Queries, keys and values `[..., heads, width / heads]`."""
         shape = (*x.shape[:-1], self.heads, self.width // self.heads)
         q, k, v = (array.reshape(shape) for array in jnp.split(self.qkv(x), 3, -1))
         return q / math.sqrt(shape[-1]), k, v
 
 
-def attend(scores, mix, q, keys, values, bias, visible):
+def attend(
+    scores: str, mix: str, q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, visible: Any
+) -> jax.Array:
     """Softmax attention: `scores` and `mix` are einsums with the heads before the queries, if any, and the keys."""
     logits = jnp.einsum(scores, q, keys) + bias
     heads_axis = -logits.ndim + scores.split("->")[1].index("h")

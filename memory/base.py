@@ -1,7 +1,7 @@
-"""The contract of every memory: it must act exactly as it trains.
+"""The contract of every memory: it acts exactly as it trains.
 
 Arrays are time-major: `x[T, B, width]`. `reset[t, b]` True means that `x[t, b]` opens an episode: the state is
-cleared, by select, before `x[t, b]` is consumed. A state is any pytree whose leaves have shape `(B, ...)` and fixed
+cleared, by select, before `x[t, b]` is consumed. A state is any pytree whose leaves have shape `[B, ...]` and fixed
 dtypes; everything a module needs from the past (convolution taps, cached keys and values) is in it.
 """
 
@@ -28,8 +28,9 @@ class Memory(nn.Module):
     """Maps `x[T, B, width]` to `y[T, B, width]` and carries a state from chunk to chunk."""
 
     width: int
+    """Number of features of input and output."""
     param_dtype: Any = jnp.float32
-    """Of parameters and states. Computation follows the parameters and the input given."""
+    """Dtype of parameters and states. Computation follows parameters, state and input."""
 
     @property
     def forgets_nan_inside(self) -> bool:
@@ -42,7 +43,7 @@ class Memory(nn.Module):
 
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
-        """The state before anything was seen, leaves `(batch, ...)`. Needs no parameters."""
+        """The state before anything was seen, leaves `[batch, ...]`. Needs no parameters."""
         raise NotImplementedError
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:

@@ -1,10 +1,10 @@
-"""DeltaNet and its kin: a matrix of keys and values in which a key's new value replaces its old one.
+"""DeltaNet and its relatives: a matrix of keys and values in which the new value of a key replaces the old one.
 
     S[t] = (I - beta k k^T) a S[t-1] + beta k v^T      y[t] = S[t]^T q      keys and queries of length 1
 
 DeltaNet (Yang et al. 2024): a = 1. `decay`: Gated DeltaNet (Yang et al. 2025). `negative`: beta in (0, 2), so that the
-transition reflects (Grazzi et al. 2025). `updates`: several keys per step (DeltaProduct, Siems et al. 2025). The last
-two let the state follow what a fading one cannot: parity, and the order in which things were swapped.
+transition reflects (Grazzi et al. 2025). `updates`: several keys per step (DeltaProduct, Siems et al. 2025). With the
+last two, the state can follow what a fading one cannot: parity, and the order in which things were swapped.
 """
 
 import flax.linen as nn
@@ -15,36 +15,35 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.delta_scan import delta_scan, delta_scan_step
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, head_sizes, init_A_log, init_step_bias, uniform
 
 
 class DeltaNet(Memory):
-    """One layer. State: `(taps, S)`, the past inputs of the convolution over q, k and v `(B, conv - 1, ...)` and the
-    matrices `(B, heads, keys, values)`.
-
-    Attributes:
-        heads: must divide `expand_k * width` and `expand_v * width`.
-        expand_k, expand_v: size of all keys and of all values in widths.
-        updates: keys and values per step.
-        negative: beta in (0, 2), not (0, 1).
-        decay: forget by a factor per head, made from the input as in Mamba-2.
-        conv: taps of the convolution, the current input among them.
-        chunk: updates that the learner takes together, a power of 2; 0 for the kernel's choice.
-        backend: of `engram.kernels.delta_scan`.
+    """One layer. State: `(taps, S)`, the past inputs of the convolution over q, k and v `[B, conv - 1, ...]` and the
+    matrices `[B, heads, keys, values]`.
     """
 
     heads: int = 4
+    """Number of heads; must divide `expand_k * width` and `expand_v * width`."""
     expand_k: float = 1.0
+    """Size of all keys in widths."""
     expand_v: float = 1.0
+    """Size of all values in widths."""
     updates: int = 1
+    """Keys and values that are written per step (DeltaProduct)."""
     negative: bool = False
+    """Write strengths in (0, 2) in place of (0, 1), so that the transition reflects."""
     decay: bool = False
+    """Decay of the state by a factor per head and step, made from the input as in Mamba-2 (Gated DeltaNet)."""
     conv: int = 4
+    """Taps of the convolution over queries, keys and values, the current input among them."""
     chunk: int = 0
+    """Updates that the learner takes together, a power of 2; 0 for the kernel's choice."""
     backend: str = "auto"
+    """Backend of `engram.kernels.delta_scan`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _ = self.sizes  # raises where they do not fit
         if min(self.updates, self.conv) < 1:
             raise BadRequest("deltanet: needs updates and conv >= 1")
@@ -52,12 +51,12 @@ class DeltaNet(Memory):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Of all keys and all values of one update."""
+        """Size of all keys and of all values of one update."""
         return head_sizes("deltanet", self.width, self.heads, self.expand_k, self.expand_v)
 
     @property
     def mixed(self) -> int:
-        """Channels of the convolution."""
+        """Number of channels of the convolution."""
         keys, values = self.sizes
         return keys + self.updates * (keys + values)
 
@@ -65,7 +64,7 @@ class DeltaNet(Memory):
     def forgets_nan_inside(self) -> bool:
         return False
 
-    def setup(self):
+    def setup(self) -> None:
         (_, values), dtype = self.sizes, self.param_dtype
 
         self.qkv = Dense(self.mixed, use_bias=False, param_dtype=dtype)
@@ -79,12 +78,12 @@ class DeltaNet(Memory):
         self.out = Dense(self.width, use_bias=False, param_dtype=dtype)
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         keys, values = self.sizes
         taps = jnp.zeros((batch, self.conv - 1, self.mixed), self.param_dtype)
         return taps, jnp.zeros((batch, self.heads, keys // self.heads, values // self.heads), self.param_dtype)
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         taps, S = state
         mixed, taps = causal_conv(self.qkv(x), self.conv_weight, jnp.zeros(()), reset, taps)
         q, k, v, beta, log_decay = self.write(mixed, x)
@@ -92,7 +91,7 @@ class DeltaNet(Memory):
         y, S = delta_scan(q, k, v, beta, log_decay, reset, S, n_householder=n, chunk=chunk, backend=self.backend)
         return (taps, S), self.read(y, x)
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         taps, S = state
         taps, mixed = causal_conv_step(taps, self.qkv(x), self.conv_weight, jnp.zeros(()), reset)
         q, k, v, beta, log_decay = self.write(mixed, x)
@@ -118,5 +117,5 @@ class DeltaNet(Memory):
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Vectors `(..., n)` of length 1; smooth at 0."""
+    """Vectors `[..., n]` of length 1; smooth at 0."""
     return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)

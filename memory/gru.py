@@ -3,31 +3,29 @@
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.kernels.gru_scan import gru_scan, gru_scan_step
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, gate_orthogonal, log_uniform
 
 
 class GRU(Memory):
-    """One GRU layer. State and output: `h (B, width)`.
-
-    Attributes:
-        max_timescale: units start with memories of up to this many steps (1: all gates start half open).
-        backend: of `engram.kernels.gru_scan`.
-    """
+    """One GRU layer. State and output: `h[B, width]`."""
 
     max_timescale: float = 1.0
+    """Longest memory of a unit at the start, in steps; 1 starts all gates half open."""
     backend: str = "auto"
+    """Backend of `engram.kernels.gru_scan`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.max_timescale < math.inf:
             raise BadRequest(f"gru: max_timescale must be at least 1 and finite, got {self.max_timescale}")
         super().__post_init__()
 
-    def setup(self):
+    def setup(self) -> None:
         def init_bias(key, shape, dtype):
             """Units keep `t / (1 + t)` of their state (chrono initialisation, Tallec and Ollivier 2018)."""
             log_timescale = log_uniform(1.0, self.max_timescale)(key, (self.width,), dtype)
@@ -38,12 +36,12 @@ class GRU(Memory):
         self.bh = self.param("bh", nn.initializers.zeros, (self.width,), self.param_dtype)
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         return jnp.zeros((batch, self.width), self.param_dtype)
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         y, state = gru_scan(self.inp(x), self.Wh, self.bh, reset, state, backend=self.backend)
         return state, y
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         return gru_scan_step(state, self.inp(x), self.Wh, self.bh, reset)

@@ -1,4 +1,4 @@
-"""What several networks share: dense and convolutional layers, gated output, initialisers."""
+"""Layers and initialisers that several networks share."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from engram.kernels.gru_scan import sigmoid
 
 
 class Dense(nn.Dense):
-    """flax's layer, all rows in one plain product, which halves its gradient's time (`engram.kernels.rows`)."""
+    """flax's layer with all rows in one plain product, which halves its gradient's time (`engram.kernels.rows`)."""
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[..., n]` -> `[..., features]`."""
@@ -23,23 +23,22 @@ class Dense(nn.Dense):
 
 
 class Convolution(nn.Module):
-    """A convolution with a bias, of any leading axes.
-
-    Attributes:
-        features: channels of the output.
-        size: width of the kernel.
-        stride: of the kernel, or, where `transposed`, the factor by which the picture grows.
-        padding: zeros around the picture; of no meaning where `transposed`.
-        dtype: of the arithmetic and the result; float32 parameters.
-    """
+    """A convolution with a bias, over any leading axes."""
 
     features: int
+    """Number of channels of the output."""
     size: int
+    """Width and height of the kernel."""
     stride: int = 1
+    """Stride of the kernel, or, where `transposed`, the factor by which the picture grows."""
     padding: int = 0
+    """Zeros around the picture; without effect where `transposed`."""
     transposed: bool = False
+    """Transposed convolution, see `engram.kernels.convolution`."""
     kernel_init: Any = nn.initializers.lecun_normal()
+    """Initialiser of the kernel."""
     dtype: Any = jnp.float32
+    """Dtype of the arithmetic and the result; parameters are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -76,7 +75,7 @@ def orthogonal(scale: float = 1.0) -> Callable:
     """Orthogonal matrices times `scale`: flax's initialiser, one matrix at a time under `vmap`.
 
     XLA's QR of a batch waits in a thread of its pool for others of the same pool. Two initialisers of many seeds that
-    run at once can take all threads of a small CPU and then wait for ever.
+    run at once can take all threads of a small CPU and then wait forever.
     """
 
     def initialise(key, shape, dtype=jnp.float32):
@@ -87,7 +86,7 @@ def orthogonal(scale: float = 1.0) -> Callable:
 
 
 def gate_orthogonal(gates: int) -> Callable:
-    """Initialiser of recurrent weights `(H, gates * H)`: the square block of each gate is orthogonal."""
+    """Initialiser of recurrent weights `[H, gates * H]`: the square block of each gate is orthogonal."""
 
     def init(key, shape, dtype=jnp.float32):
         hidden = shape[0]
@@ -114,10 +113,10 @@ def init_A_log(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32)
 
 
 def head_sizes(name: str, width: int, heads: int, expand_k: float, expand_v: float) -> tuple[int, int]:
-    """Size of all keys and of all values of heads.
+    """Size of all keys and of all values.
 
     Raises:
-        BadRequest: `heads` does not divide them; the message begins with `name`, the memory's.
+        BadRequest: `heads` does not divide them; the message begins with `name`, the name of the memory.
     """
     if not (math.isfinite(expand_k) and math.isfinite(expand_v)):
         raise BadRequest(f"{name}: expand_k={expand_k} and expand_v={expand_v} must be finite")

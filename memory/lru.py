@@ -16,32 +16,30 @@ from jax import lax
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
 from engram.kernels.rows import rows_matmul
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 from engram.memory.layers import GatedOutput
 
 
 class LRU(Memory):
-    """One LRU layer: recurrence, gelu, gate. State: complex `(B, state)`.
-
-    Attributes:
-        state: complex numbers in the state.
-        r_min, r_max: the ring on which `lambda` starts, uniform in area; 0 <= r_min < r_max <= 1.
-        max_phase: its largest starting phase, radians.
-        backend: of `engram.kernels.linear_scan`.
-    """
+    """One LRU layer: recurrence, gelu, gate. State: complex `[B, state]`."""
 
     state: int = 64
+    """Size of the state, in complex numbers."""
     r_min: float = 0.9
+    """Inner radius of the ring on which the eigenvalues start, uniform in area; 0 <= r_min < r_max."""
     r_max: float = 0.999
+    """Outer radius of the ring on which the eigenvalues start, at most 1."""
     max_phase: float = 2 * math.pi
+    """Largest phase of an eigenvalue at the start, in radians."""
     backend: str = "auto"
+    """Backend of `engram.kernels.linear_scan`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.state < 1 or not 0 <= self.r_min < self.r_max <= 1 or self.max_phase <= 0:
             raise BadRequest("lru: needs state >= 1, 0 <= r_min < r_max <= 1 and max_phase > 0")
         super().__post_init__()
 
-    def setup(self):
+    def setup(self) -> None:
         width, dtype = self.width, self.param_dtype
 
         def init_nu(key, shape, dtype):
@@ -62,25 +60,25 @@ class LRU(Memory):
         self.out = GatedOutput(width, dtype)
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         return jnp.zeros((batch, self.state), jnp.promote_types(self.param_dtype, jnp.complex64))
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         h, state = linear_scan_planes(*self.write(x), reset, state, backend=self.backend)
         return state, self.read(h, x)
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         decay, drive = self.write(x)
         state, h = linear_scan_step(state, decay, join(drive), reset)
         return state, self.read(split(h), x)
 
     def write(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`lambda`, complex `(state,)`, and `gamma (B x)`, real `(..., 2 state)`: its real and imaginary parts."""
+        """`lambda`, complex `[state]`, and `gamma (B x)`, real `[..., 2 state]`: its real and imaginary parts."""
         neg_log_modulus = jnp.exp(self.nu)
         decay = jnp.exp(lax.complex(-neg_log_modulus, jnp.exp(self.theta)))
         gamma = jnp.sqrt(-jnp.expm1(-2 * neg_log_modulus))
         return decay, rows_matmul(x, self.B * jnp.tile(gamma, 2))
 
     def read(self, h: jax.Array, x: jax.Array) -> jax.Array:
-        """State `(..., 2 state)`, real and imaginary parts, and input `(..., width)` -> output `(..., width)`."""
+        """State `[..., 2 state]`, real and imaginary parts, and input `[..., width]` -> output `[..., width]`."""
         return self.out(rows_matmul(h, self.C) + self.D * x)

@@ -11,26 +11,24 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, init_step_bias, uniform
 
 
 class SelectiveSpace(nn.Module):
-    """The selective state space after an activation: step size, input and output are made from `u` itself.
-
-    Attributes:
-        state: size of the state of each channel.
-        rank: of the projection that makes the step sizes.
-        backend: of `engram.kernels.selective_scan`.
-    """
+    """The selective state space after an activation. Step sizes, input and output matrices are made from `u` itself."""
 
     channels: int
+    """Number of channels of input and output."""
     state: int
+    """Size of the state of each channel."""
     rank: int
+    """Rank of the projection that makes the step sizes."""
     backend: str = "auto"
+    """Backend of `engram.kernels.selective_scan`."""
     param_dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         channels, dtype = self.channels, self.param_dtype
 
         def init_A_log(_, shape, dtype):
@@ -55,7 +53,7 @@ class SelectiveSpace(nn.Module):
         return selective_scan_step(h, u, dt, A, B, C, self.D, reset)
 
     def select(self, u: jax.Array) -> tuple[jax.Array, ...]:
-        """`u (..., channels)` -> `u, dt, A, B, C` of the selective scan."""
+        """`u[..., channels]` -> `u, dt, A, B, C` of the selective scan."""
         u = nn.silu(u)
         projected = self.x_proj(u)
         low_rank, B, C = jnp.split(
@@ -65,24 +63,22 @@ class SelectiveSpace(nn.Module):
 
 
 class Mamba(Memory):
-    """One Mamba-1 block. State: `(taps, h)`, the convolution's past inputs `(B, conv - 1, expand * width)` and the
-    state space `(B, state, expand * width)`.
-
-    Attributes:
-        state: size of the state of each channel.
-        expand: channels of the block in widths.
-        conv: taps of the convolution, the current input among them.
-        dt_rank: rank of the projection that makes the step sizes; 0 for width / 16, rounded up.
-        backend: of `engram.kernels.selective_scan`.
+    """One Mamba-1 block. State: `(taps, h)`, the convolution's past inputs `[B, conv - 1, expand * width]` and the
+    state space `[B, state, expand * width]`.
     """
 
     state: int = 16
+    """Size of the state of each channel."""
     expand: int = 2
+    """Number of channels in widths."""
     conv: int = 4
+    """Taps of the convolution, the current input among them."""
     dt_rank: int = 0
+    """Rank of the projection that makes the step sizes; 0 for width / 16, rounded up."""
     backend: str = "auto"
+    """Backend of `engram.kernels.selective_scan`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.state, self.expand, self.conv) < 1 or self.dt_rank < 0:
             raise BadRequest("mamba: needs state, expand and conv >= 1, dt_rank >= 0")
         super().__post_init__()
@@ -93,7 +89,7 @@ class Mamba(Memory):
         rank = self.dt_rank or math.ceil(self.width / 16)
         return SelectiveSpace(self.expand * self.width, self.state, rank, self.backend, self.param_dtype)
 
-    def setup(self):
+    def setup(self) -> None:
         channels, dtype = self.expand * self.width, self.param_dtype
         self.in_proj = Dense(2 * channels, use_bias=False, param_dtype=dtype)
         conv_scale = 1 / np.sqrt(self.conv)
@@ -104,28 +100,28 @@ class Mamba(Memory):
         self.out_proj = Dense(self.width, use_bias=False, param_dtype=dtype)
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         channels = self.expand * self.width
         taps = jnp.zeros((batch, self.conv - 1, channels), self.param_dtype)
         return taps, jnp.zeros((batch, self.state, channels), self.param_dtype)
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         state, y, gate = self.mix(state, x, reset)
         return state, self.out_proj(y * gate)
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         state, y, gate = self.mix_step(state, x, reset)
         return state, self.out_proj(y * gate)
 
-    def mix(self, state, x, reset):
-        """All but the last product: the state space's output and its gate, `(T, B, expand * width)`."""
+    def mix(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array, jax.Array]:
+        """All but the last product: the state space's output and its gate, `[T, B, expand * width]`."""
         taps, h = state
         u, z = jnp.split(self.in_proj(x), 2, -1)
         u, taps = causal_conv(u, self.conv_weight, self.conv_bias, reset, taps)
         h, y = self.ssm(h, u, reset)
         return (taps, h), y, nn.silu(z)
 
-    def mix_step(self, state, x, reset):
+    def mix_step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array, jax.Array]:
         """`mix` of one step."""
         taps, h = state
         u, z = jnp.split(self.in_proj(x), 2, -1)

@@ -1,4 +1,4 @@
-"""Mamba-2 (Dao and Gu 2024): heads that each forget at one rate, which makes the state space linear attention.
+"""Mamba-2 (Dao and Gu 2024): heads with one decay rate each, which makes the state space a linear attention.
 
 Per head: h[t] = exp(dt A) h[t-1] + B (dt x)^T      y[t] = h[t]^T C + D x
 with input matrix B and output matrix C shared by all heads, as keys and queries are.
@@ -12,31 +12,29 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, init_A_log, init_step_bias, uniform
 
 
 class Mamba2(Memory):
-    """One Mamba-2 block. State: `(taps, h)`, the convolution's past inputs `(B, conv - 1, expand * width + 2 state)`
-    and the state space `(B, heads, state, expand * width / heads)`.
-
-    Attributes:
-        state: rows of the state of each head.
-        expand: channels of the block in widths.
-        head: channels of a head, which must divide all channels; all of them where there are fewer.
-        conv: taps of the convolution, the current input among them.
-        chunk: steps that the learner takes together, a power of 2; 0 for the kernel's choice.
-        backend: of `engram.kernels.gla_scan`.
+    """One Mamba-2 block. State: `(taps, h)`, the convolution's past inputs `[B, conv - 1, expand * width + 2 state]`
+    and the state space `[B, heads, state, expand * width / heads]`.
     """
 
     state: int = 16
+    """Size of the state of each channel, which are the rows of a head's matrix."""
     expand: int = 2
+    """Number of channels in widths."""
     head: int = 64
+    """Channels of a head; must divide all channels. A block with fewer channels has one head."""
     conv: int = 4
+    """Taps of the convolution, the current input among them."""
     chunk: int = 0
+    """Steps that the learner takes together, a power of 2; 0 for the kernel's choice."""
     backend: str = "auto"
+    """Backend of `engram.kernels.gla_scan`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.state, self.expand, self.head, self.conv) < 1:
             raise BadRequest("mamba2: needs state, expand, head and conv >= 1")
         if self.channels % self.heads or self.channels > self.heads * self.head:
@@ -55,7 +53,7 @@ class Mamba2(Memory):
     def forgets_nan_inside(self) -> bool:
         return False
 
-    def setup(self):
+    def setup(self) -> None:
         channels, heads, dtype = self.channels, self.heads, self.param_dtype
         mixed = channels + 2 * self.state
 
@@ -69,12 +67,12 @@ class Mamba2(Memory):
         self.out_proj = Dense(self.width, use_bias=False, param_dtype=dtype)
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         taps = jnp.zeros((batch, self.conv - 1, self.channels + 2 * self.state), self.param_dtype)
         size = (batch, self.heads, self.state, self.channels // self.heads)
         return taps, jnp.zeros(size, self.param_dtype)
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         taps, h = state
         z, mixed, dt = self.project(x)
         mixed, taps = causal_conv(mixed, self.conv_weight, self.conv_bias, reset, taps)
@@ -82,7 +80,7 @@ class Mamba2(Memory):
         y, h = gla_scan(C, B, drive, log_decay, reset, h, chunk=self.chunk or None, backend=self.backend)
         return (taps, h), self.read(y, u, z)
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         taps, h = state
         z, mixed, dt = self.project(x)
         taps, mixed = causal_conv_step(taps, mixed, self.conv_weight, self.conv_bias, reset)
@@ -91,11 +89,11 @@ class Mamba2(Memory):
         return (taps, h), self.read(y, u, z)
 
     def project(self, x: jax.Array) -> list[jax.Array]:
-        """-> gate `(..., channels)`, the convolution's input `(..., channels + 2 state)`, steps `(..., heads)`."""
+        """-> gate `[..., channels]`, the convolution's input `[..., channels + 2 state]`, steps `[..., heads]`."""
         return jnp.split(self.in_proj(x), np.array([self.channels, 2 * (self.channels + self.state)]), -1)
 
     def select(self, mixed: jax.Array, dt: jax.Array) -> tuple[jax.Array, ...]:
-        """-> C and B `(..., 1, state)`, x and dt x `(..., heads, channels / heads)`, log decay `(..., heads)`."""
+        """-> C and B `[..., 1, state]`, x and dt x `[..., heads, channels / heads]`, log decay `[..., heads]`."""
         u, B, C = jnp.split(nn.silu(mixed), np.array([self.channels, self.channels + self.state]), -1)
         u = u.reshape(*u.shape[:-1], self.heads, -1)
         dt = nn.softplus(dt + self.dt_bias)

@@ -2,7 +2,7 @@
 
     h[t] = (1 - z) h[t-1] + z n      z = sigmoid(Wz x)      n = Wn x
 
-A linear recurrence with decay `1 - z` in (0, 1): computed as it stands, without the paper's detour through logarithms.
+A linear recurrence with decay `1 - z` in (0, 1): computed as it stands, without the logarithms of the paper.
 """
 
 import flax.linen as nn
@@ -11,29 +11,26 @@ import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import linear_scan, linear_scan_step
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, GatedOutput, log_uniform
 
 
 class MinGRU(Memory):
-    """One minGRU layer and a gated output. State: `h (B, width * expand)`.
-
-    Attributes:
-        expand: size of the state in widths.
-        max_timescale: the states start with memories of up to this many steps.
-        backend: of `engram.kernels.linear_scan`.
-    """
+    """One minGRU layer and a gated output. State: `h[B, width * expand]`."""
 
     expand: int = 1
+    """Size of the state in widths."""
     max_timescale: float = 64.0
+    """Longest memory of a unit at the start, in steps."""
     backend: str = "auto"
+    """Backend of `engram.kernels.linear_scan`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.expand < 1 or self.max_timescale <= 1:
             raise BadRequest("mingru: needs expand >= 1 and max_timescale > 1")
         super().__post_init__()
 
-    def setup(self):
+    def setup(self) -> None:
         size = self.expand * self.width
 
         def init_bias(key, shape, dtype):
@@ -45,19 +42,19 @@ class MinGRU(Memory):
         self.out = GatedOutput(self.width, self.param_dtype)
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         return jnp.zeros((batch, self.expand * self.width), self.param_dtype)
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         h, state = linear_scan(*self.write(x), reset, state, backend=self.backend)
         return state, self.out(h)
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         state, h = linear_scan_step(state, *self.write(x), reset)
         return state, self.out(h)
 
     def write(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Decay `1 - z` and drive `z n`, each `(..., expand * width)`."""
+        """Decay `1 - z` and drive `z n`, each `[..., expand * width]`."""
         gate, candidate = jnp.split(self.inp(x), 2, -1)
         # sigmoid(-gate), not 1 - sigmoid(gate): exact where the gate is nearly open.
         return jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate

@@ -1,4 +1,4 @@
-"""What mixes the tokens of a sequence policy: any registered memory, token by token, or a block that takes whole steps.
+"""Mixers of the tokens of a sequence policy: any memory, token by token, or a block that takes whole steps.
 
 A step of the environment is three tokens: return-to-go, observation, action. `reset` is True at an episode's first.
 """
@@ -23,7 +23,7 @@ class TokenMixer(nn.Module):
 
     stack: Stack
 
-    def setup(self):
+    def setup(self) -> None:
         self.norm = nn.RMSNorm(1e-5, param_dtype=self.stack.param_dtype)
 
     @property
@@ -53,23 +53,25 @@ class TokenMixer(nn.Module):
 class StepStack(Stack):
     """A stack of layers that take the tokens of a step in two phases."""
 
-    def observe(self, state, x, reset):
+    layers: tuple[DecisionMamba, ...] = ()
+
+    def observe(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         return self.run([layer.observe for layer in self.layers], state, x, reset)
 
-    def act(self, state, x, reset):
+    def act(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         return self.run([layer.act for layer in self.layers], state, x, reset)
 
 
 class StepMixer(TokenMixer):
-    """The same over layers that take the tokens of a step in two phases."""
+    """A `TokenMixer` over layers that take the tokens of a step in two phases."""
 
     stack: StepStack
 
-    def observe(self, state, x, reset):
+    def observe(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         state, y = self.stack.observe(state, x, reset)
         return state, self.norm(y)
 
-    def act(self, state, x):
+    def act(self, state: State, x: jax.Array) -> State:
         return self.stack.act(state, x, jnp.zeros(x.shape[0], bool))[0]
 
 

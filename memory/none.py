@@ -1,24 +1,25 @@
-"""No memory: the baseline that tells what a task needs memory for."""
+"""No memory: the baseline that shows how much of a task needs one."""
 
 import flax.linen as nn
+import jax
 
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, GatedOutput
 
 
 class NoMemory(Memory):
-    """A gated feed-forward of the current input alone, of the same shape as the other layers' outputs."""
+    """A gated feed-forward layer of the current input alone, with the output layer that other memories have."""
 
-    def setup(self):
+    def setup(self) -> None:
         self.inp = Dense(self.width, param_dtype=self.param_dtype)
         self.out = GatedOutput(self.width, self.param_dtype)
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         return ()
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         return state, self.out(self.inp(x))
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         return self(state, x, reset)

@@ -19,7 +19,7 @@ from jax import lax
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
 from engram.kernels.rows import rows_matmul
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 from engram.memory.layers import GatedOutput, log_uniform
 
 PERTURBATION = 0.1
@@ -27,7 +27,7 @@ Complex = npt.NDArray[np.complex128]
 
 
 def hippo_legs(n: int) -> np.ndarray:
-    """The HiPPO-LegS matrix `(n, n)` (Gu et al. 2020), negated so that it is stable."""
+    """The HiPPO-LegS matrix `[n, n]` (Gu et al. 2020), negated so that it is stable."""
     q = np.sqrt(2 * np.arange(n) + 1.0)
     return np.diag(np.arange(n)) - np.tril(np.outer(q, q))
 
@@ -39,7 +39,7 @@ def diagonalised_hippo(n: int) -> tuple[Complex, Complex, Complex]:
     HiPPO-N = LegS + p p^T with p = sqrt(k + 1/2) is skew-symmetric minus 1/2, so its eigenvectors are orthonormal.
 
     Returns:
-        eigenvalues `(n/2,)` of positive imaginary part, `V (n, n/2)`, `V^-1 (n/2, n)`; complex128.
+        eigenvalues `[n/2]` of positive imaginary part, V `[n, n/2]`, V^-1 `[n/2, n]`; complex128.
     """
     p = np.sqrt(np.arange(n) + 0.5)
     normal = hippo_legs(n) + np.outer(p, p)
@@ -59,7 +59,7 @@ def perturbed_hippo(n: int) -> tuple[Complex, Complex, Complex]:
     output is half of `2 Re(C x)`, so `V` comes halved.
 
     Returns:
-        eigenvalues `(n/2,)`, `V / 2 (n/2, n/2)`, `V^-1 (n/2, n/2)`; complex128.
+        eigenvalues `[n/2]`, V / 2 `[n/2, n/2]`, V^-1 `[n/2, n/2]`; complex128.
     """
     size = n // 2
     A = hippo_legs(size)
@@ -77,47 +77,45 @@ SPECTRA = {"hippo": diagonalised_hippo, "ptd": perturbed_hippo}
 
 
 class S5(Memory):
-    """One S5 layer: state space, gelu, gate. State: complex `(B, state / 2)`.
-
-    Attributes:
-        state: size of the real state; half as many complex numbers, by conjugate symmetry.
-        blocks: number of independent HiPPO blocks the state starts from; `state` must be a multiple of `2 * blocks`.
-        spectrum: what they start as: "hippo" (HiPPO-N, the paper) or "ptd" (perturb-then-diagonalise HiPPO-LegS).
-        dt_min, dt_max: step lengths start log-uniform between them. The paper ends at 0.1; from up to 1, tasks that ask
-            for the last few inputs are learned several times faster.
-        gate: "full_glu" (`W1 u * sigmoid(W2 u)`, `u = gelu(y)`, the paper) or "gelu" (`u` alone).
-        backend: of `engram.kernels.linear_scan`.
-    """
+    """One S5 layer: state space, gelu, gate. State: complex `[B, state / 2]`."""
 
     state: int = 64
+    """Size of the real state; half as many complex numbers, by conjugate symmetry."""
     blocks: int = 1
+    """Number of independent HiPPO blocks that the state starts from; `state` must be a multiple of `2 * blocks`."""
     spectrum: Literal["hippo", "ptd"] = "hippo"
+    """Eigenvalues at the start: "hippo" (HiPPO-N, the paper) or "ptd" (perturb-then-diagonalise HiPPO-LegS)."""
     dt_min: float = 1e-3
+    """Shortest step length at the start, log-uniform up to `dt_max`."""
     dt_max: float = 1.0
+    """Longest step length at the start. The paper has 0.1; with 1, tasks that ask for the last few inputs are learned
+    several times faster."""
     gate: Literal["full_glu", "gelu"] = "full_glu"
+    """Output function: "full_glu" (`W1 u * sigmoid(W2 u)`, `u = gelu(y)`, the paper) or "gelu" (`u` alone)."""
     backend: str = "auto"
+    """Backend of `engram.kernels.linear_scan`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.blocks < 1 or self.state < 2 or self.state % (2 * self.blocks):
             raise BadRequest(f"s5: state ({self.state}) must be a positive multiple of 2 * blocks ({2 * self.blocks})")
         if not 0 < self.dt_min < self.dt_max:
             raise BadRequest(f"s5: needs 0 < dt_min ({self.dt_min}) < dt_max ({self.dt_max})")
         super().__post_init__()
 
-    def setup(self):
+    def setup(self) -> None:
         half, width, dtype = self.state // 2, self.width, self.param_dtype
         eigenvalues, V, V_inverse = SPECTRA[self.spectrum](self.state // self.blocks)
         rows = V.shape[0]  # of one block, before it is diagonalised
         eigenvalues = np.tile(eigenvalues, self.blocks)
 
         def init_B(key):
-            """Real lecun-normal B, each block multiplied by V^-1 -> `(width, 2 * half)`: Re | Im."""
+            """Real lecun-normal B, each block multiplied by V^-1 -> `[width, 2 * half]`: Re | Im."""
             B = nn.initializers.lecun_normal()(key, (width, self.blocks * rows), dtype)
             planes = jnp.asarray(np.stack([V_inverse.real, V_inverse.imag]), dtype)
             return jnp.einsum("cpq,wjq->wcjp", planes, B.reshape(width, self.blocks, rows)).reshape(width, 2 * half)
 
         def init_C(key):
-            """Complex lecun-normal C, each block multiplied by V -> `(2 * half, width)`: Re over -Im."""
+            """Complex lecun-normal C, each block multiplied by V -> `[2 * half, width]`: Re over -Im."""
             parts = nn.initializers.lecun_normal(batch_axis=0)(key, (2, self.blocks * rows, width), dtype)
             re, im = parts.reshape(2, self.blocks, rows, width)
             V_re, V_im = jnp.asarray(V.real, dtype), jnp.asarray(V.imag, dtype)
@@ -135,21 +133,21 @@ class S5(Memory):
         self.out = GatedOutput(width, dtype) if self.gate == "full_glu" else nn.gelu
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         return jnp.zeros((batch, self.state // 2), jnp.promote_types(self.param_dtype, jnp.complex64))
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         decay, drive = self.discretise(x)
         h, state = linear_scan_planes(decay, drive, reset, state, backend=self.backend)
         return state, self.read(h, x)
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         decay, drive = self.discretise(x)
         state, h = linear_scan_step(state, decay, join(drive), reset)
         return state, self.read(split(h), x)
 
     def discretise(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Zero-order hold: `exp(Lambda dt)`, complex `(P,)`; `Lambda^-1 (exp(Lambda dt) - 1) B x`, real `(..., 2 P)`:
+        """Zero-order hold: `exp(Lambda dt)`, complex `[P]`; `Lambda^-1 (exp(Lambda dt) - 1) B x`, real `[..., 2 P]`:
         its real and imaginary parts."""
         eigenvalues = lax.complex(-jnp.exp(self.log_neg_re), self.im)
         exponent = eigenvalues * jnp.exp(self.log_dt)
@@ -159,5 +157,5 @@ class S5(Memory):
         return jnp.exp(exponent), rows_matmul(x, B_bar)
 
     def read(self, h: jax.Array, x: jax.Array) -> jax.Array:
-        """State `(..., 2 P)`, real and imaginary parts, and input `(..., width)` -> output `(..., width)`."""
+        """State `[..., 2 P]`, real and imaginary parts, and input `[..., width]` -> output `[..., width]`."""
         return self.out(2 * rows_matmul(h, self.C) + self.D * x)

@@ -1,34 +1,37 @@
 """A stack of memory layers is itself a memory."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
+import jax
 
-from engram.memory.base import Memory
+from engram.memory.base import Memory, State
 
 
 class Stack(Memory):
-    """Pre-norm residual blocks: `x + layer(LayerNorm(x))`, one after the other. State: the tuple of the layers' states.
+    """Pre-norm residual blocks, one after the other: `x + layer(LayerNorm(x))`.
 
-    Attributes:
-        layers: the memories, all of this `width`.
-        norm: normalise the input of each layer.
-        residual: add the input of each layer to its output.
-        rms: normalise by the root mean square alone (RMSNorm).
-        dropout: of each layer's output, only where the module is applied with a random key named "dropout".
+    State: the tuple of the layers' states.
     """
 
     layers: tuple[Memory, ...] = ()
+    """Memory layers, all of this `width`."""
     norm: bool = True
+    """Normalisation of the input of each layer."""
     residual: bool = True
+    """Addition of the input of each layer to its output."""
     rms: bool = False
+    """Normalisation by the root mean square alone (RMSNorm)."""
     dropout: float = 0.0
+    """Dropout rate of each layer's output, only where the module is applied with a random key named "dropout"."""
 
     @property
     def forgets_nan_inside(self) -> bool:
         return all(layer.forgets_nan_inside for layer in self.layers)
 
-    def setup(self):
+    def setup(self) -> None:
         if self.norm:
             kind = partial(nn.RMSNorm, 1e-5) if self.rms else nn.LayerNorm
             self.norms = [kind(param_dtype=self.param_dtype) for _ in self.layers]
@@ -36,17 +39,19 @@ class Stack(Memory):
             self.drop = nn.Dropout(self.dropout)
 
     @nn.nowrap
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> State:
         return tuple(layer.initial_state(batch) for layer in self.layers)
 
-    def __call__(self, state, x, reset):
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         return self.run([layer.__call__ for layer in self.layers], state, x, reset)
 
-    def step(self, state, x, reset):
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         return self.run([layer.step for layer in self.layers], state, x, reset)
 
-    def run(self, layers, state, x, reset):
-        """Both faces: `layers` are the layers' `__call__` or their `step`."""
+    def run(
+        self, layers: Sequence[Callable[..., Any]], state: State, x: jax.Array, reset: jax.Array
+    ) -> tuple[State, jax.Array]:
+        """Sequence or step: `layers` are the layers' `__call__` or their `step`."""
         after = []
         for i, layer in enumerate(layers):
             layer_state, y = layer(state[i], self.norms[i](x) if self.norm else x, reset)

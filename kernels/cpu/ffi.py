@@ -1,11 +1,11 @@
 """C++ kernels for CPUs, called through XLA's foreign-function interface.
 
 A kernel `name` is the file `name.cc` beside this one. It is compiled on first use with the C++ compiler of the machine,
-for the very CPU it runs on, and kept in the user's cache folder (`cache.py`) under a hash of everything the result
+for this very CPU, and kept in the user's cache folder (`engram.kernels.cache`) under a hash of everything the result
 depends on. Without a compiler, or if anything goes wrong, kernels run on their "xla" backend and one line in the log
 says why.
 
-`ENGRAM_KERNELS=xla` in the environment switches these kernels off, and those for GPUs (`mosaic.py`).
+`ENGRAM_KERNELS=xla` in the environment switches these kernels off, and those for GPUs too.
 """
 
 import ctypes
@@ -60,7 +60,7 @@ def load(name: str) -> bool:
 
 
 def if_loaded(name: str, dtype: jnp.dtype, dtypes: tuple[Any, ...]) -> str:
-    """The backend that answers to "ffi": "ffi" if `dtype` is one of `dtypes` and kernel `name` loads, else "xla"."""
+    """Backend that serves "ffi": "ffi" if `dtype` is one of `dtypes` and kernel `name` loads, else "xla"."""
     return "ffi" if dtype in dtypes and load(name) else "xla"
 
 
@@ -80,7 +80,7 @@ def like(*arrays: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 
 def flags(reset: jax.Array | None, x: jax.Array) -> jax.Array:
-    """`reset`, or the bool `(T, B)` that means the same as None for a sequence `x (T, B, D)`."""
+    """`reset`, or where it is None the bool `[T, B]` that means the same for a sequence `x[T, B, D]`."""
     return jnp.zeros(x.shape[:2], bool) if reset is None else reset
 
 
@@ -93,7 +93,7 @@ def _targets(name: str) -> list[str]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """The user's cache folder, or one for the moment where that cannot be used."""
+    """The user's cache folder, or a temporary one where that cannot be used."""
     cached = user_folder()
     if cached is not None:
         yield cached
@@ -143,7 +143,7 @@ def _hash(content: bytes) -> str:
 
 
 def _cpu() -> str:
-    """What `-march=native` depends on."""
+    """Features of this CPU, on which `-march=native` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

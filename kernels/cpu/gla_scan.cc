@@ -9,7 +9,7 @@
 // steps again: their product with G is the gradient of the decay. (That gradient also follows from q dq and k dk alone, as a
 // running difference. Where decays are strong nothing is left of it in float32.)
 //
-// Arrays are (..., T, B, heads, features): leading axes come from vmap and are rows like any other.
+// Arrays are [..., T, B, heads, features]: leading axes come from vmap and are rows like any other.
 
 #include <vector>
 
@@ -40,7 +40,7 @@ struct Head {
   const float *q, *k, *v, *log_decay;
   const bool* reset;
   int64_t keys, values, decays, rows;  // strides of a step
-  // Offsets of this head in arrays (T, B, H, K), (T, B, H, V), (T, B, H, decays) and (B, H, K, V).
+  // Offsets of this head in arrays [T, B, H, K], [T, B, H, V], [T, B, H, decays] and [B, H, K, V].
   int64_t own_keys, own_values, own_decays, state;
 
   Head(const Sizes& s, int64_t index, const float* q, const float* k, const float* v, const float* log_decay,

@@ -4,7 +4,7 @@
 // rows of the batch: at each step it reads and writes one contiguous piece of every array, and its state stays in the
 // cache.
 //
-// Arrays are (..., T, B, D): leading axes come from vmap and are rows like any other. Complex numbers are pairs of
+// Arrays are [..., T, B, D]: leading axes come from vmap and are rows like any other. Complex numbers are pairs of
 // floats.
 
 #include <type_traits>

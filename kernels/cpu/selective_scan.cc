@@ -1,11 +1,11 @@
 // Selective state space of Mamba-1 with resets, float32, forward and backward (see selective_scan.py).
 //
 // A task is one row of the batch and a range of channels. It walks through time for 64 channels at a time, whose
-// states (N, 64) stay in the first-level cache. The forward pass for training also stores the state at the start of
+// states [N, 64] stay in the first-level cache. The forward pass for training also stores the state at the start of
 // each stretch of `chunk` steps; the backward pass recomputes a stretch, its states and decays in the cache, and then
 // runs through it in reverse.
 //
-// Arrays are (..., T, B, features): leading axes come from vmap and are rows like any other.
+// Arrays are [..., T, B, features]: leading axes come from vmap and are rows like any other.
 
 #include <vector>
 
@@ -54,7 +54,7 @@ struct Inputs {
         reset(reset + at.outer * s.T * s.B + at.row) {}
 };
 
-// (N, 64) floats, padded with zeros beyond `valid` channels.
+// [N, 64] floats, padded with zeros beyond `valid` channels.
 void LoadTile(Vector* tile, const float* from, int64_t N, int64_t stride, int64_t valid) {
   for (int64_t n = 0; n < N; ++n)
     for (int64_t v = 0; v < kVectors; ++v)
@@ -131,7 +131,7 @@ void Backward(const Sizes& s, const Place& at, const Inputs& in, const float* st
   Vector *dB_rows = products.data(), *dC_rows = dB_rows + padded;
   const int64_t row = (at.outer * s.B + at.row) * s.N * s.D, chunks = (s.T + chunk - 1) / chunk;
   const int64_t sequence = at.outer * s.T * s.B * s.D + at.row * s.D;
-  // Groups of channels write sums of their own, (..., groups, T, B, N), which the caller adds up.
+  // Groups of channels write sums of their own, [..., groups, T, B, N], which the caller adds up.
   const int64_t sums = (at.outer * s.groups + at.group) * s.T * s.B * s.N + at.row * s.N;
   float *dB = out.dB + sums, *dC = out.dC + sums, *du = out.du + sequence, *ddt = out.ddt + sequence;
   g += sequence;
@@ -212,7 +212,7 @@ void Backward(const Sizes& s, const Place& at, const Inputs& in, const float* st
   }
   for (int64_t p = 0; p < tiles; ++p) {
     const int64_t d = at.first + p * kTile;
-    StoreTile(out.dA + row + d, &buffer[(3 * p + 2) * tile], s.N, s.D, s.D - d);  // of this row: (..., B, N, D)
+    StoreTile(out.dA + row + d, &buffer[(3 * p + 2) * tile], s.N, s.D, s.D - d);  // of this row: [..., B, N, D]
     StoreTile(out.dh0 + row + d, &buffer[(3 * p + 1) * tile], s.N, s.D, s.D - d);
   }
 }

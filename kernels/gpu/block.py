@@ -1,4 +1,4 @@
-"""What the kernels of a GPU thread block share (Pallas Mosaic GPU, `plgpu.kernel`).
+"""Building blocks of the GPU kernels (Pallas Mosaic GPU, `plgpu.kernel`).
 
 A thread block is one warpgroup. It takes one row of the batch and 128 channels, a thread each, and walks through time
 with the states in registers. The steps are taken in tiles: while one tile is computed, the operands of the next one are
@@ -17,11 +17,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 BLOCK = 128
-"""Channels of a thread block: as many as a warpgroup has threads."""
+"""Number of channels of a thread block: as many as a warpgroup has threads."""
 SUM_ROWS = 64
-"""A warpgroup sums a multiple of so many rows at once, each row by four neighbouring threads."""
+"""Divisor of the number of rows that a warpgroup sums at once, each row by four neighbouring threads."""
 SUM_WIDTH = BLOCK + 8
-"""Width of the rows that it sums: 8 unused columns make threads that read together read from different banks."""
+"""Width of the rows that a warpgroup sums: with 8 unused columns, threads that read together read from different
+banks."""
 
 
 def launch(
@@ -120,17 +121,17 @@ def pieces(length: int) -> list[Any]:
 
 
 def put_row(ref: Any, row: Any, values: jax.Array) -> None:
-    """Sets a row of a matrix `(rows, SUM_WIDTH)` in shared memory."""
+    """Sets a row of a matrix `[rows, SUM_WIDTH]` in shared memory."""
     ref[row, pl.ds(0, BLOCK)] = values
 
 
 def sum_rows(ref: Any) -> jax.Array:
-    """The sum of each row of a matrix `(rows, SUM_WIDTH)` in shared memory, rows a multiple of `SUM_ROWS`."""
+    """The sum of each row of a matrix `[rows, SUM_WIDTH]` in shared memory, rows a multiple of `SUM_ROWS`."""
     return plgpu.layout_cast(ref[:, pl.ds(0, BLOCK)], plgpu.Layout.WGMMA).sum(1)
 
 
 def meet() -> None:
-    """Threads wait for each other here; what one wrote to shared memory before, others read after."""
+    """Makes threads wait for each other: what one wrote to shared memory before, others read after."""
     plgpu.commit_smem()
 
 

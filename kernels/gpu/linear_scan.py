@@ -1,6 +1,6 @@
 """`linear_scan` for Hopper GPUs and newer (Pallas Mosaic GPU); lowered, and interpreted on a CPU, in the tests.
 
-Inside, numbers are one or two float32 planes: `(..., P, D)` with P = 1 for real ones and P = 2 for `Re, Im`. In a
+Inside, numbers are one or two float32 planes: `[..., P, D]` with P = 1 for real ones and P = 2 for `Re, Im`. In a
 thread a number is the tuple of its planes, so that one body serves both.
 """
 
@@ -13,8 +13,10 @@ from jax import lax
 
 from engram.kernels.gpu import block
 
+Number = tuple[jax.Array, ...]
+"""Planes of a number in each thread."""
 TILE = 8
-"""Steps read ahead. With a complex `a[t]`, a step of the backward pass takes 6 registers in each of two tiles."""
+"""Number of steps read ahead. With a complex `a[t]`, a backward step takes 6 registers in each of two tiles."""
 KINDS: dict[str, tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]] = {
     "real": (lambda x: x[..., None, :], lambda x: x[..., 0, :]),
     "complex": (lambda x: jnp.stack([x.real, x.imag], -2), lambda x: lax.complex(x[..., 0, :], x[..., 1, :])),
@@ -23,7 +25,8 @@ KINDS: dict[str, tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], j
         lambda x: x.reshape(*x.shape[:-2], 2 * x.shape[-1]),
     ),
 }
-"""How arrays of each kind become planes `(..., P, D)`, and the way back. "planes" are real `(..., 2 D)`: `Re | Im`."""
+"""Functions that turn arrays of each kind into planes `[..., P, D]`, and back. The kind "planes" is real `[..., 2 D]`:
+`Re | Im`."""
 
 
 def forward(kind: str, a: jax.Array, x: jax.Array, reset: jax.Array, h0: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -31,13 +34,13 @@ def forward(kind: str, a: jax.Array, x: jax.Array, reset: jax.Array, h0: jax.Arr
 
     Args:
         kind: a key of `KINDS`, of all arrays that follow; float32 or complex64.
-        a: decay, `(D,)` or `(T, B, D)`.
-        x: input `(T, B, D)`, not empty.
-        reset: bool `(T, B)`.
-        h0: state before the chunk `(B, D)`.
+        a: decay, `[D]` or `[T, B, D]`.
+        x: input `[T, B, D]`, not empty.
+        reset: bool `[T, B]`.
+        h0: state before the chunk `[B, D]`.
 
     Returns:
-        `h (T, B, D)` and the last state `(B, D)`.
+        `h[T, B, D]` and the last state `[B, D]`.
     """
     enter, leave = _conversions(kind, x)
     decay = enter(a)
@@ -49,12 +52,12 @@ def forward(kind: str, a: jax.Array, x: jax.Array, reset: jax.Array, h0: jax.Arr
 def backward(
     kind: str, a: jax.Array, reset: jax.Array, h0: jax.Array, h: jax.Array, g: jax.Array, g_last: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients, given those of `h` and of the last state: `g (T, B, D)` and `g_last (B, D)`.
+    """Gradients, given those of `h` and of the last state: `g[T, B, D]` and `g_last[B, D]`.
 
     For complex numbers in JAX's convention (no conjugation), for planes the gradients of two real arrays.
 
     Returns:
-        `da` in the shape of `a`, `dx (T, B, D)`, `dh0 (B, D)`.
+        `da` in the shape of `a`, `dx[T, B, D]`, `dh0[B, D]`.
     """
     enter, leave = _conversions(kind, h)
     decay = enter(a)
@@ -76,7 +79,7 @@ def trial() -> None:
 
 
 def _conversions(kind, example):
-    """From arrays of a kind to planes with whole blocks of channels, `(D,)` to `(1, P, D)`; and the way back."""
+    """From arrays of a kind to planes with whole blocks of channels, `[D]` to `[1, P, D]`; and the way back."""
     to_planes, from_planes = KINDS[kind]
     channels = to_planes(example).shape[-1]
 
@@ -155,17 +158,19 @@ def _backward(conjugate, a, reset, h0, h, g, g_last):
     return block.launch(body, (_like(da), _like(h), _like(h0)), B, D, a, reset, h0, h, g, g_last)
 
 
-def step(h, a, x, reset):
-    """One step forward; `h, a, x` are numbers."""
+def step(h: Number, a: Number, x: Number, reset: jax.Array) -> Number:
+    """One step forward."""
     return _plus(_times(a, _clear(reset, h)), x)
 
 
-def step_back(back, a, g, reset, previous, conjugate):
+def step_back(
+    back: Number, a: Number, g: Number, reset: jax.Array, previous: Number, conjugate: bool
+) -> tuple[Number, Number, Number]:
     """One step backward.
 
     Args:
         back: gradient of `h[t]` through the steps after it.
-        a, reset: of the step.
+        a, reset: decay and reset of the step.
         g: gradient of `h[t]` as an output.
         previous: `h[t-1]`.
         conjugate: whether gradients are those of real planes.
@@ -179,7 +184,7 @@ def step_back(back, a, g, reset, previous, conjugate):
 
 
 def _access(P, channels):
-    """How a thread reads a number of `P` planes from `ref[*index, :, channels]`, and writes one."""
+    """Functions by which a thread reads a number of `P` planes from `ref[*index, :, channels]`, and writes one."""
 
     def read(ref, *index):
         return tuple(block.load(ref, *index, p, channels) for p in range(P))

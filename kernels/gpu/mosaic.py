@@ -1,4 +1,4 @@
-"""Whether the GPU kernels (Pallas Mosaic GPU, for Hopper GPUs and newer) can be had, and how they are called.
+"""Loading and calling the GPU kernels (Pallas Mosaic GPU, for Hopper GPUs and newer).
 
 Pallas is imported only where there is such a GPU. If anything goes wrong, kernels run on their "xla" backend and one
 line in the log says why. `ENGRAM_KERNELS=xla` in the environment switches these kernels off, as it does those in C++.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from engram.kernels.backends import switched_off
 
 OLDEST = 9.0
-"""Compute capability of Hopper."""
+"""Compute capability of Hopper, the oldest GPU that has these kernels."""
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def available(name: str) -> bool:
 
 
 def if_available(name: str, dtype: jnp.dtype, dtypes: tuple[Any, ...], *inputs: jax.Array) -> str:
-    """The backend that answers to "mosaic": "mosaic" if kernel `name` is available, computes in `dtype` (one of
+    """Backend that serves "mosaic": "mosaic" if kernel `name` is available, computes in `dtype` (one of
     `dtypes`) and has something to do (no empty `inputs`), else "xla"."""
     return "mosaic" if dtype in dtypes and all(x.size for x in inputs) and available(name) else "xla"
 

@@ -5,13 +5,20 @@ shared memory a chunk at a time. The backward pass recomputes a chunk from the s
 states in shared memory; each block of channels sums its part of the gradients of `B` and `C`.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from engram.kernels.gpu import block
+
+Vectors = Sequence[jax.Array]
+"""N vectors, an element of each in every thread."""
+Scalars = Sequence[Any]
+"""N scalars."""
 
 
 def forward(
@@ -30,14 +37,14 @@ def forward(
     Args:
         chunk: steps between saved states; `chunk N` states of 128 channels fit into shared memory.
         save: whether to save states for `backward`.
-        u, dt: `(T, B, D)`, float32 as all that follow, not empty.
-        A: `(N, D)`, few enough for registers.
-        B, C: `(T, B, N)`.
-        reset: bool `(T, B)`.
-        h0: state before the scan `(B, N, D)`.
+        u, dt: `[T, B, D]`, float32 as all that follow, not empty.
+        A: `[N, D]`, few enough for registers.
+        B, C: `[T, B, N]`.
+        reset: bool `[T, B]`.
+        h0: state before the scan `[B, N, D]`.
 
     Returns:
-        `y (T, B, D)`, the last state `(B, N, D)` and, if `save`, the states before each chunk `(chunks, B, N, D)`.
+        `y[T, B, D]`, the last state `[B, N, D]` and, if `save`, the states before each chunk `[chunks, B, N, D]`.
     """
     D = u.shape[-1]
     kernel = partial(_forward, chunk, save)
@@ -59,7 +66,7 @@ def backward(
     g: jax.Array,
     g_last: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Gradients, given those of `y` and of the last state: `g (T, B, D)` and `g_last (B, N, D)`.
+    """Gradients, given those of `y` and of the last state: `g[T, B, D]` and `g_last[B, N, D]`.
 
     `saved` are the states that `forward` saved, with the same `chunk`; all else as there.
 
@@ -72,7 +79,7 @@ def backward(
     u, dt, A, saved, g, g_last = [block.pad(x) for x in (u, dt, A, saved, g, g_last)]
     du, ddt, dA, sums, dh0 = scan(u, dt, A[None], _by_chunks(chunk, B, C), reset.astype(jnp.int32), saved, g, g_last)
     steps = _steps_summed(chunk, N)
-    sums = sums.sum(0)[..., : steps * 2 * N]  # over blocks of channels; (B, groups of steps, ...)
+    sums = sums.sum(0)[..., : steps * 2 * N]  # over blocks of channels; [B, groups of steps, ...]
     sums = sums.reshape(sums.shape[0], -1, 2 * N)[:, :T].swapaxes(0, 1)
     return du[..., :D], ddt[..., :D], dA.sum(0)[..., :D], sums[..., :N], sums[..., N:], dh0[..., :D]
 
@@ -91,14 +98,14 @@ def trial() -> None:
 
 
 def _by_chunks(chunk, B, C):
-    """`B` and `C (T, B, N)` -> `(B, chunks, X)`: `B[t], C[t]` of one step after another, zeros behind."""
+    """`B[T, B, N]` and `C[T, B, N]` -> `[B, chunks, X]`: `B[t], C[t]` of one step after another, zeros behind."""
     both = jnp.concatenate([B, C], -1).swapaxes(0, 1)
     both = jnp.pad(both, ((0, 0), (0, -both.shape[1] % chunk), (0, 0)))
     return block.pad(both.reshape(len(both), -1, chunk * both.shape[-1]))
 
 
 def _steps_summed(chunk, N):
-    """How many steps of a chunk have their gradients of `B` and `C` summed over channels at once: a divisor of it."""
+    """Number of steps whose gradients of `B` and `C` are summed over channels at once: a divisor of `chunk`."""
     fitting = max(1, block.SUM_ROWS // (2 * N))
     return next(steps for steps in range(min(chunk, fitting), 0, -1) if chunk % steps == 0)
 
@@ -210,7 +217,9 @@ def _backward(chunk, u, dt, A, weights, reset, saved, g, g_last):
     return tuple(block.launch(body, results, rows, D, *inputs, shared=shared))
 
 
-def step(h, u, dt, reset, A, B, C):
+def step(
+    h: Vectors, u: jax.Array, dt: jax.Array, reset: jax.Array, A: Vectors, B: Scalars, C: Scalars
+) -> tuple[jax.Array, list[jax.Array]]:
     """One step of a channel in each thread.
 
     Args:
@@ -226,7 +235,18 @@ def step(h, u, dt, reset, A, B, C):
     return sum(c * state for c, state in zip(C[1:], h[1:], strict=True)) + C[0] * h[0], h
 
 
-def step_back(back, dA, u, dt, g, reset, h, A, B, C):
+def step_back(
+    back: Vectors,
+    dA: Vectors,
+    u: jax.Array,
+    dt: jax.Array,
+    g: jax.Array,
+    reset: jax.Array,
+    h: Vectors,
+    A: Vectors,
+    B: Scalars,
+    C: Scalars,
+) -> tuple[list[jax.Array], tuple[Any, Any, list[jax.Array], list[jax.Array], list[jax.Array]]]:
     """One step backward; `h` is the state before the step, the rest as for `step`.
 
     Args:
