@@ -131,11 +131,15 @@ def checkpointed(scan: Scan) -> Scan:
 # ----------------------------------------------------------------------------------------------------------- problems
 
 
+Inputs = tuple[Any, Any, Any]
+"""Weights, sequence and state."""
+
+
 def normal(keys: Iterator[jax.Array], *shape: int) -> jax.Array:
     return jax.random.normal(next(keys), shape)
 
 
-def linear_inputs(keys: Iterator[jax.Array], steps: int, batch: int, state: int) -> tuple[Any, Any, Any]:
+def linear_inputs(keys: Iterator[jax.Array], steps: int, batch: int, state: int) -> Inputs:
     def numbers(*shape):
         return lax.complex(normal(keys, *shape), normal(keys, *shape)) / math.sqrt(2)
 
@@ -144,7 +148,7 @@ def linear_inputs(keys: Iterator[jax.Array], steps: int, batch: int, state: int)
     return a, numbers(steps, batch, state), numbers(batch, state)
 
 
-def linear_real_inputs(keys: Iterator[jax.Array], steps: int, batch: int, channels: int) -> tuple[Any, Any, Any]:
+def linear_real_inputs(keys: Iterator[jax.Array], steps: int, batch: int, channels: int) -> Inputs:
     a = jax.nn.sigmoid(normal(keys, steps, batch, channels) + 2)
     return (), (a, normal(keys, steps, batch, channels)), normal(keys, batch, channels)
 
@@ -186,9 +190,7 @@ def associative_resets(weights: Any, sequence: Any, reset: Any, state: Any) -> t
 ASSOCIATIVE = {"associative_scan, a = 0": associative_folded, "associative_scan, resets": associative_resets}
 
 
-def selective_inputs(
-    keys: Iterator[jax.Array], steps: int, batch: int, channels: int, state: int
-) -> tuple[Any, Any, Any]:
+def selective_inputs(keys: Iterator[jax.Array], steps: int, batch: int, channels: int, state: int) -> Inputs:
     A = -jnp.exp(normal(keys, state, channels))
     dt = jax.nn.softplus(normal(keys, steps, batch, channels) - 3)  # Mamba's steps begin between 0.001 and 0.1
     u, B, C = (normal(keys, steps, batch, size) for size in (channels, state, state))
@@ -213,7 +215,7 @@ def torch_selective(torch: Any, weights: Any, sequence: Any, reset: Any, state: 
 
 def gla_inputs(
     keys: Iterator[jax.Array], steps: int, batch: int, heads: int, size: int, per_row: bool = False
-) -> tuple[Any, Any, Any]:
+) -> Inputs:
     rows = (steps, batch, heads, size)
     q, k, v = (normal(keys, *rows) / scale for scale in (math.sqrt(size), 1, 1))
     log_decay = jax.nn.log_sigmoid(normal(keys, *(rows if per_row else rows[:3])) + 3)
@@ -225,7 +227,7 @@ def gla(_: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[An
     return gla_scan(q, k, v, log_decay, reset, state, backend=backend)
 
 
-def delta_inputs(keys: Iterator[jax.Array], steps: int, batch: int, heads: int, size: int) -> tuple[Any, Any, Any]:
+def delta_inputs(keys: Iterator[jax.Array], steps: int, batch: int, heads: int, size: int) -> Inputs:
     q, k, v = (normal(keys, steps, batch, heads, size) for _ in range(3))
     k /= jnp.linalg.norm(k, axis=-1, keepdims=True)  # the recurrence is stable for keys of length 1
     beta = jax.nn.sigmoid(normal(keys, steps, batch, heads))
@@ -237,7 +239,7 @@ def delta(_: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[
     return delta_scan(q, k, v, beta, None, reset, state, backend=backend)
 
 
-def aaren_inputs(keys: Iterator[jax.Array], steps: int, batch: int, heads: int, size: int) -> tuple[Any, Any, Any]:
+def aaren_inputs(keys: Iterator[jax.Array], steps: int, batch: int, heads: int, size: int) -> Inputs:
     state = normal(keys, batch, heads), 1 + jax.random.uniform(next(keys), (batch, heads))
     sequence = normal(keys, steps, batch, heads), normal(keys, steps, batch, heads, size)
     return (), sequence, (*state, normal(keys, batch, heads, size))
@@ -248,7 +250,7 @@ def aaren(_: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[
     return aaren_scan(scores, v, reset, state, backend=backend)
 
 
-def layer_inputs(keys: Iterator[jax.Array], steps: int, batch: int, width: int) -> tuple[Any, Any, Any]:
+def layer_inputs(keys: Iterator[jax.Array], steps: int, batch: int, width: int) -> Inputs:
     mamba, x = Mamba(width), normal(keys, steps, batch, width)
     state = mamba.initial_state(batch)
     parameters = jax.jit(mamba.init)(next(keys), state, x, jnp.zeros((steps, batch), bool))

@@ -67,5 +67,5 @@ def on_cpu_or_not(on_cpu: Callable, elsewhere: Callable, *inputs: Any) -> Any:
 
 
 def state_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """Dtype in which a scan computes: float32 at least (bfloat16 decays round to 1), wider or complex if an input is."""
+    """Dtype in which a scan computes: float32 at least (bfloat16 decays round to 1), wider or complex as the inputs."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)

@@ -53,8 +53,6 @@ class TokenMixer(nn.Module):
 class StepStack(Stack):
     """A stack of layers that take the tokens of a step in two phases."""
 
-    layers: tuple[DecisionMamba, ...] = ()
-
     def observe(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         return self.run([layer.observe for layer in self.layers], state, x, reset)
 
@@ -63,9 +61,7 @@ class StepStack(Stack):
 
 
 class StepMixer(TokenMixer):
-    """A `TokenMixer` over layers that take the tokens of a step in two phases."""
-
-    stack: StepStack
+    """A `TokenMixer` whose stack is a `StepStack`."""
 
     def observe(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         state, y = self.stack.observe(state, x, reset)

@@ -136,8 +136,10 @@ def check_reset_equals_separate_episodes(memory: Memory) -> None:
     for row, start in enumerate(starts):
         end, alone = run.sequence(run.fresh, run.x[start:], run.no_reset[start:])
         _close(y[start:, row], alone[:, row], f"an episode that opens at {start} differs from the same episode alone")
-        pair = (jax.tree.map(lambda s, row=row: s[row], state) for state in (after, end))
-        _close(*pair, f"the state of an episode that opened at {start} differs from that of the same episode alone")
+        ours, truth = (jax.tree.map(lambda s, row=row: s[row], state) for state in (after, end))
+        _close(
+            ours, truth, f"the state of an episode that opened at {start} differs from that of the same episode alone"
+        )
 
 
 def check_no_gradient_crosses_reset(memory: Memory) -> None:

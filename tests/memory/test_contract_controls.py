@@ -156,7 +156,9 @@ def test_a_memory_says_whether_it_forgets_a_nan_inside_a_sequence():
     """What it does not promise is not asked of it, alone or in a stack."""
 
     class Honest(MultipliedReset):
-        forgets_nan_inside = False
+        @property
+        def forgets_nan_inside(self) -> bool:
+            return False
 
     testing.check_reset_forgets_nan(Honest(WIDTH))
     assert Stack(WIDTH, layers=(Integrator(WIDTH),)).forgets_nan_inside
