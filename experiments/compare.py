@@ -8,6 +8,7 @@ adapt within trials (see `engram.experiments.adapt`): `adaptation.md` and `adapt
 
 import csv
 import io
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Comparison:
 
     Attributes:
         out: its folder, with `table.md`, `table.csv`, `curves.png` and `bars.png`.
-        cells: its runs.
+        cells: its cells, each in a run folder (`cell.folder`).
         failures: why cells failed, by cell.
     """
 
@@ -112,6 +113,14 @@ def cells_of(config: Experiment, preset: str, options: Options, out: Path) -> li
                 cell.refuse_other()
             cells.append(cell)
     return cells
+
+
+def refuse_fixed(config: Experiment, options: Options, given: Collection[str]) -> None:
+    """Raises BadRequest where fields that are `given` are those that a comparison varies."""
+    varied = {field for column in columns_of(config, options) for field in column}
+    fixed = [field for field in (config.row, *sorted(varied)) if field in given]
+    if fixed:
+        raise BadRequest(f"compare sets --{fixed[0]} itself")
 
 
 def rows_of(config: Experiment, options: Options) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ first `context` steps and then imagines from the actions alone. Under each frame
 predicted below) and "end" where the episode ends or the model expects it to; what it imagines after that is pale.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,9 +64,9 @@ def dream(options: Options) -> list[Path]:
     dreaming = run.spec.dreaming
     if dreaming is None:
         raise BadRequest(f"{options.run} is a run of {run.config.agent}, which has no world model")
-    agent = run.build(Build(emulator_seed=options.seed))
-    states, _ = run.restore(agent)
-    return draw_dream(dreaming, agent, states, options.run, options.context, options.horizon, options.seed)
+    with closing(run.build(Build(emulator_seed=options.seed))) as agent:
+        states, _ = run.restore(agent)
+        return draw_dream(dreaming, agent, states, options.run, options.context, options.horizon, options.seed)
 
 
 def draw_dream(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,11 @@ def evaluate(options: Options) -> dict[str, Any]:
         )
     config = play.configure(config, options.episodes, options.greedy)
     run = dataclasses.replace(run, config=config)
-    learner = run.build(Build(emulator_seed=options.seed))
-    states, manifest = run.restore(learner)
-    agent, states = play.player(learner, states)
-
-    metrics = jax.device_get(jax.jit(evaluation(agent, config.seeds))(states, seed_keys(options.seed, config.seeds)))
+    with closing(run.build(Build(emulator_seed=options.seed))) as learner:
+        states, manifest = run.restore(learner)
+        agent, states = play.player(learner, states)
+        keys = seed_keys(options.seed, config.seeds)
+        metrics = jax.device_get(jax.jit(evaluation(agent, config.seeds))(states, keys))
     result: dict[str, Any] = {
         "preset": run.preset,
         **{name: value for name, value in config.identity.items() if name != "dataset"},
@@ -136,11 +137,16 @@ def draw(agent: Any, env: VectorEnvironment, state: Any, key: jax.Array, steps: 
 
 def lines(result: dict[str, Any], first_seed: int) -> list[str]:
     """Lines for a person to read, of `evaluate`'s result."""
+
+    def words(value: float | None, digits: int = 4) -> str:
+        return "unfinished" if value is None else f"{value:.{digits}f}"
+
+    whole = result["eval_return"]
     text = [
-        f"seed {first_seed + index}: " + ("unfinished" if score is None else f"return {score:.4f}")
-        for index, score in enumerate(result["eval_return"]["per_seed"])
+        f"seed {first_seed + index}: {'return ' * (score is not None)}{words(score)}"
+        for index, score in enumerate(whole["per_seed"])
     ]
-    text.append(f"mean {result['eval_return']['mean']}, 95 % interval {result['eval_return']['ci95']}")
+    text.append(f"mean {whole['mean']}, 95 % interval {whole['ci95']}")
     if "eval_score" in result:
-        text.append(f"normalised score {result['eval_score']['mean']:.1f}")
-    return text + [f"{name}: mean {values['mean']:.4f}" for name, values in result.get("targets", {}).items()]
+        text.append(f"normalised score {words(result['eval_score']['mean'], 1)}")
+    return text + [f"{name}: mean {words(values['mean'])}" for name, values in result.get("targets", {}).items()]

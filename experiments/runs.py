@@ -150,7 +150,7 @@ class Run:
         """Evaluates the run: see `engram.evaluate`."""
         from engram.experiments.evaluate import Options, evaluate
 
-        return evaluate(Options(self.folder, **options))
+        return evaluate(store.build(Options, {"run": self.folder, **options}))
 
     def plot(self, out: Path | str | None = None) -> Path:
         """Draws the learning curves into `out` (default: `curves.png` in the run folder)."""

@@ -1,12 +1,12 @@
 """Training one run, in this process or in one of its own."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import yaml
 
 from engram.agents.common.environments import divide
 from engram.agents.common.experiment import Experiment
-from engram.agents.common.spec import Build
+from engram.agents.common.spec import AgentSpec, Build
 from engram.agents.registry import spec_of
 from engram.configs import store
 from engram.errors import BadRequest, Interrupted
@@ -69,7 +69,21 @@ def train(
     keep_compiled_programs()
     spec = spec_of(config)
     config = spec.resolve(config)
-    agent = agent or spec.build(config, Build())  # refuses what cannot be built before anything is written
+    if agent is not None:
+        return _train(spec, agent, config, preset, output, keep)
+    with closing(spec.build(config, Build())) as made:  # refuses what cannot be built before anything is written
+        return _train(spec, made, config, preset, output, keep)
+
+
+def _train(
+    spec: AgentSpec,
+    agent: Any,
+    config: Experiment,
+    preset: str,
+    output: Output,
+    keep: Callable[[Path, int, Any, Any], None] | None,
+) -> Run:
+    """As `train`, with an agent whom somebody else closes."""
     if spec.check is not None:
         spec.check(agent, config)
     described = store.describe(preset, config)
@@ -118,11 +132,8 @@ def draw_views(run: Run, agent: Any, states: Any) -> list[Path]:
     if not agent.env.is_host_pool:
         return draw_dream(run.spec.dreaming, agent, states, run.folder)
     # An emulator that was evaluated cannot be opened again.
-    fresh = run.spec.build(run.config, Build(emulator_seed=run.config.seed + VIEWS))
-    try:
+    with closing(run.spec.build(run.config, Build(emulator_seed=run.config.seed + VIEWS))) as fresh:
         return draw_dream(run.spec.dreaming, fresh, states, run.folder)
-    finally:
-        fresh.close()
 
 
 def train_apart(
@@ -157,7 +168,7 @@ def train_apart(
     try:
         if seconds is not None:
             timer.start()
-        with contextlib.suppress(BrokenPipeError), process.stdin:  # a child that died says why itself
+        with suppress(BrokenPipeError), process.stdin:  # a child that died says why itself
             process.stdin.write(yaml.safe_dump(store.describe(preset, config), sort_keys=False))
         for line in process.stderr:
             last = line.strip() or last

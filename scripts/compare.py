@@ -13,7 +13,7 @@ trials (see `adapt.py`): `adaptation.md` and `adaptation.png`. Exit code 0 if ev
 from collections.abc import Sequence
 
 from engram.errors import BadRequest
-from engram.experiments.compare import Options, columns_of, compare
+from engram.experiments.compare import Options, compare, refuse_fixed
 from engram.scripts.command_line import experiment_named, output_of, parse_both, run_script
 from engram.scripts.train import options_for
 
@@ -21,10 +21,10 @@ from engram.scripts.train import options_for
 def main(arguments: Sequence[str]) -> int:
     preset, experiment, rest = experiment_named(arguments)
     options, training = parse_both(Options, rest, "compare.py PRESET", __doc__ or "")
-    varied = {field for column in columns_of(experiment, options) for field in column}
-    for fixed in (f"--{experiment.row}", *(f"--{field}" for field in varied), "--resume"):
-        if fixed in training:
-            raise BadRequest(f"compare sets {fixed} itself")
+    given = {argument.partition("=")[0].removeprefix("--") for argument in training if argument.startswith("--")}
+    refuse_fixed(experiment, options, given)
+    if "resume" in given:
+        raise BadRequest("compare sets --resume itself")
     common = options_for(preset, experiment, training, "compare.py PRESET", __doc__ or "")
     compared = compare(common.experiment, preset, options, output_of(common))
     print(compared.table)

@@ -19,6 +19,7 @@ from engram import api
 from engram.agents.common.spec import Build
 from engram.configs.presets import PRESETS
 from engram.envs import registry
+from engram.envs.host.pool import HostPool
 from engram.errors import BadRequest, EngramError, UnknownName
 from engram.experiments import adapt, compare, evaluate
 from engram.experiments.train import Output
@@ -106,6 +107,9 @@ def test_names_offer_close_matches():
             engram.train(**wrong)
     with pytest.raises(BadRequest, match="is not a run folder"):
         engram.load("nowhere")
+    for fixed in ({"memory": "s5"}, {"env": "popgym/RepeatFirstEasy"}):
+        with pytest.raises(BadRequest, match=f"compare sets --{next(iter(fixed))} itself"):
+            engram.compare("debug", memories=["gru"], **fixed)
 
 
 def test_environments_and_memories_are_made_by_name():
@@ -295,9 +299,14 @@ def test_planners_have_no_policy():
         engram.load(OLD / "stepmix").policy()
 
 
-def test_policies_of_emulators_open_none(tmp_path, monkeypatch):
+def test_emulators_are_closed_and_policies_open_none(tmp_path, monkeypatch):
+    closed, close = [], HostPool.close
+    monkeypatch.setattr(HostPool, "close", lambda pool: closed.append(pool) or close(pool))
     folder, changes = tmp_path / "run", {**TINY, "ppo": {"num_envs": 4, "num_steps": 16, "eval_envs": 1}}
     run = engram.train("debug", env="gymnasium/CartPole-v1", **changes, out=folder, quiet=True)
+    assert len(closed) == 2, "that of training and that of evaluations"
+    assert run.evaluate(episodes=2, gif_steps=0)["finished"] == [1.0]
+    assert len(closed) == 4
 
     def refuse(*_, **__):
         raise AssertionError("an emulator was opened")

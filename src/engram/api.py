@@ -39,7 +39,7 @@ def make_config(preset: Preset, **changes: Any) -> tuple[str, Experiment]:
         name, config = "", preset
     elif str(preset).endswith((".yaml", ".yml")):
         values = store.read(Path(preset))
-        name, config = values.get("preset", ""), store.from_dict(values, str(preset))
+        name, config = values.get("preset") or "", store.from_dict(values, str(preset))
     elif preset in (known := presets()):
         name, config = str(preset), known[str(preset)]
     else:
@@ -125,14 +125,19 @@ def compare(
         out: folder of the comparison (default: runs/compare/<preset>). Finished cells in it are not trained again.
         wandb: Weights & Biases.
         quiet: whether to show no progress.
+
+    Raises:
+        EngramError: see `engram.errors`. A comparison that was interrupted goes on where it was.
     """
     from engram.experiments.compare import Options
     from engram.experiments.compare import compare as run
+    from engram.experiments.compare import refuse_fixed
     from engram.experiments.train import Output
 
     name, config = make_config(preset, **changes)
     where = None if out is None else Path(out)
     options = Options(tuple(memories), tuple(algorithms), tuple(envs), tuple(datasets), seeds, where)
+    refuse_fixed(config, options, changes)
     return run(config, name, options, Output(wandb=wandb, quiet=quiet))
 
 

@@ -15,7 +15,10 @@ from tests.experiments.runs import assert_same_end, train_here
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-@pytest.mark.parametrize("preset", ["lsd", "rbocpd-ucrl2", "neucb"])
+OTHERS = [pytest.param(preset, marks=pytest.mark.slow) for preset in ("rbocpd-ucrl2", "neucb")]
+
+
+@pytest.mark.parametrize("preset", ["lsd", *OTHERS])
 def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(preset, tmp_path, monkeypatch):
     """The disk is full at the third log point of four; then there is room again."""
     every = getattr(PLANNER_PRESETS[preset], PLANNER_PRESETS[preset].agent).steps_per_update

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -58,9 +59,11 @@ def test_evaluate_and_plot(finished, tmp_path):
     assert api.plot([finished], tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_seeds_are_the_single_runs_with_those_seeds(finished, tmp_path):
-    alone = rows_of(api.train("debug", **TINY, seed=1, out=tmp_path / "second", quiet=True).folder)[0]
-    both = rows_of(finished)[0]
+def test_seeds_are_the_single_runs_with_those_seeds(finished, tmp_path, monkeypatch):
+    run = api.train("debug", **TINY, seed=1, out=tmp_path / "second", quiet=True)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert {row["seed"] for row in run.metrics()} == {1}
+    alone, both = rows_of(run.folder)[0], rows_of(finished)[0]
     assert alone["train/return"][0] == pytest.approx(both["train/return"][1], abs=1e-5)
     assert alone["loss/total"][0] == pytest.approx(both["loss/total"][1], abs=1e-4)
 
