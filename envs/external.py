@@ -84,7 +84,7 @@ def space_to_json(space: Space) -> dict[str, Any]:
     """`space` in plain JSON types."""
 
     def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if isinstance(value, Space):
             return space_to_json(value)
         if isinstance(value, tuple | list | np.ndarray):
             return [plain(v) for v in value]

@@ -48,7 +48,7 @@ def gittins_index(wins: float, losses: float, pulls: int, discount: float = 1.0)
 
     def gain_of_pulling(sure: float) -> float:
         # Backwards over how many more pulls were made; entry w after w wins in them.
-        later = np.zeros(pulls + 1)
+        pull = later = np.zeros(pulls + 1)
         for made in range(pulls - 1, -1, -1):
             w = np.arange(made + 1)
             p = (a + w) / (a + b + made)
@@ -130,8 +130,8 @@ class Seen(NamedTuple):
 
     total: jax.Array
     """Sum of the rewards: of a Bernoulli arm, its wins."""
-    count: jax.Array
-    """Pulls."""
+    pulls: jax.Array
+    """Number of the pulls."""
 
 
 Policy = Callable[[jax.Array, Seen, jax.Array], jax.Array]
@@ -141,19 +141,19 @@ Policy = Callable[[jax.Array, Seen, jax.Array], jax.Array]
 def random_policy(key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
     """Any arm, with equal chances."""
     del remaining
-    return jax.random.randint(key, seen.count.shape[:1], 0, seen.count.shape[1])
+    return jax.random.randint(key, seen.pulls.shape[:1], 0, seen.pulls.shape[1])
 
 
 def thompson_sampling(key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
     """The best arm of a draw from the posterior (Thompson 1933)."""
     del remaining
-    return jnp.argmax(jax.random.beta(key, 1.0 + seen.total, 1.0 + seen.count - seen.total), axis=-1).astype(jnp.int32)
+    return jnp.argmax(jax.random.beta(key, 1.0 + seen.total, 1.0 + seen.pulls - seen.total), axis=-1).astype(jnp.int32)
 
 
 def ucb1(key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
     """Each arm once, then the largest mean + sqrt(2 log t / n) (Auer et al. 2002)."""
     del key, remaining
-    n = seen.count
+    n = seen.pulls
     t = jnp.sum(n, axis=-1, keepdims=True)
     bound = seen.total / jnp.maximum(n, 1.0) + jnp.sqrt(2 * jnp.log(jnp.maximum(t, 1.0)) / jnp.maximum(n, 1.0))
     return jnp.argmax(jnp.where(n == 0, jnp.inf, bound), axis=-1).astype(jnp.int32)
@@ -162,7 +162,7 @@ def ucb1(key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
 def gittins_policy(table: jax.Array, key: jax.Array, seen: Seen, remaining: jax.Array) -> jax.Array:
     """The arm with the largest index of a `gittins_table`; the first of equals."""
     del key
-    at = (remaining, seen.total.astype(jnp.int32), (seen.count - seen.total).astype(jnp.int32))
+    at = (remaining, seen.total.astype(jnp.int32), (seen.pulls - seen.total).astype(jnp.int32))
     return jnp.argmax(table[at], axis=-1).astype(jnp.int32)
 
 
@@ -188,7 +188,7 @@ def _play(policy: Any, key: jax.Array, pulls: int, means: jax.Array, noise: Any 
             reward = (jax.random.uniform(reward_key, mean.shape) < mean).astype(jnp.float32)
         else:
             reward = mean + noise * jax.random.normal(reward_key, mean.shape)
-        seen = Seen(seen.total.at[lanes, arm].add(reward), seen.count.at[lanes, arm].add(1.0))
+        seen = Seen(seen.total.at[lanes, arm].add(reward), seen.pulls.at[lanes, arm].add(1.0))
         return seen, Play(reward, jnp.max(means, axis=-1) - mean)
 
     nothing = Seen(jnp.zeros(means.shape), jnp.zeros(means.shape))
@@ -281,7 +281,7 @@ class Prior(NamedTuple):
 
     def posterior(self, seen: Seen) -> tuple[jax.Array, jax.Array]:
         """Mean and deviation of each arm's mean."""
-        known = self.pulls + seen.count
+        known = self.pulls + seen.pulls
         return (self.pulls * self.mean + seen.total) / known, self.noise * jax.lax.rsqrt(known)
 
 
@@ -297,7 +297,7 @@ def gaussian_gittins_policy(
 ) -> jax.Array:
     """The arm with the largest index of a `gaussian_gittins_table`; the first of equals."""
     del key
-    above = table[remaining, seen.count.astype(jnp.int32)]
+    above = table[remaining, seen.pulls.astype(jnp.int32)]
     return jnp.argmax(prior.posterior(seen)[0] + prior.noise * above, axis=-1).astype(jnp.int32)
 
 

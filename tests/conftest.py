@@ -57,11 +57,23 @@ def programs_of_one_file():
             ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
 
 
-LONGEST = (
-    "test_ppo.py test_sequence_policy.py test_adapt.py test_stepmix.py test_scans.py test_ucrl.py test_offline.py "
-    "test_train.py test_atari100k.py test_layers.py test_make_dataset.py test_planners.py test_adapters.py "
-    "test_contract.py test_learning.py"
-).split()
+LONGEST = [
+    "test_ppo.py",
+    "test_sequence_policy.py",
+    "test_adapt.py",
+    "test_stepmix.py",
+    "test_scans.py",
+    "test_ucrl.py",
+    "test_offline.py",
+    "test_train.py",
+    "test_atari100k.py",
+    "test_layers.py",
+    "test_datasets.py",
+    "test_planners.py",
+    "test_adapters.py",
+    "test_contract.py",
+    "test_learning.py",
+]
 
 
 def pytest_collection_modifyitems(items):

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from engram.agents.common.spec import Build
 from engram.configs.presets import PRESETS
 from engram.envs import registry
 from engram.envs.host.pool import HostPool
+from engram.envs.spaces import Box
 from engram.errors import BadRequest, EngramError, UnknownName
 from engram.experiments import adapt, compare, evaluate
 from engram.experiments.train import Output
@@ -74,7 +75,7 @@ def test_calls_take_what_the_scripts_take():
     for call, options in ((engram.evaluate, evaluate.Options), (engram.adapt, adapt.Options)):
         assert all(name in (call.__doc__ or "") for name in ("episodes", "gif_steps") if name in fields(options))
         with pytest.raises(UnknownName, match="unknown key 'sed': did you mean seed"):
-            call([OLD / "ppo"] if call is engram.adapt else OLD / "ppo", sed=1)
+            cast(Any, call)([OLD / "ppo"] if call is engram.adapt else OLD / "ppo", sed=1)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,7 @@ def test_a_call_refuses_what_its_script_refuses(changes, arguments, tmp_path, mo
 
 
 def test_names_offer_close_matches():
+    wrong: dict[str, Any]
     for wrong, message in (
         ({"preset": "debugg"}, "unknown preset 'debugg': did you mean debug"),
         ({"preset": "debug", "sed": 1}, "unknown setting 'sed': did you mean seed"),
@@ -256,7 +258,7 @@ def test_observations_of_another_kind_are_refused(cartpole):
         policy(np.zeros(3))
     with pytest.raises(BadRequest, match="structure"):
         policy({"image": np.zeros(4)})
-    assert policy.observation_space.shape == (4,)
+    assert cast(Box, policy.observation_space).shape == (4,)
     assert policy.action_space.n == 2
 
 
@@ -275,9 +277,10 @@ def test_a_policy_sees_the_reward_where_its_agent_does(tmp_path):
 
 def test_a_world_model_acts_one_step_at_a_time():
     policy = engram.load(OLD / "drama").policy(greedy=True)
-    board = np.zeros(policy.observation_space.shape, np.float32)
+    board = np.zeros(cast(Box, policy.observation_space).shape, np.float32)
     board.flat[2] = board.flat[-3] = 1.0
     assert {policy(board) for _ in range(3)} <= {0, 1, 2}
+    assert policy.value is not None
     assert np.isfinite(policy.value)
     first = jax.tree.map(np.copy, policy.memory)
     policy(board)
@@ -315,7 +318,7 @@ def test_emulators_are_closed_and_policies_open_none(tmp_path, monkeypatch):
     loaded = engram.load(run.folder)
     policy = loaded.policy()
     assert policy(np.zeros(4)) in (0, 1)
-    assert policy.observation_space.shape == (4,)
+    assert cast(Box, policy.observation_space).shape == (4,)
     assert jnp.shape(jax.tree.leaves(loaded.states.params)[0])[0] == 1
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,6 +28,7 @@ LAB = """
 from dataclasses import dataclass
 import flax.linen as nn
 import gymnasium
+from typing import Any
 import jax
 import jax.numpy as jnp
 from engram.envs.base import Environment
@@ -73,7 +75,7 @@ class Coin(gymnasium.Env):
 
 gymnasium.register("lab/Coin-v0", Coin, max_episode_steps=5)
 """
-TINY = {"total_steps": 1024, "log_points": 4, "eval_points": 1, "checkpoint_seconds": 0}
+TINY: dict[str, Any] = {"total_steps": 1024, "log_points": 4, "eval_points": 1, "checkpoint_seconds": 0}
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def test_a_run_of_ones_own_memory_and_environment_is_found_again(trained):
 
 def test_ones_own_memories_are_compared(home, trained, monkeypatch):
     monkeypatch.setattr(cells, "train_apart", train_here)
-    names = {"memories": ["lab:Sum", "none"], "envs": ["lab:Cue?length=4"]}
+    names: dict[str, Any] = {"memories": ["lab:Sum", "none"], "envs": ["lab:Cue?length=4"]}
     compared = api.compare("debug", **names, seeds=1, out="compared", quiet=True, **TINY)
     assert not compared.failures
     assert compared.table.startswith("| environment | lab:Sum | none |")
@@ -237,7 +239,7 @@ def lives(config: ToyExperiment, folder: Path, monkeypatch) -> None:
         api.train(config, algorithm="unifrom")
 
 
-SMALL = {"total_steps": 320, "log_points": 4, "checkpoint_seconds": 0, "seeds": 2}
+SMALL: dict[str, Any] = {"total_steps": 320, "log_points": 4, "checkpoint_seconds": 0, "seeds": 2}
 
 
 def toy(kind: type = ToyExperiment) -> ToyExperiment:

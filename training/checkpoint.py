@@ -143,7 +143,7 @@ def restore(root: Path, template: Any) -> tuple[Any, dict[str, Any]] | None:
             manifest = json.loads((folder / "manifest.json").read_text())
             intact = manifest["files"] == _files(folder)
         except (OSError, ValueError, KeyError, TypeError):
-            intact = False
+            manifest, intact = {}, False
         if not intact:
             log.warning("checkpoint %s is damaged or incomplete; using the one before it", folder)
             continue

@@ -136,8 +136,8 @@ def _observe(agent: Drama, state: DramaState, carry: tuple, action: Any, seen: S
 def _act(agent: Drama, state: DramaState, carry: tuple, key: jax.Array) -> tuple[tuple, Any, dict[str, Any]]:
     env_state, obs, reset, acting = carry
     acting, action, x = agent.act(state, acting, obs, reset, key, agent.settings.eval_greedy)
-    value = TwoHot().decode(agent.critic.apply({"params": state.behaviour["critic"]}, x))
-    return (env_state, obs, reset, acting), action, {"memory": acting.memory, "value": value}
+    logits: Any = agent.critic.apply({"params": state.behaviour["critic"]}, x)
+    return (env_state, obs, reset, acting), action, {"memory": acting.memory, "value": TwoHot().decode(logits)}
 
 
 def _shape(agent: Drama) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import optax
 
 
 class LaPropState(NamedTuple):
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  (checkpoints know it by this name)
     momentum: Any
     square: Any
     momentum_weight: jax.Array

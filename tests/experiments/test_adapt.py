@@ -1,6 +1,7 @@
 """How adaptation of runs is measured: what is written, and what is refused."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from engram.experiments.cells import Cell
 from engram.experiments.compare import report_adaptation
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
-POINTS = {"log_points": 1, "eval_points": 1}
+POINTS: dict[str, Any] = {"log_points": 1, "eval_points": 1}
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_simulated_index_policy_earns_its_exact_value():
 
 def test_policies_know_how_many_pulls_remain(monkeypatch):
     """The good arm is pulled where three remain, of five: third."""
-    third = lambda key, seen, remaining: jnp.full(seen.count.shape[0], remaining == 3, jnp.int32)  # noqa: E731
+    third = lambda key, seen, remaining: jnp.full(seen.pulls.shape[0], remaining == 3, jnp.int32)  # noqa: E731
     monkeypatch.setitem(bandit_oracles.POLICIES, "third", third)
     play = simulate("third", jax.random.key(0), 5, jnp.array([[0.0, 1.0]]))
     assert np.asarray(play.reward)[:, 0].tolist() == [0, 0, 1, 0, 0]

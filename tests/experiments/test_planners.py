@@ -2,6 +2,7 @@
 
 import errno
 import json
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,13 @@ OTHERS = [pytest.param(preset, marks=pytest.mark.slow) for preset in ("rbocpd-uc
 def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(preset, tmp_path, monkeypatch):
     """The disk is full at the third log point of four; then there is room again."""
     every = getattr(PLANNER_PRESETS[preset], PLANNER_PRESETS[preset].agent).steps_per_update
-    small = {"seeds": 2, "total_steps": 8 * every, "log_points": 4, "eval_points": 2, "checkpoint_seconds": 0}
+    small: dict[str, Any] = {
+        "seeds": 2,
+        "total_steps": 8 * every,
+        "log_points": 4,
+        "eval_points": 2,
+        "checkpoint_seconds": 0,
+    }
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     api.train(preset, out=whole, quiet=True, **small)
     save = checkpoint.save
@@ -42,7 +49,8 @@ def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(preset, tmp_pa
 
 def test_compare_plot_and_evaluate(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "train_apart", train_here)
-    out, small = tmp_path / "comparison", {"total_steps": 4000, "log_points": 4}
+    small: dict[str, Any] = {"total_steps": 4000, "log_points": 4}
+    out = tmp_path / "comparison"
     compared = api.compare("lsd", algorithms=["greedy", "round-robin"], seeds=2, out=out, quiet=True, **small)
     assert "| greedy | round-robin |" in compared.table
     assert "star" not in compared.table
@@ -58,6 +66,7 @@ def test_compare_plot_and_evaluate(tmp_path, monkeypatch):
 
 
 def test_comparisons_of_the_wrong_kind_are_refused(tmp_path):
+    wrong: dict[str, Any]
     for preset, wrong, message in (
         ("lsd", {"memories": ["gru"]}, "lsd has no --memories to compare; use --algorithms"),
         ("debug", {"algorithms": ["greedy"]}, "ppo has no --algorithms to compare; use --memories"),
@@ -70,7 +79,7 @@ def test_comparisons_of_the_wrong_kind_are_refused(tmp_path):
 
 
 def test_the_learner_of_a_conservative_run_is_evaluated_alone(tmp_path):
-    small = {
+    small: dict[str, Any] = {
         "ppo": {"num_envs": 8, "num_steps": 32, "epochs": 1, "eval_envs": 2},
         "conservative": {"members": 2, "width": 8, "epochs": 1},
     }
