@@ -109,6 +109,7 @@ def test_names_offer_close_matches():
             engram.train(**wrong)
     with pytest.raises(BadRequest, match="is not a run folder"):
         engram.load("nowhere")
+    fixed: dict[str, Any]
     for fixed in ({"memory": "s5"}, {"env": "popgym/RepeatFirstEasy"}):
         with pytest.raises(BadRequest, match=f"compare sets --{next(iter(fixed))} itself"):
             engram.compare("debug", memories=["gru"], **fixed)

@@ -213,8 +213,8 @@ class Mixture(VectorEnvironment):
         info["member"] = jnp.asarray(
             np.repeat(np.arange(len(self.members)), [b.num_envs for b in self.blocks]), jnp.int32
         )
-        stacked = [jnp.concatenate(x) for x in (obs, reward, terminated, truncated)]
-        return stacked[0], states, *stacked[1:], info
+        obs, reward, terminated, truncated = (jnp.concatenate(x) for x in (obs, reward, terminated, truncated))
+        return obs, states, reward, terminated, truncated, info
 
     def _merge(self, infos: tuple[Info, ...]) -> Info:
         merged = {}
