@@ -25,7 +25,7 @@ from engram.errors import BadRequest, EngramError, UnknownName
 from engram.experiments import adapt, compare, evaluate
 from engram.experiments.train import Output
 from engram.scripts import train as script
-from tests.experiments.runs import TINY
+from tests.experiments.runs import TINY, begun
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ROOT = Path(__file__).parents[1]
@@ -190,16 +190,20 @@ def evaluated(run: Any, seed: int, key: jax.Array, steps: int) -> Any:
     env_params, carry = agent._start_play(state, key)
     bare = registry.make_vector(run.config.env, 1)
     obs, env_state = bare.reset(key, bare.default_params)
-    step = jax.jit(agent._play_step)
-    for t in range(steps):
-        now = jax.random.fold_in(key, t)
+
+    @jax.jit
+    def step(carry: Any, env_state: Any, key: jax.Array) -> Any:
         memory, features = agent._apply(state.params, "features_step", carry.memory, carry.obs, carry.reset)
         value = agent._apply(state.params, "value", features)
-        carry, _, action = step(state.params, env_params, carry, now)
-        yield np.asarray(obs[0]), int(action[0]), float(value[0]), jax.tree.map(lambda x: np.asarray(x)[0], memory)
-        env_key = jax.random.split(now)[1]
-        obs, env_state, *_, info = bare.step(env_key, env_state, action, bare.default_params)
-        if bool(info["reset"][0]):
+        carry, _, action = agent._play_step(state.params, env_params, carry, key)
+        obs, env_state, *_, info = bare.step(jax.random.split(key)[1], env_state, action, bare.default_params)
+        return (action[0], value[0], jax.tree.map(lambda x: x[0], memory)), obs, carry, env_state, info["reset"][0]
+
+    for t in range(steps):
+        seen = obs[0]
+        looked, obs, carry, env_state, over = step(carry, env_state, jax.random.fold_in(key, t))
+        yield jax.device_get((seen, *looked))
+        if over:
             return
 
 
@@ -265,7 +269,7 @@ def test_observations_of_another_kind_are_refused(cartpole):
 
 def test_a_policy_sees_the_reward_where_its_agent_does(tmp_path):
     view = {"previous_action": True, "previous_reward": True}
-    run = engram.train("debug", **TINY, observation=view, out=tmp_path / "run", quiet=True)
+    run = begun(api.make_config("debug", **TINY, observation=view)[1], tmp_path / "run")
     obs = jax.tree.map(np.asarray, registry.make("popgym/RepeatPreviousEasy").reset(jax.random.key(0), None)[0])
     values = []
     for reward in (0.0, 5.0):

@@ -5,10 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from engram.agents import registry
 from engram.agents.common.experiment import Experiment
+from engram.configs import store
+from engram.experiments.runs import Run
 from engram.experiments.train import Output, train
+from engram.training import checkpoint
+from engram.training.folder import RunFolder
+from engram.training.loop import over_seeds, seed_keys
 
 TINY: dict[str, Any] = {"memory": "none", "total_steps": 1024, "log_points": 2, "eval_points": 1}
 """Fields of a run of the preset `debug` that trains for a moment."""
@@ -18,6 +25,15 @@ CLOCKS = {"wall_s", "steps_per_s"}
 def train_here(config: Experiment, preset: str, folder: Path, output: Output, seconds: float | None = None) -> None:
     """Stands in for `train_apart`: the same in this process, which has imported and compiled before."""
     train(config, preset, dataclasses.replace(output, out=folder, resume=True))
+
+
+def begun(config: Experiment, folder: Path, preset: str = "own") -> Run:
+    """A run with a checkpoint of its initial state: enough where it does not matter what it learned."""
+    agent = registry.build(config)
+    states = jax.jit(over_seeds(agent.init, config.seeds))(seed_keys(config.seed, config.seeds))
+    RunFolder(folder, store.describe(preset, config), resume=False)
+    checkpoint.save(folder / "checkpoints", 1, states, {"rows": 0, "wall_s": 0.0, "action_bytes": 0})
+    return Run.load(folder)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ def test_runs_of_other_environments_are_refused(tmp_path):
         api.adapt([])
 
 
+@pytest.mark.slow
 def test_each_member_of_a_mixture_and_those_never_trained_on(tmp_path):
     options = "episodes=2&states=4&horizon=5&width=100&actions=5&project_actions=true"
     folder = tmp_path / "run"
