@@ -4,11 +4,12 @@ With `S' = exp(log_decay[t]) select(reset[t], 0, S[t-1])`, per head:
     S[t] = S' + k[t] (beta[t] (v[t] - S'^T k[t]))^T      y[t] = S[t]^T q[t]
 
 With keys of length 1, `beta` in (0, 1) writes a share of the new value in place of the old one (DeltaNet: Schlag et al.
-2021; in parallel, Yang et al. 2024; with a decay, Gated DeltaNet: Yang et al. 2025). The transition `I - beta k k^T`
-has the eigenvalue `1 - beta` along the key: `beta` up to 2 makes it negative, and the state can count parity (Grazzi et
-al. 2025). Several such updates per step compose to permutations and rotations (DeltaProduct, Siems et al. 2025).
+2021; in parallel, Yang et al., NeurIPS 2024; with a decay, Gated DeltaNet: Yang et al., ICLR 2025). The transition
+`I - beta k k^T` has the eigenvalue `1 - beta` along the key: `beta` up to 2 makes it negative, and the state can count
+parity (Grazzi et al. 2025). Several such updates per step compose to permutations and rotations (DeltaProduct, Siems et
+al. 2025).
 
-In chunks (the WY form of Yang et al. 2024, decays and resets included): the updates of a chunk,
+In chunks (the WY form of Yang et al., NeurIPS 2024, decays and resets included): the updates of a chunk,
 `u[t] = beta[t] (v[t] - S'^T k[t])`, solve `(I + M) U = beta (V - K S_0)` with M strictly lower triangular, the products
 of keys with earlier keys; given U the rest is `gla_scan` with U in place of V.
 """

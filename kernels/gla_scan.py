@@ -4,7 +4,7 @@ With `S' = select(reset[t], 0, S[t-1])`, per head:
     S[t] = exp(log_decay[t]) S' + k[t] v[t]^T      y[t] = S[t]^T q[t]
 
 One decay for a head: the state-space duality of Mamba-2 (Dao and Gu 2024). One for each row of the state: GLA (Yang et
-al. 2024). Step by step a state of K V numbers is read and written for every K + V of input; in chunks most of the
+al., ICML 2024). Step by step a state of K V numbers is read and written for every K + V of input; in chunks most of the
 work becomes matrix products, and only the states between chunks are ever made. On a CPU a C++ kernel
 (`cpu/gla_scan.cc`) goes step by step and keeps the state in the cache: that is faster still, and few states are stored.
 """

@@ -1,4 +1,4 @@
-"""Gated linear attention (Yang et al. 2024): a matrix of keys and values, each row of which forgets at its own rate.
+"""Gated linear attention (Yang et al., ICML 2024): a matrix of keys and values, whose rows forget at their own rates.
 
 S[t] = diag(a) S[t-1] + k v^T      y[t] = S[t]^T q      a = sigmoid(W2 W1 x + b)^(1/16)
 """

@@ -8,7 +8,7 @@ The learner knows the rewards and a safe baseline policy, not the kernels, and h
 candidates (the baseline for the first j steps, the optimistic policy after) from both sides. StepMix plays the most
 optimistic candidate whose lower bound passes, mixed at one step with its neighbour until the bound is just met. EpsMix
 tosses a coin between the optimistic policy and the baseline for the whole episode. `bpi-ucbvi` always plays the
-optimistic policy of the same bounds (Menard et al. 2021, arXiv 2007.13442), `baseline` always the baseline.
+optimistic policy of the same bounds (Ménard et al. 2021, arXiv 2007.13442), `baseline` always the baseline.
 """
 
 import math
@@ -270,7 +270,7 @@ class StepMix(Planner[StepMixState, Trace]):
     ) -> tuple[jax.Array, jax.Array]:
         """Bounds of Q at step `h` (from 0), `[m, S, A]` each, from those of m values at the next step, `[m, S]` each.
 
-        `reward [S, A]`, `counts [S, A, S]`. Bonuses after Menard et al. 2021, on both sides.
+        `reward [S, A]`, `counts [S, A, S]`. Bonuses after Ménard et al. 2021, on both sides.
         """
         mdp, horizon = self.env, self.env.horizon
         visits = total(counts, 2)
