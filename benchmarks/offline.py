@@ -2,12 +2,12 @@
 
     python -m benchmarks.offline                                  # attention and dm, dm-pendulum's sizes
     python -m benchmarks.offline --memories dm --steps 200 --rounds 5
-    python -m benchmarks.offline --contexts 10 20 40 80           # what acting costs, by window and carried on
-    python -m benchmarks.offline --learning --preset dm           # gradient steps alone, one memory beside the other
+    python -m benchmarks.offline --contexts 10 20 40 80           # cost of acting, by window and by carried state
+    python -m benchmarks.offline --learning --preset dm           # gradient steps alone, the memories in turns
 
-The loop does what published code does: windows are cut out in NumPy, one after the other, a compiled gradient step is
-called with them, and evaluations step a compiled environment and a compiled policy (on a window of fixed size) from
-Python, the episodes one after the other. A kinder loop plays all episodes together. All do the same work, in turns.
+The loop does what published code does. NumPy cuts out the windows, one after the other, and a compiled gradient step is
+called with them. Evaluations step a compiled environment and a compiled policy (on a window of fixed size) from Python,
+one episode after the other. A second, faster loop plays all episodes together. All do the same work, in turns.
 """
 
 import argparse
@@ -31,7 +31,8 @@ from engram.training.loop import compile_agent, seed_keys
 
 
 def random_episodes(episodes: int = 400, steps: int = 200, references: bool = False) -> Episodes:
-    """Numbers of the shapes of Pendulum's; with `references`, scores of returns are defined."""
+    """Random numbers in the shapes of Pendulum's episodes. `references`: with reference returns, from which scores
+    follow."""
     rng = np.random.default_rng(0)
     return Episodes(
         obs=rng.normal(size=(episodes * (steps + 1), 3)).astype(np.float32),
@@ -57,7 +58,7 @@ def agent_of(
 
 
 def loop_of_steps(agent: SequenceAgent) -> Callable[[Any, int], Any]:
-    """`n` gradient steps of `agent`, a call at a time, on windows that NumPy cuts out."""
+    """A function that takes `n` gradient steps of `agent`, one call each, on windows that NumPy cuts out."""
     s, data = agent.settings, jax.device_get(agent.data)
     rng = np.random.default_rng(0)
 
@@ -101,7 +102,7 @@ def loop_of_steps(agent: SequenceAgent) -> Callable[[Any, int], Any]:
 
 
 def loop_of_episodes(agent: SequenceAgent, lanes: int) -> Callable[[Any, int], list[float]]:
-    """Mean returns of `rounds` times `lanes` episodes, stepped from Python."""
+    """A function that plays `rounds` times `lanes` episodes from Python and returns the mean return of each round."""
     env, view = Vectorised(agent.env.env.env.env, lanes), agent.view  # type: ignore[attr-defined]
     params_of_env = env.default_params
     empty, choose = agent.windowed(lanes)
@@ -136,7 +137,7 @@ def timed(f: Callable[[], Any]) -> float:
 
 
 def report(name: str, seconds: dict[str, list[float]], unit: str, per: int) -> None:
-    """Medians, and the ratio of each loop to the one program in the same round."""
+    """Prints medians, and the ratio of each loop to the one program in the same round."""
     ours = np.array(seconds["one program"])
     for label, values in seconds.items():
         ratios = np.array(values) / ours
@@ -161,7 +162,7 @@ def compare(memory: str, steps: int, rounds: int) -> None:
     names = ("one program", "Python loop", "Python loop, episodes together")
     learning: dict[str, list[float]] = {name: [] for name in names[:2]}
     playing: dict[str, list[float]] = {name: [] for name in names}
-    some = 4  # of the episodes that are played one after the other; the others cost the same
+    some = 4  # episodes that are played one after the other; the rest would cost the same
 
     def chunk():
         nonlocal states
@@ -193,7 +194,7 @@ def compare(memory: str, steps: int, rounds: int) -> None:
 
 
 def cost_of_learning(preset: str, memories: list[str], steps: int, rounds: int) -> None:
-    """Gradient steps of each memory in turns, and the ratio to the first memory's."""
+    """Prints the time of a gradient step of each memory, measured in turns, and its ratio to the first memory's."""
     ready: dict[str, list[Any]] = {}
     for memory in memories:
         agent = agent_of(memory, preset_name=preset)
@@ -218,7 +219,7 @@ def cost_of_learning(preset: str, memories: list[str], steps: int, rounds: int) 
 
 
 def cost_of_acting(memory: str, contexts: list[int], rounds: int, episodes: int = 16) -> None:
-    """Best time of a step of all episodes, by the size of the window."""
+    """Prints the best time of an environment step of all episodes, for each size of the window."""
     for context in contexts:
         agent = agent_of(memory, context, episodes)
         params = jax.jit(agent.init)(jax.random.key(0)).params

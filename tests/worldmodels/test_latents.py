@@ -9,6 +9,7 @@ import scipy.stats
 
 from engram.worldmodels import latents
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 K, C = 3, 5
 LOGITS = np.random.default_rng(0).normal(0.0, 2.0, (7, K, C))
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from engram.agents.drama.build import make_world
 from engram.configs.presets import DRAMA_SMALL, SMALL_WORLD
@@ -18,6 +19,7 @@ from engram.envs.wrappers import FlattenObservation
 from engram.worldmodels import latents
 from engram.worldmodels.world_model import LossSettings, Rows, WorldModel
 
+pytestmark = pytest.mark.slow
 LOSS = LossSettings(DRAMA_SMALL.free_nats, DRAMA_SMALL.representation, seq_reset=True)
 
 

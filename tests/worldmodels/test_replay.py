@@ -11,6 +11,7 @@ import pytest
 
 from engram.worldmodels.replay import Replay, ReplayState
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 REPLAY = Replay(capacity=5, lanes=2, sampling="frequency", temperature=2.0, imagine_temperature=3.0, ratio=4.0)
 LENGTH, DRAWS = 3, 20_000
 TRAINED = np.array([[0, 4], [1, 9], [3, 0], [2, 2], [7, 5]])
@@ -97,7 +98,7 @@ def test_counts_in_the_thousands_still_give_probabilities():
     assert int(starts[0]) == 3
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1])
 def test_windows_are_rows_of_one_lane_one_after_another(seed):
     """Hundreds of random steps in three lanes that pause at random, far beyond the capacity."""
     rng = np.random.default_rng(seed)

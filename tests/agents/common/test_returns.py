@@ -49,7 +49,7 @@ def test_truncation_bootstraps_from_the_final_observation_and_not_from_the_next_
     np.testing.assert_allclose(advantage(first, never), 0.0)
 
 
-def lambda_returns_by_definition(r, v, goes_on, discount, lam):
+def lambda_returns_by_definition(r, v, continuation, discount, lam):
     """The mixture of n-step returns with weights (1 - lambda) lambda^(n - 1), the rest on the longest one (Sutton and
     Barto 2018, eq. 12.3)."""
     T, B = r.shape
@@ -59,7 +59,7 @@ def lambda_returns_by_definition(r, v, goes_on, discount, lam):
             total, weight = 0.0, 1.0
             for n in range(1, T - t + 1):
                 total += weight * r[t + n - 1, b]
-                weight *= discount * goes_on[t + n - 1, b]
+                weight *= discount * continuation[t + n - 1, b]
                 share = lam ** (n - 1) * (1.0 if t + n == T else 1.0 - lam)
                 out[t, b] += share * (total + weight * v[t + n, b])
     return out
@@ -69,11 +69,11 @@ def test_lambda_returns_equal_the_definition():
     rng = np.random.default_rng(1)
     T, B = 10, 4
     r, v = rng.normal(size=(T, B)), rng.normal(size=(T + 1, B))
-    goes_on = (rng.random((T, B)) < 0.8).astype(float)
-    arrays = [jnp.asarray(x) for x in (r, v, goes_on)]
+    continuation = (rng.random((T, B)) < 0.8).astype(float)
+    arrays = [jnp.asarray(x) for x in (r, v, continuation)]
     for lam in (0.0, 0.95, 1.0):
         ours = jax.jit(lambda_returns)(*arrays, discount=0.985, lambda_=lam)
-        np.testing.assert_allclose(ours, lambda_returns_by_definition(r, v, goes_on, 0.985, lam), atol=1e-5)
+        np.testing.assert_allclose(ours, lambda_returns_by_definition(r, v, continuation, 0.985, lam), atol=1e-5)
 
 
 def test_lambda_returns_of_three_steps_by_hand():

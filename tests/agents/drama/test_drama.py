@@ -1,7 +1,7 @@
 """Drama: imagination, returns and losses by definition; acting; exact repetition; requests that are refused."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import scipy.special
 
-from engram.agents.drama.agent import Drama, Imagined, Step
+from engram.agents.drama.agent import Drama, ImaginationState, Imagined, Step
 from engram.agents.drama.build import make_drama
 from engram.agents.drama.experiment import DramaExperiment, WorldSettings
 from engram.configs.presets import DRAMA_PRESETS, DRAMA_SMALL
 from engram.errors import BadRequest
 from engram.training import checkpoint
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 LATENT, WIDTH, CONTEXT, HORIZON, N, LAMBDA = 12, 16, 3, 6, 64, 0.95
 TINY = replace(
     DRAMA_SMALL,
@@ -56,15 +57,26 @@ def experiment(**settings: Any) -> DramaExperiment:
     return replace(DRAMA_PRESETS["drama-catch"], memory="gru", world=WORLD, drama=replace(TINY, **settings))
 
 
-@cache
 def agent_of(**settings: Any) -> Drama:
-    return make_drama(experiment(**settings))
+    """The agent with these settings, one for all tests."""
+    return _agent(*((name, value) for name, value in settings.items() if value != getattr(TINY, name)))
+
+
+@cache
+def _agent(*settings: tuple[str, Any]) -> Drama:
+    return make_drama(experiment(**dict(settings)))
+
+
+@cache
+def program(agent: Drama, method: str) -> Any:
+    """A method of `agent`, compiled once."""
+    return jax.jit(getattr(agent, method))
 
 
 @cache
 def fresh() -> Any:
     """The state in which training begins. No test donates it."""
-    return jax.jit(agent_of().init)(jax.random.key(0))
+    return program(agent_of(), "init")(jax.random.key(0))
 
 
 @cache
@@ -90,7 +102,7 @@ def started() -> Any:
 
 
 def context(seed: int = 0, resets: float = 0.0) -> Step:
-    """Replayed steps `[CONTEXT, N]`: those in the first half of the batch end an episode."""
+    """Replayed steps `[CONTEXT, N]`. In the first half of the batch an episode ends with the context."""
     rng = np.random.default_rng(seed)
     return Step(
         obs=jnp.asarray(rng.integers(2, size=(CONTEXT, N, 50)), jnp.float32),
@@ -102,9 +114,17 @@ def context(seed: int = 0, resets: float = 0.0) -> Step:
 
 
 @cache
-def imagined(**settings: Any) -> Imagined:
-    agent = agent_of(**settings)
-    return jax.jit(agent.imagine)(started(), context(), jax.random.key(1))[0]
+def imagined() -> Imagined:
+    return program(agent_of(), "imagine")(started(), context(), jax.random.key(1))[0]
+
+
+def outcomes(**settings: Any) -> Imagined:
+    """The same trajectories, whose rewards and continuations are predicted by an agent with other settings."""
+    agent, out = agent_of(**settings), imagined()
+    z, d = out.features[-1, :, :LATENT], out.features[-1, :, LATENT:]
+    last = ImaginationState((), z, d, started().actor_norm)
+    ended = context().terminal[-1].astype(jnp.float32)
+    return program(agent, "predict_outcomes")(started(), last, out.features[:-1], out.action, None, ended)
 
 
 def read(agent: Drama, method: str, *args: Any) -> Any:
@@ -154,7 +174,7 @@ def policy_logits(state, x) -> np.ndarray:
 
 @pytest.mark.parametrize(("index", "shift"), [("after", 1), ("early", 0)])
 def test_rewards_and_ends_are_read_after_the_action(index, shift):
-    agent, out = agent_of(), imagined(reward_index=index)
+    agent, out = agent_of(), imagined() if index == "after" else outcomes(reward_index=index)
     d = out.features[shift : shift + HORIZON, :, LATENT:]
     np.testing.assert_allclose(out.reward, read(agent, "reward", d), rtol=1e-4, atol=1e-5)
     continuation = np.asarray(read(agent, "terminal_logit", d)) <= 0
@@ -164,7 +184,7 @@ def test_rewards_and_ends_are_read_after_the_action(index, shift):
 
 @pytest.mark.parametrize(("index", "late"), [("after", 0), ("early", 1)])
 def test_nothing_counts_after_an_end(index, late):
-    out = imagined(reward_index=index)
+    out = imagined() if index == "after" else outcomes(reward_index=index)
     ended = np.asarray(context().terminal[-1])
     weight = np.zeros((HORIZON, N))
     for b in range(N):
@@ -174,7 +194,10 @@ def test_nothing_counts_after_an_end(index, late):
             alive *= float(out.continuation[min(t + late, HORIZON - 1), b])
     assert 0 < weight[1:].mean() < 0.5
     np.testing.assert_array_equal(out.weight, weight)
-    np.testing.assert_array_equal(imagined(mask_after_term=False).weight, 1.0)
+
+
+def test_imagined_ends_can_be_ignored():
+    np.testing.assert_array_equal(outcomes(mask_after_term=False).weight, 1.0)
 
 
 @pytest.mark.parametrize("seq_reset", [True, False])
@@ -183,17 +206,16 @@ def test_imagination_remembers_nothing_from_before_a_reset(seq_reset):
     steps = context()
     steps = steps.replace(reset=steps.reset.at[1].set(True))
     other = steps.replace(obs=steps.obs.at[0].set(1.0 - steps.obs[0]), action=steps.action.at[0].set(1))
-    imagine = jax.jit(agent_of(seq_reset=seq_reset).imagine)
-    a, b = (imagine(started(), s, jax.random.key(1))[0] for s in (steps, other))
-    same = np.allclose(a.features[0, :, LATENT:], b.features[0, :, LATENT:], atol=1e-6)
-    assert same == seq_reset
+    encode = program(agent_of(seq_reset=seq_reset), "encode_context")
+    a, b = (encode(started(), s, jax.random.key(1))[0].d for s in (steps, other))
+    assert np.allclose(a, b, atol=1e-6) == seq_reset
 
 
 @pytest.mark.parametrize(("moves", "rows"), [("update", 0), ("forward", HORIZON * N)])
 def test_when_the_statistics_of_the_policy_s_input_move(moves, rows):
     """Asked in imagination, the policy of the published code moves them at every step."""
     before = started().actor_norm
-    after = jax.jit(agent_of(actor_norm=moves).imagine)(started(), context(), jax.random.key(1))[1]
+    after = program(agent_of(actor_norm=moves), "imagine")(started(), context(), jax.random.key(1))[1]
     assert float(after.count - before.count) == rows
     assert np.array_equal(after.mean, before.mean) == (rows == 0)
 
@@ -216,7 +238,7 @@ def two_hot64(x):
 def test_losses_of_behaviour_by_definition(bootstrap):
     agent, state, s = agent_of(lambda_boot=bootstrap), started(), TINY
     out = imagined()
-    after, metrics = jax.jit(agent.learn_behaviour)(state, out, state.actor_norm)
+    after, metrics = program(agent, "learn_behaviour")(state, out, state.actor_norm)
     reward, continuation, weight = (np.asarray(x, np.float64) for x in (out.reward, out.continuation, out.weight))
 
     def critic(params) -> Any:
@@ -270,7 +292,7 @@ def test_losses_of_behaviour_by_definition(bootstrap):
 
 def test_steps_of_weight_zero_teach_nothing():
     out = imagined()
-    learn = jax.jit(agent_of().learn_behaviour)
+    learn = program(agent_of(), "learn_behaviour")
     _, metrics = learn(started(), out.replace(weight=jnp.zeros_like(out.weight)), started().actor_norm)
     assert float(metrics["loss/behaviour_grad_norm"]) == 0.0
 
@@ -278,7 +300,7 @@ def test_steps_of_weight_zero_teach_nothing():
 def test_weight_decay_is_a_share_of_the_parameters_whatever_the_step_size():
     out, state = imagined(), started()
     plain, decayed = (
-        jax.jit(agent_of(weight_decay=decay).learn_behaviour)(state, out, state.actor_norm)[0].behaviour
+        program(agent_of(weight_decay=decay), "learn_behaviour")(state, out, state.actor_norm)[0].behaviour
         for decay in (0.0, 1e-2)
     )
     for a, b, old in zip(*map(jax.tree.leaves, (plain, decayed, state.behaviour)), strict=True):
@@ -291,16 +313,20 @@ def test_weight_decay_is_a_share_of_the_parameters_whatever_the_step_size():
 
 def act_along(steps: int, reset: np.ndarray, **settings: Any):
     """Inputs of the policy `[steps, B, n]` and actions over the same frames, resets and keys."""
-    agent, state = agent_of(**settings), started()
+    agent = agent_of(**settings)
     rng = np.random.default_rng(4)
     obs = jnp.asarray(rng.integers(2, size=(steps, reset.shape[1], 50)), jnp.float32)
+    rows = (obs, jnp.asarray(reset), jax.random.split(jax.random.key(2), steps))
+    return acting_program(agent)(agent.start_acting(obs[0]), rows)
 
+
+@cache
+def acting_program(agent: Drama) -> Any:
     def one_step(acting, row):
-        acting, action, x = agent.act(state, acting, *row)
-        return acting, (x, action)
+        acting, action, features = agent.act(started(), acting, *row)
+        return acting, (features, action)
 
-    run = jax.jit(lambda carry, rows: jax.lax.scan(one_step, carry, rows)[1])
-    return run(agent.start_acting(obs[0]), (obs, jnp.asarray(reset), jax.random.split(jax.random.key(2), steps)))
+    return jax.jit(lambda carry, rows: jax.lax.scan(one_step, carry, rows)[1])
 
 
 def test_a_carried_state_acts_as_a_window_over_the_whole_episode():
@@ -321,11 +347,11 @@ def test_a_carried_state_acts_as_a_window_over_the_whole_episode():
 
 
 def test_an_opening_clears_what_was_carried():
-    reset = np.zeros((5, 4), bool)
+    reset = np.zeros((12, 4), bool)
     reset[[0, 3]] = True
-    x, _ = act_along(5, reset)
+    x = np.asarray(act_along(12, reset)[0])
     np.testing.assert_array_equal(x[[0, 3], :, LATENT:], 0.0)
-    assert np.abs(x[[1, 2, 4], :, LATENT:]).min(-1).max() > 0
+    assert np.abs(np.delete(x, [0, 3], 0)[..., LATENT:]).min(-1).max() > 0
 
 
 @pytest.mark.parametrize("act_on", ["posterior", "prior"])
@@ -346,10 +372,14 @@ def test_first_actions():
     """Greedy on one observation, all environments would do the same."""
     reset = jnp.arange(600) < 300
     obs, key = jnp.ones((600, 50)), jax.random.key(7)
-    for first, random in (("policy", False), ("random", False), ("policy", True)):
+    acts = {}
+    for first in ("policy", "random"):
         agent = agent_of(first_action=first)
-        act = jax.jit(lambda a, r: agent.act(started(), a, obs, reset, key, greedy=True, random=r)[1])
-        action = np.asarray(act(agent.start_acting(obs), random))
+        acting = agent.start_acting(obs)
+        act = partial(agent.act, started(), acting, obs, reset, key, greedy=True)
+        acts[first] = jax.jit(lambda random, act=act: act(random=random)[1])
+    for first, random in (("policy", False), ("random", False), ("policy", True)):
+        action = np.asarray(acts[first](random))
         counts = [np.bincount(half, minlength=3) for half in (action[:300], action[300:])]
         for half, blind in zip(counts, (random or first == "random", random), strict=True):
             # 300 draws of 1/3: deviation 8.

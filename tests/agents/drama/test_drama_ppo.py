@@ -12,16 +12,16 @@ import pytest
 import scipy.special
 
 from engram.agents.drama.agent import ImaginationState, Imagined
-from tests.agents.drama.test_drama import HORIZON, LAMBDA, LATENT, TINY, WIDTH, N, agent_of, started
+from tests.agents.drama.test_drama import HORIZON, LAMBDA, LATENT, TINY, WIDTH, N, agent_of, program, started
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ONCE = {"behaviour": "ppo", "ppo_epochs": 1}
 
 
-@cache
 def learner(**settings: Any) -> Callable:
     """`learn_behaviour`, compiled."""
     fixed = {"optimiser": "adam", "warmup": 0, "behaviour_learning_rate": 0.01}
-    return jax.jit(agent_of(**(fixed | settings)).learn_behaviour)
+    return program(agent_of(**(fixed | settings)), "learn_behaviour")
 
 
 @cache
@@ -118,7 +118,7 @@ def test_the_first_step_is_that_of_the_policy_gradient():
         assert float(metrics[name]) == pytest.approx(float(expected[name]), rel=1e-4), name
     assert float(metrics["loss/kl"]) == pytest.approx(0.0, abs=1e-6)
     assert float(metrics["train/behaviour_steps"]) == 1
-    assert_same(ppo.actor_norm, plain.actor_norm)
+    assert_close(ppo.actor_norm, plain.actor_norm)
     for slow, old, new in zip(
         *map(jax.tree.leaves, (ppo.slow_critic, started().slow_critic, ppo.behaviour["critic"])), strict=True
     ):

@@ -110,8 +110,8 @@ def trained(agent: OfflineAgent, updates: int, seed: int = 0) -> OfflineState:
     return run(jax.random.key(seed))
 
 
-def greedy(agent: OfflineAgent, state: OfflineState, obs: Any) -> np.ndarray:
-    """Actions that are thought best in `obs[B, O]`."""
+def greedy(agent: OfflineAgent, params: Any, obs: Any) -> np.ndarray:
+    """Greedy actions for `obs[B, O]`."""
     n = len(obs)
 
     @jit_once
@@ -119,7 +119,7 @@ def greedy(agent: OfflineAgent, state: OfflineState, obs: Any) -> np.ndarray:
         start = agent.start_acting(n)
         return agent.act(params, start, obs, jnp.zeros(n), jnp.ones(n, bool))[1]
 
-    return np.asarray(act(state.params, jnp.asarray(obs, jnp.float32)))
+    return np.asarray(act(params, jnp.asarray(obs, jnp.float32)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

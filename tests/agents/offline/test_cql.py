@@ -38,11 +38,15 @@ def continuous(**changed) -> CQL:
     return CQL.of(episodes, cases.playground(3, CONTINUOUS), settings(hidden=(4,), **changed))
 
 
-def test_discrete_loss_and_gradient_are_those_of_equation_4():
-    space = Discrete(3)
+@cache
+def discrete() -> CQL:
     episodes = cases.one_step_episodes(np.eye(4, 3), np.zeros(4, np.int32), np.zeros(4), num_actions=3)
-    agent = CQL.of(episodes, cases.playground(3, space), settings(hidden=(4,)))
-    batch = cases.transitions(0, 24, 3, space)
+    return CQL.of(episodes, cases.playground(3, Discrete(3)), settings(hidden=(4,)))
+
+
+def test_discrete_loss_and_gradient_are_those_of_equation_4():
+    agent = discrete()
+    batch = cases.transitions(0, 24, 3, Discrete(3))
     params, target = cases.random_parameters(agent, 1)
     gradient, metrics = cases.jit_once(agent.gradient)(params, target, batch, jax.random.key(0))
     p, slow, b = mirror.float64((params, target, batch))
@@ -57,6 +61,19 @@ def test_discrete_loss_and_gradient_are_those_of_equation_4():
     np.testing.assert_allclose(metrics["loss/conservative"], parts(p["critic"])[1], rtol=1e-4)
     expected = mirror.numeric_gradient(lambda params: parts(params) @ np.array([1.0, 0.5]), p["critic"])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4), gradient["critic"], expected)
+
+
+def test_greedy_actions_have_the_largest_smaller_value_or_are_the_policys_mean():
+    obs = np.random.default_rng(5).normal(size=(40, 3))
+    agent = discrete()
+    params = cases.random_parameters(agent, 2)[0]
+    values = mirror.every(mirror.float64(params)["critic"], obs).min(0)
+    np.testing.assert_array_equal(cases.greedy(agent, params, obs), values.argmax(-1))
+    assert len(np.unique(values.argmax(-1))) == 3
+    agent = continuous()
+    params = cases.random_parameters(agent, 2)[0]
+    mean = mirror.network(mirror.float64(params)["policy"], obs)[:, :1]
+    np.testing.assert_allclose(cases.greedy(agent, params, obs), np.tanh(mean), atol=1e-5)
 
 
 def test_squashed_samples_have_the_density_that_is_returned():
@@ -108,6 +125,7 @@ def test_continuous_target_is_the_smaller_slow_value_of_the_policys_next_action_
     assert gradient["log_temperature"] < 0
 
 
+@pytest.mark.slow
 def test_values_are_lower_bounds_where_plain_ones_are_not():
     """Theorem 3.2 on the grid. In the true MDP all values are exact; of some actions the data hold nothing."""
     true = cases.optimal_values(np.ones((cases.STATES, cases.ACTIONS), bool))[: cases.GOAL]
@@ -121,11 +139,12 @@ def test_values_are_lower_bounds_where_plain_ones_are_not():
     assert np.all(values[0.5][unseen] < true[unseen])
 
 
+@pytest.mark.slow
 def test_greedy_policy_is_the_best_that_the_data_hold():
     agent, state, _ = on_grid(0.5)
-    np.testing.assert_array_equal(cases.greedy(agent, state, cases.CELLS), cases.BEST)
+    np.testing.assert_array_equal(cases.greedy(agent, state.params, cases.CELLS), cases.BEST)
     agent, state, _ = on_grid(0.0)
-    assert np.any(cases.greedy(agent, state, cases.CELLS) != cases.BEST)
+    assert np.any(cases.greedy(agent, state.params, cases.CELLS) != cases.BEST)
 
 
 @pytest.mark.parametrize("changed", [{"weight": -1.0}, {"samples": 0}, {"policy_learning_rate": 0.0}])

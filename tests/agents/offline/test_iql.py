@@ -62,6 +62,7 @@ def test_losses_and_gradients_are_those_of_equations_5_to_7(kind):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4), gradient[name], expected)
 
 
+@pytest.mark.slow
 def test_value_becomes_the_expectile_of_the_actions():
     """One state, actions with rewards 0, 1 and 3 taken with probabilities 0.5, 0.3 and 0.2."""
     rewards, shares = np.array([0.0, 1.0, 3.0]), np.array([0.5, 0.3, 0.2])
@@ -77,9 +78,10 @@ def test_value_becomes_the_expectile_of_the_actions():
     np.testing.assert_allclose(value, exact, atol=0.04)
 
 
+@pytest.mark.slow
 def test_greedy_policy_is_the_best_that_the_data_hold():
     agent = IQL.of(cases.grid_episodes(), cases.grid_environment(), settings(expectile=0.9))
-    np.testing.assert_array_equal(cases.greedy(agent, cases.trained(agent, 1500), cases.CELLS), cases.BEST)
+    np.testing.assert_array_equal(cases.greedy(agent, cases.trained(agent, 1500).params, cases.CELLS), cases.BEST)
 
 
 def test_step_size_of_the_policy_decays_and_that_of_the_others_stays():

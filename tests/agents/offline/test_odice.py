@@ -47,8 +47,19 @@ def case() -> Any:
 
 
 @cache
+def gradient_program(**changed) -> Any:
+    return cases.jit_once(agent_of(**changed).gradient)
+
+
+@cache
 def gradient_of(**changed) -> Any:
-    return cases.jit_once(agent_of(**changed).gradient)(*case()[0], jax.random.key(0))
+    return gradient_program(**changed)(*case()[0], jax.random.key(0))
+
+
+@cache
+def value_gradients() -> Any:
+    params, target, batch = case()[0]
+    return cases.jit_once(agent_of().value_gradients)(params["value"], target, batch)
 
 
 def flat(tree: Any) -> np.ndarray:
@@ -77,8 +88,8 @@ def test_conjugate_is_the_largest_of_w_y_minus_f():
 
 
 def test_forward_and_backward_gradients_by_central_differences():
-    (params, target, batch), (p, slow, b) = case()
-    forward, backward, y = cases.jit_once(agent_of().value_gradients)(params["value"], target, batch)
+    p, slow, b = case()[1]
+    forward, backward, y = value_gradients()
     slow_here, slow_next = (values(slow["value"], obs).min(0) for obs in (b.obs, b.next_obs))
     np.testing.assert_allclose(y, residual(values(p["value"], b.obs), slow_next, b), rtol=1e-4, atol=1e-4)
     assert 0.05 < np.mean(y < -2) < 0.5
@@ -107,8 +118,8 @@ def test_true_gradient_is_that_of_the_whole_objective():
 
 
 def test_projection_is_of_all_parameters_as_one_vector():
-    (params, target, batch), (p, _, b) = case()
-    forward, backward, _ = cases.jit_once(agent_of().value_gradients)(params["value"], target, batch)
+    p, _, b = case()[1]
+    forward, backward, _ = value_gradients()
     f, g = flat(forward), flat(backward)
     projected, cosine = orthogonalised(forward, backward)
     expected = g - (f @ g) / (f @ f) * f
@@ -140,7 +151,7 @@ def test_policy_imitates_with_the_positive_residuals():
     (params, target, batch), (p, slow, b) = case()
     big = batch.replace(reward=batch.reward.at[0].set(300.0))
     for given in (batch, big):
-        gradient, metrics = cases.jit_once(agent_of().gradient)(params, target, given, jax.random.key(0))
+        gradient, metrics = gradient_program()(params, target, given, jax.random.key(0))
         b = mirror.float64(given)
         slow_next = values(slow["value"], b.next_obs).min(0)
         weight = np.clip(residual(values(p["value"], b.obs), slow_next, b), 0, 100).mean(0)
@@ -165,11 +176,12 @@ def test_the_policys_mean_is_bounded_where_asked(bounded):
     assert (float(jnp.abs(policy.mean).max()) <= 1) == bounded
 
 
+@pytest.mark.slow
 def test_greedy_policy_is_the_best_that_the_data_hold():
     """Rewards times 10: weights are positive residuals, so advantages must stand out from what f* costs."""
     tables = {"hidden": (), "policy_hidden": (), "layer_norm": False, "eta": 1.0, "reward_scale": 10.0}
     agent = ODICE.of(cases.grid_episodes(), cases.grid_environment(), settings(**tables))
-    np.testing.assert_array_equal(cases.greedy(agent, cases.trained(agent, 2000), cases.CELLS), cases.BEST)
+    np.testing.assert_array_equal(cases.greedy(agent, cases.trained(agent, 2000).params, cases.CELLS), cases.BEST)
 
 
 def test_weight_decay_is_the_policys_alone():

@@ -64,11 +64,12 @@ def test_data_are_an_argument_of_the_program():
         return replace(agent, data=data).update(state)[0]
 
     state = cases.jit_once(agent.init)(jax.random.key(0))
-    lowered = jax.jit(update).lower(state, agent.data)
+    lowered = cases.jit_once(update).lower(state, agent.data)
     biggest = max((len(line) for line in lowered.as_text().splitlines() if "constant" in line), default=0)
     assert biggest < 500
-    after = lowered.compile()(state, agent.data)
-    other = cases.jit_once(update)(state, agent.data.replace(reward=agent.data.reward + 1))
+    compiled = lowered.compile()
+    after = compiled(state, agent.data)
+    other = compiled(state, agent.data.replace(reward=agent.data.reward + 1))
     change = jax.tree.map(lambda x, y: jnp.abs(x - y).max(), after.params["critic"], other.params["critic"])
     assert max(jax.tree.leaves(change)) > 0.01
     # Slow copies moved their share of the way, and those of the critics alone.

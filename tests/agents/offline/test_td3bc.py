@@ -115,6 +115,7 @@ def test_one_step_of_policy_and_targets_for_several_of_the_critics():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.target, expected)
 
 
+@pytest.mark.slow
 def test_policy_settles_between_the_best_action_and_the_data():
     """One state and one action a, reward 1 - (a - 0.3)^2, actions of the data symmetric about 0: with exact values the
     policy solves weight * 2 (0.3 - a) = 2 a, where weight = 2.5 / Q(a)."""
@@ -124,7 +125,7 @@ def test_policy_settles_between_the_best_action_and_the_data():
     episodes = cases.one_step_episodes(np.ones((400, 1)), action, reward, **kind)
     changed = {"hidden": (24, 24), "learning_rate": 3e-3, "batch_size": 200}
     trainee = TD3BC.of(episodes, cases.playground(1, Box(-1.0, 1.0, (1,))), settings(**changed))
-    settled = cases.greedy(trainee, cases.trained(trainee, 1500), np.ones((1, 1)))[0, 0]
+    settled = cases.greedy(trainee, cases.trained(trainee, 1500).params, np.ones((1, 1)))[0, 0]
     exact: Any = scipy.optimize.brentq(lambda a: 2.5 / (1 - (a - 0.3) ** 2) * (0.3 - a) - a, 0, 0.3)
     assert abs(exact - 0.2147) < 1e-3
     np.testing.assert_allclose(settled, exact, atol=0.04)
