@@ -104,6 +104,7 @@ class Policy:
         while not isinstance(env, External):
             env = env.env
         self.observation_space, self.action_space = env.spaces
+        self._example = jax.eval_shape(self.observation_space.sample, jax.random.key(0))
 
     def reset(self) -> None:
         """Forgets the episode: the next observation opens a new one."""
@@ -145,15 +146,21 @@ class Policy:
         value = self.info.get("value")
         return None if value is None else float(value)
 
-    def _seen(self, obs: Any, reward: float) -> Seen:
-        example = jax.eval_shape(self.observation_space.sample, jax.random.key(0))
+    def _seen(self, obs: Any, reward: Any) -> Seen:
+        example = self._example
 
         def leaf(shape, value):
-            array = np.asarray(value)
+            try:
+                array = np.asarray(value, shape.dtype)
+            except (TypeError, ValueError, OverflowError):
+                raise BadRequest(f"an observation holds {shape.dtype} numbers here, got {value!r}") from None
             if array.shape != shape.shape:
                 raise BadRequest(f"an observation has shape {shape.shape} here, got {array.shape}")
-            return jnp.asarray(array, shape.dtype)[None]
+            return jnp.asarray(array)[None]
 
+        reward = jnp.full(1, reward, jnp.float32)
+        if isinstance(example, jax.ShapeDtypeStruct):
+            return Seen(leaf(example, obs), reward)
         if jax.tree.structure(example) != jax.tree.structure(obs):
             raise BadRequest("the observation has not the structure of the observation space")
-        return Seen(jax.tree.map(leaf, example, obs), jnp.full(1, reward, jnp.float32))
+        return Seen(jax.tree.map(leaf, example, obs), reward)

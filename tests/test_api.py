@@ -261,8 +261,10 @@ def test_observations_of_another_kind_are_refused(cartpole):
     policy = cartpole.policy()
     with pytest.raises(BadRequest, match=r"has shape \(4,\) here, got \(3,\)"):
         policy(np.zeros(3))
-    with pytest.raises(BadRequest, match="structure"):
-        policy({"image": np.zeros(4)})
+    for wrong in ({"image": np.zeros(4)}, ["left"] * 4, [0.0, [1.0]]):
+        with pytest.raises(BadRequest, match="holds float32 numbers here"):
+            policy(wrong)
+    assert policy([0.0, 0.0, 0.0, 0.0]) in (0, 1)
     assert cast(Box, policy.observation_space).shape == (4,)
     assert policy.action_space.n == 2
 

@@ -183,7 +183,7 @@ def test_scripts_find_the_module_in_the_working_folder(home, env, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    longer = [*options, "--total-steps", "102400", "--log-points", "400"]
+    longer = [*options, "--total-steps", "15360", "--log-points", "60"]
     killed = subprocess.Popen([*kill_resume.TRAIN, *longer, "--env", env, "--out", str(folder)], cwd=home)
     kill_resume.first_chunk(folder, killed)
     killed.kill()
@@ -193,6 +193,8 @@ def test_scripts_find_the_module_in_the_working_folder(home, env, tmp_path):
     assert "seed 0: return" in script("evaluate", str(folder), "--episodes", "8")
     script("plot", str(folder), "--out", str(tmp_path / "curves.png"))
     assert (tmp_path / "curves.png").exists()
+    if env.startswith("gymnasium"):  # one comparison shows it
+        return
     compared = ["--memories", "lab:Sum", "none", "--envs", env, "--seeds", "1", "--out", str(tmp_path / "compared")]
     assert "| lab:Sum | none |" in script("compare", "debug", *compared, "--total-steps", "1024", "--quiet")
 
