@@ -30,7 +30,7 @@ from engram.agents.drama.agent import Drama, DramaState
 from engram.agents.drama.build import make_drama
 from engram.configs.presets import DRAMA_PRESETS
 from engram.kernels.malloc import keep_freed_memory
-from engram.training.loop import compile_agent, seed_keys
+from engram.training.programs import compile_agent, seed_keys
 
 
 def stepwise(agent: Drama) -> Callable[[DramaState, int], DramaState]:

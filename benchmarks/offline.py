@@ -27,7 +27,7 @@ from engram.configs.presets import SEQUENCE_PRESETS
 from engram.envs.datasets import Episodes, Origin
 from engram.envs.vector import Vectorised
 from engram.kernels.malloc import keep_freed_memory
-from engram.training.loop import compile_agent, seed_keys
+from engram.training.programs import compile_agent, seed_keys
 
 
 def random_episodes(episodes: int = 400, steps: int = 200, references: bool = False) -> Episodes:

@@ -20,7 +20,7 @@ import numpy as np
 from engram.agents.ppo.build import make_ppo
 from engram.configs.presets import PPO_PRESETS
 from engram.kernels.malloc import keep_freed_memory
-from engram.training.loop import compile_agent, seed_keys
+from engram.training.programs import compile_agent, seed_keys
 
 
 @dataclass

@@ -36,7 +36,7 @@ from engram.errors import BadRequest
 from engram.experiments import adaptation, bandit_oracles, runs
 from engram.experiments.adaptation import Played
 from engram.training.folder import notify, write_atomically
-from engram.training.loop import seed_keys
+from engram.training.programs import seed_keys
 
 Split = Literal["train", "test", "heldout"]
 AS_TRAINED = ("kept", "off")

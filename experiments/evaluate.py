@@ -16,8 +16,8 @@ from engram.envs.base import VectorEnvironment
 from engram.errors import BadRequest
 from engram.experiments.runs import Run
 from engram.training.folder import notify, write_atomically
-from engram.training.loop import evaluation, seed_keys
 from engram.training.metrics import finite_or_none
+from engram.training.programs import evaluation, seed_keys
 from engram.training.statistics import summarise
 
 FRAME_MS = 150

@@ -19,8 +19,8 @@ from engram.configs import store
 from engram.errors import BadRequest
 from engram.training import checkpoint
 from engram.training.folder import read_config
-from engram.training.loop import over_seeds, seed_keys
 from engram.training.metrics import read_metrics
+from engram.training.programs import over_seeds, seed_keys
 
 if TYPE_CHECKING:
     from engram.experiments.policy import Policy

@@ -1,7 +1,6 @@
 """What the scripts share: from words on a command line to an experiment, from an error to an exit code."""
 
 import dataclasses
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,9 +17,7 @@ from engram.errors import BadRequest, EngramError, Interrupted, UnknownName
 from engram.experiments.train import Output
 from engram.kernels.cache import keep_compiled_programs
 from engram.kernels.malloc import keep_freed_memory
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+from engram.training.folder import DISK_FULL, FILE_TROUBLE
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:

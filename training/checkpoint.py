@@ -1,9 +1,9 @@
-"""Checkpoints that survive a kill: whole, verified, or ignored.
+"""Checkpoints that survive a kill: each is whole and verified, or ignored.
 
 One checkpoint is a folder `<root>/<chunk>` with the state's arrays, written by orbax, and a `manifest.json` with
 the size and CRC-32 of every file. The folder gets its name by one atomic rename after all of it is on disk, so a kill
-leaves either the whole checkpoint or a `.partial` folder that the next training removes. A checkpoint that was damaged
-later does not match its manifest and the one before it is used. Only arrays are read: no code is run by loading.
+leaves either the whole checkpoint or a `.partial` folder, which the next training removes. A checkpoint that was
+damaged later does not match its manifest, and the one before it is used. Loading only reads arrays and runs no code.
 """
 
 import json
@@ -24,13 +24,15 @@ import orbax.checkpoint as ocp
 
 from engram.envs.atomic_files import sync
 from engram.errors import BadRequest
+from engram.training.types import PyTree
 
 KEEP = 2
+"""Checkpoints that are kept."""
 log = logging.getLogger(__name__)
 
 
-def _arrays(state: Any) -> dict[str, np.ndarray]:
-    """The leaves by path: random keys as their raw bits, empty leaves (which orbax refuses) left out."""
+def _arrays(state: PyTree) -> dict[str, np.ndarray]:
+    """The leaves of `state` by path: random keys as their raw bits, without empty leaves (which orbax refuses)."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -40,8 +42,8 @@ def _arrays(state: Any) -> dict[str, np.ndarray]:
     return leaves
 
 
-def _like(arrays: dict[str, np.ndarray], template: Any) -> Any:
-    """`arrays` in the structure of `template` (arrays or shape-dtype structs)."""
+def _like(arrays: dict[str, np.ndarray], template: PyTree) -> PyTree:
+    """`arrays` in the structure of `template` (arrays or shape-dtype structs). Raises KeyError if they do not fit."""
 
     def leaf_of(path, leaf):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -57,6 +59,7 @@ def _like(arrays: dict[str, np.ndarray], template: Any) -> Any:
 
 
 def _files(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file in `folder` but the manifest."""
     found = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != "manifest.json":
@@ -65,8 +68,11 @@ def _files(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def save(root: Path, chunk: int, state: Any, extra: dict[str, Any]) -> Path:
+def save(root: Path, chunk: int, state: PyTree, extra: dict[str, Any]) -> Path:
     """Writes checkpoint `chunk`, with `extra` (JSON values) in its manifest, and drops all but the newest two.
+
+    Returns:
+        the folder of the checkpoint.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -83,12 +89,11 @@ def save(root: Path, chunk: int, state: Any, extra: dict[str, Any]) -> Path:
         sync(partial)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # tensorstore reports a full disk as a ValueError of many lines; for the caller both are a write that failed.
+        # tensorstore reports a full disk as a ValueError of many lines. To the caller both are a write that failed.
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if not isinstance(error, ValueError) or not code:
             raise
-        reason = os.strerror(int(code[1]))
-        raise OSError(f"cannot write checkpoint {chunk}: {reason}") from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(final)) from error
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     _sync_names(root)
@@ -99,7 +104,7 @@ def save(root: Path, chunk: int, state: Any, extra: dict[str, Any]) -> Path:
 
 @contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Keeps the tracebacks of orbax's threads off the terminal: what they failed at is raised here as well."""
+    """Keeps the tracebacks of orbax's threads off the terminal: their errors are raised here as well."""
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.CRITICAL)
@@ -123,19 +128,19 @@ def checkpoints(root: Path) -> list[int]:
 
 
 def remove_unfinished(root: Path) -> None:
-    """Removes what a killed run left of a checkpoint. Only for the one process that trains."""
+    """Removes what a killed run left of a checkpoint. Only the process that trains may call it."""
     for partial in root.glob("*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def restore(root: Path, template: Any) -> tuple[Any, dict[str, Any]] | None:
+def restore(root: Path, template: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
     """The newest intact checkpoint as `(state, manifest)`, or None if there is none.
 
     Args:
-        template: the state's structure, shapes and dtypes (`jax.eval_shape` of the initialiser).
+        template: structure, shapes and dtypes of the state (`jax.eval_shape` of the initialiser).
 
     Raises:
-        BadRequest: the checkpoint is intact but belongs to a differently shaped state.
+        BadRequest: the checkpoint is intact but is that of a differently shaped state.
     """
     for chunk in reversed(checkpoints(root)):
         folder = root / str(chunk)

@@ -1,5 +1,6 @@
 """The run folder: who may write it, what it holds, and files that are either whole or absent."""
 
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -14,9 +15,14 @@ from typing import Any
 import jax
 import yaml
 
+from engram import __version__
 from engram.envs.atomic_files import replacing
 from engram.errors import BadRequest, InUse
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of the operating system that only writing to a disk causes."""
+FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""Errors of the operating system about the file that the error names."""
 RECORDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "brax", "envpool", "numpy")
 
 
@@ -27,26 +33,46 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Packages, Python, device and git commit, for `versions.json`."""
-    packages = {}
+    """Versions of Engram, its packages and Python, device, platform and git commit, for `versions.json`."""
+    packages: dict[str, str | None] = {"engram": __version__}
     for name in RECORDED:
         try:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             packages[name] = None
-    root = Path(__file__).resolve().parents[1]
-    git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "python": platform.python_version(),
         "packages": packages,
         "device": jax.devices()[0].device_kind,
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": git_commit(Path(__file__).resolve().parents[1]),
     }
 
 
+def git_commit(root: Path) -> str | None:
+    """The commit that is checked out at `root`, or None: an installed package lies in no checkout of its own."""
+    # Without git's own variables, which name another repository where a hook started this process.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        git = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    except OSError:  # there is no git
+        return None
+    top, _, commit = git.stdout.strip().partition("\n")
+    return commit if git.returncode == 0 and Path(top).resolve() == root.resolve() else None
+
+
+def is_disk_trouble(error: OSError, folder: Path) -> bool:
+    """Whether a disk takes no more, or a file in `folder` cannot be reached. Other errors of the operating system,
+    such as a lost connection, are not the disk's."""
+    if error.errno in DISK_FULL:
+        return True
+    named = isinstance(error.filename, str | os.PathLike)
+    return error.errno in FILE_TROUBLE and named and Path(error.filename).absolute().is_relative_to(folder.absolute())
+
+
 class RunFolder:
-    """An open run folder, locked against a second process for as long as this one lives."""
+    """An open run folder, which no other process can open for as long as this one lives."""
 
     def __init__(
         self,
@@ -61,8 +87,8 @@ class RunFolder:
             upgrade: brings a stored configuration of an earlier version to the form of this one.
 
         Raises:
+            InUse: another process has it open.
             BadRequest: it cannot be written, holds a run and `resume` is off, or holds a run of another configuration.
-            InUse: another process has it.
         """
         self.path = path
         if path.exists() and not resume and (not path.is_dir() or any(path.iterdir())):
@@ -93,13 +119,16 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
+        """The folder with the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def is_finished(self) -> bool:
+        """Whether the run has come to its end."""
         return (self.path / "summary.json").exists()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes `summary.json`, which ends the run."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
@@ -121,6 +150,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
+    """Keys, joined by dots, under which two nested dicts differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         return {
             d for key in {*a, *b} for d in _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
@@ -129,5 +159,5 @@ def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
 
 
 def notify(message: str) -> None:
-    """One line for the user, beside the progress display."""
+    """Prints one line for the user, beside the progress display."""
     print(message, file=sys.stderr, flush=True)

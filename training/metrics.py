@@ -1,33 +1,37 @@
-"""Where numbers go: `metrics.jsonl`, the terminal, and Weights & Biases."""
+"""Numbers of a run: one chunk's metrics as a row, `metrics.jsonl`, and Weights & Biases."""
 
 import json
 import math
 import os
-import sys
 import uuid
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Row = dict[str, Any]
+"""One line of `metrics.jsonl`: numbers of the run, and under `loss/`, `train/` and `eval/` lists of one number per seed
+(None where it is missing or not finite)."""
 
 
 def finite_or_none(value: float) -> float | None:
-    """A JSON number; NaN and infinities, which JSON lacks, become null."""
+    """`value` as a JSON number. NaN and infinities, which JSON lacks, become None."""
     value = float(value)
     return value if math.isfinite(value) else None
 
 
 def aggregate(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One chunk's metrics `[updates, seeds]` as one number per seed.
+    """The metrics of one chunk, `[updates, seeds]`, as one number per seed, `[seeds]`.
 
-    Means over updates; but `train/episodes` is a sum, and `<x>_sum` becomes `<x>`, the mean over the episodes that
-    ended (NaN where none did); `<x>_last` becomes `<x>`, its value after the last update, for what counts up over the
-    whole run; `<x>_min` is the least. Where `train/learned` says which updates learned, `loss/<x>` are means over these
-    alone, and missing where a seed has none. `replay/<x>` are records, not metrics, and left out.
+    The number is the mean over updates, except for:
+
+    - `train/episodes`: the sum;
+    - `<x>_sum`: becomes `<x>`, the mean over the episodes that ended (NaN where none did);
+    - `<x>_last`: becomes `<x>`, the value after the last update, for what counts up over the whole run;
+    - `<x>_min`: the least value;
+    - `loss/<x>`, where `train/learned` tells which updates learned: the mean over these alone, and no number at all
+      where a seed has none;
+    - `replay/<x>`: left out, a record and no metric.
     """
     out = {}
     learned = metrics.get("train/learned")
@@ -55,10 +59,10 @@ def aggregate(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one object a line, flushed as it is written."""
+    """`metrics.jsonl`, one object a line, on disk as soon as it is written."""
 
     def __init__(self, path: Path, rows: int):
-        """Opens `path` for appending after its first `rows` lines; later ones are of a run that was killed."""
+        """Opens `path` for appending after its first `rows` lines. Later lines are of a run that was killed."""
         kept = read_metrics(path)[:rows] if path.exists() else []
         self.rows: list[Row] = kept
         partial = path.with_name(path.name + ".partial")
@@ -77,7 +81,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The whole lines of a metrics file; a last line cut short by a kill is left out."""
+    """The lines of a metrics file. A last line that a kill cut short is left out."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -90,10 +94,15 @@ def read_metrics(path: Path) -> list[Row]:
 class WandbLog:
     """Weights & Biases, or nothing when `mode` is "disabled"."""
 
-    def __init__(self, mode: Literal["disabled", "offline", "online"], folder: Path, config: dict[str, Any]):
+    def __init__(
+        self,
+        mode: Literal["disabled", "offline", "online"] = "disabled",
+        folder: Path = Path(),
+        config: dict[str, Any] | None = None,
+    ):
         self.run = None
         if mode != "disabled":
-            import wandb  # slow to import, and most runs do without
+            import wandb  # slow to import, and most runs do not use it
 
             identity = folder / "wandb-id"  # kept in the folder, so that a resumed run continues its own page
             if not identity.exists():
@@ -120,7 +129,7 @@ class WandbLog:
         self.run.log(flat, step=row["env_steps"])
 
     def picture(self, path: Path) -> None:
-        """A PNG or GIF, by its file's name."""
+        """Shows a PNG or GIF under the name of its file."""
         if self.run is not None:
             import wandb
 
@@ -136,47 +145,3 @@ def mean_of(row: Row, key: str) -> float | None:
     """Mean over seeds of one entry of a row, or None where it is missing."""
     known = [v for v in row.get(key, []) if v is not None]
     return float(np.mean(known)) if known else None
-
-
-class Display:
-    """Progress: a live bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, label: str, total_steps: int, seeds: int, quiet: bool):
-        self.total, self.seeds = total_steps, seeds
-        self.quiet = quiet
-        self.bar = None
-        console = Console(file=sys.stderr)
-        if console.is_terminal and not quiet:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}% {task.fields[state]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, console=console)
-            self.task = self.bar.add_task(label, total=total_steps, state="compiling")
-            self.bar.start()
-        self.label = label
-
-    def show(self, row: Row) -> None:
-        if self.quiet:
-            return
-        returns = mean_of(row, "train/return")
-        text = "return  n/a" if returns is None else f"return {returns:6.3f}"
-        evaluated = mean_of(row, "eval/return")
-        if evaluated is not None:
-            text += f"  eval {evaluated:6.3f}"
-        text += f"  {row['steps_per_s']:,.0f} steps/s"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=row["env_steps"], state=text)
-        else:
-            left = (self.total - row["env_steps"]) * self.seeds / max(row["steps_per_s"], 1e-9)
-            print(
-                f"{self.label}: {row['env_steps']:>12,} steps  {text}  {left:,.0f} s left", file=sys.stderr, flush=True
-            )
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()

@@ -24,7 +24,7 @@ from engram.envs.bandits.last_switch import LSDBandit
 from engram.envs.tabular.episodic import EpisodicMDP
 from engram.envs.tabular.switching import SwitchingMDP
 from engram.errors import BadRequest
-from engram.training.loop import seed_keys
+from engram.training.programs import seed_keys
 
 MOST_STEPS = 2**24
 """Steps that a planner can count in float32."""

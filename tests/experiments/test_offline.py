@@ -21,7 +21,7 @@ from engram.experiments import cells, compare, evaluate
 from engram.experiments.train import Output
 from engram.experiments.train import train as train_run
 from engram.training import loop
-from engram.training.loop import seed_keys
+from engram.training.programs import seed_keys
 from tests.experiments.runs import assert_same_end, rows_of, train_here
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

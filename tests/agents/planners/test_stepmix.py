@@ -11,7 +11,7 @@ import pytest
 from engram.agents.planners.stepmix import StepMix, StepMixSettings
 from engram.envs import registry
 from engram.envs.tabular import episodic as episodic_mdp
-from engram.training.loop import compile_agent, seed_keys
+from engram.training.programs import compile_agent, seed_keys
 from tests.oracles.stepmix import Mirror, exact, occupancies
 
 

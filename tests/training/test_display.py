@@ -1,0 +1,73 @@
+"""The display: everything fits on 80 columns; lines where there is no terminal, or one that cannot redraw."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from engram.training.display import Display
+
+LABEL = "popgym/RepeatPreviousMedium mamba2"
+ROW = {"env_steps": 500_000, "steps_per_s": 1234.5, "train/return": [-0.25, 0.75, None], "eval/return": [0.5, 0.5, 0.5]}
+WIDE = {"env_steps": 1, "steps_per_s": 9_876_543.0, "train/return": [-999.9994], "eval/return": [-123456.7]}
+
+
+def terminal(width: int, kind: str = "xterm") -> Console:
+    return Console(width=width, force_terminal=True, color_system=None, file=io.StringIO(), _environ={"TERM": kind})
+
+
+def drawn(shown: Display, width: int) -> str:
+    """The bar as it stands."""
+    assert shown.bar is not None
+    shown.close()
+    page = terminal(width)
+    page.print(shown.bar.get_renderable())
+    assert isinstance(page.file, io.StringIO)
+    (line,) = page.file.getvalue().splitlines()
+    assert len(line) <= width
+    return line
+
+
+@pytest.mark.parametrize(("width", "label"), [(80, "popgym/R"), (160, LABEL)])
+def test_everything_fits_and_the_label_gives_way_first(width, label):
+    shown = Display(LABEL, 1_000_000, seeds=3, quiet=False, console=terminal(width))
+    shown.show(ROW)
+    line = drawn(shown, width)
+    # 500,000 steps of 3 seeds at 1234.5 steps/s: 1215 s.
+    for part in (label, " 50% return 0.250 eval 0.500 1,234 steps/s 0:20:15 left"):
+        assert part in line, (part, line)
+
+
+def test_long_numbers_fit_too():
+    shown = Display(LABEL, 4_000_000_000_000, seeds=1, quiet=False, console=terminal(80))
+    shown.show(WIDE)
+    # 405,000 s, which is more than 4 days.
+    assert "  0% return -999.999 eval -123,457 9,876,543 steps/s 112:30:00 left" in drawn(shown, 80)
+
+
+def test_compiling_is_shown_on_a_terminal():
+    assert "compiling" in drawn(Display(LABEL, 10, seeds=1, quiet=False, console=terminal(80)), 80)
+
+
+@pytest.mark.parametrize("console", [terminal(80, "dumb"), Console(width=80, force_terminal=False)])
+def test_lines_where_a_bar_cannot_be_drawn(console, capsys):
+    shown = Display(LABEL, 1_000_000, seeds=3, quiet=False, console=console)
+    shown.compiled(12.3)
+    shown.show(ROW)
+    shown.close()
+    assert capsys.readouterr().err.splitlines() == [
+        f"{LABEL}: compiling ...",
+        f"{LABEL}: compiled in 12 s",
+        f"{LABEL}:      500,000 steps  return  0.250  eval  0.500  1,234 steps/s  1,215 s left",
+    ]
+
+
+def test_quiet_is_silent(capsys):
+    for console in (terminal(80), terminal(80, "dumb")):
+        shown = Display(LABEL, 1_000_000, seeds=3, quiet=True, console=console)
+        shown.compiled(1.0)
+        shown.show(ROW)
+        shown.close()
+        assert isinstance(console.file, io.StringIO)
+        assert console.file.getvalue() == ""
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,94 @@
+"""Progress of a run for its user: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from engram.training.folder import notify
+from engram.training.metrics import Row, mean_of
+
+
+class Display:
+    """Shows how far a run is, its returns, its speed and the time left.
+
+    Args:
+        total_steps: environment steps of the run, per seed.
+        console: where the bar is drawn (default: the standard error stream). Without a terminal there, or on one that
+            cannot move its cursor (`TERM=dumb`), there is a line for each log point instead.
+    """
+
+    def __init__(self, label: str, total_steps: int, seeds: int, quiet: bool, console: Console | None = None):
+        self.label, self.total, self.seeds, self.quiet = label, total_steps, seeds, quiet
+        self.bar = None
+        console = console or Console(file=sys.stderr)
+        if quiet:
+            return
+        if not console.is_interactive:
+            notify(f"{label}: compiling ...")
+            return
+        self.bar = Progress(
+            _Label(table_column=Column()),
+            BarColumn(bar_width=40 if console.width >= 120 else 8, table_column=Column(no_wrap=True)),
+            TextColumn("{task.percentage:>3.0f}% {task.fields[state]}"),
+            _TimeLeft(table_column=Column(no_wrap=True)),
+            console=console,
+        )
+        self.task = self.bar.add_task(label, total=total_steps, state="compiling", ends=None)
+        self.bar.start()
+
+    def compiled(self, seconds: float) -> None:
+        """Tells that the programs are compiled, which took `seconds`."""
+        if self.bar is not None:
+            self.bar.update(self.task, state=f"compiled in {seconds:.0f} s")
+        elif not self.quiet:
+            notify(f"{self.label}: compiled in {seconds:.0f} s")
+
+    def show(self, row: Row) -> None:
+        """Shows a line of metrics."""
+        if self.quiet:
+            return
+        left = (self.total - row["env_steps"]) * self.seeds / max(row["steps_per_s"], 1e-9)
+        returns, evaluated = mean_of(row, "train/return"), mean_of(row, "eval/return")
+        speed = f"{row['steps_per_s']:,.0f} steps/s"
+        if self.bar is not None:
+            evals = "" if evaluated is None else f" eval {_short(evaluated)}"
+            state = f"return {_short(returns)}{evals} {speed}"
+            self.bar.update(self.task, completed=row["env_steps"], state=state, ends=time.monotonic() + left)
+        else:
+            text = "return  n/a" if returns is None else f"return {returns:6.3f}"
+            text += "" if evaluated is None else f"  eval {evaluated:6.3f}"
+            notify(f"{self.label}: {row['env_steps']:>12,} steps  {text}  {speed}  {left:,.0f} s left")
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _short(value: float | None) -> str:
+    """At most eight characters, up to a million."""
+    if value is None:
+        return "n/a"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+class _Label(ProgressColumn):
+    """Name of the run. It is the only column that gives way on a narrow terminal."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
+class _TimeLeft(ProgressColumn):
+    """Time to the end of the run at the speed of the last chunk. It runs on between chunks."""
+
+    def render(self, task: Task) -> Text:
+        ends = task.fields["ends"]
+        if ends is None:
+            return Text()
+        minutes, seconds = divmod(round(max(ends - time.monotonic(), 0.0)), 60)
+        return Text(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
