@@ -133,6 +133,15 @@ def remove_unfinished(root: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _intact_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint, or None where a file of it is missing or damaged."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return manifest if manifest["files"] == _files(folder) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def restore(root: Path, template: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
     """The newest intact checkpoint as `(state, manifest)`, or None if there is none.
 
@@ -144,12 +153,8 @@ def restore(root: Path, template: PyTree) -> tuple[PyTree, dict[str, Any]] | Non
     """
     for chunk in reversed(checkpoints(root)):
         folder = root / str(chunk)
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            intact = manifest["files"] == _files(folder)
-        except (OSError, ValueError, KeyError, TypeError):
-            manifest, intact = {}, False
-        if not intact:
+        manifest = _intact_manifest(folder)
+        if manifest is None:
             log.warning("checkpoint %s is damaged or incomplete; using the one before it", folder)
             continue
         with ocp.StandardCheckpointer() as checkpointer:

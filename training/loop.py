@@ -233,9 +233,9 @@ class TrainingRun:
         bad = sorted(name for name, v in metrics.items() if name.startswith("loss/") and not np.all(np.isfinite(v)))
         if not bad:
             return
-        good = checkpoint.checkpoints(self.folder.checkpoints)
-        kept = f"last good checkpoint: {self.folder.checkpoints / str(good[-1])}"
-        kept = kept if good else "no checkpoint was due before"
+        root = self.folder.checkpoints
+        good = checkpoint.checkpoints(root)
+        kept = f"last good checkpoint: {root / str(good[-1])}" if good else "no checkpoint was due before"
         raise Diverged(f"training diverged in chunk {chunk}: {', '.join(bad)} not finite; {kept}")
 
     def write(self, row: Row) -> None:
