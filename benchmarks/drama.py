@@ -28,7 +28,8 @@ import numpy as np
 
 from engram.agents.drama.agent import Drama, DramaState
 from engram.agents.drama.build import make_drama
-from engram.configs.presets import DRAMA_PRESETS
+from engram.configs.presets import PRESETS, names
+from engram.configs.presets.drama import DRAMA
 from engram.kernels.malloc import keep_freed_memory
 from engram.training.programs import compile_agent, seed_keys
 
@@ -169,7 +170,7 @@ def profile(call: Any, folder: str, most: int = 25) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=list(DRAMA_PRESETS), default="drama-catch")
+    parser.add_argument("--preset", choices=names(DRAMA), default="drama-catch")
     parser.add_argument("--memory")
     parser.add_argument("--updates", type=int, default=25, help="updates per round")
     parser.add_argument("--rounds", type=int, default=7)
@@ -178,7 +179,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="arithmetic of the convolutions")
     args = parser.parse_args()
     keep_freed_memory()
-    config = DRAMA_PRESETS[args.preset]
+    config = PRESETS[args.preset]
     config = replace(config, memory=args.memory or config.memory)
     if args.precision:
         config = replace(config, world=replace(config.world, precision=args.precision))

@@ -23,7 +23,8 @@ import numpy as np
 from engram.agents.offline.build import make_sequence
 from engram.agents.offline.data import Windows
 from engram.agents.offline.sequence_policy import SequenceAgent
-from engram.configs.presets import SEQUENCE_PRESETS
+from engram.configs.presets import PRESETS, names
+from engram.configs.presets.offline import SEQUENCE
 from engram.envs.datasets import Episodes, Origin
 from engram.envs.vector import Vectorised
 from engram.kernels.malloc import keep_freed_memory
@@ -51,7 +52,7 @@ def random_episodes(episodes: int = 400, steps: int = 200, references: bool = Fa
 def agent_of(
     memory: str, context: int | None = None, episodes: int | None = None, preset_name: str = "dm-pendulum"
 ) -> SequenceAgent:
-    preset = SEQUENCE_PRESETS[preset_name]
+    preset = PRESETS[preset_name]
     settings = replace(preset.sequence, targets=(-400.0,), acting="window")
     settings = replace(settings, context=context or settings.context, eval_episodes=episodes or settings.eval_episodes)
     return make_sequence(replace(preset, memory=memory, sequence=settings), episodes=random_episodes())
@@ -149,7 +150,7 @@ def report(name: str, seconds: dict[str, list[float]], unit: str, per: int) -> N
 
 def compare(memory: str, steps: int, rounds: int) -> None:
     agent = agent_of(memory)
-    episodes, preset = agent.settings.eval_episodes, SEQUENCE_PRESETS["dm-pendulum"]
+    episodes, preset = agent.settings.eval_episodes, PRESETS["dm-pendulum"]
     programs = compile_agent(agent, 1, steps)
     states = programs.chunk(programs.init(seed_keys(0, 1)))[0]
     single = jax.tree.map(lambda x: x[0].copy(), states)
@@ -246,7 +247,7 @@ def main() -> None:
     parser.add_argument("--memories", nargs="+", default=["attention", "dm"])
     parser.add_argument("--steps", type=int, default=100, help="gradient steps a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--preset", choices=list(SEQUENCE_PRESETS), default="dm-pendulum", help="with --learning")
+    parser.add_argument("--preset", choices=names(SEQUENCE), default="dm-pendulum", help="with --learning")
     parser.add_argument("--learning", action="store_true", help="measure only gradient steps, without a Python loop")
     parser.add_argument("--contexts", type=int, nargs="*", default=[], help="measure only what acting costs")
     args = parser.parse_args()

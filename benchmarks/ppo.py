@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from engram.agents.ppo.build import make_ppo
-from engram.configs.presets import PPO_PRESETS
+from engram.configs.presets import PRESETS, names
+from engram.configs.presets.ppo import PPO
 from engram.kernels.malloc import keep_freed_memory
 from engram.training.programs import compile_agent, seed_keys
 
@@ -70,7 +71,7 @@ def prepare(name: str, config: Any, updates: int) -> Contender:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", choices=list(PPO_PRESETS))
+    parser.add_argument("preset", choices=names(PPO))
     parser.add_argument("--memories", nargs="+", default=["s5", "gru", "none"])
     parser.add_argument("--env")
     parser.add_argument("--seeds", type=int, default=1)
@@ -81,14 +82,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int)
     arguments = parser.parse_args()
     keep_freed_memory()
-    preset = PPO_PRESETS[arguments.preset]
+    preset = PRESETS[arguments.preset]
     given = {k: getattr(arguments, k) for k in ("num_envs", "num_steps", "epochs", "minibatches")}
     ppo = replace(preset.ppo, **{k: v for k, v in given.items() if v is not None})
     widths = {name: int(width) for name, width in (pair.split("=") for pair in arguments.width)}
 
     contenders = []
     for name in arguments.memories:
-        own = PPO_PRESETS.get(f"paper/popgym-{name}", preset) if arguments.preset.startswith("paper/") else preset
+        own = PRESETS.get(f"paper/popgym-{name}", preset) if arguments.preset.startswith("paper/") else preset
         network = replace(own.network, width=widths.get(name, own.network.width))
         config = replace(own, ppo=ppo, memory=name, seeds=arguments.seeds, network=network)
         if arguments.env:

@@ -44,14 +44,23 @@ STEPS: dict[int, Callable[[Values], Values]] = {1: from_1}
 """What brings a version to the next."""
 
 
+FIRST = {"preset", "env", "seeds", "seed", "total_steps", "log_points", "eval_points"}
+"""Keys of every configuration of version 1."""
+
+
+def is_whole(values: Values) -> bool:
+    """Whether a run wrote `values`, which then hold every field of their version. A person may write less."""
+    return "schema" in values or values.keys() >= FIRST
+
+
 def migrate(values: Values) -> Values:
     """`values` in the form of this version.
 
-    A mapping without a version is of version 1 where a run wrote it, which then named its preset. Where a person wrote
-    it, it is of this version: what is missing has the defaults of today.
+    A mapping without a version is of version 1 where a run wrote it. Where a person wrote it, it is of this version:
+    what is missing has the defaults of today.
     """
     values = dict(values)
-    version = values.pop("schema", 1 if "preset" in values else SCHEMA)
+    version = values.pop("schema", 1 if is_whole(values) else SCHEMA)
     while version in STEPS:
         values, version = STEPS[version](values), version + 1
     return {"schema": version, **values}

@@ -8,13 +8,16 @@ from typing import Any
 
 import yaml
 
-from engram.agents import registry
 from engram.agents.common.experiment import Experiment
+from engram.configs import spelling
 from engram.configs.migrations import SCHEMA, migrate
 from engram.errors import BadRequest, UnknownName
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """Words for booleans, in files, in options of memories and on the command line alike."""
+
+NOTHING = ("none", "null")
+"""Words for a value that is not set, where there may be none."""
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:
@@ -41,20 +44,42 @@ def from_dict(values: dict[str, Any], where: str = "config.yaml") -> Experiment:
     Raises:
         BadRequest: unknown keys, or values of the wrong kind.
     """
+    values = _current(values, where)
+    agent = values.pop("agent", None)
+    if not isinstance(agent, str):
+        raise BadRequest(f"{where} does not describe an experiment: agent must be text, got {agent!r}")
+    from engram.agents import registry  # with JAX, which a list of presets does without
+
+    spec = registry.find(agent)
+    try:
+        return build(spec.experiment, nest(values))
+    except BadRequest as error:
+        raise BadRequest(f"{where} does not describe an experiment: {error}") from None
+
+
+def change(config: Experiment, values: dict[str, Any], where: str) -> Experiment:
+    """`config` with the values of a mapping such as `describe` makes, which may hold some fields only.
+
+    Raises:
+        BadRequest: it is of another agent, has unknown keys, or values of the wrong kind.
+    """
+    values = _current(values, where)
+    agent = values.pop("agent", config.agent)
+    if agent != config.agent:
+        raise BadRequest(f"{where} is of the agent {agent}, and the preset of {config.agent}")
+    try:
+        return override(config, values)
+    except BadRequest as error:
+        raise BadRequest(f"{where}: {error}") from None
+
+
+def _current(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values` in the form of this version, without version and preset."""
     version = values.get("schema", SCHEMA)
     if not isinstance(version, int) or not 1 <= version <= SCHEMA:
         raise BadRequest(f"{where} has schema version {version}; this version of Engram reads up to {SCHEMA}")
     values = migrate(values)
-    for name in ("schema", "preset"):
-        values.pop(name, None)
-    agent = values.pop("agent", None)
-    if not isinstance(agent, str):
-        raise BadRequest(f"{where} does not describe an experiment: agent must be text, got {agent!r}")
-    spec = registry.find(agent)
-    try:
-        return build(spec.experiment, values)
-    except BadRequest as error:
-        raise BadRequest(f"{where} does not describe an experiment: {error}") from None
+    return {key: value for key, value in values.items() if key not in ("schema", "preset")}
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
@@ -69,47 +94,72 @@ def read(path: Path) -> dict[str, Any]:
         BadRequest: it cannot be read, or holds no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise BadRequest(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         raise BadRequest(f"{path} is not YAML") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds. Raises BadRequest as `read`, and where a key is no text."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BadRequest(f"{where} is not YAML") from None
     if not isinstance(values, dict):
-        raise BadRequest(f"{path} holds no mapping of fields to values")
+        raise BadRequest(f"{where} holds no mapping of fields to values")
+    for key in [*values, *(key for group in values.values() if isinstance(group, dict) for key in group)]:
+        if not isinstance(key, str):
+            raise BadRequest(f"{where} has the key {key!r}, which names no field")
     return values
 
 
-def override(config: Experiment, changes: dict[str, Any]) -> Experiment:
-    """`config` with other values, by field (`seeds`), dotted field (`ppo.num_envs`) or mapping of a group.
+def override(config: Any, changes: dict[str, Any]) -> Any:
+    """`config`, an experiment or other settings, with other values: by field (`seeds`), dotted field (`ppo.num_envs`)
+    or mapping of a group.
 
     Raises:
         UnknownName: there is no such field; the message offers close matches.
         BadRequest: a value of the wrong kind, or one that the settings refuse.
     """
+    return _override(config, nest({name.replace("__", "."): value for name, value in changes.items()}), "", config)
+
+
+def nest(changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` with dotted names (`ppo.num_envs`) gathered in mappings of their groups."""
     nested: dict[str, Any] = {}
     for name, value in changes.items():
-        head, dot, rest = name.replace("__", ".").partition(".")
+        head, dot, rest = name.partition(".")
         if dot:
             value = {rest: value}
         nested[head] = nested[head] | value if isinstance(nested.get(head), dict) and isinstance(value, dict) else value
-    return _override(config, nested, "")
+    return nested
 
 
-def _override(settings: Any, changes: dict[str, Any], prefix: str) -> Any:
+def field_names(settings: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all fields of `settings`, those of groups within."""
+    names = []
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        inner = field_names(value, f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else [prefix + f.name]
+        names += inner
+    return names
+
+
+def _override(settings: Any, changes: dict[str, Any], prefix: str, whole: Any) -> Any:
     hints = typing.get_type_hints(type(settings))
     fields = {f.name for f in dataclasses.fields(settings)}
     values = {}
     for name, value in changes.items():
-        head, dot, rest = name.partition(".")
-        if head not in fields:
-            raise UnknownName.among("setting", f"{prefix}{head}", [f"{prefix}{field}" for field in fields])
-        if dot:
-            value = {rest: value}
-        current = getattr(settings, head)
+        if name not in fields:
+            raise spelling.unknown("setting", f"{prefix}{name}", field_names(whole))
+        current = getattr(settings, name)
         if dataclasses.is_dataclass(current) and isinstance(value, dict):
-            values[head] = _override(current, value, f"{prefix}{head}.")
+            values[name] = _override(current, nest(value), f"{prefix}{name}.", whole)
         else:
-            values[head] = convert(hints[head], value, f"{prefix}{head}")
+            values[name] = convert(hints[name], value, f"{prefix}{name}")
     return dataclasses.replace(settings, **values)
 
 
@@ -125,7 +175,7 @@ def build(kind: type, values: Any, prefix: str = "") -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in values:
         if name not in fields:
-            raise UnknownName.among("key", f"{prefix}{name}", [f"{prefix}{field}" for field in fields])
+            raise spelling.unknown("key", f"{prefix}{name}", [f"{prefix}{field}" for field in fields])
     needed = [
         name
         for name, f in fields.items()
@@ -148,11 +198,13 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     if origin is typing.Annotated:
         return convert(arguments[0], value, where)
     if origin is typing.Literal:
+        if isinstance(value, bool):  # YAML reads the words true and off as booleans
+            value = next((word for word in arguments if WORDS.get(word) is value), value)
         if value not in arguments:
             raise UnknownName.among(f"value of {where}", str(value), [str(a) for a in arguments])
         return value
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
+        if type(None) in arguments and (value is None or str(value).lower() in NOTHING):
             return None
         options = [a for a in arguments if a is not type(None)]
         for option in options[:-1]:

@@ -5,9 +5,8 @@ It can be deleted at any time.
 
 import os
 import platform
+import sys
 from pathlib import Path
-
-import jax
 
 
 def user_folder() -> Path | None:
@@ -30,5 +29,13 @@ def keep_compiled_programs() -> None:
     call Python (emulators) are never kept.
     """
     folder = user_folder()
-    if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder / "programs" / platform.node()))
+    if folder is None:
+        return
+    programs = str(folder / "programs" / platform.node())
+    if "jax" not in sys.modules:  # which takes a second to import, and may never be needed
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs)
+        return
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", programs)

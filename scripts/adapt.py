@@ -13,7 +13,7 @@ from engram.scripts.command_line import parse, run_script
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse(Options, None, arguments, "adapt.py", __doc__ or "")
+    options = parse([Options], arguments, "adapt.py", __doc__ or "")[0]
     adapt(options.runs, options)
     return 0
 

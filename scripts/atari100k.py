@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from engram.errors import BadRequest
 from engram.experiments.atari100k import Options, atari100k, folder_of
-from engram.scripts.command_line import experiment_named, output_of, parse_both, run_script
-from engram.scripts.train import options_for
+from engram.experiments.train import Output
+from engram.scripts.command_line import experiment_named, parse, run_script
 
 DEFAULT = "atari100k"
 """The preset that is run when none is named."""
@@ -22,12 +22,13 @@ DEFAULT = "atari100k"
 
 def main(arguments: Sequence[str]) -> int:
     preset, experiment, rest = experiment_named(arguments, DEFAULT)
-    options, training = parse_both(Options, rest, "atari100k.py PRESET", __doc__ or "")
-    common = options_for(preset, experiment, training, "atari100k.py PRESET", __doc__ or "")
-    if common.experiment.env != experiment.env:
+    options, output, changed = parse(
+        [Options(), Output(), experiment], rest, "atari100k.py PRESET", __doc__ or "", shown=1
+    )
+    if changed.env != experiment.env:
         raise BadRequest("atari100k sets --env itself: use --games")
-    failures = atari100k(common.experiment, preset, options, output_of(common))
-    print((folder_of(common.experiment, preset, options) / "table.md").read_text())
+    failures = atari100k(changed, preset, options, output)
+    print((folder_of(changed, preset, options) / "table.md").read_text())
     return 1 if failures else 0
 
 

@@ -1,20 +1,15 @@
 """What the scripts share: from words on a command line to an experiment, from an error to an exit code."""
 
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-import tyro
-import yaml
-
 from engram.agents.common.experiment import Experiment
-from engram.configs import store
-from engram.configs.presets import DEFAULT, PRESETS
-from engram.errors import BadRequest, EngramError, Interrupted, UnknownName
-from engram.experiments.train import Output
+from engram.configs import presets, sources
+from engram.configs.arguments import parse as parse_arguments
+from engram.configs.arguments import show_help
+from engram.errors import BadRequest, EngramError, Interrupted
 from engram.kernels.cache import keep_compiled_programs
 from engram.kernels.malloc import keep_freed_memory
 from engram.training.folder import DISK_FULL, FILE_TROUBLE
@@ -48,37 +43,44 @@ def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
     sys.exit(code)
 
 
-def experiment_named(arguments: Sequence[str], default: str = DEFAULT) -> tuple[str, Experiment, list[str]]:
-    """The preset or file named first (or `default`): its name, its experiment, and the other arguments.
+def experiment_named(arguments: Sequence[str], default: str = presets.DEFAULT) -> tuple[str, Experiment, list[str]]:
+    """The preset or file named first (or `default`), with the values of each `--config FILE` on top: its name, its
+    experiment, and the other arguments.
 
     Raises:
         UnknownName: there is no preset of that name.
-        BadRequest: the file describes no experiment.
+        BadRequest: a file describes no experiment.
     """
-    if not arguments or arguments[0].startswith("--") or arguments[0] == "-h":
-        return default, PRESETS[default], list(arguments)
-    name, rest = arguments[0], list(arguments[1:])
-    if name == "-":
-        values = yaml.safe_load(sys.stdin)
-        return values.get("preset", ""), store.from_dict(values, "the standard input"), rest
-    if name.endswith((".yaml", ".yml")):
-        values = store.read(Path(name))
-        return values.get("preset", ""), store.from_dict(values, name), rest
-    if name not in PRESETS:
-        raise UnknownName.among("preset", name, PRESETS, cutoff=0.4)
-    return name, PRESETS[name], rest
+    rest, files = list(arguments), []
+    named = rest.pop(0) if rest and (not rest[0].startswith("-") or rest[0] == sources.STDIN) else None
+    for place in reversed([i for i, word in enumerate(rest) if word.partition("=")[0] == "--config"]):
+        option, given, file = rest.pop(place).partition("=")
+        if not given and (place == len(rest) or rest[place].startswith("--")):
+            raise BadRequest(f"{option} needs a YAML file")
+        files.insert(0, file if given else rest.pop(place))
+    if named is None:
+        named = files.pop(0) if files else default
+    name, experiment = sources.find(named)
+    for file in files:
+        experiment = sources.overlay(experiment, file)
+    return name, experiment, rest
 
 
-def parse(options: Any, default: Any, arguments: Sequence[str], prog: str, description: str) -> Any:
-    """`options`, filled from the command line over `default`."""
-    return tyro.cli(options, default=default, args=list(arguments), prog=prog, description=description)
+def parse(
+    parts: Sequence[Any],
+    arguments: Sequence[str],
+    prog: str,
+    description: str,
+    shown: int | None = None,
+) -> list[Any]:
+    """The parts (dataclasses, or instances with defaults) with the values of the command line; `--help` shows the first
+    `shown` of them (None: all) and ends the program. Otherwise as `engram.configs.arguments.parse`."""
+    if {"-h", "--help"} & {*arguments}:
+        show_help(parts[:shown], prog, description)
+    return parse_arguments(parts, arguments)
 
 
-def output_of(options: Any) -> Output:
-    """Where a run goes and what it shows, of the options of a script that trains."""
-    return Output(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Output)})
-
-
-def parse_both(options: type, arguments: Sequence[str], prog: str, description: str) -> tuple[Any, list[str]]:
-    """`options` of a script and the arguments that are not its own."""
-    return tyro.cli(options, args=list(arguments), prog=prog, description=description, return_unknown_args=True)
+def about(preset: str, experiment: Experiment) -> str:
+    """What `--help` says on the experiment whose options it shows."""
+    what = presets.sentence(preset) if preset in presets.PRESETS else experiment.__doc__
+    return f"Shown are the values of {preset or 'the file'}: {what} All presets: train.py --list"

@@ -12,21 +12,22 @@ trials (see `adapt.py`): `adaptation.md` and `adaptation.png`. Exit code 0 if ev
 
 from collections.abc import Sequence
 
+from engram.configs.arguments import given
 from engram.errors import BadRequest
 from engram.experiments.compare import Options, compare, refuse_fixed
-from engram.scripts.command_line import experiment_named, output_of, parse_both, run_script
-from engram.scripts.train import options_for
+from engram.experiments.train import Output
+from engram.scripts.command_line import experiment_named, parse, run_script
 
 
 def main(arguments: Sequence[str]) -> int:
     preset, experiment, rest = experiment_named(arguments)
-    options, training = parse_both(Options, rest, "compare.py PRESET", __doc__ or "")
-    given = {argument.partition("=")[0].removeprefix("--") for argument in training if argument.startswith("--")}
-    refuse_fixed(experiment, options, given)
-    if "resume" in given:
+    options, output, changed = parse(
+        [Options(), Output(), experiment], rest, "compare.py PRESET", __doc__ or "", shown=1
+    )
+    refuse_fixed(experiment, options, given(rest))
+    if output.resume:
         raise BadRequest("compare sets --resume itself")
-    common = options_for(preset, experiment, training, "compare.py PRESET", __doc__ or "")
-    compared = compare(common.experiment, preset, options, output_of(common))
+    compared = compare(changed, preset, options, output)
     print(compared.table)
     return 1 if compared.failures else 0
 

@@ -16,7 +16,7 @@ from engram.training.folder import notify
 
 
 def main(arguments: Sequence[str]) -> int:
-    for picture in dream(parse(Options, None, arguments, "dream.py", Options.__doc__ or "")):
+    for picture in dream(parse([Options], arguments, "dream.py", Options.__doc__ or "")[0]):
         notify(f"wrote {picture}")
     return 0
 

@@ -13,7 +13,7 @@ from engram.scripts.command_line import parse, run_script
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse(Options, None, arguments, "evaluate.py", Options.__doc__ or "")
+    options = parse([Options], arguments, "evaluate.py", Options.__doc__ or "")[0]
     print("\n".join(lines(evaluate(options), Run.load(options.run).config.seed)))
     return 0
 

@@ -11,12 +11,8 @@ diverged, 130 interrupted.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any
 
-import tyro
-
-from engram.agents.common.experiment import Experiment
 from engram.experiments.datasets import (
     Convert,
     Expert,
@@ -28,17 +24,7 @@ from engram.experiments.datasets import (
     record_expert,
     refuse_other_agents,
 )
-from engram.scripts.command_line import experiment_named, parse, run_script
-
-Kind = TypeVar("Kind", bound=Experiment)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(Tiers, Generic[Kind]):
-    """Train PPO and record tiers of data."""
-
-    experiment: Annotated[Kind, tyro.conf.arg(name="")]
-
+from engram.scripts.command_line import about, experiment_named, parse, run_script
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "expert": (Expert, record_expert),
@@ -51,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
     name, *rest = arguments or ("",)
     if name in COMMANDS:
         options, command = COMMANDS[name]
-        command(parse(options, None, rest, f"make_dataset.py {name}", options.__doc__ or ""))
+        command(parse([options], rest, f"make_dataset.py {name}", options.__doc__ or "")[0])
         return 0
     preset, experiment, rest = experiment_named(arguments)
     refuse_other_agents(experiment)
-    title = f"{__doc__} Shown is {preset}, with its defaults: {experiment.__doc__}"
-    options = parse(Options[type(experiment)], Options(experiment=experiment), rest, "make_dataset.py PRESET", title)
-    make_tiers(preset, options.experiment, options)
+    title = f"{__doc__}\n{about(preset, experiment)}"
+    options, experiment = parse([Tiers(), experiment], rest, "make_dataset.py PRESET", title)
+    make_tiers(preset, experiment, options)
     return 0
 
 

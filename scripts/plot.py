@@ -12,7 +12,7 @@ from engram.training.folder import notify
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse(Options, None, arguments, "plot.py", Options.__doc__ or "")
+    options = parse([Options], arguments, "plot.py", Options.__doc__ or "")[0]
     if not options.runs:
         raise BadRequest("name at least one run folder")
     draw_curves(options.runs, options.out)

@@ -76,7 +76,8 @@ def at_the_top(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("script", ["train", "compare", "evaluate", "adapt"])
 def test_scripts_start_without_slow_imports(script):
-    waiting, seen = {f"engram.scripts.{script}"}, set()
+    # What a script calls is imported when it is called.
+    waiting, seen = {f"engram.scripts.{script}", f"engram.experiments.{script}", "engram.agents.ppo.build"}, set()
     while waiting:
         name = waiting.pop()
         seen.add(name)

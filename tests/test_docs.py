@@ -22,7 +22,7 @@ from engram.agents.offline.build import VALUE_METHODS, make_sequence, make_value
 from engram.agents.ppo.agent import PPOSettings
 from engram.agents.ppo.experiment import NetworkSettings, ObservationSettings, PPOExperiment
 from engram.agents.registry import AGENTS, build, find
-from engram.configs.presets import DRAMA_PRESETS, PLANNER_PRESETS, PPO_PRESETS, PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
+from engram.configs.presets import PRESETS
 from engram.envs import registry
 from engram.envs.vector import Vectorised
 from engram.experiments import atari100k, compare, dream, evaluate, figures, train
@@ -39,6 +39,14 @@ OPTIONS: dict[str, type] = {
     "atari100k": atari100k.Options,
 }
 """What scripts take beside an experiment."""
+
+
+def of(*agents: str) -> dict[str, Any]:
+    """The presets of these agents."""
+    return {name: preset for name, preset in PRESETS.items() if preset.agent in agents}
+
+
+PLANNERS = ("conservative", "lsd", "ucrl", "stepmix", "dynlin", "neucb")
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("README.md")]
 
 
@@ -77,12 +85,12 @@ def test_planners_are_documented():
     page = read("planners.md")
     rows = re.findall(r"^\| `([\w/-]+)` \| [^|]* \| ([^| ]+) \| ([\w-]+) \| (\d+) \| ([\d,]+) \|", page, re.MULTILINE)
     assert {name: (env, algorithm, seeds, steps) for name, env, algorithm, seeds, steps in rows} == {
-        name: (p.env, p.chosen, str(p.seeds), f"{p.total_steps:,}") for name, p in PLANNER_PRESETS.items()
+        name: (p.env, p.chosen, str(p.seeds), f"{p.total_steps:,}") for name, p in of(*PLANNERS).items()
     }
     ids = {name for name in defined(section(page, "## Environments")) if "/" in name}
     assert ids == {name for family in registry.OURS if family != "meta" for name in registry.env_ids(f"{family}/")}
     seen = set()
-    for preset in PLANNER_PRESETS.values():
+    for preset in of(*PLANNERS).values():
         if preset.agent in seen:
             continue
         seen.add(preset.agent)
@@ -118,11 +126,11 @@ def test_offline_is_documented():
         r"^\| `([\w/-]+)` \| [^|]* \| (\w+), width (\d+), (\d+) layers \| ([\d,]+) \|", page, re.MULTILINE
     )
     assert {name: (memory, int(width), int(layers), steps) for name, memory, width, layers, steps in rows} == {
-        name: (p.memory, p.mixer.width, p.mixer.layers, f"{p.total_steps:,}") for name, p in SEQUENCE_PRESETS.items()
+        name: (p.memory, p.mixer.width, p.mixer.layers, f"{p.total_steps:,}") for name, p in of("sequence").items()
     }
     for group in ("sequence", "mixer"):
-        check_settings(page, group, *(SEQUENCE_PRESETS[name] for name in ("dm", "dm-pendulum")))
-    preset = SEQUENCE_PRESETS["dm-pendulum"]
+        check_settings(page, group, *(PRESETS[name] for name in ("dm", "dm-pendulum")))
+    preset = PRESETS["dm-pendulum"]
     agent = make_sequence(
         dataclasses.replace(preset, sequence=dataclasses.replace(preset.sequence, alpha_T=0.5)),
         episodes=random_episodes(references=True),
@@ -140,13 +148,13 @@ def test_offline_values_are_documented():
     page = read("offline-values.md")
     rows = re.findall(r"^\| `([\w-]+)` \| [^|]* \| ([\w/.-]+) \| (\w+) \| ([\d,]+) \|", page, re.MULTILINE)
     assert {name: tuple(row) for name, *row in rows} == {
-        name: (p.dataset, p.algorithm, f"{p.total_steps:,}") for name, p in VALUE_PRESETS.items()
+        name: (p.dataset, p.algorithm, f"{p.total_steps:,}") for name, p in of("values").items()
     }
     for group in (*VALUE_METHODS, "history", "bisimulation"):
-        check_settings(page, group, *(VALUE_PRESETS[name] for name in ("offline", "offline-pendulum")))
+        check_settings(page, group, *(PRESETS[name] for name in ("offline", "offline-pendulum")))
     episodes, metrics = random_episodes(episodes=2, references=True), set()
     for algorithm, memory in (*((name, "") for name in VALUE_METHODS), ("iql", "gru")):
-        preset = dataclasses.replace(VALUE_PRESETS["offline-pendulum"], algorithm=algorithm, memory=memory)
+        preset = dataclasses.replace(PRESETS["offline-pendulum"], algorithm=algorithm, memory=memory)
         agent = make_values(preset, episodes=episodes)
         state = jax.eval_shape(agent.init, jax.random.key(0))
         metrics |= {*jax.eval_shape(agent.update, state)[1], *jax.eval_shape(agent.evaluate, state, jax.random.key(0))}
@@ -160,12 +168,12 @@ def test_drama_is_documented():
         r"^\| `([\w-]+)` \| [^|]* \| `([^|` ]+)` \| (\w+), width (\d+) \| ([\d,]+) \|", page, re.MULTILINE
     )
     assert {name: (env, memory, int(width), steps) for name, env, memory, width, steps in rows} == {
-        name: (p.env, p.memory, p.world.width, f"{p.total_steps:,}") for name, p in DRAMA_PRESETS.items()
+        name: (p.env, p.memory, p.world.width, f"{p.total_steps:,}") for name, p in of("drama").items()
     }
 
     for group in ("drama", "world"):
-        check_settings(page, group, *(DRAMA_PRESETS[name] for name in ("atari100k", "drama-catch")))
-    preset = DRAMA_PRESETS["drama-catch"]
+        check_settings(page, group, *(PRESETS[name] for name in ("atari100k", "drama-catch")))
+    preset = PRESETS["drama-catch"]
     plain, ppo = (
         build(dataclasses.replace(preset, drama=dataclasses.replace(preset.drama, behaviour=behaviour)))
         for behaviour in ("reinforce", "ppo")
@@ -216,7 +224,7 @@ def test_every_preset_is_documented():
     )
     assert {
         name: (env, memory, int(width), int(steps.replace(",", ""))) for name, env, memory, width, steps in rows
-    } == {name: (p.env, p.memory, p.network.width, p.total_steps) for name, p in PPO_PRESETS.items()}
+    } == {name: (p.env, p.memory, p.network.width, p.total_steps) for name, p in of("ppo").items()}
 
 
 PPO_COLUMNS = {
@@ -247,7 +255,7 @@ def test_values_of_presets():
 
     for column, presets in enumerate(PPO_COLUMNS.values()):
         for preset in presets:
-            ppo = PPO_PRESETS[preset].ppo
+            ppo = PRESETS[preset].ppo
             assert numbers("`ppo.num_envs` x `ppo.num_steps`", column) == [ppo.num_envs, ppo.num_steps]
             assert numbers("`ppo.epochs` x `ppo.minibatches`", column) == [ppo.epochs, ppo.minibatches]
             assert numbers("`ppo.learning_rate`, `_end`", column) == [ppo.learning_rate, ppo.learning_rate_end]
@@ -258,7 +266,7 @@ def test_values_of_presets():
             assert numbers("`ppo.entropy`, `_end`", column) == [ppo.entropy, ppo.entropy_end]
             assert numbers("`ppo.eval_envs`", column) == [ppo.eval_envs]
             assert body["`ppo.eval_greedy`"][column] == ("yes" if ppo.eval_greedy else "no")
-            assert body["`network.activation`"][column] == PPO_PRESETS[preset].network.activation
+            assert body["`network.activation`"][column] == PRESETS[preset].network.activation
 
 
 # ----------------------------------------------------------------------------------------------------------- memories

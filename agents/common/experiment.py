@@ -1,16 +1,10 @@
 """The configuration that the experiments of all agents have in common. Each family adds its own beside its agents."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from engram.agents.common.checks import require_at_least
 from engram.errors import BadRequest
-
-
-def require_at_least_one(settings: Any, prefix: str, *names: str) -> None:
-    """Raises BadRequest where one of these fields is below 1; the message calls it `prefix` and its name."""
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise BadRequest(f"{prefix}{name} must be at least 1, got {getattr(settings, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +21,8 @@ class Experiment:
     env: str
     """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, atari/Pong or my_module:MyEnvironment."""
     eval_env: str = ""
-    """Environment of evaluations where it differs from env: an id, or `?option=value&...` alone for the same one with
-    these options in place of env's. Not for planners."""
+    """Environment of evaluations where it differs from env: an id, or ?option=value&... alone for the id of env with
+    other options. Planners have none."""
     seeds: int = 1
     """Number of independent runs side by side in one program."""
     seed: int = 0
@@ -36,14 +30,14 @@ class Experiment:
     total_steps: int = 1_000_000
     """Environment steps per seed (rounded up to whole log points)."""
     log_points: int = 50
-    """Lines of metrics.jsonl; also how often the run can be checkpointed, interrupted and shown."""
+    """Log points of the run: lines of metrics.jsonl, at most. Between them it is not checkpointed, stopped or shown."""
     eval_points: int = 5
     """Evaluations during the run, the last one at its end."""
     checkpoint_seconds: float = 30.0
-    """Least time between two checkpoints (0: one at every log point)."""
+    """Seconds between two checkpoints, at least (0: one at every log point)."""
 
     def __post_init__(self):
-        require_at_least_one(self, "", "seeds", "total_steps", "log_points", "eval_points")
+        require_at_least(self, "", 1, "seeds", "total_steps", "log_points", "eval_points")
         if not 0 <= self.seed < 2**32 - self.seeds:
             raise BadRequest(f"seed must lie in [0, 2^32 - seeds), got {self.seed}")
 

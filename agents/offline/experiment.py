@@ -1,9 +1,11 @@
-"""Configuration of learning from recorded episodes."""
+"""Configuration of learning from recorded episodes. The defaults are the published settings for locomotion; what
+concerns histories is ours."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from engram.agents.common.experiment import Experiment, require_at_least_one
+from engram.agents.common.checks import require_at_least
+from engram.agents.common.experiment import Experiment
 from engram.agents.offline.bc import BCSettings, RCBCSettings
 from engram.agents.offline.bisimulation import BisimulationSettings
 from engram.agents.offline.cql import CQLSettings
@@ -19,10 +21,11 @@ class OfflineExperiment(Experiment):
 
     row: ClassVar[str] = "dataset"
 
-    dataset: str
-    """The recorded episodes: a file or folder of any format on the page of offline learning in docs."""
+    dataset: str = "runs/datasets/pendulum-noise.npz"
+    """File or folder of recorded episodes, of any format on the page of datasets in docs. The default is what
+    `make_dataset.py pendulum-noise` makes, where the documentation puts it."""
     env: str = ""
-    """Environment that the dataset is from, for evaluations (default: as the dataset says)."""
+    """Environment id of the dataset, for evaluations (default: as the dataset says)."""
     total_steps: int = 100_000
     """Gradient steps per seed (rounded up to whole log points)."""
 
@@ -35,19 +38,20 @@ class OfflineExperiment(Experiment):
 class MixerSettings:
     """Sizes of the sequence policy."""
 
-    width: int
+    width: int = 128
     """Width of tokens and of the mixer's layers."""
-    layers: int
-    """Layers of the mixer, one after another."""
-    deep: bool
-    """Embeddings and action head have a hidden layer; else they are linear, and a tanh bounds the action."""
+    layers: int = 3
+    """Number of layers of the mixer, one after another."""
+    deep: bool = True
+    """Hidden layer in the embeddings and in the action head; without it they are linear, and a tanh bounds the
+    action."""
     see_actions: bool = True
-    """Show it the actions before: recorded ones may tell which policy took them, and its own then mislead it."""
+    """Earlier actions in the input. Recorded ones may tell which policy took them; the policy's own then mislead it."""
     memory_options: tuple[str, ...] = ()
     """Options of mixers as `mixer.option=value` (see the memory page in docs; dm has those of mamba)."""
 
     def __post_init__(self):
-        require_at_least_one(self, "mixer.", "width", "layers")
+        require_at_least(self, "mixer.", 1, "width", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +62,10 @@ class SequenceExperiment(OfflineExperiment):
     choice: ClassVar[str] = "memory"
 
     memory: str = "dm"
-    """What mixes the tokens: dm (Decision Mamba), attention (Decision Transformer) or any other registered memory."""
-    sequence: SequenceSettings
+    """Mixer of the tokens: dm (Decision Mamba), attention (Decision Transformer) or any other memory."""
+    sequence: SequenceSettings = field(default_factory=SequenceSettings)
     """Hyperparameters of the agent."""
-    mixer: MixerSettings
+    mixer: MixerSettings = field(default_factory=MixerSettings)
     """Sizes of the network."""
 
 
@@ -69,15 +73,15 @@ class SequenceExperiment(OfflineExperiment):
 class HistorySettings:
     """Sizes of the memory that encodes histories."""
 
-    width: int
-    """Width of the memory's input and output, and of what the value method sees."""
-    layers: int
-    """Memory layers, one after another."""
+    width: int = 256
+    """Width of the memory's input and output, and of the code of a history that the value method sees."""
+    layers: int = 1
+    """Number of memory layers, one after another."""
     memory_options: tuple[str, ...] = ()
     """Options of memories as `memory.option=value` (see the memory page in docs)."""
 
     def __post_init__(self):
-        require_at_least_one(self, "history.", "width", "layers")
+        require_at_least(self, "history.", 1, "width", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,26 +91,28 @@ class ValueExperiment(OfflineExperiment):
     agent: ClassVar[str] = "values"
     choice: ClassVar[str] = "algorithm"
 
+    total_steps: int = 1_000_000
+    """Gradient steps per seed (rounded up to whole log points)."""
     algorithm: str = "iql"
-    """bc, rcbc, td3bc, iql, cql or odice."""
+    """Algorithm: bc, rcbc, td3bc, iql, cql or odice."""
     memory: str = ""
-    """Registered memory that encodes histories, for iql and cql (empty: single steps)."""
-    bc: BCSettings
+    """Memory that encodes histories, by its registered name, for iql and cql (empty: single steps)."""
+    bc: BCSettings = field(default_factory=BCSettings)
     """Hyperparameters of behaviour cloning; those of algorithms other than the chosen one have no effect."""
-    rcbc: RCBCSettings
-    """Of cloning that is told which return to achieve."""
-    td3bc: TD3BCSettings
-    """Of TD3+BC."""
-    iql: IQLSettings
-    """Of implicit Q-learning."""
-    cql: CQLSettings
-    """Of conservative Q-learning."""
-    odice: ODICESettings
-    """Of ODICE."""
-    history: HistorySettings
-    """Sizes of the memory."""
-    bisimulation: BisimulationSettings
-    """How histories are seen."""
+    rcbc: RCBCSettings = field(default_factory=RCBCSettings)
+    """Hyperparameters of behaviour cloning conditioned on the return."""
+    td3bc: TD3BCSettings = field(default_factory=TD3BCSettings)
+    """Hyperparameters of TD3+BC."""
+    iql: IQLSettings = field(default_factory=IQLSettings)
+    """Hyperparameters of implicit Q-learning."""
+    cql: CQLSettings = field(default_factory=CQLSettings)
+    """Hyperparameters of conservative Q-learning."""
+    odice: ODICESettings = field(default_factory=ODICESettings)
+    """Hyperparameters of ODICE."""
+    history: HistorySettings = field(default_factory=HistorySettings)
+    """Sizes of the memory that encodes histories."""
+    bisimulation: BisimulationSettings = field(default_factory=BisimulationSettings)
+    """Hyperparameters of learning to encode histories."""
 
     @property
     def label(self) -> str:

@@ -1,6 +1,6 @@
 """Configuration of bandit and tabular algorithms."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from engram.agents.common.experiment import Experiment
@@ -18,7 +18,7 @@ class PlannerExperiment(Experiment):
     choice: ClassVar[str] = "algorithm"
 
     algorithm: str
-    """Algorithm, one of the agent's (an unknown name lists them all)."""
+    """Algorithm by its name (an unknown name shows close matches)."""
 
     @property
     def settings(self) -> Any:
@@ -32,7 +32,11 @@ class LSDExperiment(PlannerExperiment):
 
     agent: ClassVar[str] = "lsd"
 
-    lsd: LSDSettings
+    env: str = "lsd/Random?arms=3&played=2&idle=3"
+    """Environment id, such as lsd/Random (an unknown id shows close matches)."""
+    algorithm: str = "explore-then-commit"
+    """Algorithm by its name (an unknown name shows close matches)."""
+    lsd: LSDSettings = field(default_factory=LSDSettings)
     """Settings of the planner."""
 
 
@@ -42,7 +46,11 @@ class UCRLExperiment(PlannerExperiment):
 
     agent: ClassVar[str] = "ucrl"
 
-    ucrl: UCRLSettings
+    env: str = "switching/Random?states=4&actions=3&changes=4000,8000,12000"
+    """Environment id, such as switching/Random (an unknown id shows close matches)."""
+    algorithm: str = "rbocpd-ucrl2"
+    """Algorithm by its name (an unknown name shows close matches)."""
+    ucrl: UCRLSettings = field(default_factory=UCRLSettings)
     """Settings of UCRL2 and its variants."""
 
 
@@ -52,7 +60,11 @@ class StepMixExperiment(PlannerExperiment):
 
     agent: ClassVar[str] = "stepmix"
 
-    stepmix: StepMixSettings
+    env: str = "episodic/Random"
+    """Environment id, such as episodic/Random (an unknown id shows close matches)."""
+    algorithm: str = "stepmix"
+    """Algorithm by its name (an unknown name shows close matches)."""
+    stepmix: StepMixSettings = field(default_factory=StepMixSettings)
     """Settings of StepMix and EpsMix."""
 
 
@@ -62,7 +74,11 @@ class DynLinExperiment(PlannerExperiment):
 
     agent: ClassVar[str] = "dynlin"
 
-    dynlin: DynLinSettings
+    env: str = "dynamical/Diagonal"
+    """Environment id, such as dynamical/Diagonal (an unknown id shows close matches)."""
+    algorithm: str = "dynlin-ucb"
+    """Algorithm by its name (an unknown name shows close matches)."""
+    dynlin: DynLinSettings = field(default_factory=DynLinSettings)
     """Settings of DynLin-UCB and its rivals."""
 
 
@@ -72,5 +88,9 @@ class NeuCBExperiment(PlannerExperiment):
 
     agent: ClassVar[str] = "neucb"
 
-    neucb: NeuCBSettings
+    env: str = "classification/wine"
+    """Environment id, such as classification/wine (an unknown id shows close matches)."""
+    algorithm: str = "neufastcb"
+    """Algorithm by its name (an unknown name shows close matches)."""
+    neucb: NeuCBSettings = field(default_factory=NeuCBSettings)
     """Settings of NeuFastCB, NeuSquareCB and their rivals."""

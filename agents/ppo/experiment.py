@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from engram.agents.common.experiment import Experiment, require_at_least_one
+from engram.agents.common.checks import require_at_least
+from engram.agents.common.experiment import Experiment
 from engram.agents.ppo.agent import PPOSettings
 from engram.agents.ppo.conservative import ConservativeSettings
 from engram.errors import BadRequest
@@ -11,22 +12,22 @@ from engram.errors import BadRequest
 
 @dataclass(frozen=True)
 class ObservationSettings:
-    """What the agent sees of the environment, and how rewards are scaled for learning."""
+    """Observations and rewards as the agent sees them."""
 
     previous_action: bool = True
-    """Append the previous action and a flag that marks the first step of an episode."""
+    """Previous action in the observation, with a flag that marks the first step of an episode."""
     previous_reward: bool = False
-    """Append the previous reward too (needs previous_action)."""
+    """Previous reward in the observation (needs previous_action)."""
     keep: tuple[int, ...] = ()
-    """Keep only these entries of the observation vector, which hides the others (empty: keep all)."""
+    """Entries of the observation vector that are kept; the others are hidden (empty: all are kept)."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise added to the observation vector."""
     normalise: bool = False
-    """Shift and scale observations by their running mean and deviation."""
+    """Normalisation of observations by their running mean and standard deviation."""
     normalise_reward: bool = False
-    """Divide the rewards that PPO learns from by the running deviation of the discounted return."""
+    """Division of the rewards that PPO learns from by the running standard deviation of the discounted return."""
     time_limit: int = 0
-    """Cut episodes after this many steps, as truncation (0: the environment's own limit only)."""
+    """Steps after which an episode is truncated (0: the environment's own limit only)."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,17 @@ class NetworkSettings:
     width: int = 64
     """Width of the memory's input and output."""
     layers: int = 1
-    """Memory layers, one after another."""
+    """Number of memory layers, one after another."""
     norm: bool = True
-    """Normalise the input of each layer (pre-norm)."""
+    """LayerNorm on the input of each memory layer (pre-norm)."""
     residual: bool = True
-    """Add each layer's input to its output."""
+    """Residual connection around each memory layer."""
     encoder: tuple[int, ...] = ()
     """Sizes of the encoder's layers before its last one, which has the memory's width."""
     heads: tuple[int, ...] = ()
     """Sizes of the hidden layers of the policy head and of the value head."""
     activation: Literal["relu", "leaky_relu", "tanh", "silu", "gelu"] = "relu"
-    """Activation of encoder and heads."""
+    """Activation function of encoder and heads."""
     head_scale: float = 1.4142135
     """Gain of the orthogonal initialisation of the heads' hidden layers."""
     memory_options: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class NetworkSettings:
     Those of memories other than the chosen one have no effect."""
 
     def __post_init__(self):
-        require_at_least_one(self, "network.", "width", "layers")
+        require_at_least(self, "network.", 1, "width", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +65,17 @@ class PPOExperiment(Experiment):
     agent: ClassVar[str] = "ppo"
     choice: ClassVar[str] = "memory"
 
+    env: str = "popgym/RepeatPreviousEasy"
+    """Environment id, such as popgym/RepeatPreviousEasy, gymnax/CartPole-v1, atari/Pong or my_module:MyEnvironment."""
     memory: str = "s5"
-    """Memory by its registered name, such as s5, gru, mamba or none (an unknown name lists them all)."""
-    ppo: PPOSettings
+    """Memory by its registered name, such as s5, gru, mamba or none, or as my_module:MyMemory (an unknown name shows
+    close matches)."""
+    ppo: PPOSettings = field(default_factory=PPOSettings)
     """Hyperparameters of PPO."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     """Sizes of the network."""
     observation: ObservationSettings = field(default_factory=ObservationSettings)
-    """What the agent sees."""
+    """Observations and rewards as the agent sees them."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,7 +90,11 @@ class ConservativeExperiment(PPOExperiment):
     agent: ClassVar[str] = "conservative"
     choice: ClassVar[str] = "algorithm"
 
-    algorithm: str
-    """conservative (the baseline first, then the learner), learner (PPO alone) or baseline (alone)."""
-    conservative: ConservativeSettings
-    """When the baseline hands over."""
+    env: str = "gymnax/CartPole-v1"
+    """Environment id, one that conservative.baseline can act in."""
+    memory: str = "none"
+    """Memory of the learner by its registered name, such as none or gru (an unknown name shows close matches)."""
+    algorithm: str = "conservative"
+    """Algorithm: conservative (the baseline first, then the learner), learner (PPO alone) or baseline (alone)."""
+    conservative: ConservativeSettings = field(default_factory=ConservativeSettings)
+    """Hyperparameters of the handover from the baseline to the learner."""

@@ -1,33 +1,33 @@
 """The calls that scripts and notebooks share. `import engram` offers them all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engram.agents.common.experiment import Experiment
 from engram.configs import store
-from engram.errors import UnknownName
 
 if TYPE_CHECKING:
     from engram.experiments.compare import Comparison
     from engram.experiments.runs import Run
 
 Preset = str | Path | Experiment
-"""Name of a preset, a YAML file, the `config.yaml` of a run folder, or an experiment."""
+"""Name of a preset, with modifiers or without, a YAML file such as the `config.yaml` of a run, or an experiment."""
 
 
-def presets() -> dict[str, Experiment]:
-    """Every preset by its name."""
+def presets() -> Mapping[str, Any]:
+    """Every preset by its name. Printed, it lists them with a sentence each."""
     from engram.configs.presets import PRESETS
 
-    return dict(PRESETS)
+    return PRESETS
 
 
-def make_config(preset: Preset, **changes: Any) -> tuple[str, Experiment]:
+def make_config(preset: Preset, config: str | Path | None = None, **changes: Any) -> tuple[str, Experiment]:
     """Name and experiment of a preset with other values.
 
     Args:
-        preset: name of a preset, a YAML file, or an experiment.
+        preset: name of a preset, with modifiers or without (`popgym-fast+debug`), a YAML file, or an experiment.
+        config: YAML file with values on top of the preset's.
         changes: values by field (`seeds=3`), nested as mappings (`ppo={"num_envs": 8}`) or with two underscores
             (`ppo__num_envs=8`).
 
@@ -35,16 +35,12 @@ def make_config(preset: Preset, **changes: Any) -> tuple[str, Experiment]:
         UnknownName: no such preset or field; the message offers close matches.
         BadRequest: impossible values.
     """
-    if isinstance(preset, Experiment):
-        name, config = "", preset
-    elif str(preset).endswith((".yaml", ".yml")):
-        values = store.read(Path(preset))
-        name, config = values.get("preset") or "", store.from_dict(values, str(preset))
-    elif preset in (known := presets()):
-        name, config = str(preset), known[str(preset)]
-    else:
-        raise UnknownName.among("preset", str(preset), known, cutoff=0.4)
-    return name, store.override(config, changes)
+    from engram.configs import sources
+
+    name, experiment = sources.find(preset)
+    if config is not None:
+        experiment = sources.overlay(experiment, config)
+    return name, store.override(experiment, changes)
 
 
 def train(

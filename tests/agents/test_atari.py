@@ -9,7 +9,7 @@ import pytest
 from engram.agents.drama.experiment import DramaExperiment
 from engram.agents.ppo.experiment import PPOExperiment
 from engram.agents.registry import build
-from engram.configs.presets import DRAMA, DRAMA_WORLD, PRESETS
+from engram.configs.presets import PRESETS
 from engram.memory import MEMORIES
 
 PRESET = PRESETS["ppo-atari"]
@@ -31,7 +31,7 @@ def test_ppo_takes_pictures_with_every_memory_and_keeps_them_as_bytes(memory):
     agent.close()
 
 
-@pytest.mark.parametrize("experiment", [SMALL, DramaExperiment(drama=DRAMA, world=DRAMA_WORLD, env="")])
+@pytest.mark.parametrize("experiment", [SMALL, DramaExperiment(env="")])
 def test_evaluations_have_their_own_options(experiment):
     """Asterix moves at once, so games that open after different numbers of no-ops look different."""
     name = experiment.agent

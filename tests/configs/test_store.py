@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from engram.agents.common.experiment import Experiment
 from engram.configs import store
 from engram.configs.migrations import SCHEMA
-from engram.configs.presets import PRESETS, SEQUENCE_PRESETS, VALUE_PRESETS
+from engram.configs.presets import PRESETS
 from engram.configs.store import describe, from_dict
 from engram.errors import BadRequest, UnknownName
 
@@ -90,7 +91,7 @@ def test_damaged_files_say_so_in_one_line(values, message):
 
 def test_what_has_no_default_must_be_there():
     with pytest.raises(BadRequest, match="missing: env"):
-        from_dict({"agent": "ppo"})
+        store.build(Experiment, {})
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_the_first_runs_named_no_agent():
 
 
 def test_runs_from_before_step_sizes_could_fall_keep_theirs():
-    preset = SEQUENCE_PRESETS["dm-pendulum"]
+    preset = PRESETS["dm-pendulum"]
     stored = yaml.safe_load(yaml.safe_dump(OLD["dm-pendulum"]))
     del stored["sequence"]["learning_rate_end"]
     rate = preset.sequence.learning_rate
@@ -155,7 +156,7 @@ def test_runs_from_before_step_sizes_could_fall_keep_theirs():
 
 
 def test_runs_from_before_means_could_be_free_keep_theirs():
-    preset = VALUE_PRESETS["offline"]
+    preset = PRESETS["offline"]
     stored = yaml.safe_load(yaml.safe_dump(OLD["offline"]))
     del stored["odice"]["bounded"]
     assert from_dict(stored) == replace(preset, odice=replace(preset.odice, bounded=True))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engram import api
-from engram.configs.presets import PLANNER_PRESETS
+from engram.configs.presets import PRESETS
 from engram.errors import BadRequest
 from engram.experiments import cells
 from engram.training import checkpoint
@@ -22,7 +22,7 @@ OTHERS = [pytest.param(preset, marks=pytest.mark.slow) for preset in ("rbocpd-uc
 @pytest.mark.parametrize("preset", ["lsd", *OTHERS])
 def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(preset, tmp_path, monkeypatch):
     """The disk is full at the third log point of four; then there is room again."""
-    every = getattr(PLANNER_PRESETS[preset], PLANNER_PRESETS[preset].agent).steps_per_update
+    every = getattr(PRESETS[preset], PRESETS[preset].agent).steps_per_update
     small: dict[str, Any] = {
         "seeds": 2,
         "total_steps": 8 * every,

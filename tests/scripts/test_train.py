@@ -92,7 +92,7 @@ def test_impossible_values_exit_with_2(arguments, tmp_path, monkeypatch):
 def test_a_file_that_a_run_wrote_is_a_preset(tmp_path, monkeypatch):
     """Its options can be changed as those of a preset, and the name of the preset that it began from is kept."""
     trained = []
-    monkeypatch.setattr(train, "train", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr("engram.experiments.train.train", lambda *arguments: trained.append(arguments))
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(describe("lsd", PRESETS["lsd"])))
     assert train.main([str(path), "--seeds", "7", "--quiet"]) == 0

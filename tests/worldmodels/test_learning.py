@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from engram.agents.drama.build import make_world
-from engram.configs.presets import DRAMA_SMALL, SMALL_WORLD
+from engram.configs.presets import PRESETS
 from engram.envs.registry import make_vector
 from engram.envs.spaces import Box
 from engram.envs.wrappers import FlattenObservation
@@ -20,7 +20,8 @@ from engram.worldmodels import latents
 from engram.worldmodels.world_model import LossSettings, Rows, WorldModel
 
 pytestmark = pytest.mark.slow
-LOSS = LossSettings(DRAMA_SMALL.free_nats, DRAMA_SMALL.representation, seq_reset=True)
+SMALL = PRESETS["drama-catch"]
+LOSS = LossSettings(SMALL.drama.free_nats, SMALL.drama.representation, seq_reset=True)
 
 
 def trainer(world: WorldModel, batch: Callable[..., Rows], settings: LossSettings, rate: float):
@@ -73,7 +74,7 @@ def recalled() -> tuple[float, ...]:
     """Share of questions whose reward a model gives the highest probability of all: where it was trained without
     openings in between, after more training with them, and of the first model with openings at which its memory is not
     cleared."""
-    world = make_world("mamba2", SMALL_WORLD, Box(0.0, 1.0, (SYMBOLS + 1,)))
+    world = make_world("mamba2", SMALL.world, Box(0.0, 1.0, (SYMBOLS + 1,)))
     start, steps = trainer(world, lambda key, forget: recall_rows(key, 32, forget), LOSS, 1.5e-3)
 
     @jax.jit
@@ -139,7 +140,7 @@ def dream_of_catch(key: jax.Array):
     and all actions, the true and the most likely frame after `AHEAD` steps, each `[episodes, 50]`."""
     data_key, train_key, fresh_key, first_key, key = jax.random.split(key, 5)
     rows = play_catch(data_key)
-    world = make_world("mamba2", SMALL_WORLD, Box(0.0, 1.0, (50,)))
+    world = make_world("mamba2", SMALL.world, Box(0.0, 1.0, (50,)))
 
     def batch(key):
         first_key, lane_key = jax.random.split(key)

@@ -13,7 +13,6 @@ import scipy.stats
 
 from engram.agents.drama.build import make_drama
 from engram.agents.drama.experiment import DramaExperiment
-from engram.configs.presets import DRAMA, DRAMA_WORLD
 from engram.envs.base import NoParams, VectorEnvironment
 from engram.envs.spaces import Box, Discrete
 from engram.worldmodels.world_model import LossSettings, Rows
@@ -57,7 +56,7 @@ def count(tree: Any) -> int:
 
 def test_published_number_of_parameters(monkeypatch):
     monkeypatch.setattr("engram.envs.registry.make_vector", lambda _, n, **__: Pictures(n))
-    config = DramaExperiment(drama=DRAMA, world=DRAMA_WORLD, env="ale/Any", total_steps=100_000)
+    config = DramaExperiment(env="ale/Any")
     state = jax.eval_shape(make_drama(config).init, jax.random.key(0))
     world = state.world
     assert count(world) == 7_161_603

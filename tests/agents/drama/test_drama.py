@@ -14,14 +14,14 @@ import scipy.special
 from engram.agents.drama.agent import Drama, ImaginationState, Imagined, Step
 from engram.agents.drama.build import make_drama
 from engram.agents.drama.experiment import DramaExperiment, WorldSettings
-from engram.configs.presets import DRAMA_PRESETS, DRAMA_SMALL
+from engram.configs.presets import PRESETS
 from engram.errors import BadRequest
 from engram.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 LATENT, WIDTH, CONTEXT, HORIZON, N, LAMBDA = 12, 16, 3, 6, 64, 0.95
 TINY = replace(
-    DRAMA_SMALL,
+    PRESETS["drama-catch"].drama,
     num_envs=3,
     train_every=2,
     prefill=27,
@@ -54,7 +54,7 @@ WORLD = WorldSettings(
 
 
 def experiment(**settings: Any) -> DramaExperiment:
-    return replace(DRAMA_PRESETS["drama-catch"], memory="gru", world=WORLD, drama=replace(TINY, **settings))
+    return replace(PRESETS["drama-catch"], memory="gru", world=WORLD, drama=replace(TINY, **settings))
 
 
 def agent_of(**settings: Any) -> Drama:

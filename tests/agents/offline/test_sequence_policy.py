@@ -14,9 +14,9 @@ import scipy.special
 from scipy import stats
 
 from engram.agents.offline.data import OfflineData
-from engram.agents.offline.sequence_policy import SequenceAgent, SequencePolicy, is_decayed
+from engram.agents.offline.sequence_policy import SequenceAgent, SequencePolicy, SequenceSettings, is_decayed
 from engram.agents.offline.view import DataView
-from engram.configs.presets import SEQUENCE, SEQUENCE_PRESETS
+from engram.configs.presets import PRESETS
 from engram.envs.base import Environment
 from engram.envs.datasets import Episodes, Origin
 from engram.envs.spaces import Box, Discrete
@@ -300,7 +300,7 @@ def episodes_of(discrete: bool = False) -> Episodes:
 
 
 SETTINGS = replace(
-    SEQUENCE,
+    SequenceSettings(),
     context=LIMIT,
     batch_size=32,
     learning_rate=1e-2,
@@ -647,7 +647,7 @@ def test_gradients_are_scaled_down():
 
 def test_published_size():
     """24 layers of width 768: parameters by hand; 224 million with the published wiring, two whole blocks a layer."""
-    preset = SEQUENCE_PRESETS["paper/dm"]
+    preset = PRESETS["paper/dm"]
     D, layers = preset.mixer.width, preset.mixer.layers
     assert (D, layers) == (768, 24)
     x, opened = jnp.zeros((6, 1, D)), jnp.zeros((6, 1), bool)
