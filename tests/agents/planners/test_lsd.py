@@ -376,6 +376,7 @@ def last_quarter(algorithm: str) -> tuple[np.ndarray, np.ndarray]:
     return jax.tree.map(np.asarray, go(jax.random.split(jax.random.key(0), 512)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["explore-then-commit", "epoch-ucb"])
 def test_learners_come_to_earn_what_the_planner_does(algorithm):
     """Null: late in a run a learner earns 0.04 a round less than the planner, or more than it by so much, on the same

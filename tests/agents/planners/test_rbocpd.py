@@ -131,12 +131,14 @@ def stationary(name, kind):
     return int(np.asarray(alarms).any(1).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", THETAS)
 def test_certified_eta_keeps_its_word(name):
     """Null: a false alarm within 1000 samples has probability <= 0.05. 200 streams; rejected below 0.001."""
     assert binom.sf(stationary(name, "certified") - 1, STREAMS, 0.05) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_printed_eta_raises_false_alarms():
     """1 / N: in more than 0.3 of fair streams of 1000 samples (null: <= 0.3; rejected at 0.001); 1 / N^2: in few."""
     assert binom.sf(stationary("fair", "paper") - 1, STREAMS, 0.3) < 1e-3

@@ -233,6 +233,7 @@ def theory():
     return numpy_of(run(seed_keys(0, seeds)))
 
 
+@pytest.mark.slow
 def test_no_episode_of_100_seeds_falls_below_the_threshold_at_the_theory_s_bonuses(theory):
     """The guarantee allows a share delta = 0.1 of the seeds; the bounds are wide enough that there is none."""
     assert theory["margin"].shape[1] >= 100
@@ -242,12 +243,14 @@ def test_no_episode_of_100_seeds_falls_below_the_threshold_at_the_theory_s_bonus
     assert np.mean(theory["optimistic"][-1]) > 0.9
 
 
+@pytest.mark.slow
 def test_the_bounds_hold_for_every_candidate_in_every_episode(theory):
     """Null: each seed is covered throughout with probability at least 0.9; at most 12 of 128 expected to fail."""
     assert np.sum(~np.all(theory["covered"], axis=0)) <= 12
     assert np.mean(theory["width"][-1]) < 0.5  # of a range of 2: they say something
 
 
+@pytest.mark.slow
 def test_regret_flattens_once_the_baseline_is_left(theory):
     """Slope of log regret against log episodes over the last half, of seeds that have left the baseline before it."""
     left = np.all(theory["optimistic"][20:] > 0.99, axis=0)
@@ -280,6 +283,7 @@ def test_bpi_ucbvi_falls_below_the_threshold_where_an_action_is_bad():
     assert np.all(safe.violations == 0)
 
 
+@pytest.mark.slow
 def test_practical_bonuses_learn_within_a_few_thousand_episodes():
     """12,000 episodes, 16 seeds: regret in the last quarter below a tenth of that in the first."""
     states, metrics = run_updates(agent_on(episodic_mdp.random(), "stepmix", 36_000, episodes_per_update=1000), 16, 12)

@@ -226,6 +226,7 @@ def long_run(algorithm, seeds=8):
     return jax.device_get((state.replace(key=None), metrics))
 
 
+@pytest.mark.slow
 def test_restarts_pay():
     """Mean over 8 seeds: the detector earns more than UCRL2 and at least 0.97 of what the oracle earns."""
     found, plain, oracle = (long_run(a)[0].reward_total for a in ("rbocpd-ucrl2", "ucrl2", "oracle"))
