@@ -1,10 +1,7 @@
 """The C++ kernels: shapes that need padding, `vmap`, other platforms, and machines where they cannot be had."""
 
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -19,6 +16,7 @@ from engram.kernels.selective_scan import selective_scan
 from tests.kernels.cases import CASES
 from tests.kernels.test_scans import relative
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 needs_compiler = pytest.mark.skipif(not ffi.load("selective_scan"), reason="the C++ kernels cannot be built here")
 
 
@@ -63,15 +61,16 @@ def test_all_shapes_match_float64(T, B, D, N, chunk):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("K", "V", "heads", "key_heads", "rows"),
+    ("K", "V", "heads", "key_heads", "rows", "backends"),
     [
-        (1, 1, 1, 1, False),
-        (16, 64, 2, 2, False),  # whole vectors, one tile of columns
-        (19, 130, 3, 1, False),  # three tiles, the last with two columns; one key for all heads
-        (33, 70, 2, 2, True),
+        (1, 1, 1, 1, False, ["ffi"]),
+        (16, 64, 2, 2, False, ["ffi"]),  # whole vectors, one tile of columns
+        # Three tiles, the last with two columns; one key for all heads, in chunks another shape of product.
+        (19, 130, 3, 1, False, ["ffi", "xla"]),
+        (33, 70, 2, 2, True, ["ffi"]),
     ],
 )
-def test_all_sizes_of_gla_scan_match_float64(K, V, heads, key_heads, rows):
+def test_all_sizes_of_gla_scan_match_float64(K, V, heads, key_heads, rows, backends):
     T, B = 21, 2
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, T, B, key_heads, K)) / np.sqrt(K)
@@ -90,10 +89,8 @@ def test_all_sizes_of_gla_scan_match_float64(K, V, heads, key_heads, rows):
     arrays = q, k, v, log_decay, h0
     with jax.enable_x64(True):
         truth = run(arrays, "reference")
-        narrow = jax.tree.map(np.float32, arrays)
-        assert relative(run(narrow, "ffi"), truth) < 2e-6
-        # The same by chunks: keys shared by all heads are another shape of product there.
-        assert relative(run(narrow, "xla"), truth) < 2e-6
+        for backend in backends:
+            assert relative(run(jax.tree.map(np.float32, arrays), backend), truth) < 2e-6
 
 
 @needs_compiler
@@ -237,10 +234,38 @@ def test_planes_take_the_widest_of_their_inputs():
         assert relative(linear_scan_planes(a.astype(jnp.complex64), x, None, h0), truth) < 1e-6
 
 
-@needs_compiler
-def test_the_next_compiler_is_tried(forgetful, monkeypatch, tmp_path):
-    monkeypatch.setattr(ffi, "COMPILERS", ("false", *ffi.COMPILERS))
-    assert ffi._compiled("linear_scan", tmp_path).parent == tmp_path
+@pytest.fixture
+def copier(tmp_path):
+    """A compiler that writes its source, twice, where the library should be."""
+    path = tmp_path / "copier"
+    path.write_text(
+        """#!/bin/sh
+[ "$1" = --version ] && exit
+while [ $# -gt 1 ]; do [ "$1" = -o ] && library=$2; shift; done
+cat "$1" "$1" > "$library"
+"""
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_next_compiler_is_tried(copier, monkeypatch, tmp_path):
+    monkeypatch.setattr(ffi, "COMPILERS", ("false", copier))
+    library = ffi._compiled("linear_scan", tmp_path)
+    assert library.parent == tmp_path
+    assert library.read_bytes() == 2 * (ffi.SOURCES / "linear_scan.cc").read_bytes()
+
+
+def test_a_library_is_built_once_and_anew_where_it_is_damaged(copier, monkeypatch, tmp_path):
+    """Loading a file that a full disk cut short would kill the process."""
+    monkeypatch.setattr(ffi, "COMPILERS", (copier,))
+    library = ffi._compiled("linear_scan", tmp_path)
+    whole, written = library.read_bytes(), library.stat().st_mtime_ns
+    assert ffi._compiled("linear_scan", tmp_path) == library
+    assert library.stat().st_mtime_ns == written
+    library.write_bytes(whole[:1000])
+    assert ffi._compiled("linear_scan", tmp_path) == library
+    assert library.read_bytes() == whole
 
 
 @needs_compiler
@@ -260,20 +285,3 @@ def test_an_unknown_wish_is_named(forgetful, monkeypatch, caplog):
     monkeypatch.setattr(ffi, "COMPILERS", ())
     ffi.load("selective_scan")
     assert "ENGRAM_KERNELS=off is neither auto nor xla" in caplog.text
-
-
-@needs_compiler
-def test_a_damaged_library_is_built_anew(tmp_path):
-    ask = "from engram.kernels.cpu import ffi; assert ffi.load('selective_scan')"
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-
-    def library():
-        subprocess.run([sys.executable, "-c", ask], env=environment, check=True)
-        (path,) = (tmp_path / "engram").glob("*.so")
-        return path
-
-    path = library()
-    whole = path.read_bytes()
-    path.write_bytes(whole[:1000])
-    assert library() == path
-    assert len(path.read_bytes()) == len(whole)

@@ -24,17 +24,19 @@ from engram.memory.mamba2 import Mamba2
 from engram.memory.mingru import MinGRU
 
 T, B, WIDTH = 9, 2, 4
+KEY = jax.random.key(0, impl="unsafe_rbg")  # the default generator takes long to compile
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def run(memory: Memory):
-    """Noisy float64 parameters, inputs, resets (row 0 at 0 and 4, row 1 never) and the memory's outputs, as numpy."""
+    """Random float64 parameters, inputs, resets (row 0 at 0 and 4, row 1 never) and the memory's outputs, as numpy."""
     rng = np.random.default_rng(0)
     x, reset = rng.normal(size=(T, B, WIDTH)), np.zeros((T, B), bool)
     reset[[0, 4], 0] = True
     with jax.enable_x64(True):
         state = memory.initial_state(B)
-        parameters = jax.jit(memory.init)(jax.random.key(0, impl="unsafe_rbg"), state, x, reset)
-        parameters = jax.tree.map(lambda p: np.asarray(p) + 0.3 * rng.normal(size=p.shape), parameters)
+        shapes: Any = jax.eval_shape(memory.init, KEY, state, x, reset)
+        parameters = jax.tree.map(lambda p: rng.normal(scale=0.6, size=p.shape), shapes)
         _, y = jax.jit(memory.apply)(parameters, state, x, reset)
         return parameters["params"], x, reset, np.asarray(y)
 
@@ -114,7 +116,7 @@ def test_lru():
 def test_lru_starts_on_its_ring():
     memory = LRU(WIDTH, state=2000, r_min=0.5, r_max=0.8, max_phase=0.3)
     x, reset = jnp.ones((1, 1, WIDTH)), jnp.ones((1, 1), bool)
-    p = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(1), x, reset)["params"]
+    p = jax.jit(memory.init)(KEY, memory.initial_state(1), x, reset)["params"]
     modulus, phase = np.exp(-np.exp(p["nu"])), np.exp(p["theta"])
     assert 0.5 <= modulus.min() < modulus.max() <= 0.8
     assert 0 <= phase.min() < phase.max() <= 0.3
@@ -159,7 +161,7 @@ def test_mamba():
 def test_mamba_starts_with_step_sizes_in_range():
     memory = Mamba(64)
     x, reset = jnp.ones((1, 1, 64)), jnp.ones((1, 1), bool)
-    p = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(1), x, reset)["params"]
+    p = jax.jit(memory.init)(KEY, memory.initial_state(1), x, reset)["params"]
     dt = np.log1p(np.exp(np.asarray(p["dt_proj"]["bias"], np.float64)))
     assert 0.99e-3 < dt.min() < 3e-3 < 3e-2 < dt.max() < 1.01e-1
     np.testing.assert_allclose(np.exp(p["A_log"][:, 5]), np.arange(1, 17), rtol=1e-5)
@@ -334,7 +336,7 @@ def test_lstm():
 @pytest.mark.parametrize(("memory", "gates"), [(GRU(WIDTH), 3), (LSTM(WIDTH), 4)])
 def test_recurrent_weights_start_orthogonal_gate_by_gate(memory, gates):
     x, reset = jnp.ones((1, 1, WIDTH)), jnp.ones((1, 1), bool)
-    p = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(1), x, reset)["params"]
+    p = jax.jit(memory.init)(KEY, memory.initial_state(1), x, reset)["params"]
     for block in np.split(p["Wh"], gates, 1):
         np.testing.assert_allclose(block.T @ block, np.eye(WIDTH), atol=1e-5)
     if gates == 4:
@@ -347,7 +349,7 @@ def test_units_of_a_gru_start_with_memories_of_all_lengths():
     for limit in (1.0, 100.0):
         memory = GRU(512, max_timescale=limit)
         state, x, reset = jnp.ones((1, 512)), jnp.zeros((1, 1, 512)), jnp.zeros((1, 1), bool)
-        p = jax.jit(memory.init)(jax.random.key(0), state, x, reset)["params"]
+        p = jax.jit(memory.init)(KEY, state, x, reset)["params"]
         after, _ = jax.jit(memory.apply)({"params": p | {"Wh": 0 * p["Wh"]}}, state, x, reset)
         kept[limit] = np.asarray(after[0], np.float64)
     np.testing.assert_array_equal(kept[1.0], 0.5)
