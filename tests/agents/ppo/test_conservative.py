@@ -110,6 +110,7 @@ def test_the_fixed_part_of_a_critic_stays_fixed():
         jax.tree.map(np.testing.assert_array_equal, before.critics["params"][layer], after.critics["params"][layer])
 
 
+@pytest.mark.slow
 def test_the_start_of_learning_is_safe_and_that_of_the_learner_alone_is_not():
     """The first 5 updates of 4096 steps, one seed: the mean return of about 130 episodes; it spreads by about 4."""
 

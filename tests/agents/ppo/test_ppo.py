@@ -87,6 +87,14 @@ RECALLS, LEAK, CONSTANT = slice(5), 5, 6
 UPDATES = 150
 
 
+def slow_but_none(*memories: str) -> list:
+    """Parameters of a test: it learns, so all but the cheapest are slow."""
+    return [name if name == "none" else pytest.param(name, marks=pytest.mark.slow) for name in memories]
+
+
+EVERY = slow_but_none(*MEMORIES)
+
+
 @cache
 def trained(memory: str):
     """One compiled program trains on all the probes -> agent, last states, final returns and metrics `[RUNS, ...]`."""
@@ -109,7 +117,7 @@ def late_return(metrics, runs) -> float:
     return float(metrics["train/return_sum"][runs, -20:].sum() / metrics["train/episodes"][runs, -20:].sum())
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory", EVERY)
 def test_values_of_constant_reward_are_discounted(memory):
     agent, states, _, _ = trained(memory)
     state = jax.tree.map(lambda x: x[CONSTANT], states)
@@ -117,14 +125,14 @@ def test_values_of_constant_reward_are_discounted(memory):
         np.testing.assert_allclose(values(agent, state, [[cue, 0.0], [cue, 1.0]]), [1 + DISCOUNT, 1.0], atol=0.1)
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory", EVERY)
 def test_first_ratio_is_one(memory):
     """The learner's first minibatch sees the policy that acted: in every update, over resets and chunk boundaries."""
     _, _, _, metrics = trained(memory)
     assert float(jnp.max(metrics["loss/ratio_error"])) < 1e-5
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory", EVERY)
 def test_recalls_a_cue_after_three_steps(memory):
     """The middle one of five seeds: `gla` misses the cue in 3 of 24, which of them the last bits of sums decide."""
     _, _, scores, metrics = trained(memory)
@@ -134,13 +142,14 @@ def test_recalls_a_cue_after_three_steps(memory):
         assert float(jnp.median(scores[RECALLS])) > 0.95
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory", EVERY)
 def test_nothing_leaks_through_a_reset(memory):
     """A leaking memory would earn 1 where a clean one can only earn 0."""
     # 20 updates of 16 x 12 episodes of +-1: standard error 0.016.
     assert abs(late_return(trained(memory)[3], LEAK)) < 0.08
 
 
+@pytest.mark.slow
 def test_the_leak_detector_can_detect():
     """The same stream as one endless episode: a memory that keeps the bit earns it."""
     agent = make_ppo(ResetLeak(SETTINGS.num_envs, marked=False), "gru", 150)
@@ -154,13 +163,14 @@ def test_the_leak_detector_can_detect():
     assert float(late_reward(jax.random.key(0))) > 0.9
 
 
-@pytest.mark.parametrize("memory", ["none", "s5"])
+@pytest.mark.parametrize("memory", slow_but_none("none", "s5"))
 def test_acts_on_the_observation(memory):
     agent = make_ppo(vectorised(ActOnObservation(1)), memory, 40)
     state, _ = train(agent, 40)
     assert float(jax.jit(agent.evaluate)(state, jax.random.key(1))["eval/return"]) == 1.0
 
 
+@pytest.mark.slow
 def test_truncated_episodes_bootstrap_from_their_final_observation():
     """Reward 1 for ever, cut every three steps: the value is 1 / (1 - discount) = 10, not 1 + 0.9 + 0.81."""
     agent = make_ppo(vectorised(CutConstantReward(3)), "none", 300)
@@ -169,6 +179,7 @@ def test_truncated_episodes_bootstrap_from_their_final_observation():
     np.testing.assert_allclose(values(agent, state, episode), 1 / (1 - DISCOUNT), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_limits_can_be_treated_as_ends():
     """The same without bootstrapping: at the last step the value is 1, before it 1.9 or 2.71 (which look the same)."""
     settings = replace(SETTINGS, bootstrap_truncated=False)
@@ -203,12 +214,14 @@ class Reach(ActOnObservation):
         return Box(-1.0, 1.0, (2,))
 
 
+@pytest.mark.slow
 def test_multi_discrete_actions():
     agent = make_ppo(vectorised(TwoSwitches(1)), "none", 60)
     state, _ = train(agent, 60)
     assert float(jax.jit(agent.evaluate)(state, jax.random.key(1))["eval/return"]) == 1.0
 
 
+@pytest.mark.slow
 def test_continuous_actions():
     agent = make_ppo(vectorised(Reach(1)), "none", 200)
     state, _ = train(agent, 200)

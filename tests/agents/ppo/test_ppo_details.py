@@ -89,6 +89,7 @@ class PaidCue(Recall):
         return True
 
 
+@pytest.mark.slow
 def test_the_value_of_a_final_observation_knows_what_the_memory_knows():
     """Cut for ever, the value is 10 x the cue; a bootstrap from a cleared memory could only see 0, and give 2.7."""
     agent = make_ppo(vectorised(PaidCue(3)), "gru", 300)
