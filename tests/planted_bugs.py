@@ -39,7 +39,71 @@ class Bug:
     """Tier that notices it."""
 
 
-BUGS: tuple[Bug, ...] = ()
+BUGS: tuple[Bug, ...] = (
+    Bug(
+        "agents/drama/agent.py",
+        'd = d[1:] if self.settings.reward_index == "after" else d[:-1]',
+        'd = d[:-1] if self.settings.reward_index == "after" else d[1:]',
+        "tests/agents/drama/test_drama.py::test_rewards_and_ends_are_read_after_the_action[after-1]",
+        "rewards are read one step early",
+    ),
+    Bug(
+        "worldmodels/world_model.py",
+        "valid = ~reset[1:]",
+        "valid = ~reset[:-1]",
+        "tests/worldmodels/test_world_model.py::test_every_term_by_definition[True]",
+        "predictions across a reset",
+    ),
+    Bug(
+        "worldmodels/world_model.py",
+        "latents.kl(target, jax.lax.stop_gradient(prior))",
+        "latents.kl(target, prior)",
+        "tests/worldmodels/test_world_model.py::test_where_the_gradients_of_the_divergences_go",
+        "the representation loss moves the prior",
+    ),
+    Bug(
+        "worldmodels/twohot.py",
+        "return symexp(jax.nn.softmax(logits) @",
+        "return (jax.nn.softmax(logits) @",
+        "tests/worldmodels/test_twohot.py::test_round_trip",
+        "symlog is not undone",
+    ),
+    Bug(
+        "worldmodels/replay.py",
+        "trained=put(state.trained, 0)",
+        "trained=state.trained",
+        "tests/worldmodels/test_replay.py::test_windows_are_rows_of_one_lane_one_after_another",
+        "counts of overwritten rows",
+    ),
+    Bug(
+        "worldmodels/replay.py",
+        "return age + length <= state.filled",
+        "return age < state.filled",
+        "tests/worldmodels/test_replay.py::test_windows_are_rows_of_one_lane_one_after_another",
+        "windows cross the newest row",
+    ),
+    Bug(
+        "worldmodels/latents.py",
+        "one_hot = one_hot + probs - jax.lax.stop_gradient(probs)",
+        "one_hot = one_hot + 0.0",
+        "tests/worldmodels/test_latents.py::test_samples_carry_the_gradient_of_the_probabilities",
+        "no gradient through samples",
+    ),
+    Bug(
+        "worldmodels/networks.py",
+        "x.shape[:-3], self.kernel // 2",
+        "x.shape[:-3], 1",
+        "tests/worldmodels/test_networks.py::test_the_encoder_layer_by_layer[5]",
+        "padding of wide kernels",
+    ),
+    Bug(
+        "worldmodels/networks.py",
+        "use_running_average=not train",
+        "use_running_average=train",
+        "tests/worldmodels/test_networks.py::test_batch_statistics_move_in_training_alone",
+        "batch statistics in inference",
+    ),
+)
 
 
 def copy_repository(to: Path) -> None:
