@@ -2,8 +2,8 @@
 
     S[t] = (I - beta k k^T) a S[t-1] + beta k v^T      y[t] = S[t]^T q      keys and queries of length 1
 
-DeltaNet (Yang et al., NeurIPS 2024): a = 1. `decay`: Gated DeltaNet (Yang et al., ICLR 2025). `negative`: beta in
-(0, 2), so that the transition reflects (Grazzi et al. 2025). `updates`: several keys per step (DeltaProduct, Siems et al.
+DeltaNet (Yang et al., NeurIPS 2024): a = 1. `decay`: Gated DeltaNet (Yang et al., ICLR 2025). `negative`: beta in (0,
+2), so that the transition reflects (Grazzi et al. 2025). `updates`: several keys per step (DeltaProduct, Siems et al.
 2025). With the last two, the state can follow what a fading one cannot: parity, and the order in which things were
 swapped.
 """
