@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
+import engram
+from engram import __main__
 from engram.configs.presets import PRESETS
 from engram.configs.store import describe
 from engram.errors import BadRequest, Diverged, EngramError, Interrupted, InUse, MissingExtra, UnknownName
@@ -14,6 +16,7 @@ from engram.scripts import evaluate, train
 from engram.scripts.command_line import run_script
 from engram.training.folder import RunFolder
 from tests.experiments.test_offline import write
+from tests.scripts import kill_resume
 
 
 def ending(main, *arguments: str) -> int:
@@ -87,6 +90,27 @@ def test_a_run_in_use_ends_with_4(tmp_path, capsys):
     held = RunFolder(tmp_path / "run", describe("lsd", config), resume=False)
     assert ending(train.main, "lsd", "--out", str(held.path), "--resume") == 4
     assert capsys.readouterr().err == f"error: {held.path} is in use by another process\n"
+
+
+def test_engram_runs_the_script_that_is_named_first(monkeypatch, capsys):
+    def run(*arguments: str) -> tuple[int | None, str, str]:
+        monkeypatch.setattr(sys, "argv", ["engram", *arguments])
+        try:
+            code = __main__.main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()  # type: ignore[return-value]
+
+    assert run("--version") == (None, f"{engram.__version__}\n", "")
+    assert run("evaluate", "nowhere")[0] == 2
+    code, out, errors = run("evalute", "nowhere")
+    assert (code, errors) == (2, "error: unknown script 'evalute': did you mean evaluate?\n")
+    assert out.startswith("usage: engram {train,")
+    assert run()[0] is None
+    assert {path.stem for path in (kill_resume.ROOT / "scripts").glob("[a-z]*.py")} == {
+        *__main__.SCRIPTS,
+        "command_line",
+    }
 
 
 def broken(*_, **__):
