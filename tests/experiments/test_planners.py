@@ -89,4 +89,4 @@ def test_the_learner_of_a_conservative_run_is_evaluated_alone(tmp_path):
     assert result["finished"] == [1.0]
     # An untrained policy of PPO keeps the pole up for about 20 steps, the baseline for 200.
     assert 8 < result["eval_return"]["mean"] < 100
-    assert run.policy().action_space.n == 2
+    assert run.policy()([0.0] * 4) in (0, 1)
