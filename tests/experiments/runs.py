@@ -15,7 +15,7 @@ from engram.experiments.runs import Run
 from engram.experiments.train import Output, train
 from engram.training import checkpoint
 from engram.training.folder import RunFolder
-from engram.training.loop import over_seeds, seed_keys
+from engram.training.programs import over_seeds, seed_keys
 
 TINY: dict[str, Any] = {"memory": "none", "total_steps": 1024, "log_points": 2, "eval_points": 1}
 """Fields of a run of the preset `debug` that trains for a moment."""
