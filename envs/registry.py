@@ -12,213 +12,197 @@
 - `envpool/Pong-v5`, `gymnasium/CartPole-v1`: emulators on the host, with their options likewise
   (`envpool/Breakout-v5?episodic_life=true&repeat_action_probability=0.25`).
 
+Environments that stand outside of this repository:
+
+- `my_module:TMaze?length=20`: an `Environment` class of the user's own, or a function that makes one, with the options
+  of its arguments. The module is found as Python finds modules, or in the working directory;
+- `gymnasium/my_module:MyEnv-v0`: an environment that `my_module` registers with gymnasium;
+- `<entry point>/<name>`: what an installed package declares in the entry points `engram.environments`. An entry point
+  is a mapping from names to constructors, or one `Environment` class.
+
 The packages behind a family are imported when the family is first used.
 """
 
 import difflib
-import functools
-import inspect
-import json
-import math
-import typing
-import urllib.parse
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+from engram import plugins
 from engram.envs.base import Environment, VectorEnvironment
+from engram.envs.spec import EnvSpec, UnknownEnvironment, check_options
 from engram.envs.vector import Vectorised
-from engram.errors import BadRequest, UnknownName
+from engram.errors import BadRequest, MissingExtra
+
+__all__ = ["EnvSpec", "UnknownEnvironment", "env_ids", "is_host_pool", "make", "make_vector"]
 
 
-class UnknownEnvironment(UnknownName):
-    """There is no environment of this id; the message offers close matches."""
-
-
-def _popgym():
-    from engram.envs import popgym
-
-    return popgym.POPGYM, lambda name: popgym.POPGYM[name]()
-
-
-def _gymnax():
-    from engram.envs.adapters import gymnax as gymnax_adapter
-
-    return gymnax_adapter.NAMES, gymnax_adapter.GymnaxEnvironment
-
-
-def _brax():
-    from engram.envs.adapters import brax as brax_adapter
-
-    return brax_adapter.NAMES, brax_adapter.make
-
-
-def _ours(names: Mapping[str, Callable[..., Environment | Callable[[int], VectorEnvironment]]]):
-    """A family of this suite whose constructors take options."""
-
-    def construct(name: str, /, **options):
-        _check_options(name, options, names[name])
-        for option, value in options.items():
-            if option == "instance_seed" and not 0 <= value < 2**32:
-                raise BadRequest(f"{name}?{option} must lie in 0 .. 2^32 - 1, got {value}")
-        return names[name](**options)
-
-    return names, construct
-
-
-def _check_options(name: str, options: Mapping[str, Any], constructor: Callable) -> None:
-    """Raises UnknownEnvironment for options that `constructor` has no argument for, ValueError for wrong types."""
-    known = inspect.signature(constructor).parameters
-    for option, value in options.items():
-        if option not in known:
-            has = f"options are {', '.join(known)}" if known else "it takes none"
-            raise UnknownEnvironment(f"{name} has no option {option!r}: {has}")
-        _check_option(f"{name}?{option}", value, known[option].annotation)
-
-
-def _check_option(option: str, value: bool | int | float | str, annotation: Any) -> None:
-    """Raises BadRequest unless `value` is of one of the annotated kinds; a tuple, which no id can spell, is none."""
-    kinds = set(typing.get_args(annotation) or (annotation,)) & {bool, int, float, str}
-    kind = type(value)
-    fits = kind in kinds or (kind is int and float in kinds)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        fits &= math.isfinite(value) and abs(value) < 2**32
-    if not fits:
-        words = " or ".join(sorted(kind.__name__ for kind in kinds))
-        raise BadRequest(f"{option} must be {words} (numbers finite and below 2^32), got {value!r}")
-
-
-def _lsd():
-    from engram.envs.bandits import last_switch as lsd
-
-    return _ours(lsd.NAMES)
-
-
-def _switching():
-    from engram.envs.tabular import switching as switching_mdp
-
-    return _ours(switching_mdp.NAMES)
-
-
-def _episodic():
-    from engram.envs.tabular import episodic as episodic_mdp
-
-    return _ours(episodic_mdp.NAMES)
-
-
-def _dynamical():
-    from engram.envs.bandits import dynamical as dynamical_bandit
-
-    return _ours(dynamical_bandit.NAMES)
-
-
-def _classification():
-    from engram.envs.bandits import classification as classification_bandit
-
-    return _ours(classification_bandit.NAMES)
-
-
-def _meta():
-    from engram.envs import meta
-
-    return _ours(meta.NAMES)
-
-
-def _atari():
-    from engram.envs.host import atari
-
-    def construct(name: str, num_envs: int, /, *, copies: int, seed: int, **options):
-        _check_options(name, options, atari.AtariOptions)
-        return atari.make(name, num_envs, atari.AtariOptions(**options), copies=copies, seed=seed)
-
-    return atari.NAMES, construct
-
-
-def _envpool():
-    from engram.envs.host import envpool as envpool_adapter
-
-    return envpool_adapter.names(), envpool_adapter.make
-
-
-def _gymnasium():
-    from engram.envs.host import gymnasium as gymnasium_adapter
-
-    return gymnasium_adapter.names(), gymnasium_adapter.make
-
+FamilyTable = Mapping[str, Callable[..., Environment | Callable[[int], VectorEnvironment]]]
+"""Constructors by name: each takes the options of an id and makes one environment, or what makes a batch of a size."""
 
 OURS = {
-    "lsd": _lsd,
-    "switching": _switching,
-    "episodic": _episodic,
-    "dynamical": _dynamical,
-    "classification": _classification,
-    "meta": _meta,
+    "lsd": "engram.envs.bandits.last_switch:NAMES",
+    "switching": "engram.envs.tabular.switching:NAMES",
+    "episodic": "engram.envs.tabular.episodic:NAMES",
+    "dynamical": "engram.envs.bandits.dynamical:NAMES",
+    "classification": "engram.envs.bandits.classification:NAMES",
+    "meta": "engram.envs.meta:NAMES",
 }
-"""Families of bandits and tabular environments, and of trials of many tasks: each gives its names and a constructor by
-name with options."""
-FUNCTIONAL = {"popgym": _popgym, "gymnax": _gymnax, "brax": _brax, **OURS}
-"""Families of single environments in JAX: each gives its names and a constructor by name."""
-HOST_POOLS = {"atari": _atari, "envpool": _envpool, "gymnasium": _gymnasium}
-"""Families of emulators: names, and a constructor by name, number of environments, copies and seed."""
-FAMILIES = {**FUNCTIONAL, **HOST_POOLS}
-OPTIONS = {"gymnax", "brax", "atari", "envpool", "gymnasium", *OURS}
-"""Families whose ids may end in `?option=value&...`, handed to the package's constructor (values as in JSON)."""
+"""Families of bandits and tabular environments, and of trials of many tasks: where the table of each stands."""
+FUNCTIONAL = {
+    "popgym": "engram.envs.popgym:POPGYM",
+    "gymnax": "engram.envs.adapters.gymnax:NAMES",
+    "brax": "engram.envs.adapters.brax:NAMES",
+    **OURS,
+}
+"""Families of single environments in JAX."""
+HOST_POOLS = {
+    "atari": "engram.envs.host.atari",
+    "envpool": "engram.envs.host.envpool",
+    "gymnasium": "engram.envs.host.gymnasium",
+}
+"""Families of emulators on the host: the module of each. It has `names(asked)`, the names of a family given that
+`asked` is wanted (empty: none), and `make(name, num_envs, *, copies, seed, **options)`."""
+ENTRY_POINTS = "engram.environments"
+"""The group in which installed packages declare families of environments in JAX."""
 
 
-def _find(env_id: str) -> tuple[str, Callable]:
-    """The family of an id and a constructor for it, with the id's options bound. Raises UnknownEnvironment."""
-    base_id, _, query = env_id.partition("?")
-    family, _, name = base_id.partition("/")
-    if family not in FAMILIES:
-        choices = ", ".join(f"{known}/..." for known in FAMILIES)
-        raise UnknownEnvironment(f"unknown environment {env_id!r}: ids are {choices}")
-    names, construct = FAMILIES[family]()
-    if name not in names:
-        spelling = {known.lower(): known for known in names}
-        close = difflib.get_close_matches(name.lower(), spelling, n=3, cutoff=0.5)
-        hint = "; did you mean " + ", ".join(f"{family}/{spelling[match]}" for match in close) + "?"
-        raise UnknownEnvironment(f"unknown environment {env_id!r}" + (hint if close else ""))
-    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
-    if options and family not in OPTIONS:
-        raise UnknownEnvironment(f"unknown environment {env_id!r}: {family} ids take no options")
-    return family, functools.partial(construct, name, **{key: _literal(value) for key, value in options.items()})
+def make(env_id: str | EnvSpec, /, **options: Any) -> Environment:
+    """One functional environment.
 
+    Args:
+        options: the same as `?option=value` in the id, before which they come.
 
-def _literal(text: str) -> bool | int | float | str:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def env_ids(prefix: str = "") -> list[str]:
-    """All ids that begin with `prefix`, sorted. Imports the packages of the families that `prefix` leaves possible."""
-    families = [family for family in FAMILIES if f"{family}/".startswith(prefix) or prefix.startswith(f"{family}/")]
-    ids = [f"{family}/{name}" for family in families for name in FAMILIES[family]()[0]]
-    return sorted(env_id for env_id in ids if env_id.startswith(prefix))
-
-
-def make(env_id: str) -> Environment:
-    """One functional environment. Raises UnknownEnvironment; ValueError for emulators and mixtures, which only come in
-    batches."""
-    family, construct = _find(env_id)
-    if family in HOST_POOLS:
-        raise BadRequest(f"{env_id} is an emulator on the host: use make_vector")
-    made = construct()
+    Raises:
+        UnknownEnvironment: there is no such environment, or it has no such option.
+        BadRequest: an option that is out of range; emulators and mixtures, which only come in batches.
+        MissingExtra: the environment is that of a package which is not installed.
+    """
+    spec = _spec(env_id, options)
+    if spec.family in HOST_POOLS:
+        raise BadRequest(f"{spec} is an emulator on the host: use make_vector")
+    made = _functional(spec)
     if not isinstance(made, Environment):
-        raise BadRequest(f"{env_id} is a batch of several environments, of which there is no single one")
+        raise BadRequest(f"{spec} is a batch of several environments, of which there is no single one")
     return made
 
 
-def make_vector(env_id: str, num_envs: int, *, copies: int = 1, seed: int = 0) -> VectorEnvironment:
+def make_vector(
+    env_id: str | EnvSpec, /, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any
+) -> VectorEnvironment:
     """A batch of `num_envs` self-restarting environments, as one agent sees it.
 
-    `copies`: how many agents will be `vmap`ped over it; an emulator makes one pool of `copies * num_envs` lanes.
-    `seed`: of an emulator; functional environments draw everything from the keys given to them.
-    Raises UnknownEnvironment.
+    Args:
+        copies: how many agents will be `vmap`ped over it; an emulator makes one pool of `copies * num_envs` lanes.
+        seed: seed of an emulator; functional environments draw everything from the keys given to them.
+        options: the same as `?option=value` in the id, before which they come.
+
+    Raises:
+        As `make`, except that everything comes in batches.
     """
-    family, construct = _find(env_id)
-    if family in HOST_POOLS:
-        return construct(num_envs, copies=copies, seed=seed)
-    made = construct()
-    # A family's constructor gives one environment, or what makes a batch of a given size.
+    spec = _spec(env_id, options)
+    if spec.family in HOST_POOLS:
+        host = importlib.import_module(HOST_POOLS[spec.family])
+        _check_name(spec, host.names(spec.name))
+        taken = {"num_envs", "copies", "seed"} & {*spec.options}
+        if taken:
+            raise BadRequest(f"{spec}: {' and '.join(sorted(taken))} cannot be given in the id of an emulator")
+        return host.make(spec.name, num_envs, copies=copies, seed=seed, **spec.options)
+    made = _functional(spec)
     return Vectorised(made, num_envs) if isinstance(made, Environment) else made(num_envs)
+
+
+def env_ids(prefix: str = "") -> list[str]:
+    """All ids that begin with `prefix`, sorted: those of this suite and of entry points.
+
+    Imports the packages of the families that `prefix` leaves possible. A family whose package is not installed is left
+    out. Raises MissingExtra if `prefix` names it.
+    """
+    ids = []
+    for family in _families():
+        named = prefix.startswith(f"{family}/")
+        if named or f"{family}/".startswith(prefix):
+            try:
+                ids += [f"{family}/{name}" for name in _names(family)]
+            except MissingExtra:
+                if named:
+                    raise
+    return sorted(env_id for env_id in ids if env_id.startswith(prefix))
+
+
+def is_host_pool(env_id: str | EnvSpec) -> bool:
+    """Whether an id is that of an emulator on the host, which only comes in batches and cannot be copied."""
+    return _spec(env_id, {}).family in HOST_POOLS
+
+
+def _spec(env_id: str | EnvSpec, options: Mapping[str, Any]) -> EnvSpec:
+    spec = EnvSpec.parse(env_id) if isinstance(env_id, str) else env_id
+    given = {**spec.options, **options}
+    return EnvSpec(spec.family, spec.name, {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()})
+
+
+def _families() -> list[str]:
+    return [*FUNCTIONAL, *HOST_POOLS, *sorted({*plugins.entry_points(ENTRY_POINTS)} - {*FUNCTIONAL, *HOST_POOLS})]
+
+
+def _names(family: str) -> Iterable[str]:
+    return importlib.import_module(HOST_POOLS[family]).names("") if family in HOST_POOLS else _table(family)
+
+
+def _table(family: str) -> FamilyTable:
+    """The constructors of a family of environments in JAX. Raises UnknownEnvironment."""
+    if family in FUNCTIONAL:
+        module, _, attribute = FUNCTIONAL[family].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if family not in plugins.entry_points(ENTRY_POINTS):
+        families = ", ".join(f"{known}/..." for known in _families())
+        raise UnknownEnvironment(f"unknown family of environments {family!r}: ids are {families} or <module>:<name>")
+    found = plugins.entry_points(ENTRY_POINTS)[family].load()
+    if isinstance(found, type) and issubclass(found, Environment):
+        return {found.__name__: found}
+    if isinstance(found, Mapping):
+        return found
+    raise BadRequest(f"the entry point {family!r} is no mapping of names to constructors and no Environment: {found!r}")
+
+
+def _check_name(spec: EnvSpec, names: Iterable[str]) -> None:
+    if spec.name in names:
+        return
+    spelling = {known.rpartition(":")[2].lower(): known for known in names}
+    close = difflib.get_close_matches(spec.name.rpartition(":")[2].lower(), spelling, n=3, cutoff=0.5)
+    hint = "; did you mean " + ", ".join(f"{spec.family}/{spelling[match]}" for match in close) + "?"
+    raise UnknownEnvironment(f"unknown environment '{spec.family}/{spec.name}'" + (hint if close else ""))
+
+
+def _functional(spec: EnvSpec) -> Environment | Callable[[int], VectorEnvironment]:
+    """The environment in JAX that `spec` names, or what makes a batch of it."""
+    if spec.family:
+        table = _table(spec.family)
+        _check_name(spec, table)
+        constructor, what = table[spec.name], f"{spec.family}/{spec.name}"
+    else:
+        constructor, what = plugins.load("environment", spec.name), spec.name
+    if not callable(constructor) or (isinstance(constructor, type) and not issubclass(constructor, Environment)):
+        raise _no_environment(what, constructor)
+    # Environments are hashable, so what an id spells as a list is a tuple to them.
+    options = {name: _tuples(value) for name, value in spec.options.items()}
+    check_options(what, options, constructor)
+    if spec.family in OURS and not 0 <= (options.get("instance_seed") or 0) < 2**32:
+        raise BadRequest(f"{what}?instance_seed must lie in 0 .. 2^32 - 1, got {options['instance_seed']}")
+    made: Any = constructor(**options)
+    if not isinstance(made, Environment) and spec.family not in OURS:
+        raise _no_environment(what, made)
+    return made
+
+
+def _no_environment(what: str, found: Any) -> BadRequest:
+    return BadRequest(
+        f"{what} is no class of engram.envs.base.Environment and no function that makes one, but {found!r} (what has "
+        "gymnasium's interface is registered with gymnasium and named gymnasium/<module>:<id>)"
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value

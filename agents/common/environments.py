@@ -38,7 +38,7 @@ def make_vector(
         env = Vectorised(TimeLimit(registry.make(env_id), time_limit), num_envs)
     else:
         env = registry.make_vector(env_id, num_envs, copies=copies, seed=seed)
-    if env_id.partition("/")[0] in registry.OURS and env.max_steps(env.default_params) is None:
+    if not env.is_host_pool and env.max_steps(env.default_params) is None:
         raise BadRequest(f"{env_id} never ends: give its episodes a length with --observation.time-limit N")
     return env
 

@@ -5,7 +5,7 @@ the final observation. swimmer is left out: brax 0.14.2 cannot run it.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from engram.envs.base import Environment
 from engram.envs.spaces import Box
 from engram.errors import BadRequest
 
-NAMES = tuple(name for name in brax_envs._envs if name != "swimmer")
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 
 
@@ -86,3 +85,7 @@ def make(name: str, backend: str = "spring", episode_length: int = 1000) -> Brax
     if backend not in BACKENDS:
         raise BadRequest(f"brax/{name}: backend {backend!r} is not one of {', '.join(BACKENDS)}")
     return BraxEnvironment(name, backend, episode_length)
+
+
+NAMES = {name: partial(make, name) for name in brax_envs._envs if name != "swimmer"}
+"""Constructors by brax's names."""

@@ -5,6 +5,7 @@ MNISTBandit-bsuite is left out: it downloads its data.
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import gymnax
@@ -17,8 +18,6 @@ from engram.envs.base import Environment
 from engram.envs.host.gymnasium_spaces import convert
 from engram.envs.spaces import Box, Space
 from engram.errors import BadRequest
-
-NAMES = tuple(name for name in gymnax.registered_envs if name != "MNISTBandit-bsuite")
 
 
 def _observation(space: Space, obs: Any) -> jax.Array:
@@ -82,3 +81,7 @@ class GymnaxEnvironment(Environment):
 
     def max_steps(self, params: Any) -> int:
         return int(params.max_steps_in_episode)
+
+
+NAMES = {name: partial(GymnaxEnvironment, name) for name in gymnax.registered_envs if name != "MNISTBandit-bsuite"}
+"""Constructors by gymnax's names."""

@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 
 from engram.envs.base import Environment, Info, NoParams, UniformEnvironment
+from engram.envs.extras import needs
 from engram.envs.spaces import Box, Discrete
 from engram.errors import BadRequest
 
@@ -90,7 +91,7 @@ class ClassificationBandit(UniformEnvironment):
 def bundled(name: str) -> ClassificationBandit:
     """The bandit on one of scikit-learn's bundled `DATA_SETS`; features are standardised, then every example is scaled
     to norm 1."""
-    from sklearn import datasets  # slow to import, and used nowhere else
+    datasets = needs("sklearn.datasets", "bandits", f"classification/{name}")
 
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
     x = np.asarray(x, np.float64)

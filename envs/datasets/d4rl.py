@@ -10,12 +10,11 @@ unless it was terminal; then nothing of what follows is ever used, and its own o
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from engram.envs.atomic_files import replacing
 from engram.envs.datasets.episodes import Episodes, Origin
-from engram.envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, stored
+from engram.envs.datasets.files import actions, dump_origin, hdf5, load_origin, numbers, reading, stored
 from engram.errors import BadRequest
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -37,6 +36,7 @@ def write(episodes: Episodes, path: Path) -> None:
         "timeouts": timeouts,
         "next_observations": episodes.obs[episodes.rows + 1],
     }
+    h5py = hdf5(path)
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array, compression="gzip", compression_opts=1, shuffle=True)
@@ -59,6 +59,7 @@ def read(path: Path, max_episode_steps: int | None = None) -> Episodes:
     Raises:
         BadRequest: whatever is wrong with the file, in one line that names it.
     """
+    h5py = hdf5(path)
     with reading(path), h5py.File(path, "r") as file:
         if "episode_0" in file:
             raise BadRequest("is Minari's: load its dataset folder instead")

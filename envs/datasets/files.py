@@ -9,35 +9,61 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from engram.envs.datasets.episodes import Origin
+from engram.envs.extras import needs
 from engram.errors import BadRequest
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what reading a bad file raises into a ValueError of one line that begins with `path`."""
+    """Turns what reading a bad file raises into a BadRequest of one line that begins with `path`."""
     try:
         yield
     except FileNotFoundError:
         raise BadRequest(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (BadRequest, OSError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise BadRequest(f"{path}: {' '.join(str(reason).split())}") from None
 
 
-def stored(group: h5py.Group, name: str) -> Any:
+def hdf5(path: Path) -> Any:
+    """The package h5py, to read or write `path`. Raises MissingExtra."""
+    return needs("h5py", "offline", f"{path} (HDF5)")
+
+
+def stored(group: Any, name: str) -> Any:
     """The array or text `name` in an open HDF5 file.
 
     Raises:
         BadRequest: it is neither.
     """
-    found = group.get(name)
-    if not isinstance(found, h5py.Dataset):
-        raise BadRequest(f"{name} is not an array")
-    return found[()]
+    try:
+        found = group.get(name)
+        if hasattr(found, "shape"):
+            return found[()]
+    except ValueError as error:  # h5py's, of damaged bytes
+        raise BadRequest(f"{name} is damaged: {error}") from None
+    raise BadRequest(f"{name} is not an array")
+
+
+def archived(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file.
+
+    Raises:
+        BadRequest: it is none, it is damaged, or it holds Python objects.
+    """
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise BadRequest("not an npz file, or one that was cut short")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except ValueError as error:  # NumPy's, of damaged bytes
+        if "pickle" in str(error):
+            raise BadRequest("holds Python objects, which can run code and are not read") from None
+        raise BadRequest(f"is damaged: {error}") from None
 
 
 def numbers(name: str, array: Any, dtype: Any) -> np.ndarray:

@@ -11,12 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from engram.envs.atomic_files import replacing
 from engram.envs.datasets.episodes import Episodes, Origin
-from engram.envs.datasets.files import actions, dump_origin, load_origin, numbers, reading, stored
+from engram.envs.datasets.files import actions, dump_origin, hdf5, load_origin, numbers, reading, stored
 from engram.errors import BadRequest
 
 DATA, METADATA, NAMESPACE = "main_data.hdf5", "metadata.json", "namespace_metadata.json"
@@ -40,7 +39,7 @@ def write(episodes: Episodes, path: Path) -> None:
         )
     if path.exists() and not (path / "data" / METADATA).exists():
         raise BadRequest(f"{path} exists and is not a Minari dataset: it is left as it is")
-    origin = episodes.origin
+    h5py, origin = hdf5(path), episodes.origin
     metadata = {
         "dataset_id": f"{namespace}/{name}",
         "minari_version": FORMAT_VERSION,
@@ -81,7 +80,7 @@ def _box(low: Any, high: Any) -> dict[str, Any]:
     return {"type": "Box", "dtype": "float32", "shape": [*low.shape], "low": low.tolist(), "high": high.tolist()}
 
 
-def _write_episode(group: h5py.Group, index: int, episodes: Episodes, start: int, length: int) -> None:
+def _write_episode(group: Any, index: int, episodes: Episodes, start: int, length: int) -> None:
     step, row = slice(start, start + length), slice(start + index, start + index + length + 1)
     ends = np.arange(length) == length - 1
     group.attrs["id"], group.attrs["total_steps"] = index, length
@@ -100,6 +99,7 @@ def read(path: Path) -> Episodes:
             actions, one integer from 0 up.
     """
     data = path if path.name == "data" else path / "data"
+    h5py = hdf5(path)
     with reading(path):
         if not (data / METADATA).exists():
             raise BadRequest(f"is not a Minari dataset: no data/{METADATA}")
@@ -143,10 +143,10 @@ def read(path: Path) -> Episodes:
         )
 
 
-def _read_episode(file: h5py.File, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+def _read_episode(file: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Observations `[T + 1, O]`, actions, rewards and whether it was terminated."""
     group = file.get(name)
-    if not isinstance(group, h5py.Group):
+    if group is None or hasattr(group, "shape"):  # nothing, or an array
         raise BadRequest(f"lacks {name}")
     missing = [key for key in ("observations", *STEPS) if key not in group]
     if missing:

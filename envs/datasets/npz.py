@@ -1,14 +1,13 @@
 """The suite's own format: the arrays of `Episodes` and one JSON text in an uncompressed `.npz`. The fastest to read."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from engram.envs.atomic_files import replacing
 from engram.envs.datasets.episodes import Episodes
-from engram.envs.datasets.files import dump_origin, load_origin, numbers, reading
+from engram.envs.datasets.files import archived, dump_origin, load_origin, numbers, reading
 from engram.errors import BadRequest
 
 ARRAYS = {"obs": np.float32, "reward": np.float32, "terminated": np.bool_, "lengths": np.int64}
@@ -32,19 +31,10 @@ def write(episodes: Episodes, path: Path) -> None:
 def read(path: Path) -> Episodes:
     """Raises BadRequest, in one line that names the file, for whatever is wrong with it."""
     with reading(path):
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise BadRequest("not an npz file, or one that was cut short")
-        with np.load(path, allow_pickle=False) as stored:
-            missing = sorted({*ARRAYS, "action", "header"} - {*stored.files})
-            if missing:
-                raise BadRequest(f"lacks {', '.join(missing)}")
-            try:
-                arrays = {name: stored[name] for name in stored.files}
-            except ValueError as error:
-                if "allow_pickle" not in str(error):
-                    raise
-                raise BadRequest("holds Python objects, which can run code and are not read") from None
+        arrays = archived(path)
+        missing = sorted({*ARRAYS, "action", "header"} - {*arrays})
+        if missing:
+            raise BadRequest(f"lacks {', '.join(missing)}")
         try:
             header = json.loads(str(arrays.pop("header")))
             version, num_actions, origin = header["version"], header["num_actions"], header["origin"]

@@ -11,7 +11,7 @@ from flax import struct
 
 from engram.envs.atomic_files import replacing
 from engram.envs.datasets.episodes import Episodes, Origin
-from engram.envs.datasets.files import reading
+from engram.envs.datasets.files import archived, reading
 from engram.envs.spaces import Box, Discrete, Space
 from engram.envs.vector import clip_action
 from engram.envs.wrappers import Wrapper
@@ -104,7 +104,8 @@ class Tape:
     @classmethod
     def load(cls, path: Path) -> "Tape":
         """What `save` wrote. Raises BadRequest for anything else, in one line that names it."""
-        with reading(path), np.load(path, allow_pickle=False) as stored:
+        with reading(path):
+            stored = archived(path)
             return cls(**{field.name: stored[field.name] for field in fields(cls)})
 
     def save(self, path: Path) -> None:

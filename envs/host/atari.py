@@ -14,28 +14,22 @@ follow the protocol: envpool crashes without no-ops (`noop_max=0`), and where a 
 show frames of an earlier step. Everywhere else the frames are the same.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
-import ale_py
-import cv2
 import gymnasium
 import numpy as np
-from ale_py import roms
-from ale_py.registration import rom_id_to_name
 
+from engram.envs.extras import needs
 from engram.envs.host.pool import CallbackPool
+from engram.envs.spec import check_options
 from engram.errors import BadRequest
 
 FRAMES = 4
 """Raw frames of an agent step."""
-
-NAMES: dict[str, str] = {
-    rom_id_to_name(rom): rom
-    for rom in roms.get_all_rom_ids()
-    if ale_py.ALEInterface.isSupportedROM(str(roms.get_rom_path(rom)))
-}
-"""ale-py's identifiers of the games for one player, by name."""
+EXTRA = "atari"
+"""Extra of this package that brings ale-py and OpenCV."""
 
 ATARI_100K = (
     "Alien",
@@ -107,12 +101,22 @@ class AtariOptions:
             )
 
 
+@functools.cache
+def games() -> dict[str, str]:
+    """ale-py's identifiers of the games for one player, by name. Raises MissingExtra."""
+    interface, roms = needs("ale_py", EXTRA, "atari/...").ALEInterface, needs("ale_py.roms", EXTRA, "atari/...")
+    name = needs("ale_py.registration", EXTRA, "atari/...").rom_id_to_name
+    return {name(rom): rom for rom in roms.get_all_rom_ids() if interface.isSupportedROM(str(roms.get_rom_path(rom)))}
+
+
 class Emulator:
     """One game after the other. `observation[size, size, channels]` is the current one."""
 
     def __init__(self, rom: str, options: AtariOptions, seed: int):
         self._options, self._rom, self._seed = options, rom, seed % 2**31
-        self._ale = ale_py.ALEInterface()
+        # Kept here: the modules are used in every step.
+        self._ale_py, self._cv2 = needs("ale_py", EXTRA, "atari/..."), needs("cv2", EXTRA, "atari/...")
+        self._ale = self._ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", options.repeat_action_probability)
         self._load()
         self.actions = self._ale.getLegalActionSet() if options.full_action_space else self._ale.getMinimalActionSet()
@@ -124,7 +128,7 @@ class Emulator:
 
     def _load(self) -> None:
         self._ale.setInt("random_seed", self._seed)
-        self._ale.loadROM(str(roms.get_rom_path(self._rom)))
+        self._ale.loadROM(str(self._ale_py.roms.get_rom_path(self._rom)))
 
     def _new_game(self) -> None:
         if self._options.env_seed_fixed:
@@ -132,7 +136,7 @@ class Emulator:
         self._ale.reset_game()
         if self._options.noop_max:
             for _ in range(self._random.integers(1, self._options.noop_max, endpoint=True)):
-                self._ale.act(ale_py.Action.NOOP)
+                self._ale.act(self._ale_py.Action.NOOP)
                 if self._ale.game_over():
                     self._ale.reset_game()
         for screen in self._screens:
@@ -148,7 +152,8 @@ class Emulator:
 
     def _show(self, opens: bool) -> None:
         size, stack = self._options.size, self._options.stack
-        picture = cv2.resize(cv2.max(*self._screens), (size, size), interpolation=cv2.INTER_AREA)
+        brightest = self._cv2.max(*self._screens)
+        picture = self._cv2.resize(brightest, (size, size), interpolation=self._cv2.INTER_AREA)
         picture = picture.reshape(size, size, -1)
         if opens:
             self.observation = np.tile(picture, stack)
@@ -217,10 +222,24 @@ class AtariPool(CallbackPool):
     extra_info = ("life_lost",)
 
 
-def make(name: str, num_envs: int, options: AtariOptions, *, copies: int = 1, seed: int = 0) -> AtariPool:
-    """`copies * num_envs` emulators of the game `name`; emulator `i` draws from `seed + i`."""
+def names(asked: str = "") -> list[str]:
+    return [*games()]
+
+
+def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> AtariPool:
+    """`copies * num_envs` emulators of the game `name`; emulator `i` draws from `seed + i`.
+
+    Args:
+        options: fields of `AtariOptions`.
+
+    Raises:
+        UnknownEnvironment, BadRequest: options that do not exist, or are out of range.
+    """
+    check_options(f"atari/{name}", options, AtariOptions)
+    chosen = AtariOptions(**options)
+    ale_py = needs("ale_py", EXTRA, "atari/...")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    pool = Emulators(NAMES[name], options, range(seed, seed + copies * num_envs))
+    pool = Emulators(games()[name], chosen, range(seed, seed + copies * num_envs))
     spaces = pool.observation_space, pool.action_space
-    steps = options.max_episode_steps
+    steps = chosen.max_episode_steps
     return AtariPool(f"atari/{name}", pool, pool.observation(), num_envs, copies, spaces, steps)

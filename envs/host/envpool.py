@@ -4,6 +4,7 @@ Which of the two does not matter for speed (the emulation dominates); the interf
 """
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import envpool
@@ -13,10 +14,11 @@ import numpy as np
 
 from engram.envs.host.gymnasium_spaces import from_gymnasium, to_gymnasium
 from engram.envs.host.pool import CallbackPool, HostPool, Transition
-from engram.errors import BadRequest
+from engram.envs.spec import UnknownEnvironment
+from engram.errors import BadRequest, close_matches
 
 
-def names() -> list[str]:
+def names(asked: str = "") -> list[str]:
     return envpool.list_all_envs()
 
 
@@ -44,15 +46,15 @@ class XlaPool(HostPool):
 def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> HostPool:
     """The pool `name` of `copies * num_envs` lanes; `options` are envpool's (`episodic_life`, `frame_skip`, ...).
 
-    Raises BadRequest for options that the pool does not have and for games of several players.
+    Raises:
+        UnknownEnvironment: an option that the pool does not have.
+        BadRequest: an option of another type; games of several players.
     """
-    try:
-        with warnings.catch_warnings():
-            # envpool gives the bounds of its float32 spaces as float64, and gymnasium warns of each of them.
-            warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
-            pool = envpool.make(name, env_type="gymnasium", num_envs=copies * num_envs, seed=seed, **options)
-    except TypeError as error:
-        raise BadRequest(f"envpool/{name}: {error}") from error
+    _check_options(f"envpool/{name}", options, envpool.make_spec(name).config._asdict())
+    with warnings.catch_warnings():
+        # envpool gives the bounds of its float32 spaces as float64, and gymnasium warns of each of them.
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
+        pool = envpool.make(name, env_type="gymnasium", num_envs=copies * num_envs, seed=seed, **options)
     config = pool.spec.config._asdict()
     if config["max_num_players"] > 1:
         raise BadRequest(f"envpool/{name} is a game of several players")
@@ -62,3 +64,12 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
     spaces = pool.observation_space, pool.action_space
     kind = CallbackPool if wide else XlaPool
     return kind(f"envpool/{name}", pool, first_observation, num_envs, copies, spaces, config.get("max_episode_steps"))
+
+
+def _check_options(what: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    for option, value in options.items():
+        if option not in defaults:
+            raise UnknownEnvironment(f"{what} has no option {option!r}{close_matches(option, defaults)}")
+        kind = type(defaults[option])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise BadRequest(f"{what}?{option} must be {kind.__name__}, got {value!r}")

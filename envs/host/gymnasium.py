@@ -2,37 +2,99 @@
 
 `gymnasium/ALE/Pong-v5` is ale-py's own vector environment with its own defaults, of which two differ from envpool's:
 rewards are clipped (`?reward_clipping=false`), and with `episodic_life` a lost life begins a whole new game.
+
+`gymnasium/my_module:MyEnv-v0` is an environment that `my_module` registers when it is imported.
 """
 
 from typing import Any
 
-import ale_py
 import gymnasium
-from gymnasium.vector import AutoresetMode
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from engram import plugins
+from engram.envs.extras import needs
 from engram.envs.host.pool import CallbackPool
+from engram.envs.spec import check_options
+from engram.errors import BadRequest, MissingExtra
 
-gymnasium.register_envs(ale_py)
+IN_JAX = ("phys2d", "tabular")
+"""Namespaces of gymnasium's functional programs, which a call back from a program must not run."""
+OF_GYMNASIUM = ("max_episode_steps", "disable_env_checker")
+"""Options that gymnasium itself takes for any environment."""
 
 
-def names() -> list[str]:
-    """Registered ids but those that are functional JAX programs themselves or convert older interfaces."""
+def names(asked: str = "") -> list[str]:
+    """Registered ids but those that are functional JAX programs themselves or convert older interfaces.
+
+    Args:
+        asked: the name that is wanted. `module:id` imports the module, and all names are then spelled so.
+
+    Raises:
+        UnknownName: there is no such module.
+        MissingExtra: a game of ALE is wanted, and ale-py is not installed.
+    """
+    module, colon, bare = asked.rpartition(":")
+    if module:
+        plugins.import_module("environment", f"gymnasium/{asked}", module)
+    try:
+        needs("ale_py", "atari", f"gymnasium/{asked}")  # registers its games when it is imported
+    except MissingExtra:
+        if bare.startswith("ALE/"):
+            raise
     specs = gymnasium.registry.values()
-    return [spec.id for spec in specs if spec.namespace in (None, "ALE") and not spec.name.startswith("GymV")]
+    return [
+        f"{module}{colon}{spec.id}"
+        for spec in specs
+        if spec.namespace not in IN_JAX and not spec.name.startswith("GymV")
+    ]
 
 
 def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> CallbackPool:
     """`copies * num_envs` environments `name` in this process; `options` are the environment's own.
 
-    Raises gymnasium's errors for what it cannot make (an option or a package that is missing).
+    Environments that come as a batch alone are taken as they are made, and must restart in the step after the end.
+
+    Raises:
+        UnknownEnvironment: the environment has no such option.
+        BadRequest: gymnasium cannot make it, for want of a package for instance. What goes wrong inside a user's own
+            environment shows as it is.
     """
-    lanes = copies * num_envs
-    if name.startswith("ALE/"):
-        pool = gymnasium.make_vec(name, num_envs=lanes, autoreset_mode=AutoresetMode.NEXT_STEP, **options)
-    else:
-        vector = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-        pool = gymnasium.make_vec(name, lanes, "sync", vector_kwargs=vector, **options)
+    spec, lanes = gymnasium.spec(name.rpartition(":")[2]), copies * num_envs
+    try:
+        if spec.namespace == "ALE" or spec.entry_point is None:
+            creator = _creator(name, spec.vector_entry_point)
+            check_options(f"gymnasium/{name}", {"num_envs": lanes, **spec.kwargs, **options}, creator)
+            pool = gymnasium.make_vec(spec.id, num_envs=lanes, **options)
+        else:
+            own = {option: value for option, value in options.items() if option not in OF_GYMNASIUM}
+            check_options(f"gymnasium/{name}", {**spec.kwargs, **own}, _creator(name, spec.entry_point))
+            vector = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+            pool = gymnasium.make_vec(spec.id, lanes, "sync", vector_kwargs=vector, **options)
+    except gymnasium.error.Error as error:
+        raise BadRequest(f"gymnasium/{name}: {' '.join(str(error).split())}") from error
     first_observation, _ = pool.reset(seed=seed)
+    if pool.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
+        raise BadRequest(
+            f"gymnasium/{name} does not restart in the step after the end (autoreset_mode of its metadata)"
+        )
     spaces = pool.single_observation_space, pool.single_action_space
-    max_steps = gymnasium.spec(name).max_episode_steps
-    return CallbackPool(f"gymnasium/{name}", pool, first_observation, num_envs, copies, spaces, max_steps)
+    return CallbackPool(f"gymnasium/{name}", pool, first_observation, num_envs, copies, spaces, _max_steps(pool))
+
+
+def _creator(name: str, entry_point: Any) -> Any:
+    """What makes the environment `name`. Raises BadRequest if a package that it needs is not installed."""
+    if not isinstance(entry_point, str):
+        return entry_point
+    try:
+        return load_env_creator(entry_point)
+    except ModuleNotFoundError as error:
+        if not entry_point.startswith("gymnasium."):  # a module of the user's own
+            raise
+        raise BadRequest(f"gymnasium/{name} needs the package {error.name}") from error
+
+
+def _max_steps(pool: VectorEnv) -> int | None:
+    """The limit of the environments as they run, which an option may have changed."""
+    first = pool.envs[0] if isinstance(pool, SyncVectorEnv) else pool
+    return first.spec.max_episode_steps if first.spec else None

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from engram.envs.base import Info
-from engram.envs.meta.extras import extra
+from engram.envs.extras import needs
 from engram.envs.meta.ranges import draw_values
 from engram.envs.meta.splits import drawn_from
 from engram.envs.meta.trials import Family
@@ -62,7 +62,7 @@ class CraftaxWorlds(Family):
 
     @cached_property
     def env(self) -> Any:
-        package = extra("craftax.craftax_env", "craftax", f"meta/{self.game}")
+        package = needs("craftax.craftax_env", "craftax", f"meta/{self.game}")
         return package.make_craftax_env_from_name(GAMES[self.game], auto_reset=False)
 
     def parameters(self, day_length: jax.Array) -> Any:

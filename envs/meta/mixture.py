@@ -235,15 +235,15 @@ class Mixture(VectorEnvironment):
 
 
 def constructor(names: Mapping[str, Callable[..., Trials]]) -> Callable[..., Callable[[int], Mixture]]:
-    """Makes mixtures of `names`, by options that an id can spell: `members`, their names joined by `+`; `width` and
-    `actions`, the common sizes (0: as large as the members need); and those of the members, each handed to every member
-    that has it.
+    """Makes mixtures of `names`, by options that an id can spell: `members`, a list of names or names joined by `+`;
+    `width` and `actions`, the common sizes (0: as large as the members need); and those of the members, each handed to
+    every member that has it.
 
     What it makes is to be called with the number of environments.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     options = {
-        "members": inspect.Parameter("members", keyword, annotation=str),
+        "members": inspect.Parameter("members", keyword, default="", annotation=str | tuple),
         "width": inspect.Parameter("width", keyword, default=0, annotation=int),
         "actions": inspect.Parameter("actions", keyword, default=0, annotation=int),
     }
@@ -252,9 +252,14 @@ def constructor(names: Mapping[str, Callable[..., Trials]]) -> Callable[..., Cal
             options.setdefault(parameter.name, parameter)
 
     def mixture(
-        *, members: str = "", width: int = 0, actions: int = 0, project_actions: bool = False, **given: Any
+        *,
+        members: str | tuple[str, ...] = "",
+        width: int = 0,
+        actions: int = 0,
+        project_actions: bool = False,
+        **given: Any,
     ) -> Callable[[int], Mixture]:
-        chosen = [name for name in re.split(r"[+,\s]", members) if name]  # queries spell a space as +
+        chosen = re.findall(r"[^+,\s]+", members) if isinstance(members, str) else [*members]
         unknown = [name for name in chosen if name not in names]
         if unknown or not chosen:
             raise BadRequest(f"members must be some of {', '.join(names)}, joined by +, got {members!r}")

@@ -24,7 +24,7 @@ def constructor(family: Callable[..., Family], **defaults: Any) -> Callable[...,
         if parameter.name == "episodes" and "pulls" in defaults:
             parameter = parameter.replace(name="pulls")
         if parameter.name == "time_limit":
-            parameter = parameter.replace(annotation=int | str)
+            parameter = parameter.replace(annotation=int | str | tuple)
         options[parameter.name] = parameter.replace(default=defaults.get(parameter.name, parameter.default))
 
     def make(**given: Any) -> Trials:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 
 from engram.envs.base import Info
-from engram.envs.meta.extras import extra
+from engram.envs.extras import needs
 from engram.envs.meta.splits import check_split, drawn_from, read
 from engram.envs.meta.trials import Family
 from engram.envs.spaces import Discrete, MultiDiscrete, uniform_below
@@ -86,7 +86,7 @@ class XLand(Family):
     @cached_property
     def made(self) -> tuple[Any, Any]:
         """The package's environment, and its parameters with no ruleset. Raises BadRequest for unknown layouts."""
-        package, prefix = extra("xminigrid", "xland", "meta/XLand"), "XLand-MiniGrid-"
+        package, prefix = needs("xminigrid", "xland", "meta/XLand"), "XLand-MiniGrid-"
         layouts = [name.removeprefix(prefix) for name in package.registered_environments() if name.startswith(prefix)]
         if self.layout not in layouts:
             raise BadRequest(f"layout must be one of {', '.join(layouts)}, got {self.layout!r}")

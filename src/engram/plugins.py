@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import sys
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from engram.errors import UnknownName
@@ -28,18 +29,23 @@ def load(kind: str, name: str) -> Any:
         UnknownName: there is no such module, or nothing of this name in it.
     """
     module_name, _, attribute = name.partition(":")
+    module = import_module(kind, name, module_name)
+    if not hasattr(module, attribute):
+        raise UnknownName(f"unknown {kind} {name!r}: module {module_name!r} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def import_module(kind: str, name: str, module_name: str) -> ModuleType:
+    """The module `module_name`, which `name` asks for, as `load` finds it. Raises UnknownName."""
     if not all(module_name.split(".")):
         raise UnknownName(f"unknown {kind} {name!r}: there is no module {module_name!r}")
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:  # a script has only its own folder there
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if module_name != missing and not module_name.startswith(f"{missing}."):  # what the module itself imports
             raise
         raise UnknownName(f"unknown {kind} {name!r}: there is no module {module_name!r}") from None
-    if not hasattr(module, attribute):
-        raise UnknownName(f"unknown {kind} {name!r}: module {module_name!r} has no {attribute!r}")
-    return getattr(module, attribute)

@@ -1,7 +1,5 @@
-"""Adapters against the packages they adapt, and the registry."""
+"""Adapters against the packages they adapt."""
 
-import subprocess
-import sys
 import warnings
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 
 from engram.envs.adapters.gymnax import NAMES as GYMNAX
-from engram.envs.registry import UnknownEnvironment, env_ids, make, make_vector
+from engram.envs.registry import make, make_vector
 from engram.envs.spaces import Box, Discrete
 from engram.envs.wrappers import flat_size, flatten
 
@@ -51,40 +49,6 @@ def play(env, actions, copies=None):
         run = jax.vmap(run, (0, 1), (0, 1))
         key = jax.random.split(key, copies)
     return jax.tree.map(np.asarray, jax.jit(run)(key, actions))
-
-
-# --- registry
-
-
-def test_importing_the_registry_imports_no_emulator():
-    heavy = ["brax", "envpool", "gymnasium", "gymnax", "ale_py", "mujoco"]
-    code = f"import sys, engram.envs.registry; print([name for name in {heavy} if name in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
-
-
-def test_unknown_ids_offer_close_matches_in_one_line():
-    with pytest.raises(UnknownEnvironment, match=r"popgym/RepeatPreviousEasy") as error:
-        make("popgym/RepeatPreviusEasy")
-    assert "\n" not in str(error.value)
-    with pytest.raises(UnknownEnvironment, match="gymnax/CartPole-v1"):
-        make_vector("gymnax/cartpole-v1", 2)
-    with pytest.raises(UnknownEnvironment, match="popgym/"):
-        make_vector("popjym/RepeatFirstEasy", 2)
-    with pytest.raises(UnknownEnvironment, match="no options"):
-        make("popgym/RepeatFirstEasy?decks=2")
-    with pytest.raises(ValueError, match="make_vector"):
-        make("envpool/CartPole-v1")
-
-
-def test_ids_of_the_families():
-    assert len(env_ids("popgym/")) == 48
-    assert len(env_ids("gymnax/")) == 25
-    assert "gymnax/MNISTBandit-bsuite" not in env_ids("gymnax/")
-    assert env_ids("envpool/Pong-v") == ["envpool/Pong-v5"]
-    assert "gymnasium/ALE/Pong-v5" in env_ids("gymnasium/ALE/")
-    assert {"brax/ant", "brax/humanoid"} <= set(env_ids("brax/"))
-    assert "brax/swimmer" not in env_ids("brax/")
 
 
 # --- gymnax

@@ -7,7 +7,7 @@ import envpool
 import numpy as np
 import pytest
 
-from engram.envs.host.atari import ATARI_100K, NAMES, AtariOptions, Emulator
+from engram.envs.host.atari import ATARI_100K, AtariOptions, Emulator, games
 from engram.envs.registry import UnknownEnvironment, env_ids, make, make_vector
 from engram.envs.spaces import Box, Discrete
 from tests.envs.atari_conformance import bare, compare, play, reference, small
@@ -121,7 +121,7 @@ def test_spaces_and_games():
     assert set(ATARI_100K) == set(ACTIONS)
     assert {f"atari/{game}" for game in ATARI_100K} < set(env_ids("atari/"))
     for game, actions in ACTIONS.items():
-        emulator = Emulator(NAMES[game], AtariOptions(), seed=0)
+        emulator = Emulator(games()[game], AtariOptions(), seed=0)
         assert len(emulator.actions) == actions, game
         assert emulator.observation.shape == (64, 64, 3)
     pong = make_vector("atari/Pong", 2)
@@ -137,7 +137,7 @@ def test_spaces_and_games():
     [
         ("atari/Pnog", "unknown environment 'atari/Pnog'; did you mean atari/Pong"),
         ("atari/pong", "did you mean atari/Pong"),
-        ("atari/Pong?noops=3", "Pong has no option 'noops': options are noop_max, "),
+        ("atari/Pong?noops=3", "Pong has no option 'noops': did you mean noop_max"),
         ("atari/Pong?noop_max=-1", "noop_max must be at least 0, got -1"),
         ("atari/Pong?noop_max=2.5", "noop_max must be int"),
         ("atari/Pong?size=0", "size must be at least 1"),

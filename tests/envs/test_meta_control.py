@@ -403,12 +403,12 @@ def test_rows_of_a_batch_step_as_the_batch_does():
     ("query", "message"),
     [
         ("", "members must be some of Bandit, "),
-        ("?members=CartPole+Car", "joined by [+], got 'CartPole Car'"),
+        ("?members=CartPole+Car", "joined by [+], got 'CartPole[+]Car'"),
         ("?members=CartPole&backend=spring", "no member of CartPole has an option 'backend'"),
         ("?members=CartPole+Pendulum", "members of a mixture must share their action space"),
         ("?members=CartPole&episodes=0", "a trial must end"),
         ("?members=" + "+".join(["CartPole"] * 9), "a mixture of 9 members needs as many environments, got 8"),
-        ("?members=CartPole&speed=1", "Mixture has no option 'speed': options are members, width"),
+        ("?members=CartPole&speed=1", "Mixture has no option 'speed': did you mean"),
     ],
 )
 def test_impossible_mixtures_are_refused(query, message):

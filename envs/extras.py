@@ -1,15 +1,19 @@
-"""Packages that come with an optional extra of this one: most users need none of them."""
+"""Packages that come with an optional extra of this one: they are imported where they are used, and nowhere else."""
 
 import importlib
 from types import ModuleType
 
 import jax
 
-from engram.errors import BadRequest
+from engram.errors import MissingExtra
 
 
-def extra(module: str, name: str, needed_by: str) -> ModuleType:
-    """The module `module`, which the extra `name` installs. Raises BadRequest that says how, where it is missing."""
+def needs(module: str, extra: str, what: str) -> ModuleType:
+    """The module `module`, for `what` (as the message calls it).
+
+    Raises:
+        MissingExtra: the package is not installed; the message says that `extra` brings it.
+    """
     package = module.partition(".")[0]
     try:
         # First imported inside a traced function, the arrays that such packages make would be tracers otherwise.
@@ -19,4 +23,4 @@ def extra(module: str, name: str, needed_by: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise BadRequest(f'{needed_by} needs the package {package}: pip install -e ".[{name}]"') from None
+        raise MissingExtra.of(what, extra) from None
