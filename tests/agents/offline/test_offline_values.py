@@ -9,6 +9,7 @@ import pytest
 
 from engram.agents.offline.base import Network
 from engram.agents.offline.bc import BC, BCSettings
+from engram.agents.offline.data import OfflineData
 from engram.agents.offline.iql import IQL, IQLSettings
 from engram.agents.offline.view import DataView
 from engram.envs.spaces import Box, Discrete, MultiDiscrete
@@ -54,6 +55,24 @@ def test_observations_are_standardised_and_rewards_scaled():
     np.testing.assert_allclose(agent.data.reward, reward * 1000 / spread - 1, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="reward_scale=0 needs episodes of different returns"):
         IQL.of(replace(episodes, reward=np.ones(300, np.float32)), env, iql(reward_scale=0.0))
+
+
+def test_transitions_are_those_of_the_episodes():
+    """All steps of the grid, some of whose episodes are cut and some ended by the task, in a loop over episodes."""
+    episodes = cases.grid_episodes()
+    data = OfflineData.of(episodes)
+    rows = data.transitions(jnp.arange(data.steps))
+    step = 0
+    for episode, length in enumerate(episodes.lengths):
+        obs = episodes.obs[step + episode :][: length + 1]
+        part = slice(step, step + length)
+        np.testing.assert_array_equal(rows.obs[part], obs[:-1])
+        np.testing.assert_array_equal(rows.next_obs[part], obs[1:])
+        np.testing.assert_array_equal(rows.action[part], episodes.action[part])
+        assert not np.asarray(rows.terminal[part])[:-1].any()
+        assert rows.terminal[step + length - 1] == episodes.terminated[episode]
+        step += length
+    assert 0 < episodes.terminated.mean() < 1
 
 
 def test_data_are_an_argument_of_the_program():
