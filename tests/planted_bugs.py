@@ -32,7 +32,7 @@ class Bug:
     wrong: str
     """Replacement that makes it wrong."""
     test: str
-    """Test that fails on it, as pytest names it."""
+    """Test that fails on it, as arguments of pytest."""
     reason: str
     """What goes wrong, in a few words."""
     tier: Literal["fast", "slow"] = "fast"
@@ -301,6 +301,230 @@ BUGS: tuple[Bug, ...] = (
         "tests/worldmodels/test_networks.py::test_batch_statistics_move_in_training_alone",
         "batch statistics in inference",
     ),
+    Bug(
+        "agents/planners/dynlin.py",
+        "sample = (jnp.arange(U.shape[0]) == action) & (left == 0)",
+        "sample = jnp.arange(U.shape[0]) == action",
+        "tests/agents/planners/test_dynlin.py::test_step_by_step_against_the_mirror",
+        "learns while it holds an arm",
+    ),
+    Bug(
+        "agents/planners/dynlin.py",
+        "gamma**2 * state.squared_counts",
+        "gamma * state.squared_counts",
+        "tests/agents/planners/test_dynlin.py::test_step_by_step_against_the_mirror",
+        "the discount of squared counts is not squared",
+    ),
+    Bug(
+        "agents/planners/base.py",
+        "jnp.sum(steps.optimal - steps.mean)",
+        "jnp.sum(steps.optimal - steps.reward)",
+        "tests/agents/planners/test_dynlin.py::test_step_by_step_against_the_mirror",
+        "regret of drawn rewards in place of means",
+    ),
+    Bug(
+        "agents/planners/neucb.py",
+        "jnp.where(norm > s.ball, s.ball / norm, 1)",
+        "1",
+        "tests/agents/planners/test_neucb.py::test_parameters_never_leave_the_ball",
+        "no projection",
+    ),
+    Bug(
+        "agents/planners/lsd.py",
+        "lax.cummin(bounds, axis=1, reverse=True)",
+        "lax.cummax(bounds, axis=1)",
+        "tests/agents/planners/test_lsd.py::test_optimistic_payoffs",
+        "looser bounds of payoffs",
+    ),
+    Bug(
+        "agents/planners/stepmix.py",
+        "share = self.settings.delta / (2.0 * (horizon + 1))",
+        "share = self.settings.delta",
+        "tests/agents/planners/test_stepmix.py::test_every_step_is_that_of_numpy",
+        "no union bound",
+    ),
+    Bug(
+        "agents/planners/ucrl.py",
+        "kernel_width[:, None] / 2",
+        "kernel_width[:, None]",
+        "tests/agents/planners/test_ucrl.py::test_inner_maximum_is_that_of_the_linear_program",
+        "an L1 ball twice as wide",
+    ),
+    Bug(
+        "envs/tabular/switching.py",
+        "jnp.sum(self.starts <= self.t, dtype=jnp.int32) - 1",
+        "jnp.sum(self.starts < self.t, dtype=jnp.int32) - 1",
+        "tests/envs/test_switching_mdp.py::test_steps_follow_the_arrays",
+        "a change comes one step late",
+    ),
+    Bug(
+        "agents/common/checks.py",
+        '"be positive and finite", lambda value: 0 < value < math.inf',
+        '"be positive and finite", lambda value: 0 <= value < math.inf',
+        "tests/agents/common/test_checks.py",
+        "0 passes as positive",
+    ),
+    Bug(
+        "agents/common/returns.py",
+        "next_value = jnp.where(truncated, final_value, next_value)",
+        "next_value = jnp.where(terminated, final_value, next_value)",
+        "tests/agents/common/test_returns.py::test_truncation_bootstraps_from_the_final_observation_and_not_from_the_next_episode",
+        "a cut episode bootstraps from the next one",
+    ),
+    Bug(
+        "agents/common/returns.py",
+        "carry_on = jnp.where(terminated | truncated, 0.0, discount * gae_lambda)",
+        "carry_on = jnp.where(terminated, 0.0, discount * gae_lambda)",
+        "tests/agents/common/test_returns.py::test_truncation_bootstraps_from_the_final_observation_and_not_from_the_next_episode",
+        "advantages cross a limit",
+    ),
+    Bug(
+        "agents/common/returns.py",
+        'mixed = value[1:] if bootstrap == "next" else value[:-1]',
+        'mixed = value[:-1] if bootstrap == "next" else value[1:]',
+        "tests/agents/common/test_returns.py::test_lambda_returns_of_three_steps_by_hand",
+        "lambda-returns bootstrap from the step itself",
+    ),
+    Bug(
+        "agents/common/evaluation.py",
+        "counts &= ended < each",
+        "counts &= ended <= each",
+        "tests/agents/common/test_evaluation.py::test_quotas",
+        "one episode too many is counted",
+    ),
+    Bug(
+        "kernels/rows.py",
+        "return jnp.where(mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim)), x, y)",
+        "m = mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim)); return m * x + ~m * y",
+        "tests/kernels/test_rows.py",
+        "resets multiply in place of selecting",
+    ),
+    Bug(
+        "kernels/gru_scan.py",
+        "return 0.5 * jnp.tanh(0.5 * x) + 0.5",
+        "return 0.5 * jnp.tanh(x) + 0.5",
+        "tests/kernels/test_scans.py::test_gru_scan_is_flax_gru_cell",
+        "another gate",
+    ),
+    Bug(
+        "memory/gru.py",
+        "return gru_scan_step(state, self.inp(x), self.Wh, self.bh, reset)",
+        "return gru_scan_step(state, self.inp(x), self.Wh, self.bh, None)",
+        "tests/memory/test_contract.py -k gru",
+        "one step forgets to reset",
+    ),
+    Bug(
+        "memory/registry.py",
+        'name, dot, option = target.rpartition(".")',
+        'name, dot, option = target.partition(".")',
+        "tests/memory/test_registry.py",
+        "options of memories in modules with dots",
+    ),
+    Bug(
+        "envs/vector.py",
+        '"reset": done, "valid"',
+        '"reset": terminated, "valid"',
+        "tests/envs/test_vector.py::test_final_observation_is_the_last_of_the_episode_that_ended",
+        "a cut episode is not followed by a reset",
+    ),
+    Bug(
+        "envs/wrappers.py",
+        "delta = mean - self.mean",
+        "delta = mean",
+        "tests/envs/test_wrappers.py::test_normalised_observations_match_float64_over_the_stream",
+        "running statistics drift",
+    ),
+    Bug(
+        "envs/wrappers.py",
+        'valid = info["valid"]\n        episode_return = state.episode_return + jnp.where(valid, reward, 0.0)',
+        'valid = info["valid"]\n        episode_return = state.episode_return + reward',
+        "tests/envs/test_wrappers.py::test_episode_statistics_add_up_raw_rewards_of_valid_steps",
+        "rewards of dummy rows count",
+    ),
+    Bug(
+        "envs/wrappers.py",
+        "truncated | (time >= self.steps), info",
+        "truncated | (time > self.steps), info",
+        "tests/envs/test_wrappers.py::test_time_limit_truncates_and_never_terminates",
+        "a limit one step late",
+    ),
+    Bug(
+        "envs/registry.py",
+        "given = {**spec.options, **options}",
+        "given = {**options, **spec.options}",
+        "tests/envs/test_registry.py::test_keyword_options_are_those_of_the_id",
+        "keyword options lose against the id",
+    ),
+    Bug(
+        "training/folder.py",
+        'raise InUse(f"{path} is in use',
+        'raise BadRequest(f"{path} is in use',
+        "tests/training/test_folder.py::test_a_folder_in_use_is_refused_with_an_exit_code_of_its_own",
+        "a folder in use is a bad request",
+    ),
+    Bug(
+        "training/folder.py",
+        "except OSError:  # there is no git",
+        "except ValueError:  # there is no git",
+        "tests/training/test_folder.py::test_versions_need_no_git",
+        "git is needed",
+    ),
+    Bug(
+        "training/display.py",
+        "console.is_interactive",
+        "console.is_terminal",
+        "tests/training/test_display.py::test_lines_where_a_bar_cannot_be_drawn",
+        "a bar on a dumb terminal",
+    ),
+    Bug(
+        "training/metrics.py",
+        'elif name.endswith("_last"):\n            out[name.removesuffix("_last")] = values[-1]',
+        'elif name.endswith("_last"):\n            out[name.removesuffix("_last")] = values[0]',
+        "tests/training/test_metrics.py::test_episode_means_weigh_episodes_not_updates",
+        "counters of the first update",
+    ),
+    Bug(
+        "training/statistics.py",
+        "cut = len(ordered) // 4",
+        "cut = len(ordered) // 3",
+        "tests/training/test_statistics.py::test_interquartile_mean_drops_a_quarter_at_each_end",
+        "another trimmed mean",
+    ),
+    Bug(
+        "configs/migrations.py",
+        'rename(values, "drama", "lambda_", "return_lambda")',
+        'rename(values, "drama", "lambda_", "lambda")',
+        "tests/configs/test_store.py::test_configurations_of_the_first_version_mean_what_they_meant",
+        "old Drama runs do not load",
+    ),
+    Bug(
+        "configs/migrations.py",
+        'default(values, "odice", "bounded", True)',
+        'default(values, "odice", "bounded", False)',
+        "tests/configs/test_store.py::test_runs_from_before_means_could_be_free_keep_theirs",
+        "old ODICE runs change",
+    ),
+    Bug(
+        "agents/registry.py",
+        "if not isinstance(spec, AgentSpec):",
+        "if spec is None:",
+        "tests/test_plugins.py::test_names_of_agents_that_are_none",
+        "anything passes as an agent",
+    ),
+    Bug(
+        "experiments/policy.py",
+        "            self.carry = self._observe(self.state, self.carry, self.action, seen, observe_key)",
+        "            self.carry = self._start(self.state, seen, observe_key)",
+        "tests/test_api.py::test_a_policy_acts_exactly_as_the_evaluation_does",
+        "a policy forgets at every step",
+    ),
+    Bug(
+        "agents/ppo/conservative.py",
+        "was = learning & ~acting.reset",
+        "was = learning",
+        "tests/agents/ppo/test_conservative.py::test_control_is_handed_over_once_an_episode_and_never_back",
+        "the learner keeps control across episodes",
+    ),
 )
 
 
@@ -319,7 +543,7 @@ def is_noticed(bug: Bug, copy: Path) -> str | None:
     if text.count(bug.right) != 1:
         return f"the piece occurs {text.count(bug.right)} times in {bug.file}"
     env = {**os.environ, "PYTHONPATH": f"{copy / 'src'}{os.pathsep}{copy}"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", bug.test]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *bug.test.split()]
     path.write_text(text.replace(bug.right, bug.wrong))
     try:
         done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False)
@@ -332,7 +556,7 @@ def is_noticed(bug: Bug, copy: Path) -> str | None:
 
 def is_marked_slow(bug: Bug, copy: Path) -> bool:
     """Whether the fast tier leaves the test of `bug` out."""
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "not slow", bug.test]
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "not slow", *bug.test.split()]
     env = {**os.environ, "PYTHONPATH": f"{copy / 'src'}{os.pathsep}{copy}"}
     return subprocess.run(command, cwd=copy, env=env, capture_output=True, check=False).returncode == 5
 
