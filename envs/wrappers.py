@@ -208,12 +208,6 @@ class MaskObservation(ObservationWrapper):
         if not self.keep or not all(0 <= index < width for index in self.keep):
             raise BadRequest(f"keep={self.keep} must name entries of an observation of width {width}")
 
-    @classmethod
-    def dropping(cls, env: VectorEnvironment, drop: tuple[int, ...]) -> "MaskObservation":
-        """All entries but `drop`."""
-        width = flat_size(env.observation_space(env.default_params))
-        return cls(env, tuple(index for index in range(width) if index not in drop))
-
     def observation_space(self, params: Any) -> Space:
         return vector_space(len(self.keep))
 

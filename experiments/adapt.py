@@ -28,7 +28,7 @@ from engram.envs.meta.bandits import BernoulliBandit, GaussianBandit
 from engram.envs.meta.dark_room import DarkRoom
 from engram.envs.meta.mixture import Member, Mixture
 from engram.envs.meta.splits import SPLITS, drawn_from
-from engram.envs.meta.switching import Switching
+from engram.envs.meta.task_switches import Switching
 from engram.envs.meta.trials import Trials
 from engram.envs.vector import Vectorised
 from engram.envs.wrappers import flat_size

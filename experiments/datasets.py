@@ -23,9 +23,9 @@ from engram.agents.ppo.agent import PPO
 from engram.agents.ppo.build import make_environment, make_ppo
 from engram.agents.ppo.experiment import ObservationSettings, PPOExperiment
 from engram.agents.registry import spec_of
-from engram.envs.datasets import Episodes, Origin, load, pendulum, save
+from engram.envs.datasets import Episodes, Origin, load, save, swing_up
 from engram.envs.datasets.episodes import normalised_score
-from engram.envs.datasets.recording import Step, Tape, joined
+from engram.envs.datasets.recorder import Step, Tape, joined
 from engram.envs.spaces import Space
 from engram.errors import BadRequest, Interrupted
 from engram.experiments.recording import (
@@ -365,10 +365,10 @@ def record_expert(options: Expert) -> None:
 def make_pendulum(options: PendulumNoise) -> None:
     if options.episodes < 1 or not 0 <= options.seed < 2**32:
         raise BadRequest("--episodes must be at least 1 and --seed in [0, 2^32)")
-    made = pendulum.noisy(options.episodes, options.seed, options.mask_velocity, json.dumps(versions()))
+    made = swing_up.noisy(options.episodes, options.seed, options.mask_velocity, json.dumps(versions()))
     save(made, options.out)
-    levels = made.returns.reshape(len(pendulum.NOISE), -1).mean(axis=1)
-    for noise, level in zip(pendulum.NOISE, levels, strict=True):
+    levels = made.returns.reshape(len(swing_up.NOISE), -1).mean(axis=1)
+    for noise, level in zip(swing_up.NOISE, levels, strict=True):
         print(f"noise {noise}: mean return {level:.1f}, score {made.score(level):.1f}")
     print(f"{describe_size(made)}, mean return {made.returns.mean():.1f}: {options.out}")
 

@@ -16,7 +16,7 @@ from flax import struct
 from engram.agents.ppo.agent import PPO, Carry, PPOState
 from engram.envs.atomic_files import replacing
 from engram.envs.datasets.files import reading
-from engram.envs.datasets.recording import Tape
+from engram.envs.datasets.recorder import Tape
 from engram.envs.spaces import Space
 from engram.envs.wrappers import RunningStatistics, Wrapper
 from engram.errors import BadRequest

@@ -49,7 +49,7 @@ class Build:
     emulator_seed: int | None = None
     """Seed of its emulators, if any (default: the configured one)."""
     record: bool = False
-    """Whether its steps say what was there before noise and normalisation (see `engram.envs.datasets.recording`)."""
+    """Whether its steps say what was there before noise and normalisation (see `engram.envs.datasets.recorder`)."""
     make_vector: MakeVector = make_vector
     """Maker of its environments, which a policy that acts elsewhere replaces."""
 

@@ -131,7 +131,7 @@ class Rollout(struct.PyTreeNode):
     episode_length: jax.Array
     """int32, steps of the episode up to this one."""
     record: PyTree = None
-    """The steps underneath all wrappers, where the environment records them (see `engram.envs.datasets.recording`)."""
+    """The steps underneath all wrappers, where the environment records them (see `engram.envs.datasets.recorder`)."""
 
 
 class Batch(struct.PyTreeNode):

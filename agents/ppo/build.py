@@ -15,7 +15,7 @@ from engram.agents.ppo.conservative import Conservative
 from engram.agents.ppo.experiment import ConservativeExperiment, PPOExperiment
 from engram.agents.ppo.networks import ActorCritic, check_pictures
 from engram.envs.base import VectorEnvironment
-from engram.envs.datasets.recording import Recorder
+from engram.envs.datasets.recorder import Recorder
 from engram.envs.external import Seen, showing
 from engram.envs.wrappers import (
     EpisodeStatistics,

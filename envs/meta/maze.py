@@ -79,20 +79,6 @@ class MetaMaze(Family):
         state, info = go_on(state, position, here, self.horizon)
         return self.observe(position), state, GOAL_REWARD * here, state.t >= self.horizon, jnp.bool_(False), info
 
-    def distances(self, goal: np.ndarray) -> np.ndarray:
-        """`(size + 2, size + 2)` int: the fewest steps from every cell to `goal`; -1 for walls. On the host."""
-        distance = np.full(self.free.shape, -1)
-        distance[tuple(goal)] = 0
-        frontier = [tuple(int(i) for i in goal)]
-        while frontier:
-            at = frontier.pop(0)
-            for move in MOVES:
-                to = (at[0] + int(move[0]), at[1] + int(move[1]))
-                if self.free[to] and distance[to] < 0:
-                    distance[to] = distance[at] + 1
-                    frontier.append(to)
-        return distance
-
     def observation_space(self, params: GoalTask) -> Box:
         return Box(0.0, 1.0, (9,))
 

@@ -17,7 +17,8 @@ import numpy as np
 from flax import struct
 
 from engram.envs.base import Environment, Info, NoParams, VectorEnvironment
-from engram.envs.meta.trials import Trials, TrialState
+from engram.envs.meta.scramble import draw_scramble, scrambled
+from engram.envs.meta.trials import Trials, TrialState, consecutive
 from engram.envs.spaces import Box, Discrete
 from engram.envs.vector import Vectorised
 from engram.envs.wrappers import flat_size, flatten, vector_space
@@ -77,16 +78,14 @@ class Member(Environment):
     @property
     def layout(self) -> dict[str, slice]:
         """The parts of an observation: those of `Trials.layout`, and mask."""
-        sizes = {
-            "observation": self.width,
-            "action": self.actions,
-            "reward": 1,
-            "episode_start": 1,
-            "trial_start": 1,
-            "mask": self.actions,
-        }
-        ends = np.cumsum([*sizes.values()]).tolist()
-        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+        return consecutive(
+            observation=self.width,
+            action=self.actions,
+            reward=1,
+            episode_start=1,
+            trial_start=1,
+            mask=self.actions,
+        )
 
     def observation_space(self, params: NoParams) -> Box:
         return vector_space(self.layout["mask"].stop)
@@ -100,9 +99,9 @@ class Member(Environment):
     def own_action(self, scramble: jax.Array | None, action: jax.Array) -> jax.Array:
         """The member's action for one of the common space."""
         space = self.own_space
+        turned = action if scramble is None else scrambled(self.action_space(NoParams()), scramble, action)
         if isinstance(space, Discrete):
-            return (action if scramble is None else scramble[action]) % space.n
-        turned = action if scramble is None else jnp.clip(scramble @ action, -1.0, 1.0)
+            return turned % space.n
         low, high = (np.broadcast_to(np.asarray(x, np.float32), space.shape) for x in (space.low, space.high))
         return jnp.asarray(low + (high - low) * 0.5 * (turned[: self.own_actions].reshape(space.shape) + 1.0))
 
@@ -123,10 +122,7 @@ class Member(Environment):
         obs, trial = self.trials.reset(trial_key, params)
         scramble = None
         if self.project_actions:
-            if isinstance(self.own_space, Discrete):
-                scramble = jax.random.permutation(scramble_key, self.actions).astype(jnp.int32)
-            else:
-                scramble = jax.nn.initializers.orthogonal()(scramble_key, (self.actions, self.actions))
+            scramble = draw_scramble(scramble_key, self.action_space(params))
         return self._observe(obs, jnp.zeros(self.actions), scramble), MemberState(trial, scramble)
 
     def step(

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from engram.envs.meta.switching import Switching
+from engram.envs.meta.task_switches import Switching
 from engram.envs.meta.trials import Family, Trials
 from engram.errors import BadRequest
 
@@ -12,8 +12,9 @@ from engram.errors import BadRequest
 def constructor(family: Callable[..., Family], **defaults: Any) -> Callable[..., Trials]:
     """Trials of `family`. Options: those of the family's constructor and of `Trials`, and `switches` or `hazard`.
 
-    One of the last two lets the task change within the trial (`engram.envs.meta.switching`). `defaults` replace those
-    of these options; `pulls` among them is another name of `episodes`. A range of time limits is spelled `least-most`.
+    One of the last two lets the task change within the trial (`engram.envs.meta.task_switches`). `defaults` replace
+    those of these options; `pulls` among them is another name of `episodes`. A range of time limits is a list, or
+    spelled `least-most`.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     of_family = [p.replace(kind=keyword) for p in inspect.signature(family).parameters.values()]

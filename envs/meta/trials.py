@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 
 from engram.envs.base import Environment, NoParams
+from engram.envs.meta.scramble import draw_scramble, scrambled
 from engram.envs.meta.splits import check_split
 from engram.envs.spaces import Box, Discrete
 from engram.envs.wrappers import flat_size, flatten, vector_space
@@ -45,6 +46,12 @@ class Family(Environment):
     def optimal_return(self, task: Any) -> jax.Array | None:
         """The largest expected return of an inner episode for who knows the task; None where that is not known."""
         return None
+
+
+def consecutive(**sizes: int) -> dict[str, slice]:
+    """The parts of a vector, one after another, by name."""
+    ends = np.cumsum([*sizes.values()]).tolist()
+    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 class TrialState(struct.PyTreeNode):
@@ -143,15 +150,13 @@ class Trials(Environment):
     def layout(self) -> dict[str, slice]:
         """The parts of an observation: observation, action, reward, episode_start, trial_start."""
         task = _shapes(self.family)
-        sizes = {
-            "observation": self.project_observations or flat_size(self.family.observation_space(task)),
-            "action": flat_size(self.family.action_space(task)),
-            "reward": 1,
-            "episode_start": 1,
-            "trial_start": 1,
-        }
-        ends = np.cumsum([*sizes.values()]).tolist()
-        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+        return consecutive(
+            observation=self.project_observations or flat_size(self.family.observation_space(task)),
+            action=flat_size(self.family.action_space(task)),
+            reward=1,
+            episode_start=1,
+            trial_start=1,
+        )
 
     def observation_space(self, params: NoParams) -> Box:
         return vector_space(self.layout["trial_start"].stop)
@@ -179,11 +184,7 @@ class Trials(Environment):
             shape = (flat_size(self.family.observation_space(task)), self.project_observations)
             projection = jax.nn.initializers.orthogonal(self.gain)(keys[2], shape)
         if self.project_actions:
-            space = self.family.action_space(task)
-            if isinstance(space, Discrete):
-                scramble = jax.random.permutation(keys[3], space.n).astype(jnp.int32)
-            else:
-                scramble = jax.nn.initializers.orthogonal()(keys[3], (flat_size(space),) * 2)
+            scramble = draw_scramble(keys[3], self.family.action_space(task))
         if self.flip_reward:
             sign = jax.random.rademacher(keys[4], (), jnp.float32)
         if self.time_limit:
@@ -277,17 +278,7 @@ class Trials(Environment):
         """The family's action for the agent's."""
         if state.scramble is None:
             return action
-        space = self.family.action_space(state.task)
-        if isinstance(space, Discrete):
-            return state.scramble[action]
-        assert isinstance(space, Box)
-        low = np.broadcast_to(np.asarray(space.low, np.float32), space.shape).reshape(-1)
-        high = np.broadcast_to(np.asarray(space.high, np.float32), space.shape).reshape(-1)
-        bounded = np.isfinite(low) & np.isfinite(high)
-        centre = np.where(bounded, (np.where(bounded, low, 0.0) + np.where(bounded, high, 0.0)) / 2, 0.0)
-        half = np.where(bounded, np.where(bounded, high - centre, 1.0), 1.0)
-        turned = state.scramble @ ((action.reshape(-1) - centre) / half)
-        return jnp.clip(centre + half * turned, low, high).reshape(space.shape).astype(space.dtype)
+        return scrambled(self.family.action_space(state.task), state.scramble, action)
 
     def _observe(
         self,

@@ -18,8 +18,8 @@ from minari.namespace import list_local_namespaces
 
 from engram.agents.offline.data import OfflineData
 from engram.envs.adapters.gymnax import GymnaxEnvironment
-from engram.envs.datasets import Episodes, Origin, load, pendulum, save
-from engram.envs.datasets.recording import Recorder, Step, Tape
+from engram.envs.datasets import Episodes, Origin, load, save, swing_up
+from engram.envs.datasets.recorder import Recorder, Step, Tape
 from engram.envs.vector import Vectorised
 from engram.envs.wrappers import (
     EpisodeStatistics,
@@ -569,7 +569,7 @@ def test_whole_episodes_in_the_order_of_their_ends():
 
 @pytest.fixture(scope="module")
 def noisy() -> Episodes:
-    return pendulum.noisy(40, seed=1)
+    return swing_up.noisy(40, seed=1)
 
 
 def test_noisy_pendulum_steps_as_gymnasium_does(noisy):
@@ -597,14 +597,14 @@ def test_noisy_pendulum_has_five_levels(noisy):
     np.testing.assert_allclose(noisy.score(levels[[0, 4]]), [100, 0], atol=7)
     # Actions that are the controller's up to the jitter are as many as the noise leaves.
     obs = np.delete(noisy.obs, np.cumsum(noisy.lengths + 1) - 1, axis=0)
-    near = np.abs(np.asarray(pendulum.swing_up(obs)) - noisy.action[:, 0]) < 0.2
+    near = np.abs(np.asarray(swing_up.torque(obs)) - noisy.action[:, 0]) < 0.2
     uniform_near = near.reshape(5, -1)[4].mean()
     share = (near.reshape(5, -1).mean(axis=1) - uniform_near) / (1 - uniform_near)
     np.testing.assert_allclose(share, [1, 0.7, 0.4, 0.2, 0], atol=0.02)
 
 
 def test_velocity_can_be_masked(noisy):
-    masked = pendulum.noisy(40, seed=1, mask_velocity=True)
+    masked = swing_up.noisy(40, seed=1, mask_velocity=True)
     np.testing.assert_array_equal(masked.obs, noisy.obs[:, :2])
     assert masked.origin.keep == (0, 1)
     np.testing.assert_array_equal(masked.reward, noisy.reward)

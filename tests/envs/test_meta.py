@@ -14,8 +14,8 @@ from engram.envs.meta.bandits import BanditState, BernoulliBandit, BernoulliTask
 from engram.envs.meta.dark_room import DarkKeyToDoor, DarkRoom, GoalTask, KeyDoorTask, SearchState, goals
 from engram.envs.meta.maze import MetaMaze
 from engram.envs.meta.splits import SPLITS
-from engram.envs.meta.switching import Switching
 from engram.envs.meta.tabular import TabularMDP
+from engram.envs.meta.task_switches import Switching
 from engram.envs.meta.trials import Family, Trials
 from engram.envs.spaces import Box, Discrete
 from engram.envs.vector import Vectorised
@@ -502,14 +502,6 @@ def test_the_maze_is_that_of_gymnax():
     np.testing.assert_array_equal(position[going_on], expected[1][going_on])
     np.testing.assert_array_equal(obs[going_on], expected[0][going_on])
     assert np.sum(~going_on) > 0
-    # Distances differ by at most one along every step, and only the goal has none.
-    distance = family.distances(goal)
-    here, there = (distance[tuple(np.asarray(x).T)] for x in (cells[going_on], position[going_on]))
-    assert np.all(np.abs(here - there) <= 1)
-    nearest = np.full(distance.shape, 99)
-    np.minimum.at(nearest, tuple(np.asarray(cells[going_on]).T), there)
-    away = (distance > 1) & family.free
-    np.testing.assert_array_equal(nearest[away], distance[away] - 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ switching

@@ -12,7 +12,7 @@ from engram.configs.presets import PRESETS
 from engram.configs.store import describe
 from engram.envs import registry
 from engram.envs.meta.dark_room import goals
-from engram.envs.meta.switching import Switching
+from engram.envs.meta.task_switches import Switching
 from engram.envs.meta.trials import Trials
 from engram.errors import BadRequest
 from engram.experiments import adapt

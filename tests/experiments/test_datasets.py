@@ -11,7 +11,7 @@ import pytest
 
 from engram import api
 from engram.envs.datasets import Episodes, Origin, load
-from engram.envs.datasets.recording import Recorder
+from engram.envs.datasets.recorder import Recorder
 from engram.envs.vector import Vectorised
 from engram.envs.wrappers import FlattenObservation
 from engram.errors import BadRequest, Interrupted

@@ -8,7 +8,7 @@ import numpy as np
 
 from engram.envs.adapters.gymnax import GymnaxEnvironment
 from engram.envs.datasets.episodes import Episodes, Origin
-from engram.envs.datasets.recording import Recorder, Step, Tape
+from engram.envs.datasets.recorder import Recorder, Step, Tape
 from engram.envs.vector import Vectorised
 from engram.envs.wrappers import FlattenObservation
 
@@ -24,7 +24,7 @@ UPRIGHT_ENERGY = 5.0
 """m g l / 2 of the rod at rest on top, with gymnax's mass 1, length 1 and gravity 10."""
 
 
-def swing_up(obs: jax.Array) -> jax.Array:
+def torque(obs: jax.Array) -> jax.Array:
     """Torque `[B]` for observations `(cos, sin, velocity)[B, 3]`, where the angle is 0 when upright.
 
     Drives the energy to that of rest on top, and near the top holds it there by proportional and derivative terms.
@@ -48,7 +48,7 @@ def play(key: jax.Array, noise: jax.Array) -> Step:
     def one_step(carry, key):
         obs, state = carry
         jitter_key, which_key, uniform_key, env_key = jax.random.split(key, 4)
-        own = swing_up(obs) + JITTER * jax.random.normal(jitter_key, (lanes,))
+        own = torque(obs) + JITTER * jax.random.normal(jitter_key, (lanes,))
         uniform = jax.random.uniform(uniform_key, (lanes,), minval=-2.0, maxval=2.0)
         action = jnp.where(jax.random.uniform(which_key, (lanes,)) < noise, uniform, own)
         obs, state, _, _, _, info = env.step(env_key, state, action[:, None], params)
