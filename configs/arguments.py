@@ -4,6 +4,8 @@ The words mean what they mean in files and in Python (`engram.configs.store.conv
 """
 
 import dataclasses
+import shutil
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from engram.configs import spelling, store
+from engram.configs import docstrings, spelling, store
 from engram.errors import BadRequest
 
 POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
@@ -173,16 +175,49 @@ def lacks_default(part: Any, name: str) -> bool:
 
 def show_help(parts: Sequence[Any], prog: str, description: str) -> None:
     """Prints what the options of the parts do, with their defaults, and ends the program."""
-    names = [f"part{number}" for number in range(len(parts))]
-    kinds = [part if isinstance(part, type) else type(part) for part in parts]
-    whole: Any = dataclasses.make_dataclass(
-        "Options",
-        [
-            (name, Annotated[kind, tyro.conf.arg(name="")])
-            if isinstance(part, type)
-            else (name, Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default=part))
-            for name, kind, part in zip(names, kinds, parts, strict=True)
-        ],
-        kw_only=True,
-    )
-    tyro.cli(whole, args=["--help"], prog=prog, description=description)
+    fields = [(f"part{number}", _shown(part, name="")) for number, part in enumerate(parts)]
+    whole = dataclasses.make_dataclass("Options", fields)
+    columns = min(shutil.get_terminal_size().columns, 120)
+    lines = []
+    for paragraph in description.strip().split("\n\n"):
+        is_code = paragraph.startswith(" ")
+        # tyro joins lines that begin with a letter.
+        text = paragraph if is_code else textwrap.indent(textwrap.fill(" ".join(paragraph.split()), columns - 1), " ")
+        lines.append(text.rstrip())
+    tyro.cli(whole, args=["--help"], prog=prog, description="\n".join(lines))
+
+
+def _shown(part: Any, **about: Any) -> Any:
+    """A type that tyro shows as the fields of `part` with their docstrings and defaults."""
+    kind = part if isinstance(part, type) else type(part)
+    texts, hints = docstrings.of_fields(kind), typing.get_type_hints(kind, include_extras=True)
+    fields: list[tuple[str, Any, Any]] = []
+    for f in dataclasses.fields(kind):
+        lacking = lacks_default(part, f.name)
+        value = f.default if isinstance(part, type) else getattr(part, f.name)
+        if dataclasses.is_dataclass(value):
+            fields.append((f.name, _shown(value, help=texts[f.name]), dataclasses.field()))
+            continue
+        said = lacking or "(default:" in texts[f.name] or value == ""
+        hint = "" if said else f"(default: {docstrings.words(value)})"
+        arg = tyro.conf.arg(help=texts[f.name], help_behavior_hint=hint, metavar=metavar(hints[f.name]))
+        default = dataclasses.field() if lacking else dataclasses.field(default=value)
+        fields.append((f.name, Annotated[hints[f.name], arg], default))
+    mirror = dataclasses.make_dataclass(kind.__name__, fields, namespace={"__doc__": kind.__doc__}, kw_only=True)
+    return Annotated[mirror, tyro.conf.arg(**about)]
+
+
+def metavar(kind: Any) -> str | None:
+    """What help shows for a value of this type (None: the type alone says it)."""
+    if typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    option = Option(0, "", kind)
+    if kind is bool:
+        return None
+    if option.is_switch:
+        return "true|false"
+    if option.is_list:
+        return f"{metavar(typing.get_args(option.inner)[0])} ..."
+    if typing.get_origin(option.inner) is typing.Literal:
+        return "|".join(map(str, typing.get_args(option.inner)))
+    return {int: "INT", float: "NUMBER", str: "TEXT"}.get(option.inner, option.inner.__name__.upper())

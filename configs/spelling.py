@@ -111,7 +111,7 @@ def split(name: str) -> tuple[str, str]:
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """The error for `name`, which is no `kind` of those `known`. The message offers what may be meant."""
-    known = sorted(known)
+    known = list(known)
     close = meant(name, known)
     if close:
         return UnknownName(f"unknown {kind} {name!r}: did you mean {' or '.join(close)}?")

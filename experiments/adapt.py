@@ -12,12 +12,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from engram.agents.planners import change_points as rbocpd
 from engram.agents.ppo.agent import PPO
@@ -35,10 +34,10 @@ from engram.envs.wrappers import flat_size
 from engram.errors import BadRequest
 from engram.experiments import adaptation, bandit_oracles, runs
 from engram.experiments.adaptation import Played
+from engram.experiments.options import Adapt as Options
 from engram.training.folder import notify, write_atomically
 from engram.training.programs import seed_keys
 
-Split = Literal["train", "test", "heldout"]
 AS_TRAINED = ("kept", "off")
 """Treatment of the memory, and the detector that clears it, in training."""
 SPLIT_SEEDS = 1_000_003
@@ -49,39 +48,6 @@ MOST_MEMBERS = 64
 """Environments of a mixture that is made only to be asked for its members."""
 TIMED = (1, 64)
 """Batches whose acting is timed."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How trained agents adapt within the trials of a `meta/` environment."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Run folders."""
-    splits: tuple[Split, ...] = ("train", "test", "heldout")
-    """Splits of the tasks: those of training, others of the same distribution, tasks beyond it. Members of a mixture
-    that were not trained on are played on heldout alone."""
-    lengths: tuple[int, ...] = (1, 4, 16)
-    """Lengths of the trials, as multiples of the length in training."""
-    ablations: tuple[Literal["frozen", "reset"], ...] = ("frozen", "reset")
-    """Ablations of the memory in trials as long as in training: frozen after --freeze-after inner episodes, or cleared
-    at each."""
-    freeze_after: int = 1
-    """Inner episodes before the memory is frozen (see --ablations)."""
-    changes: tuple[Literal["off", "on", "oracle"], ...] | None = None
-    """Ways to clear the memory where the task switches, in trials as long as in training: never, by a detector, or by
-    the switch itself (default: all three, for environments whose task switches)."""
-    eta: Literal["paper", "squared", "certified"] = "paper"
-    """Prior of a change in the detector (see the planners' page on R-BOCPD)."""
-    eta_delta: float = 0.05
-    """Probability of a false alarm in a stream, with eta=certified."""
-    trials: int = 256
-    """Trials per seed of the run."""
-    seed: int = 1_000
-    """Seed of the trials."""
-    greedy: bool | None = None
-    """Take the most likely action instead of a sampled one (default: as the run was configured)."""
-    out: Path | None = None
-    """Folder of the table and the figure (default: the run folder if there is one, else runs/adaptation)."""
 
 
 def refuse_impossible(options: Options) -> None:

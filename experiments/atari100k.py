@@ -22,8 +22,9 @@ from engram.agents.registry import spec_of
 from engram.envs.host.atari import ATARI_100K
 from engram.errors import BadRequest, Interrupted, UnknownName
 from engram.experiments.cells import Cell, make_folder
+from engram.experiments.options import Atari100k as Options
+from engram.experiments.options import Output
 from engram.experiments.runs import Run
-from engram.experiments.train import Output
 from engram.training.folder import notify, write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import (
@@ -45,22 +46,6 @@ AGGREGATES: dict[str, Callable[[list[np.ndarray]], Any]] = {
 }
 """Aggregates of human-normalised scores."""
 REFERENCES = ("random", "human")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Games and seeds of the benchmark. Any option of train.py can follow."""
-
-    games: tuple[str, ...] = ()
-    """Games of the benchmark (default: all 26)."""
-    seeds: int = 5
-    """Number of runs per game; their seeds count up from the preset's."""
-    episodes: int | None = None
-    """Episodes of a run's evaluation (default: the preset's)."""
-    hours: float | None = None
-    """Hours after which the benchmark stops, with the current run checkpointed (default: when all is done)."""
-    out: Path | None = None
-    """Folder of the benchmark (default: runs/atari-100k/<preset>-<memory>)."""
 
 
 @dataclass(frozen=True)

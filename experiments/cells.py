@@ -11,7 +11,8 @@ from engram.agents.common.spec import Build
 from engram.agents.registry import spec_of
 from engram.configs import store
 from engram.errors import BadRequest
-from engram.experiments.train import Output, train_apart
+from engram.experiments.options import Output
+from engram.experiments.train import train_apart
 from engram.training.folder import read_config
 
 

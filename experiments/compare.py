@@ -17,37 +17,18 @@ import numpy as np
 from engram.agents.common.experiment import Experiment
 from engram.agents.registry import spec_of
 from engram.errors import BadRequest
-from engram.experiments.adapt import Options as AdaptOptions
 from engram.experiments.adapt import adapt, is_trials
 from engram.experiments.cells import Cell, make_folder
 from engram.experiments.figures import draw_panel
+from engram.experiments.options import Adapt, Output
+from engram.experiments.options import Compare as Options
 from engram.experiments.runs import folder_name
-from engram.experiments.train import Output
 from engram.training.folder import notify, write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import iqm_of_scores, stratified_bootstrap
 
 WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
 """Words for rows, and for the steps that their runs count."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """Rows and columns of a comparison. Any option of train.py can follow."""
-
-    memories: tuple[str, ...] = ()
-    """Memories, the columns of the table, for presets of agents with a memory (default: s5 gru none, of
-    sequence policies dm attention mamba). Of single-step methods: those that encode histories, with --algorithms."""
-    algorithms: tuple[str, ...] = ()
-    """Algorithms, the columns of the table, for presets of planners and of single-step methods (default: all)."""
-    envs: tuple[str, ...] = ()
-    """Environment ids, the rows of the table (default: the preset's)."""
-    datasets: tuple[str, ...] = ()
-    """Recorded episodes, the rows of the table, for presets that learn from these alone (default: the preset's)."""
-    seeds: int = 3
-    """Seeds per cell."""
-    out: Path | None = None
-    """Folder of the comparison (default: runs/compare/<preset>)."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +149,7 @@ def report_adaptation(cells: list[Cell], out: Path) -> None:
     if not trained or not spec_of(cells[0].config).adapts:
         return
     try:
-        adapt(trained, AdaptOptions(), out)
+        adapt(trained, Adapt(), out)
     except BadRequest as error:
         notify(f"adaptation was not measured: {error}")
 

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Any, cast
 
 import jax
 import numpy as np
-import tyro
 
 from engram.agents.common.environments import divide
 from engram.agents.common.experiment import Experiment
@@ -23,11 +22,12 @@ from engram.agents.ppo.agent import PPO
 from engram.agents.ppo.build import make_environment, make_ppo
 from engram.agents.ppo.experiment import ObservationSettings, PPOExperiment
 from engram.agents.registry import spec_of
-from engram.envs.datasets import Episodes, Origin, load, save, swing_up
+from engram.envs.datasets import Episodes, Origin, load, save
 from engram.envs.datasets.episodes import normalised_score
 from engram.envs.datasets.recorder import Step, Tape, joined
 from engram.envs.spaces import Space
 from engram.errors import BadRequest, Interrupted
+from engram.experiments.options import TIERS, Convert, Expert, Format, Output, PendulumNoise, Tier, Tiers
 from engram.experiments.recording import (
     Player,
     Policy,
@@ -39,12 +39,9 @@ from engram.experiments.recording import (
     save_policy,
 )
 from engram.experiments.runs import RECORDINGS, Run, folder_name
-from engram.experiments.train import Output, train
+from engram.experiments.train import train
 from engram.training.folder import notify, versions, write_atomically
 
-Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]
-Format = Literal["npz", "d4rl", "minari"]
-TIERS: tuple[Tier, ...] = get_args(Tier)
 MIXED = ("medium", "expert")
 """Tiers that medium-expert consists of."""
 LANES = 100
@@ -53,65 +50,6 @@ MEDIUM = 100 / 3
 """Normalised score from which on a checkpoint is medium."""
 MEDIUM_HIGH = 45.0
 """Normalised score of the medium checkpoint above which checkpoints came too seldom."""
-
-
-@dataclass(frozen=True)
-class Tiers:
-    """Train PPO and record tiers of data."""
-
-    out: Path | None = None
-    """Folder of the datasets (default: runs/datasets/<env>-<memory>)."""
-    tiers: tuple[Tier, ...] = TIERS
-    """Tiers to make."""
-    steps: int = 100_000
-    """Steps of random, medium and expert, rounded to whole episodes (D4RL has 1,000,000); medium-expert gets those of
-    both, and the replay tiers have what training played."""
-    format: Format = "npz"
-    """Format of the datasets: one .npz file a tier, D4RL's HDF5, or Minari datasets under <out>/minari."""
-    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """No progress display."""
-
-
-@dataclass(frozen=True)
-class Expert:
-    """Record the policy of a finished run."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder of PPO; of several seeds the first is taken."""
-    out: Path | None = None
-    """Folder of the datasets (default: runs/datasets/<env>-<memory>)."""
-    tiers: tuple[Literal["random", "expert"], ...] = ("random", "expert")
-    """Tiers to make."""
-    steps: int = 100_000
-    """Steps of each tier, rounded to whole episodes."""
-    format: Format = "npz"
-    """Format of the datasets: .npz files, D4RL's HDF5, or Minari datasets under <out>/minari."""
-
-
-@dataclass(frozen=True)
-class PendulumNoise:
-    """Pendulum episodes of a scripted swing-up controller, with uniform actions at probabilities from 0 to 1."""
-
-    out: Path
-    """File or Minari folder, by its ending."""
-    episodes: int = 80
-    """Episodes of 200 steps at each of the five levels."""
-    seed: int = 0
-    """Seed of everything random."""
-    mask_velocity: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Leave the angular velocity out of the observations."""
-
-
-@dataclass(frozen=True)
-class Convert:
-    """Write a dataset in another format, by the ending of its name: .npz, .hdf5 (D4RL), or none (Minari folder)."""
-
-    source: tyro.conf.Positional[Path]
-    """File or Minari folder."""
-    out: tyro.conf.Positional[Path]
-    """File, or Minari folder <root>/<namespace>/<name>-v0."""
-    max_episode_steps: int | None = None
-    """Steps after which the environment cut episodes; only for D4RL files without timeouts."""
 
 
 # --------------------------------------------------------------------------------------------------- what a tier is
@@ -365,6 +303,8 @@ def record_expert(options: Expert) -> None:
 def make_pendulum(options: PendulumNoise) -> None:
     if options.episodes < 1 or not 0 <= options.seed < 2**32:
         raise BadRequest("--episodes must be at least 1 and --seed in [0, 2^32)")
+    from engram.envs.datasets import swing_up  # with gymnax, which takes seconds to import
+
     made = swing_up.noisy(options.episodes, options.seed, options.mask_velocity, json.dumps(versions()))
     save(made, options.out)
     levels = made.returns.reshape(len(swing_up.NOISE), -1).mean(axis=1)

@@ -6,17 +6,16 @@ predicted below) and "end" where the episode ends or the model expects it to; wh
 """
 
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import tyro
 
 from engram.agents.common.spec import Build, Dreaming
 from engram.errors import BadRequest
+from engram.experiments.options import Dream as Options
 from engram.experiments.runs import Run
 
 if TYPE_CHECKING:
@@ -36,20 +35,6 @@ CHANNELS = np.array(
     np.float32,
 )
 """Colours of the channels of pictures that have none."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """Draw what the world model of a run makes of fresh episodes."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    context: int = 8
-    """Steps that the model sees."""
-    horizon: int = 16
-    """Steps that it imagines from the actions alone."""
-    seed: int = 2_000
-    """Seed of the episodes."""
 
 
 def dream(options: Options) -> list[Path]:

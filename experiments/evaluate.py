@@ -3,17 +3,16 @@
 import dataclasses
 import json
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from engram.agents.common.spec import Build
 from engram.envs.base import VectorEnvironment
 from engram.errors import BadRequest
+from engram.experiments.options import Evaluate as Options
 from engram.experiments.runs import Run
 from engram.training.folder import notify, write_atomically
 from engram.training.metrics import finite_or_none
@@ -22,22 +21,6 @@ from engram.training.statistics import summarise
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture
-
-
-@dataclass(frozen=True)
-class Options:
-    """Evaluate a run from its newest checkpoint."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    episodes: int = 64
-    """Episodes per seed."""
-    seed: int = 1_000
-    """Seed of the evaluation's environments."""
-    greedy: bool | None = None
-    """Take the most likely action instead of a sampled one (default: as the run was configured)."""
-    gif_steps: int = 150
-    """Steps of the first seed to draw into eval.gif (0: draw nothing)."""
 
 
 def evaluate(options: Options) -> dict[str, Any]:

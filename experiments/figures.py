@@ -1,12 +1,10 @@
 """Learning curves of runs: the panels that their agent declares."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from engram.agents.common.experiment import Experiment
 from engram.agents.common.spec import Panel
@@ -132,13 +130,3 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
         figure.suptitle(tasks.pop(), fontsize=10)
     figure.savefig(out, dpi=120)
     plt.close(figure)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Learning curves of one or more runs in one picture."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders."""
-    out: Path = Path("curves.png")
-    """Picture to write."""

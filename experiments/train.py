@@ -7,12 +7,10 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
 import yaml
 
 from engram.agents.common.environments import divide
@@ -21,6 +19,7 @@ from engram.agents.common.spec import AgentSpec, Build
 from engram.agents.registry import spec_of
 from engram.configs import store
 from engram.errors import BadRequest, Interrupted
+from engram.experiments.options import Output
 from engram.experiments.policy import write_spaces
 from engram.experiments.runs import Run, default_folder
 from engram.kernels.cache import keep_compiled_programs
@@ -31,20 +30,6 @@ from engram.training.metrics import read_metrics
 
 VIEWS = 50_000
 """Distance of the seed of emulators that are only looked at from the run's."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """Destination of a run, and its display."""
-
-    out: Path | None = None
-    """Run folder (default: runs/<preset>/<env or dataset>-<memory>-<time>)."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue the run in --out from its newest intact checkpoint (a folder without one starts from the beginning)."""
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """Mode of Weights & Biases."""
-    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Hide the progress display."""
 
 
 def train(

@@ -66,21 +66,23 @@ def experiment_named(arguments: Sequence[str], default: str = presets.DEFAULT) -
     return name, experiment, rest
 
 
-def parse(
-    parts: Sequence[Any],
-    arguments: Sequence[str],
-    prog: str,
-    description: str,
-    shown: int | None = None,
-) -> list[Any]:
-    """The parts (dataclasses, or instances with defaults) with the values of the command line; `--help` shows the first
-    `shown` of them (None: all) and ends the program. Otherwise as `engram.configs.arguments.parse`."""
+def help_if_asked(parts: Sequence[Any], arguments: Sequence[str], prog: str, description: str) -> None:
+    """Shows the options of the parts and ends the program, where `arguments` ask for that."""
     if {"-h", "--help"} & {*arguments}:
-        show_help(parts[:shown], prog, description)
+        show_help(parts, prog, description)
+
+
+def parse(parts: Sequence[Any], arguments: Sequence[str], prog: str, description: str) -> list[Any]:
+    """The parts (dataclasses, or instances with defaults) with the values of the command line, or help.
+
+    Raises:
+        BadRequest: see `engram.configs.arguments.parse`.
+    """
+    help_if_asked(parts, arguments, prog, description)
     return parse_arguments(parts, arguments)
 
 
 def about(preset: str, experiment: Experiment) -> str:
     """What `--help` says on the experiment whose options it shows."""
     what = presets.sentence(preset) if preset in presets.PRESETS else experiment.__doc__
-    return f"Shown are the values of {preset or 'the file'}: {what} All presets: train.py --list"
+    return f"Shown are the values of {preset or 'the file'}: {what}"

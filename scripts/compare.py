@@ -1,8 +1,9 @@
 """Compare memories, or algorithms: each on every environment or dataset, several seeds, one command.
 
-    python scripts/compare.py PRESET --memories s5 gru none --envs ID ... --seeds N [--out DIR] [any option of train.py]
-    python scripts/compare.py PRESET --memories dm attention --datasets FILE ... --seeds N [--out DIR] [...]
-    python scripts/compare.py PRESET --algorithms epoch-ucb greedy --envs ID ... --seeds N [--out DIR] [...]
+    python scripts/compare.py PRESET --memories s5 gru none --envs ID ...
+        [--seeds N] [--out DIR] [any option of train.py]
+    python scripts/compare.py PRESET --memories dm attention --datasets FILE ...
+    python scripts/compare.py PRESET --algorithms epoch-ucb greedy --envs ID ...
 
 Each cell is a run folder `<out>/<env or dataset>-<memory or algorithm>`, trained in a process of its own. Repeating the
 command skips finished cells and resumes broken ones. Writes `table.md`, `table.csv`, `curves.png` and `bars.png` after
@@ -14,16 +15,17 @@ from collections.abc import Sequence
 
 from engram.configs.arguments import given
 from engram.errors import BadRequest
-from engram.experiments.compare import Options, compare, refuse_fixed
-from engram.experiments.train import Output
-from engram.scripts.command_line import experiment_named, parse, run_script
+from engram.experiments.options import Compare, Output
+from engram.scripts.command_line import experiment_named, help_if_asked, parse, run_script
 
 
 def main(arguments: Sequence[str]) -> int:
+    about = ("compare.py PRESET", __doc__ or "")
+    help_if_asked([Compare()], arguments, *about)
     preset, experiment, rest = experiment_named(arguments)
-    options, output, changed = parse(
-        [Options(), Output(), experiment], rest, "compare.py PRESET", __doc__ or "", shown=1
-    )
+    from engram.experiments.compare import compare, refuse_fixed  # with JAX, which help does without
+
+    options, output, changed = parse([Compare(), Output(), experiment], rest, *about)
     refuse_fixed(experiment, options, given(rest))
     if output.resume:
         raise BadRequest("compare sets --resume itself")

@@ -10,13 +10,16 @@ that is pale.
 
 from collections.abc import Sequence
 
-from engram.experiments.dream import Options, dream
+from engram.experiments.options import Dream
 from engram.scripts.command_line import parse, run_script
-from engram.training.folder import notify
 
 
 def main(arguments: Sequence[str]) -> int:
-    for picture in dream(parse([Options], arguments, "dream.py", Options.__doc__ or "")[0]):
+    (options,) = parse([Dream], arguments, "dream.py", Dream.__doc__ or "")
+    from engram.experiments.dream import dream  # with JAX, which help does without
+    from engram.training.folder import notify
+
+    for picture in dream(options):
         notify(f"wrote {picture}")
     return 0
 

@@ -7,13 +7,15 @@ Prints the return of every seed, writes `evaluation.json` and, where the environ
 
 from collections.abc import Sequence
 
-from engram.experiments.evaluate import Options, evaluate, lines
-from engram.experiments.runs import Run
+from engram.experiments.options import Evaluate
 from engram.scripts.command_line import parse, run_script
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse([Options], arguments, "evaluate.py", Options.__doc__ or "")[0]
+    (options,) = parse([Evaluate], arguments, "evaluate.py", Evaluate.__doc__ or "")
+    from engram.experiments.evaluate import evaluate, lines  # with JAX, which help does without
+    from engram.experiments.runs import Run
+
     print("\n".join(lines(evaluate(options), Run.load(options.run).config.seed)))
     return 0
 

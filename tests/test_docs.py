@@ -25,18 +25,18 @@ from engram.agents.registry import AGENTS, build, find
 from engram.configs.presets import PRESETS
 from engram.envs import registry
 from engram.envs.vector import Vectorised
-from engram.experiments import atari100k, compare, dream, evaluate, figures, train
+from engram.experiments import options
 from engram.memory import make_memory, memory_options
 from engram.training.metrics import aggregate
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS: dict[str, type] = {
-    "train": train.Output,
-    "evaluate": evaluate.Options,
-    "compare": compare.Options,
-    "plot": figures.Options,
-    "dream": dream.Options,
-    "atari100k": atari100k.Options,
+    "train": options.Output,
+    "evaluate": options.Evaluate,
+    "compare": options.Compare,
+    "plot": options.Plot,
+    "dream": options.Dream,
+    "atari100k": options.Atari100k,
 }
 """What scripts take beside an experiment."""
 
@@ -210,8 +210,8 @@ def test_defaults_of_configuration_keys():
 
 def test_every_option_of_the_scripts_is_documented():
     page = section(read("configuration.md"), "## Run options") + section(read("atari100k.md"), "## Options")
-    for name, options in OPTIONS.items():
-        fields = {f.name for f in dataclasses.fields(options)} - {"run", "runs"}
+    for name, kind in OPTIONS.items():
+        fields = {f.name for f in dataclasses.fields(kind)} - {"run", "runs"}
         table = page.split(f"| option of `{name}.py", 1)[1].split("\n\n")[0]
         assert set(re.findall(r"^\| `--([\w-]+)`", table, re.MULTILINE)) == {f.replace("_", "-") for f in fields}, name
 

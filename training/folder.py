@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import yaml
 
 from engram import __version__
@@ -40,6 +39,8 @@ def versions() -> dict[str, Any]:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             packages[name] = None
+    import jax  # here, as scripts show help without it
+
     return {
         "python": platform.python_version(),
         "packages": packages,

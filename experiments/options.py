@@ -1,0 +1,197 @@
+"""Options of the experiments, as scripts and Python take them. Their docstrings are the `--help` text.
+
+Nothing here needs JAX, so that help is quick.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from tyro.conf import Positional
+
+Split = Literal["train", "test", "heldout"]
+Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]
+Format = Literal["npz", "d4rl", "minari"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Destination of a run, and its display."""
+
+    out: Path | None = None
+    """Run folder (default: runs/<preset>/<env or dataset>-<memory>-<time>)."""
+    resume: bool = False
+    """Continuation of the run in --out from its newest intact checkpoint (a folder without one starts from the
+    beginning)."""
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Mode of Weights & Biases."""
+    quiet: bool = False
+    """No progress display."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run from its newest checkpoint."""
+
+    run: Positional[Path]
+    """Run folder."""
+    episodes: int = 64
+    """Episodes per seed."""
+    seed: int = 1_000
+    """Seed of the evaluation's environments."""
+    greedy: bool | None = None
+    """Greedy actions: the most likely one instead of a sampled one (default: as the run was configured)."""
+    gif_steps: int = 150
+    """Steps of the first seed to draw into eval.gif (0: draw nothing)."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Rows and columns of a comparison. Any option of train.py can follow."""
+
+    memories: tuple[str, ...] = ()
+    """Memories, the columns of the table, for presets of agents with a memory (default: s5 gru none, of
+    sequence policies dm attention mamba). Of single-step methods: those that encode histories, with --algorithms."""
+    algorithms: tuple[str, ...] = ()
+    """Algorithms, the columns of the table, for presets of planners and of single-step methods (default: all)."""
+    envs: tuple[str, ...] = ()
+    """Environment ids, the rows of the table (default: the preset's)."""
+    datasets: tuple[str, ...] = ()
+    """Recorded episodes, the rows of the table, for presets that learn from these alone (default: the preset's)."""
+    seeds: int = 3
+    """Seeds per cell."""
+    out: Path | None = None
+    """Folder of the comparison (default: runs/compare/<preset>)."""
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """How trained agents adapt within the trials of a `meta/` environment."""
+
+    runs: Positional[tuple[Path, ...]] = ()
+    """Run folders."""
+    splits: tuple[Split, ...] = ("train", "test", "heldout")
+    """Splits of the tasks: those of training, others of the same distribution, tasks beyond it. Members of a mixture
+    that were not trained on are played on heldout alone."""
+    lengths: tuple[int, ...] = (1, 4, 16)
+    """Lengths of the trials, as multiples of the length in training."""
+    ablations: tuple[Literal["frozen", "reset"], ...] = ("frozen", "reset")
+    """Ablations of the memory in trials as long as in training: frozen after --freeze-after inner episodes, or cleared
+    at each."""
+    freeze_after: int = 1
+    """Inner episodes before the memory is frozen (see --ablations)."""
+    changes: tuple[Literal["off", "on", "oracle"], ...] | None = None
+    """Ways to clear the memory where the task switches, in trials as long as in training: never, by a detector, or by
+    the switch itself (default: all three, for environments whose task switches)."""
+    eta: Literal["paper", "squared", "certified"] = "paper"
+    """Prior of a change in the detector (see the planners' page on R-BOCPD)."""
+    eta_delta: float = 0.05
+    """Probability of a false alarm in a stream, with eta=certified."""
+    trials: int = 256
+    """Trials per seed of the run."""
+    seed: int = 1_000
+    """Seed of the trials."""
+    greedy: bool | None = None
+    """Greedy actions: the most likely one instead of a sampled one (default: as the run was configured)."""
+    out: Path | None = None
+    """Folder of the table and the figure (default: the run folder if there is one, else runs/adaptation)."""
+
+
+@dataclass(frozen=True)
+class Atari100k:
+    """Games and seeds of the benchmark. Any option of train.py can follow."""
+
+    games: tuple[str, ...] = ()
+    """Games of the benchmark (default: all 26)."""
+    seeds: int = 5
+    """Number of runs per game; their seeds count up from the preset's."""
+    episodes: int | None = None
+    """Episodes of a run's evaluation (default: the preset's)."""
+    hours: float | None = None
+    """Hours after which the benchmark stops, with the current run checkpointed (default: when all is done)."""
+    out: Path | None = None
+    """Folder of the benchmark (default: runs/atari-100k/<preset>-<memory>)."""
+
+
+@dataclass(frozen=True)
+class Dream:
+    """Draw what the world model of a run makes of fresh episodes."""
+
+    run: Positional[Path]
+    """Run folder."""
+    context: int = 8
+    """Steps that the world model sees."""
+    horizon: int = 16
+    """Steps that it imagines from the actions alone."""
+    seed: int = 2_000
+    """Seed of the episodes."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Learning curves of one or more runs in one picture."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path = Path("curves.png")
+    """Picture to write."""
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """Train PPO and record tiers of data."""
+
+    out: Path | None = None
+    """Folder of the datasets (default: runs/datasets/<env>-<memory>)."""
+    tiers: tuple[Tier, ...] = TIERS
+    """Tiers to make."""
+    steps: int = 100_000
+    """Steps of random, medium and expert, rounded to whole episodes (D4RL has 1,000,000); medium-expert gets those of
+    both, and the replay tiers have what training played."""
+    format: Format = "npz"
+    """Format of the datasets: one .npz file a tier, D4RL's HDF5, or Minari datasets under <out>/minari."""
+    quiet: bool = False
+    """No progress display."""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Record the policy of a finished run."""
+
+    run: Positional[Path]
+    """Run folder of PPO; of several seeds the first is taken."""
+    out: Path | None = None
+    """Folder of the datasets (default: runs/datasets/<env>-<memory>)."""
+    tiers: tuple[Literal["random", "expert"], ...] = ("random", "expert")
+    """Tiers to make."""
+    steps: int = 100_000
+    """Steps of each tier, rounded to whole episodes."""
+    format: Format = "npz"
+    """Format of the datasets: .npz files, D4RL's HDF5, or Minari datasets under <out>/minari."""
+
+
+@dataclass(frozen=True)
+class PendulumNoise:
+    """Pendulum episodes of a scripted swing-up controller, with uniform actions at probabilities from 0 to 1."""
+
+    out: Path
+    """File or Minari folder, by its ending."""
+    episodes: int = 80
+    """Episodes of 200 steps at each of the five levels."""
+    seed: int = 0
+    """Seed of the episodes."""
+    mask_velocity: bool = False
+    """Observations without the angular velocity."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a dataset in another format, by the ending of its name: .npz, .hdf5 (D4RL), or none (Minari folder)."""
+
+    source: Positional[Path]
+    """File or Minari folder."""
+    out: Positional[Path]
+    """File, or Minari folder <root>/<namespace>/<name>-v0."""
+    max_episode_steps: int | None = None
+    """Steps after which the environment cut episodes; only for D4RL files without timeouts."""
