@@ -65,7 +65,7 @@ class Environment:
         raise NotImplementedError
 
     def render(self, state: Any, params: Any) -> np.ndarray:
-        """One state (host arrays, no batch axis) as an RGB picture `(height, width, 3)` uint8."""
+        """One state (host arrays, no batch axis) as an RGB picture `[height, width, 3]` uint8."""
         raise NotImplementedError(f"{self.name} cannot be drawn")
 
 
@@ -140,7 +140,7 @@ class VectorEnvironment:
         raise NotImplementedError
 
     def render(self, state: Any, params: Any, index: int = 0) -> np.ndarray:
-        """Environment `index` of a batch state (host arrays) as an RGB picture `(height, width, 3)` uint8."""
+        """Environment `index` of a batch state (host arrays) as an RGB picture `[height, width, 3]` uint8."""
         raise NotImplementedError(f"{self.name} cannot be drawn")
 
     def close(self) -> None:

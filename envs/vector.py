@@ -20,13 +20,13 @@ def clip_action(space: Space, action: Any) -> Any:
 
 
 def select_rows(mask: jax.Array, new: Any, old: Any) -> Any:
-    """Leaf by leaf, row `b` of `new` where `mask[b]`, else row `b` of `old`; leaves are `(B, ...)`."""
+    """Leaf by leaf, row `b` of `new` where `mask[b]`, else row `b` of `old`; leaves are `[B, ...]`."""
     return jax.tree.map(lambda x, y: jnp.where(mask.reshape(mask.shape + (1,) * (y.ndim - 1)), x, y), new, old)
 
 
 @struct.dataclass
 class VectorisedState:
-    """States of the running episodes, and for each environment the opening of one to come; leaves `(B, ...)`."""
+    """States of the running episodes, and for each environment the opening of one to come; leaves `[B, ...]`."""
 
     env_state: Any
     spare: Any

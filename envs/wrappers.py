@@ -135,7 +135,7 @@ def flat_size(space: Space) -> int:
 
 
 def flatten(space: Space, x: Any) -> jax.Array:
-    """Members `x` of `space` with any leading axes `(..., *)` as float32 vectors `(..., flat_size(space))`.
+    """Members `x` of `space` with any leading axes `[..., *]` as float32 vectors `[..., flat_size(space)]`.
 
     Integers become one-hot, a `MultiDiscrete` the concatenation of its entries' one-hots, boxes are flattened and
     cast; a `Tuple` or `Dict` is the concatenation of its parts, in the order of the space.

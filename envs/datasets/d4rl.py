@@ -1,7 +1,7 @@
 """D4RL's HDF5 layout (Fu et al. 2020): flat rows of all steps.
 
 `observations`, `actions`, `rewards` and `terminals` are there always, `timeouts` and `next_observations` in some files;
-rewards and ends may be `(N,)` or `(N, 1)`.
+rewards and ends may be `[N]` or `[N, 1]`.
 
 An episode ends at `terminals | timeouts`. Only `terminals` stop bootstrapping. Where a file has no `next_observations`,
 what followed the last row of an episode is unknown: the row after it belongs to another episode. Such a step is dropped

@@ -22,7 +22,7 @@ class Origin:
     tier: str = ""
     """random, medium, medium-replay, medium-expert, expert, full-replay, or whatever its maker calls it."""
     algorithm: str = ""
-    """What acted."""
+    """Name of the algorithm that acted."""
     seed: int | None = None
     score: float | None = None
     """Normalised score of the policy that acted, in per cent of the expert's, where there was one policy."""

@@ -16,7 +16,7 @@ ENV = "gymnax/Pendulum-v1"
 NOISE = (0.0, 0.3, 0.6, 0.8, 1.0)
 """Probabilities of a uniform action in place of the controller's."""
 STEPS = 200
-"""Of an episode."""
+"""Steps of an episode."""
 JITTER = 0.05
 """Standard deviation of the Gaussian noise on the controller's torque."""
 REFERENCE_EPISODES = 1000

@@ -67,22 +67,22 @@ class AtariOptions:
     """What an id may change of the protocol. Raises BadRequest for values out of range."""
 
     noop_max: int = 0
-    """Every game opens with 1 to this many no-ops, uniformly drawn (30 in evaluations of the protocol)."""
+    """Most no-ops that open a game, their number uniform from 1 (30 in evaluations of the protocol; 0: none)."""
     repeat_action_probability: float = 0.0
-    """Of each raw frame: the chance that the emulator repeats the previous action (sticky actions)."""
+    """Probability that a raw frame repeats the previous action (sticky actions)."""
     full_action_space: bool = False
-    """All 18 actions instead of those that the game uses."""
+    """Whether all 18 actions are available instead of those that the game uses."""
     size: int = 64
     """Height and width of the observation."""
     grayscale: bool = False
-    """One channel of brightness instead of RGB."""
+    """Whether observations have one channel of brightness instead of RGB."""
     stack: int = 1
     """Latest observations in one, along the channels, newest last; the first of an episode repeats itself."""
     episodic_life: bool = False
     """A lost life terminates the episode. The same game goes on in the next one, which opens with the very picture
     that ended the last; a whole new game only follows the end of a game."""
     reward_clip: bool = False
-    """The sign of the rewards instead of the rewards."""
+    """Whether rewards are replaced by their sign."""
     skip_break_on_life: bool = False
     """As published code of Drama does: a lost life cuts the four frames short, and frames three and four have a buffer
     each, so that the maximum then takes in what is left there of an earlier step. Such observations are wrong."""

@@ -46,7 +46,7 @@ def convert(space: Any) -> Space:
 
 
 def from_gymnasium(space: Any, x: Any) -> Any:
-    """Members `x` of a gymnasium space, `(batch, ...)` NumPy or JAX arrays, as members of `convert(space)`."""
+    """Members `x` of a gymnasium space, `[B, ...]` NumPy or JAX arrays, as members of `convert(space)`."""
     match space:
         case gymnasium_spaces.Discrete() | gymnasium_spaces.MultiDiscrete():
             return (x - space.start.astype(x.dtype)).astype(np.int32)
@@ -60,7 +60,7 @@ def from_gymnasium(space: Any, x: Any) -> Any:
 
 
 def to_gymnasium(space: Any, x: Any) -> Any:
-    """Members `x` of `convert(space)`, `(batch, ...)`, as members of `space`: the inverse of `from_gymnasium`."""
+    """Members `x` of `convert(space)`, `[B, ...]`, as members of `space`: the inverse of `from_gymnasium`."""
     match space:
         case gymnasium_spaces.Discrete() | gymnasium_spaces.MultiDiscrete():
             return x + space.start.astype(x.dtype)

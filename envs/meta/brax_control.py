@@ -41,14 +41,14 @@ BACKENDS = ("spring", "positional", "generalized")
 
 @struct.dataclass
 class Multipliers:
-    """Of the quantities in brax's model, float32 scalars."""
+    """Factors of the quantities in brax's model, float32 scalars."""
 
     mass: jax.Array
-    """Of every link, and so of its inertia."""
+    """Factor of the mass of every link, and so of its inertia."""
     friction: jax.Array
     gravity: jax.Array
     gain: jax.Array
-    """Of every actuator."""
+    """Factor of the gain of every actuator."""
 
 
 def multiplied(sys: Any, task: Multipliers) -> Any:

@@ -38,13 +38,13 @@ class Body:
     """What is fixed about one of the environments."""
 
     gymnax: str
-    """gymnax's name of it."""
+    """Name of the environment in gymnax."""
     positions: tuple[int, ...]
     """Entries of the observation that are not velocities."""
     scale: tuple[float, ...]
-    """What each entry of the observation is divided by to be about 1 at most."""
+    """Divisor of each entry of the observation, which makes it about 1 at most."""
     derived: Callable[[Any], Mapping[str, Any]] = lambda task: {}
-    """Parameters that follow from others."""
+    """Function from a task to the parameters that follow from others."""
 
 
 BODIES = {
@@ -93,7 +93,7 @@ class Control(Family):
 
     @property
     def default_params(self) -> jax.Array:
-        """gymnax's own values of the drawn parameters, `(len(drawn),)`."""
+        """gymnax's own values of the drawn parameters, `[len(drawn)]`."""
         return jnp.asarray([getattr(self.env.default_params, name) for name in self.drawn], jnp.float32)
 
     def draw(self, key: jax.Array, split: str) -> jax.Array:

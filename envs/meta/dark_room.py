@@ -34,19 +34,19 @@ def goals(family: str, size: int, split: str) -> np.ndarray:
 
 
 def manhattan(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Fewest steps between cells `a` and `b`, `(..., 2)`."""
+    """Fewest steps between cells `a` and `b`, `[..., 2]`."""
     return jnp.sum(jnp.abs(a - b), axis=-1)
 
 
 @struct.dataclass
 class GoalTask:
     goal: jax.Array
-    """`(2,)`: row and column."""
+    """`[2]`: row and column."""
 
 
 class SearchState(struct.PyTreeNode):
     position: jax.Array
-    """`(2,)`: row and column."""
+    """`[2]`: row and column."""
     t: jax.Array
     """Steps of the inner episode, int32."""
     found: jax.Array
@@ -162,9 +162,9 @@ class DarkRoom(Room):
 @struct.dataclass
 class KeyDoorTask:
     key: jax.Array
-    """`(2,)`: row and column."""
+    """`[2]`: row and column."""
     door: jax.Array
-    """`(2,)`: another cell."""
+    """`[2]`: another cell."""
 
 
 class KeyDoorState(struct.PyTreeNode):

@@ -45,7 +45,7 @@ class MetaMaze(Family):
 
     @cached_property
     def free(self) -> np.ndarray:
-        """`(size + 2, size + 2)` bool: where one can walk."""
+        """`[size + 2, size + 2]` bool: where one can walk."""
         # First asked for inside a traced function, what gymnax makes when it is imported would be tracers otherwise.
         with jax.ensure_compile_time_eval():
             from gymnax.environments.misc.meta_maze import generate_maze_layout  # takes seconds to import

@@ -23,16 +23,16 @@ NEVER = 2**31 - 1
 @struct.dataclass
 class SwitchingTask:
     tasks: Any
-    """Tasks of the family, leaves `(segments, ...)`."""
+    """Tasks of the family, leaves `[segments, ...]`."""
     starts: jax.Array
-    """`(segments,)` int32, increasing, the first is 0: steps of the trial taken when a segment comes into force. Those
+    """`[segments]` int32, increasing, the first is 0: steps of the trial taken when a segment comes into force. Those
     that the trial does not reach begin at `NEVER`."""
 
 
 class SwitchingState(struct.PyTreeNode):
     inner: Any
     clock: jax.Array
-    """Steps of the trial, int32; it goes on over inner episodes."""
+    """Steps of the trial so far, int32; inner episodes do not restart it."""
 
 
 @dataclass(frozen=True)

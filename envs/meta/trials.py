@@ -44,7 +44,7 @@ class Family(Environment):
         return self.reset(key, task)
 
     def optimal_return(self, task: Any) -> jax.Array | None:
-        """The largest expected return of an inner episode for who knows the task; None where that is not known."""
+        """Largest expected return of an inner episode when the task is known; None if unavailable."""
         return None
 
 
@@ -55,21 +55,21 @@ def consecutive(**sizes: int) -> dict[str, slice]:
 
 
 class TrialState(struct.PyTreeNode):
-    """None where a variation is off."""
+    """State of a trial. Fields of variations that are off are None."""
 
     task: Any
     inner: Any
     """State of the family's environment in the running inner episode."""
     projection: jax.Array | None
-    """`(family's observation, width)`: orthonormal rows or columns, times the gain."""
+    """`[family's observation, width]`: orthonormal rows or columns, times the gain."""
     scramble: jax.Array | None
-    """Actions: an orthogonal matrix `(n, n)` for a Box, for Discrete `[n]` the family's action of each agent's."""
+    """Actions: an orthogonal matrix `[n, n]` for a Box, for Discrete `[n]` the family's action of each agent's."""
     sign: jax.Array | None
-    """+1 or -1: what rewards are multiplied by."""
+    """Factor of rewards, +1 or -1."""
     limit: jax.Array | None
-    """Steps after which an inner episode is cut, int32."""
+    """Limit of an inner episode in steps, int32."""
     start_key: jax.Array | None
-    """The key that opens every inner episode."""
+    """Key that opens every inner episode."""
     steps: jax.Array
     """Steps of the trial so far, int32."""
     episode: jax.Array
@@ -95,14 +95,14 @@ class Trials(Environment):
 
     family: Family
     episodes: int = 0
-    """The trial ends with this many inner episodes; 0: it has no such end."""
+    """Inner episodes in a trial; 0: unlimited."""
     steps: int = 0
-    """The trial ends with this many steps, be it amid an inner episode; 0: it has no such end."""
+    """Steps in a trial, which may end within an inner episode; 0: unlimited."""
     split: str = "train"
     project_observations: int = 0
     """Width of a random orthogonal projection of observations, fresh for every trial; 0 leaves them as they are."""
     gain: float = 1.0
-    """What projected observations are multiplied by; sqrt(2) in the published code."""
+    """Factor of projected observations; sqrt(2) in the published code."""
     noise: float = 0.0
     """Standard deviation of the Gaussian noise on each entry of the observation, after its projection."""
     project_actions: bool = False
@@ -110,7 +110,7 @@ class Trials(Environment):
 
     A rotation is of the bounds scaled to -1 .. 1, and what it carries outside is clipped."""
     flip_reward: bool = False
-    """The sign of rewards is drawn for every trial."""
+    """Whether the sign of rewards is drawn for every trial."""
     end_reward: float = 0.0
     """What the agent receives besides where an inner episode terminates (be it by success, or at a horizon that belongs
     to the task), not where a limit cuts it. Where every step pays alike, as in CartPole, whoever discounts loses next

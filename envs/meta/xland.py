@@ -52,11 +52,11 @@ class Ruleset:
     """In the package's encoding, uint8: a thing is its shape and its colour, and zeros stand for none."""
 
     goal: jax.Array
-    """`(5,)`: code, thing, thing or none."""
+    """`[5]`: code, thing, thing or none."""
     rules: jax.Array
-    """`(rules, 7)`: code, thing and what it turns into, or code, two things and what they turn into; zeros: no rule."""
+    """`[rules, 7]`: code, thing and what it turns into, or code, two things and what they turn into; zeros: no rule."""
     init_tiles: jax.Array
-    """`(objects, 2)`: what lies about when an episode opens."""
+    """`[objects, 2]`: what lies about when an episode opens."""
 
 
 @dataclass(frozen=True)

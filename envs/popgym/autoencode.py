@@ -31,7 +31,7 @@ class Autoencode(Environment):
         return CARDS * self.num_decks
 
     def state_from(self, deck: jax.Array) -> tuple[tuple[jax.Array, jax.Array], DeckState]:
-        """Opens an episode with the deck `(n,)` in this order, dealt from its end."""
+        """Opens an episode with the deck `[n]` in this order, dealt from its end."""
         state = DeckState(deck=deck, t=jnp.int32(0))
         return (jnp.int32(WATCH), suit(dealt(deck, 0))), state
 

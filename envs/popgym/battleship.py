@@ -18,7 +18,7 @@ WATER, SHIP, MISS, HIT = 0, 1, 2, 3
 @struct.dataclass
 class BattleshipState:
     cells: jax.Array
-    """`(size, size)` int32 of WATER, SHIP (both not shot at), MISS, HIT."""
+    """`[size, size]` int32 of WATER, SHIP (both not shot at), MISS, HIT."""
     afloat: jax.Array
     """Ship cells not hit so far, int32."""
     t: jax.Array
@@ -26,7 +26,7 @@ class BattleshipState:
 
 
 def place_ship(key: jax.Array, board: jax.Array, length: int) -> jax.Array:
-    """Adds a ship of `length` >= 2 cells to `board` `(size, size)` bool, uniformly among the placements that fit.
+    """Adds a ship of `length` >= 2 cells to `board` `[size, size]` bool, uniformly among the placements that fit.
 
     This is the distribution of popgym's sampler, which draws (start cell, axis, sign) uniformly from a fixed finite set
     until the segment lies on the board and over no ship. (1) Draws are independent and a rejected one changes nothing,
@@ -71,7 +71,7 @@ class Battleship(Environment):
         return sum(self.ship_sizes)
 
     def state_from(self, board: jax.Array) -> tuple[jax.Array, BattleshipState]:
-        """Opens an episode with ships where `board`, `(size, size)` bool, says."""
+        """Opens an episode with ships where `board`, `[size, size]` bool, says."""
         cells = jnp.where(board, SHIP, WATER).astype(jnp.int32)
         return jnp.int32(0), BattleshipState(cells=cells, afloat=jnp.int32(self.num_ship_cells), t=jnp.int32(0))
 

@@ -20,13 +20,13 @@ NONE = -1
 @struct.dataclass
 class ConcentrationState:
     deck: jax.Array
-    """`(n,)` int32: the card at each position."""
+    """`[n]` int32: the card at each position."""
     face_up: jax.Array
-    """`(n,)` bool: the positions already paired."""
+    """`[n]` bool: the positions already paired."""
     first: jax.Array
     """Position of the card in play, int32; `NONE` when the next flip opens a pair."""
     shown: jax.Array
-    """`(2,)` int32: the positions that the last observation shows besides the paired ones, or `NONE`. For pictures."""
+    """`[2]` int32: the positions that the last observation shows besides the paired ones, or `NONE`. For pictures."""
     t: jax.Array
     """Steps taken, int32."""
 
@@ -63,7 +63,7 @@ class Concentration(Environment):
         return color(card) if self.deck_type == "colors" else rank(card)
 
     def state_from(self, deck: jax.Array) -> tuple[jax.Array, ConcentrationState]:
-        """Opens an episode with the deck `(n,)` laid out face down: `deck[i]` lies at position i."""
+        """Opens an episode with the deck `[n]` laid out face down: `deck[i]` lies at position i."""
         n = self.num_cards
         state = ConcentrationState(
             deck=deck,

@@ -19,11 +19,11 @@ KINDS = {"colors": (NUM_COLORS, color), "suits": (NUM_SUITS, suit), "ranks": (NU
 @struct.dataclass
 class CountRecallState:
     value_deck: jax.Array
-    """`(n,)` int32, dealt from its end."""
+    """`[n]` int32, dealt from its end."""
     query_deck: jax.Array
-    """`(n,)` int32, dealt from its end."""
+    """`[n]` int32, dealt from its end."""
     counts: jax.Array
-    """`(m,)` int32: how often each kind was dealt as value, the card on display included."""
+    """`[m]` int32: how often each kind was dealt as value, the card on display included."""
     t: jax.Array
     """Steps taken, int32."""
 
@@ -56,7 +56,7 @@ class CountRecall(Environment):
         return counts + (jnp.arange(self.num_kinds) == value)
 
     def state_from(self, value_deck: jax.Array, query_deck: jax.Array) -> tuple[jax.Array, CountRecallState]:
-        """Opens an episode with these two decks `(n,)`, each dealt from its end."""
+        """Opens an episode with these two decks `[n]`, each dealt from its end."""
         value, query = self.kind(dealt(value_deck, 0)), self.kind(dealt(query_deck, 0))
         counts = self._count(jnp.zeros(self.num_kinds, jnp.int32), value)
         return jnp.stack([value, query]), CountRecallState(value_deck, query_deck, counts, jnp.int32(0))

@@ -23,7 +23,7 @@ class DeckState:
     """State of a game that walks once through a deck."""
 
     deck: jax.Array
-    """`(n,)` int32, a permutation of 0 .. n - 1; the last entry is dealt first."""
+    """`[n]` int32, a permutation of 0 .. n - 1; the last entry is dealt first."""
     t: jax.Array
     """Steps taken, int32."""
 

@@ -29,7 +29,7 @@ def canvas(width: int = 320, height: int = 280, color: Color = BACKGROUND) -> Im
 
 
 def picture(draw: ImageDraw.ImageDraw) -> np.ndarray:
-    """What was drawn, `(height, width, 3)` uint8."""
+    """What was drawn, `[height, width, 3]` uint8."""
     return np.asarray(draw._image)
 
 

@@ -19,11 +19,11 @@ CLEAR, MINE, VIEWED = 0, 1, 2
 @struct.dataclass
 class MineSweeperState:
     cells: jax.Array
-    """`(size + 2, size + 2)` int32 of CLEAR, MINE, VIEWED; the border is CLEAR and belongs to no cell."""
+    """`[size + 2, size + 2]` int32 of CLEAR, MINE, VIEWED; the border is CLEAR and belongs to no cell."""
     unopened: jax.Array
     """Cells without a mine not viewed so far, int32."""
     last: jax.Array
-    """`(2,)` int32: the cell clicked last, (-1, -1) at the start. For pictures only."""
+    """`[2]` int32: the cell clicked last, (-1, -1) at the start. For pictures only."""
     t: jax.Array
     """Steps taken, int32."""
 
@@ -45,7 +45,7 @@ class MineSweeper(Environment):
         return self.size**2 - self.num_mines
 
     def state_from(self, mines: jax.Array) -> tuple[jax.Array, MineSweeperState]:
-        """Opens an episode with mines where `mines`, `(size, size)` bool with `num_mines` True, says."""
+        """Opens an episode with mines where `mines`, `[size, size]` bool with `num_mines` True, says."""
         cells = jnp.pad(jnp.where(mines, MINE, CLEAR).astype(jnp.int32), 1, constant_values=CLEAR)
         state = MineSweeperState(
             cells=cells, unopened=jnp.int32(self.num_clear), last=jnp.full(2, -1, jnp.int32), t=jnp.int32(0)

@@ -30,7 +30,7 @@ class RepeatPrevious(Environment):
         return CARDS * self.num_decks
 
     def state_from(self, deck: jax.Array) -> tuple[jax.Array, DeckState]:
-        """Opens an episode with the deck `(n,)` in this order, dealt from its end."""
+        """Opens an episode with the deck `[n]` in this order, dealt from its end."""
         state = DeckState(deck=deck, t=jnp.int32(0))
         return suit(dealt(deck, 0)), state
 
