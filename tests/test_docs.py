@@ -19,26 +19,19 @@ from benchmarks.offline import random_episodes
 from engram import api, testing
 from engram.agents.common.experiment import Experiment
 from engram.agents.offline.build import VALUE_METHODS, make_sequence, make_values
-from engram.agents.ppo.agent import PPOSettings
-from engram.agents.ppo.experiment import NetworkSettings, ObservationSettings, PPOExperiment
 from engram.agents.registry import AGENTS, build, find
+from engram.configs import presets
+from engram.configs.arguments import options_of
 from engram.configs.presets import PRESETS
+from engram.configs.sources import is_file
 from engram.envs import registry
 from engram.envs.vector import Vectorised
 from engram.experiments import options
 from engram.memory import make_memory, memory_options
 from engram.training.metrics import aggregate
+from tests import doc_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS: dict[str, type] = {
-    "train": options.Output,
-    "evaluate": options.Evaluate,
-    "compare": options.Compare,
-    "plot": options.Plot,
-    "dream": options.Dream,
-    "atari100k": options.Atari100k,
-}
-"""What scripts take beside an experiment."""
 
 
 def of(*agents: str) -> dict[str, Any]:
@@ -67,17 +60,25 @@ def defined(text: str) -> list[str]:
     return [name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)]
 
 
-def test_every_configuration_key_is_documented():
-    names = [f.name for f in dataclasses.fields(PPOExperiment) if not dataclasses.is_dataclass(f.type)]
-    for group, kind in (("ppo", PPOSettings), ("network", NetworkSettings), ("observation", ObservationSettings)):
-        names += [f"{group}.{f.name}" for f in dataclasses.fields(kind)]
-    page = read("configuration.md")
-    documented = [
-        key
-        for group in ("Experiment", "ppo", "network", "observation")
-        for key in defined(section(page, f"## {group}"))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_say_what_is_in_the_code(page):
+    """`python -m tests.doc_tables` writes them."""
+    text = page.read_text()
+    assert doc_tables.rendered(text) == text
+    assert text.count("<!-- table: ") == text.count("<!-- end -->")
+
+
+def test_presets_settings_and_options_have_tables():
+    pages = "".join(page.read_text() for page in PAGES)
+    wanted = [
+        "modifiers",
+        *(f"family {name}" for name in presets.FAMILIES),
+        *(f"differences {name}" for name in presets.FAMILIES),
+        *(f"settings {name}" for name in ("experiment", "ppo", "network", "observation")),
+        *(f"script {name}" for name in doc_tables.SCRIPTS),
     ]
-    assert sorted(documented) == sorted(names)
+    for name in wanted:
+        assert pages.count(f"<!-- table: {name} -->") == 1, name
 
 
 def test_planners_are_documented():
@@ -184,91 +185,6 @@ def test_drama_is_documented():
     assert set(defined(section(page, "## Metrics"))) == update - collected
 
 
-def test_defaults_of_configuration_keys():
-    """Numbers in the default column are those of the dataclasses."""
-    page = read("configuration.md")
-    for group, kind in (
-        ("Experiment", PPOExperiment),
-        ("network", NetworkSettings),
-        ("observation", ObservationSettings),
-    ):
-        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
-        rows = re.findall(r"^\| `([\w.]+)` \| [^|]* \| ([^|]*) \|", section(page, f"## {group}"), re.MULTILINE)
-        for key, text in rows:
-            default = defaults[key.split(".")[-1]]
-            if isinstance(default, bool):
-                assert text == ("on" if default else "off"), key
-            elif isinstance(default, int | float):
-                assert float(text.replace(",", "")) == default, key
-            elif isinstance(default, str):
-                assert text == default, key
-            elif default is dataclasses.MISSING and key == "env":
-                assert text == "the preset's"
-            else:
-                assert text in ("none", "all"), key
-
-
-def test_every_option_of_the_scripts_is_documented():
-    page = section(read("configuration.md"), "## Run options") + section(read("atari100k.md"), "## Options")
-    for name, kind in OPTIONS.items():
-        fields = {f.name for f in dataclasses.fields(kind)} - {"run", "runs"}
-        table = page.split(f"| option of `{name}.py", 1)[1].split("\n\n")[0]
-        assert set(re.findall(r"^\| `--([\w-]+)`", table, re.MULTILINE)) == {f.replace("_", "-") for f in fields}, name
-
-
-def test_every_preset_is_documented():
-    rows = re.findall(
-        r"^\| `([\w/-]+)`[^|]*\|[^|]*\| ([^| ]+) \| (\w+), width (\d+)[^|]*\| ([\d,]+) \|",
-        section(read("configuration.md"), "## Presets"),
-        re.MULTILINE,
-    )
-    assert {
-        name: (env, memory, int(width), int(steps.replace(",", ""))) for name, env, memory, width, steps in rows
-    } == {name: (p.env, p.memory, p.network.width, p.total_steps) for name, p in of("ppo").items()}
-
-
-PPO_COLUMNS = {
-    "`popgym`": ["popgym"],
-    "`popgym-fast`, `gymnax`": ["popgym-fast", "gymnax"],
-    "`brax`": ["brax"],
-    "`ppo-atari`": ["ppo-atari"],
-    "`paper/...`": ["paper/popgym-s5", "paper/popgym-gru"],
-    "`meta-bandit`": ["meta-bandit"],
-    "`meta-tabular`": ["meta-tabular"],
-    "`meta-darkroom`, `meta-nonstationary`": ["meta-darkroom", "meta-nonstationary"],
-    "`meta-cartpole`, `meta-control`": ["meta-cartpole", "meta-control"],
-    "`meta-brax`": ["meta-brax"],
-    "`debug`": ["debug"],
-}
-
-
-def test_values_of_presets():
-    lines = section(read("configuration.md"), "## Presets").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    start = next(i for i, row in enumerate(rows) if row[0] == "key")
-    header, body = rows[start], {row[0]: row[1:] for row in rows[start + 2 :]}
-    assert header[1:] == list(PPO_COLUMNS)
-
-    def numbers(key: str, column: int) -> list[float]:
-        text = body[key][column].replace("off", "0").replace(" x ", ", ")
-        return [float(number) for number in text.split(", ")]
-
-    for column, presets in enumerate(PPO_COLUMNS.values()):
-        for preset in presets:
-            ppo = PRESETS[preset].ppo
-            assert numbers("`ppo.num_envs` x `ppo.num_steps`", column) == [ppo.num_envs, ppo.num_steps]
-            assert numbers("`ppo.epochs` x `ppo.minibatches`", column) == [ppo.epochs, ppo.minibatches]
-            assert numbers("`ppo.learning_rate`, `_end`", column) == [ppo.learning_rate, ppo.learning_rate_end]
-            assert numbers("`ppo.discount`, `ppo.gae_lambda`", column) == [ppo.discount, ppo.gae_lambda]
-            assert numbers("`ppo.clip`, `ppo.value_clip`", column) == [ppo.clip, ppo.value_clip]
-            assert body["`ppo.bootstrap_truncated`"][column] == ("yes" if ppo.bootstrap_truncated else "no")
-            assert numbers("`ppo.value_coefficient`", column) == [ppo.value_coefficient]
-            assert numbers("`ppo.entropy`, `_end`", column) == [ppo.entropy, ppo.entropy_end]
-            assert numbers("`ppo.eval_envs`", column) == [ppo.eval_envs]
-            assert body["`ppo.eval_greedy`"][column] == ("yes" if ppo.eval_greedy else "no")
-            assert body["`network.activation`"][column] == PRESETS[preset].network.activation
-
-
 # ----------------------------------------------------------------------------------------------------------- memories
 
 
@@ -287,8 +203,8 @@ def test_documented_memories_have_these_options_and_defaults():
     assert {memory: set(options) for memory, options in documented.items()} == {
         memory: set(memory_options(memory)) for memory in documented
     }
-    for memory, options in documented.items():
-        for option, text in options.items():
+    for memory, defaults in documented.items():
+        for option, text in defaults.items():
             default = memory_options(memory)[option]
             words: dict[str, Any] = {"2 pi": 2 * np.pi, "false": False, "true": True}
             shown = words[text] if text in words else type(default)(text)
@@ -376,24 +292,16 @@ def test_files_and_modules_that_are_named_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_options_that_commands_use_exist(page):
-    """Every `--option` in a command of train.py, compare.py and atari100k.py is one of theirs."""
-    kinds = [find(agent).experiment for agent in AGENTS]
-    groups = [("", kind) for kind in kinds]
-    for kind in kinds:
-        groups += [(f"{f.name}.", f.type) for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.type)]
-    known = {"help", "network.memory-options.state"}  # the latter: a key of a preset's options
-    for prefix, kind in groups:
-        for f in dataclasses.fields(kind):
-            name = f.name.replace("_", "-")
-            known |= {prefix + name, f"{prefix}no-{name}"}
-    known |= {f.name for script in ("train", "compare", "atari100k") for f in dataclasses.fields(OPTIONS[script])}
+def test_commands_are_understood(page):
+    """Presets, files and options of commands of train.py, compare.py and atari100k.py are such."""
+    parts = [*(find(agent).experiment for agent in AGENTS), options.Output, options.Compare, options.Atari100k]
+    known = {option.name for part in parts for option in options_of(part)}
+    known |= {re.sub(r"^--((?:\w+\.)?)", r"--\1no-", name) for name in known}
     commands = page.read_text().replace("\\\n", " ")
-    for arguments in re.findall(r"scripts/(?:train|compare|atari100k)\.py ([^\n`#]*)", commands):
-        for option in re.findall(r"--([\w.-]+)", arguments):
-            assert option in known, arguments
-        preset = arguments.split()[0] if arguments.split() else ""
-        assert preset in {*PRESETS, "PRESET", "FILE.yaml", "--help"}, arguments
+    for line in re.findall(r"scripts/(?:train|compare|atari100k)\.py ([^\n`#]*)", commands):
+        assert {*re.findall(r"--[\w.-]+", line)} <= known | {"--help", "--list", "--config"}, line
+        first = line.split()[0] if line.split() else ""
+        assert first in PRESETS or first in ("PRESET", "-", "--help", "--list") or is_file(first), line
 
 
 # ----------------------------------------------------------------------------------------------------------- examples

@@ -21,11 +21,15 @@ DEFAULT = "popgym"
 """The preset that scripts take when none is named."""
 
 
+def module_of(family: str) -> Any:
+    """A file of presets."""
+    return importlib.import_module(f"{__name__}.{family}")
+
+
 @cache
 def table() -> dict[str, Preset]:
     """What presets differ in, by their names."""
-    modules = (importlib.import_module(f"{__name__}.{family}") for family in FAMILIES)
-    return {name: preset for module in modules for name, preset in module.PRESETS.items()}
+    return {name: preset for family in FAMILIES for name, preset in module_of(family).PRESETS.items()}
 
 
 def sentence(name: str) -> str:
@@ -102,7 +106,7 @@ def listing(columns: int = 80) -> str:
     """All presets with a sentence each, and the modifiers of each kind, in lines of so many columns."""
     blocks, shown = [], set()
     for family in FAMILIES:
-        module = importlib.import_module(f"{__name__}.{family}")
+        module = module_of(family)
         rows = {f"  {name}": preset.sentence for name, preset in module.PRESETS.items()}
         for kind, _ in map(trace, module.PRESETS):
             if kind.experiment not in shown:

@@ -1,0 +1,162 @@
+"""The tables of the documentation that say what is in the code: presets, modifiers, settings, options of scripts.
+
+    python -m tests.doc_tables            # writes them anew where they differ; a test asks for that
+
+A table stands between the lines `<!-- table: NAME ARGUMENTS -->` and `<!-- end -->`.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from engram.agents.ppo.experiment import PPOExperiment
+from engram.configs import docstrings, presets
+from engram.configs.arguments import Option, metavar
+from engram.configs.presets import PRESETS
+from engram.configs.presets.differences import Changes, Kind
+from engram.experiments import options
+
+ROOT = Path(__file__).resolve().parents[1]
+MORE = {
+    "env": "[ids](environments.md)",
+    "memory": "[names](memory.md)",
+    "total_steps": "[what is counted](sharp-bits.md#what-is-counted-how)",
+    "ppo.bootstrap_truncated": "[why](sharp-bits.md#truncation-and-waiting)",
+    "network.memory_options": "[table](memory.md#options)",
+}
+"""Where to read on, by key."""
+SCRIPTS = {
+    "train.py": options.Output,
+    "evaluate.py": options.Evaluate,
+    "compare.py": options.Compare,
+    "atari100k.py": options.Atari100k,
+    "dream.py": options.Dream,
+    "plot.py": options.Plot,
+    "adapt.py": options.Adapt,
+}
+TYPES = {"INT": "whole number", "NUMBER": "number", "TEXT": "text", "PATH": "path", "true|false": "switch"}
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    lines = [list(header), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def kind_of(hint: Any) -> str:
+    """What a value of this type is called."""
+    word = "switch" if hint is bool else metavar(hint) or ""
+    single = word.removesuffix(" ...")
+    name = TYPES.get(single, single.replace("|", ", "))
+    return f"list of {name}s" if word != single and single in TYPES else name
+
+
+def settings(group: str) -> str:
+    """The settings of PPO's experiment at its top (`experiment`) or in a group, with the defaults of the fields."""
+    top = group == "experiment"
+    kind = PPOExperiment if top else typing.get_type_hints(PPOExperiment)[group]
+    defaults, texts, hints = kind(), docstrings.of_fields(kind), typing.get_type_hints(kind)
+    rows = []
+    for f in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(value := getattr(defaults, f.name)):
+            continue
+        key = f.name if top else f"{group}.{f.name}"
+        meaning = " ".join(filter(None, [texts[f.name], MORE.get(key)]))
+        rows.append([code(key), kind_of(hints[f.name]), docstrings.words(value), meaning])
+    return table(["key", "type", "default", "meaning"], rows)
+
+
+def script(name: str) -> str:
+    """The options of a script beside those of an experiment."""
+    kind = SCRIPTS[name]
+    texts, hints = docstrings.of_fields(kind), typing.get_type_hints(kind)
+    rows = []
+    for f in dataclasses.fields(kind):
+        if f.name not in ("run", "runs"):
+            option = Option(0, f.name, hints[f.name])
+            said = "(default:" in texts[f.name]
+            rows.append([code(option.name), "" if said else docstrings.words(f.default), texts[f.name]])
+    return table([f"option of `{name}`", "default", "meaning"], rows)
+
+
+def family(name: str) -> str:
+    """The presets of a file of `configs/presets/`."""
+    rows = []
+    for preset, entry in presets.module_of(name).PRESETS.items():
+        made = PRESETS[preset]
+        default = " (default)" if preset == presets.DEFAULT else ""
+        task = code(made.task)
+        rows.append(
+            [code(preset) + default, entry.sentence, task, made.label, f"{made.seeds}", f"{made.total_steps:,}"]
+        )
+    return table(["preset", "what for", "environment or data", "memory or algorithm", "seeds", "steps per seed"], rows)
+
+
+def shown(changes: Changes) -> str:
+    """Values by their keys; `*` stands for three groups or more that share one."""
+    lines: dict[str, list[str]] = {}
+    for key, value in changes.items():
+        group, _, leaf = key.rpartition(".")
+        lines.setdefault(f"{leaf}={docstrings.words(value)}", []).append(f"{group}." if group else "")
+    texts = [f"*.{line}" if len(groups) > 2 else f"{g}{line}" for line, groups in lines.items() for g in groups]
+    return ", ".join(map(code, dict.fromkeys(texts))) or "nothing"
+
+
+def differences(name: str) -> str:
+    """What the presets of a file change, and of what."""
+    rows = []
+    for preset, entry in presets.module_of(name).PRESETS.items():
+        base = "the defaults" if isinstance(entry.base, Kind) else code(entry.base)
+        changes = {key: value for key, value in entry.changes.items() if key not in ("env", "eval_env")}
+        rows.append([code(preset), base, shown(changes)])
+    return table(["preset", "differs from", "in (beside the environments)"], rows)
+
+
+def modifiers() -> str:
+    """All modifiers, by the agent that they are for."""
+    rows: dict[str, list[str]] = {}
+    for preset in PRESETS:
+        kind, _ = presets.trace(preset)
+        agent = PRESETS[preset].agent
+        for name, difference in kind.modifiers.items():
+            rows[f"{agent}+{name}"] = [agent, code(f"+{name}"), difference.sentence, shown(difference.changes)]
+    return table(["agent", "modifier", "what for", "values"], rows.values())
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    "settings": settings,
+    "script": script,
+    "family": family,
+    "differences": differences,
+    "modifiers": modifiers,
+}
+
+
+def rendered(text: str) -> str:
+    """A page with all its tables as they should be."""
+
+    def replace(match: re.Match[str]) -> str:
+        name, *arguments = match[1].split()
+        return f"<!-- table: {match[1]} -->\n{TABLES[name](*arguments)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([^>]*) -->\n(?:.*?\n)??<!-- end -->", replace, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        if (new := rendered(text)) != text:
+            page.write_text(new)
+            print(f"wrote {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
