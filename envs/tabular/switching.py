@@ -128,6 +128,8 @@ class SwitchingMDP(UniformEnvironment):
                 ) from None
         else:
             given = (self.changes,) if isinstance(self.changes, int) else tuple(self.changes)
+            if not all(isinstance(point, int) for point in given):
+                raise BadRequest(f"changes must be whole numbers of steps, got {list(given)}")
         if self.random_changes and given:
             raise BadRequest("changes and random_changes exclude each other")
         if self.random_changes:

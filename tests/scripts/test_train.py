@@ -52,7 +52,7 @@ TINY = ["debug", "--quiet", "--memory", "none", "--total-steps", "1024", "--log-
         (["lsd", "--total-steps", "3000000000"], "at most 16,777,216"),
         (["rbocpd-ucrl2", "--env", "switching/Random?concentration=Infinity"], "concentration must be float"),
         (["rbocpd-ucrl2", "--env", "switching/Random?changes=3000000000"], "below 2\\^31"),
-        (["rbocpd-ucrl2", "--env", "switching/Random?changes=[1.5,3]"], "changes must be int or str"),
+        (["rbocpd-ucrl2", "--env", "switching/Random?changes=[1.5,3]"], "changes must be whole"),
         (["neucb", "--env", "classification/wine?name=iris"], "no option 'name'"),
         (["stepmix", "--seeds", "2", "--stepmix.gamma", "3"], "needs a safe baseline"),
         (["conservative", "--env", "gymnax/Acrobot-v1"], "is a policy for gymnax/CartPole-v1"),

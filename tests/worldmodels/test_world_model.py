@@ -49,6 +49,9 @@ class Pictures(VectorEnvironment):
     def action_space(self, params):
         return Discrete(18)
 
+    def max_steps(self, params):
+        return 27_000
+
 
 def count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
