@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import textwrap
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 
 @cache
@@ -15,7 +15,7 @@ def of_fields(kind: Any) -> dict[str, str]:
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cast(type, base)))).body
         assert isinstance(definition, ast.ClassDef)
         for field, text in zip(definition.body, definition.body[1:], strict=False):
             if (

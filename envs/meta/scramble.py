@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engram.envs.spaces import Box, Discrete
+from engram.envs.spaces import Box, Discrete, Space
 from engram.envs.wrappers import flat_size
 
 
-def draw_scramble(key: jax.Array, space: Discrete | Box) -> jax.Array:
+def draw_scramble(key: jax.Array, space: Space) -> jax.Array:
     """A permutation `[n]` (int32) of `n` discrete actions, or an orthogonal matrix `[n, n]` of a Box of `n` entries."""
     if isinstance(space, Discrete):
         return jax.random.permutation(key, space.n).astype(jnp.int32)
     return jax.nn.initializers.orthogonal()(key, (flat_size(space),) * 2)
 
 
-def scrambled(space: Discrete | Box, scramble: jax.Array, action: Any) -> jax.Array:
+def scrambled(space: Space, scramble: jax.Array, action: Any) -> jax.Array:
     """What `action` of `space` becomes under what `draw_scramble` drew.
 
     A rotation is of the bounds scaled to -1 .. 1, and what it carries outside is clipped. Entries without bounds are
@@ -25,6 +25,7 @@ def scrambled(space: Discrete | Box, scramble: jax.Array, action: Any) -> jax.Ar
     """
     if isinstance(space, Discrete):
         return scramble[action]
+    assert isinstance(space, Box)  # other spaces are refused when the trials are made
     low = np.broadcast_to(np.asarray(space.low, np.float32), space.shape).reshape(-1)
     high = np.broadcast_to(np.asarray(space.high, np.float32), space.shape).reshape(-1)
     bounded = np.isfinite(low) & np.isfinite(high)

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
@@ -57,7 +58,8 @@ def test_what_a_run_wrote_is_taken_as_it_is(write):
     stored = describe("debug", config)
     assert sources.find(write(yaml.safe_dump(stored))) == ("debug", config)
     del stored["ppo"]["num_envs"]
-    assert sources.find(write(yaml.safe_dump(stored)))[1].ppo.num_envs == type(config.ppo)().num_envs
+    found: Any = sources.find(write(yaml.safe_dump(stored)))[1]
+    assert found.ppo.num_envs == type(config.ppo)().num_envs
     renamed = describe("a preset that is gone", config)
     assert sources.find(write(yaml.safe_dump(renamed)))[1] == config
 

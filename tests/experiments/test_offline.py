@@ -34,7 +34,8 @@ def tiny(path: Any, **changes: Any) -> Any:
     evolving = {"alpha_T": 0.85, "epoch": 4, "targets": [-40, -20], "acting": "window"}
     sequence = {"context": 3, "batch_size": 4, "eval_episodes": 2} | evolving
     sizes = {"mixer": {"width": 8, "layers": 1} | changes.pop("mixer", {}), "sequence": sequence}
-    return api.make_config("dm-pendulum", dataset=path, memory="none", seeds=2, **sizes, **(RUN | changes))[1]
+    values: dict[str, Any] = {"dataset": path, "memory": "none", "seeds": 2, **sizes, **RUN, **changes}
+    return api.make_config("dm-pendulum", **values)[1]
 
 
 def sizes_of(*algorithms: str) -> dict[str, Any]:

@@ -379,7 +379,7 @@ def test_both_ways_of_acting_are_the_same_where_the_window_holds_the_episode():
 class Spender(SequenceAgent):
     """Takes as reward, at each step, all that is left of the return asked for, at most 2."""
 
-    def windowed(self, lanes):
+    def windowed(self, lanes: int) -> Any:
         return (), lambda params, memory, to_go, obs, t: (memory, jnp.minimum(to_go * 8.0, 2.0)[:, None])
 
 
