@@ -62,13 +62,6 @@ BUGS: tuple[Bug, ...] = (
         "observations of other steps",
     ),
     Bug(
-        "agents/offline/data.py",
-        "reset=offset <= 0",
-        "reset=offset < 0",
-        "tests/agents/offline/test_sequence_policy.py::test_padding_is_inert",
-        "padding is seen by the memory",
-    ),
-    Bug(
         "agents/offline/view.py",
         "centre=((low + high) / 2)",
         "centre=((low - high) / 2)",
