@@ -414,25 +414,11 @@ BUGS: tuple[Bug, ...] = (
         "options of memories in modules with dots",
     ),
     Bug(
-        "envs/vector.py",
-        '"reset": done, "valid"',
-        '"reset": terminated, "valid"',
-        "tests/envs/test_vector.py::test_final_observation_is_the_last_of_the_episode_that_ended",
-        "a cut episode is not followed by a reset",
-    ),
-    Bug(
         "envs/wrappers.py",
         "delta = mean - self.mean",
         "delta = mean",
         "tests/envs/test_wrappers.py::test_normalised_observations_match_float64_over_the_stream",
         "running statistics drift",
-    ),
-    Bug(
-        "envs/wrappers.py",
-        'valid = info["valid"]\n        episode_return = state.episode_return + jnp.where(valid, reward, 0.0)',
-        'valid = info["valid"]\n        episode_return = state.episode_return + reward',
-        "tests/envs/test_wrappers.py::test_episode_statistics_add_up_raw_rewards_of_valid_steps",
-        "rewards of dummy rows count",
     ),
     Bug(
         "envs/wrappers.py",
@@ -517,13 +503,6 @@ BUGS: tuple[Bug, ...] = (
         "            self.carry = self._start(self.state, seen, observe_key)",
         "tests/test_api.py::test_a_policy_acts_exactly_as_the_evaluation_does",
         "a policy forgets at every step",
-    ),
-    Bug(
-        "agents/ppo/conservative.py",
-        "was = learning & ~acting.reset",
-        "was = learning",
-        "tests/agents/ppo/test_conservative.py::test_control_is_handed_over_once_an_episode_and_never_back",
-        "the learner keeps control across episodes",
     ),
     Bug(
         "configs/migrations.py",
