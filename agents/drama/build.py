@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from engram.agents.common.acting import acting
 from engram.agents.common.distributions import head_size
 from engram.agents.common.environments import EVALUATION_LANES, refuse_mismatch
-from engram.agents.common.spec import Acting, AgentSpec, Build, Dreaming, Panel, Play
+from engram.agents.common.spec import AgentSpec, Build, Dreaming, Panel, Play
 from engram.agents.drama.agent import Drama, DramaState
 from engram.agents.drama.experiment import DramaExperiment, WorldSettings
-from engram.envs.external import Seen, showing
 from engram.envs.spaces import Box, Space
 from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, is_image
 from engram.errors import BadRequest
@@ -118,26 +118,11 @@ def _configure(config: DramaExperiment, episodes: int, greedy: bool | None) -> D
     return dataclasses.replace(config, drama=dataclasses.replace(config.drama, **played))
 
 
-def _params(agent: Drama, state: DramaState, seen: Seen) -> Any:
-    return showing(agent.env.evaluation_params(state.env, agent.eval_env.default_params), seen)
-
-
-def _start(agent: Drama, state: DramaState, seen: Seen, key: jax.Array) -> tuple:
-    obs, env_state = agent.eval_env.reset(key, _params(agent, state, seen))
-    return env_state, obs, jnp.ones(1, bool), agent.start_acting(obs)
-
-
-def _observe(agent: Drama, state: DramaState, carry: tuple, action: Any, seen: Seen, key: jax.Array) -> tuple:
-    env_state, _, _, acting = carry
-    obs, env_state, *_ = agent.eval_env.step(key, env_state, action, _params(agent, state, seen))
-    return env_state, obs, jnp.zeros(1, bool), acting
-
-
 def _act(agent: Drama, state: DramaState, carry: tuple, key: jax.Array) -> tuple[tuple, Any, dict[str, Any]]:
-    env_state, obs, reset, acting = carry
-    acting, action, x = agent.act(state, acting, obs, reset, key, agent.settings.eval_greedy)
+    env_state, obs, reset, actor = carry
+    actor, action, x = agent.act(state, actor, obs, reset, key, agent.settings.eval_greedy)
     logits: Any = agent.critic.apply({"params": state.behaviour["critic"]}, x)
-    return (env_state, obs, reset, acting), action, {"memory": acting.memory, "value": TwoHot().decode(logits)}
+    return (env_state, obs, reset, actor), action, {"memory": actor.memory, "value": TwoHot().decode(logits)}
 
 
 def _shape(agent: Drama) -> tuple[int, ...]:
@@ -162,6 +147,6 @@ SPEC = AgentSpec(
         episodes=lambda config: config.drama.eval_episodes,
         scene=lambda agent: agent.eval_env,
     ),
-    acting=Acting(_start, _observe, _act),
+    acting=acting(lambda agent, obs: agent.start_acting(obs), _act),
     dreaming=Dreaming(Drama.dream, _shape),
 )

@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from engram.agents.common.acting import acting
 from engram.agents.common.distributions import head_size
 from engram.agents.common.environments import EVALUATION_LANES, divide, refuse_mismatch
-from engram.agents.common.spec import Acting, AgentSpec, Build, Panel, Play
+from engram.agents.common.spec import AgentSpec, Build, Panel, Play
 from engram.agents.ppo import conservative
 from engram.agents.ppo.agent import PPO, PPOState
 from engram.agents.ppo.conservative import Conservative
@@ -16,7 +16,6 @@ from engram.agents.ppo.experiment import ConservativeExperiment, PPOExperiment
 from engram.agents.ppo.networks import ActorCritic, check_pictures
 from engram.envs.base import VectorEnvironment
 from engram.envs.datasets.recorder import Recorder
-from engram.envs.external import Seen, showing
 from engram.envs.wrappers import (
     EpisodeStatistics,
     FlattenObservation,
@@ -129,22 +128,6 @@ def _configure(config: PPOExperiment, episodes: int, greedy: bool | None) -> PPO
     return dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, eval_envs=episodes, eval_greedy=greedy))
 
 
-def _params(agent: PPO, state: PPOState, seen: Seen) -> Any:
-    """Parameters of an evaluation's environment that shows `seen`, with the training's normalisation."""
-    return showing(agent.env.evaluation_params(state.env, agent.eval_env.default_params), seen)
-
-
-def _start(agent: PPO, state: PPOState, seen: Seen, key: jax.Array) -> tuple:
-    obs, env_state = agent.eval_env.reset(key, _params(agent, state, seen))
-    return env_state, obs, jnp.ones(1, bool), agent.network.initial_state(1)
-
-
-def _observe(agent: PPO, state: PPOState, carry: tuple, action: Any, seen: Seen, key: jax.Array) -> tuple:
-    env_state, _, _, memory = carry
-    obs, env_state, *_ = agent.eval_env.step(key, env_state, action, _params(agent, state, seen))
-    return env_state, obs, jnp.zeros(1, bool), memory
-
-
 def _act(agent: PPO, state: PPOState, carry: tuple, key: jax.Array) -> tuple[tuple, Any, dict[str, Any]]:
     env_state, obs, reset, memory = carry
 
@@ -157,7 +140,7 @@ def _act(agent: PPO, state: PPOState, carry: tuple, key: jax.Array) -> tuple[tup
     return (env_state, obs, reset, memory), action, {"memory": memory, "value": value}
 
 
-ACTING = Acting(_start, _observe, _act)
+ACTING = acting(lambda agent, obs: agent.network.initial_state(1), _act)
 
 PLAY = Play(
     _configure,
