@@ -10,6 +10,7 @@ from flax import struct
 
 from engram.envs.base import Environment, VectorEnvironment
 from engram.envs.spaces import Box, Space
+from engram.kernels.rows import select_rows
 
 
 def clip_action(space: Space, action: Any) -> Any:
@@ -17,11 +18,6 @@ def clip_action(space: Space, action: Any) -> Any:
     if not isinstance(space, Box):
         return action
     return jnp.clip(action, jnp.asarray(space.low, space.dtype), jnp.asarray(space.high, space.dtype))
-
-
-def select_rows(mask: jax.Array, new: Any, old: Any) -> Any:
-    """Leaf by leaf, row `b` of `new` where `mask[b]`, else row `b` of `old`; leaves are `[B, ...]`."""
-    return jax.tree.map(lambda x, y: jnp.where(mask.reshape(mask.shape + (1,) * (y.ndim - 1)), x, y), new, old)
 
 
 @struct.dataclass

@@ -16,8 +16,9 @@ from flax import struct
 
 from engram.envs.base import Environment, VectorEnvironment
 from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
-from engram.envs.vector import clip_action, select_rows
+from engram.envs.vector import clip_action
 from engram.errors import BadRequest
+from engram.kernels.rows import select_rows
 
 
 @dataclass(frozen=True)

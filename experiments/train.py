@@ -23,7 +23,7 @@ from engram.experiments.options import Output
 from engram.experiments.policy import write_spaces
 from engram.experiments.runs import Run, default_folder
 from engram.kernels.cache import keep_compiled_programs
-from engram.training.folder import RunFolder, notify
+from engram.training.folder import RunFolder, notify, read_config
 from engram.training.loop import LoopSettings
 from engram.training.loop import train as run_loop
 from engram.training.metrics import read_metrics
@@ -71,6 +71,8 @@ def _train(
     """As `train`, with an agent whom somebody else closes."""
     if spec.check is not None:
         spec.check(agent, config)
+    if output.resume and output.out is not None and (output.out / "config.yaml").exists():
+        preset = read_config(output.out).get("preset", preset)  # a run keeps the name under which it began
     described = store.describe(preset, config)
     folder = RunFolder(output.out or default_folder(preset, config), described, output.resume, store.upgrade)
     run = Run(folder.path, config, preset)

@@ -59,19 +59,24 @@ def kind_of(hint: Any) -> str:
     return f"list of {name}s" if word != single and single in TYPES else name
 
 
-def settings(group: str) -> str:
-    """The settings of PPO's experiment at its top (`experiment`) or in a group, with the defaults of the fields."""
+def settings(group: str, *shown: str) -> str:
+    """The settings of PPO's experiment at its top (`experiment`) or of a group of any experiment, with the defaults of
+    the fields, or with the values of the presets `shown`."""
     top = group == "experiment"
-    kind = PPOExperiment if top else typing.get_type_hints(PPOExperiment)[group]
-    defaults, texts, hints = kind(), docstrings.of_fields(kind), typing.get_type_hints(kind)
+    kinds = [PPOExperiment, *map(type, PRESETS.values())]
+    owner = PPOExperiment if top else next(kind for kind in kinds if group in typing.get_type_hints(kind))
+    kind = owner if top else typing.get_type_hints(owner)[group]
+    texts, hints = docstrings.of_fields(kind), typing.get_type_hints(kind)
+    examples = [PRESETS[name] if top else getattr(PRESETS[name], group) for name in shown] or [kind()]
     rows = []
     for f in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(value := getattr(defaults, f.name)):
+        values = [getattr(example, f.name) for example in examples]
+        if dataclasses.is_dataclass(values[0]):
             continue
         key = f.name if top else f"{group}.{f.name}"
         meaning = " ".join(filter(None, [texts[f.name], MORE.get(key)]))
-        rows.append([code(key), kind_of(hints[f.name]), docstrings.words(value), meaning])
-    return table(["key", "type", "default", "meaning"], rows)
+        rows.append([code(key), kind_of(hints[f.name]), *map(docstrings.words, values), meaning])
+    return table(["key", "type", *(map(code, shown) if shown else ["default"]), "meaning"], rows)
 
 
 def script(name: str) -> str:

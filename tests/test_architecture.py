@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.planted_bugs import BUGS
+
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "kernels": set(),
     "memory": {"kernels"},
-    "envs": set(),
+    "envs": {"kernels"},
     "worldmodels": {"kernels", "memory"},
     "training": {"envs"},
     "agents": {"kernels", "memory", "worldmodels", "envs", "training"},
@@ -57,6 +59,11 @@ def test_every_folder_of_the_package_is_linked():
     assert links == set(MAY_IMPORT)
     for name in links:
         assert (ROOT / "src" / "engram" / name).resolve() == ROOT / name
+
+
+def test_planted_bugs_have_their_place():
+    for bug in BUGS:
+        assert (ROOT / bug.file).read_text().count(bug.right) == 1, (bug.file, bug.right)
 
 
 SLOW = {"scipy", "matplotlib", "gymnax", "gymnasium", "brax", "envpool", "ale_py", "wandb", "xminigrid", "craftax"}

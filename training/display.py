@@ -2,8 +2,10 @@
 
 import sys
 import time
+from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -79,8 +81,25 @@ def _short(value: float | None) -> str:
 class _Label(ProgressColumn):
     """Name of the run. It is the only column that gives way on a narrow terminal."""
 
-    def render(self, task: Task) -> Text:
-        return Text(task.description, no_wrap=True, overflow="ellipsis")
+    def render(self, task: Task) -> "_Shortened":
+        return _Shortened(task.description)
+
+
+@dataclass(frozen=True)
+class _Shortened:
+    """A line of text that loses its middle where there is no room: a run's name ends in its memory."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, len(self.text)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room, text = options.max_width, self.text
+        if len(text) > room:
+            end = room // 2
+            text = text[: room - end - 1] + "…" + text[len(text) - end :]
+        yield Text(text, no_wrap=True)
 
 
 class _TimeLeft(ProgressColumn):

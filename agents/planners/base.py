@@ -64,8 +64,8 @@ class Planner(Generic[State, Trace]):
     """Names that `algorithm` may have."""
     family: ClassVar[str]
     """Family of the environments that it plans."""
-    env_type: ClassVar[type[UniformEnvironment]]
-    """Class of these environments."""
+    env_type: ClassVar[type[UniformEnvironment] | tuple[type[UniformEnvironment], ...]]
+    """Class of these environments, or classes."""
 
     env: UniformEnvironment
     settings: Any
@@ -78,10 +78,7 @@ class Planner(Generic[State, Trace]):
         if self.algorithm not in self.algorithms:
             raise UnknownName.among("algorithm", self.algorithm, self.algorithms)
         if not isinstance(self.env, self.env_type):
-            raise self._wrong_environment()
-
-    def _wrong_environment(self) -> BadRequest:
-        return BadRequest(f"{self.algorithm} needs an environment of the family {self.family}/, got {self.env.name}")
+            raise BadRequest(f"{self.algorithm} needs an environment of the family {self.family}/, got {self.env.name}")
 
     @property
     def rounds_per_update(self) -> int:

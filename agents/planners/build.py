@@ -9,6 +9,7 @@ import jax
 from engram.agents.common.environments import divide, is_emulator
 from engram.agents.common.spec import AgentSpec, Build, Panel
 from engram.agents.planners import dynlin, lsd, neucb, stepmix, ucrl
+from engram.agents.planners.base import Planner
 from engram.agents.planners.experiment import (
     DynLinExperiment,
     LSDExperiment,
@@ -18,11 +19,6 @@ from engram.agents.planners.experiment import (
     UCRLExperiment,
 )
 from engram.envs import registry
-from engram.envs.bandits.classification import ClassificationBandit, LinearLoss
-from engram.envs.bandits.dynamical import DynamicalBandit
-from engram.envs.bandits.last_switch import LSDBandit
-from engram.envs.tabular.episodic import EpisodicMDP
-from engram.envs.tabular.switching import SwitchingMDP
 from engram.errors import BadRequest
 from engram.training.programs import seed_keys
 
@@ -30,8 +26,8 @@ MOST_STEPS = 2**24
 """Steps that a planner can count in float32."""
 
 
-def builder(planner: Any, kind: Any) -> Callable[[PlannerExperiment, Build], Any]:
-    """What builds `planner`, for environments of `kind`."""
+def builder(planner: type[Planner]) -> Callable[[PlannerExperiment, Build], Any]:
+    """What builds `planner`."""
 
     def build(config: PlannerExperiment, circumstances: Build = Build()) -> Any:
         family = config.env.partition("/")[0]
@@ -39,7 +35,7 @@ def builder(planner: Any, kind: Any) -> Callable[[PlannerExperiment, Build], Any
             raise BadRequest(f"eval_env is not for {config.agent}, which is scored while it acts")
         # An emulator cannot be made here at all.
         env = None if is_emulator(config.env) else registry.make(config.env)
-        if not isinstance(env, kind):
+        if not isinstance(env, planner.env_type):
             raise BadRequest(f"{config.agent} does not plan {family}/... environments: see the planners' page in docs")
         if config.total_steps > MOST_STEPS:
             raise BadRequest(
@@ -60,7 +56,7 @@ def check_stepmix(agent: Any, config: StepMixExperiment) -> None:
 
 LSD_SPEC = AgentSpec(
     experiment=LSDExperiment,
-    build=builder(lsd.LSD, LSDBandit),
+    build=builder(lsd.LSD),
     panels=(
         Panel("train/regret", "cumulative regret against (1 - 1/e) LP"),
         Panel("train/return", "reward a round"),
@@ -70,7 +66,7 @@ LSD_SPEC = AgentSpec(
 
 UCRL_SPEC = AgentSpec(
     experiment=UCRLExperiment,
-    build=builder(ucrl.UCRL, SwitchingMDP),
+    build=builder(ucrl.UCRL),
     panels=(
         Panel("train/regret", "cumulative regret"),
         Panel("train/return", "reward a step"),
@@ -81,7 +77,7 @@ UCRL_SPEC = AgentSpec(
 
 STEPMIX_SPEC = AgentSpec(
     experiment=StepMixExperiment,
-    build=builder(stepmix.StepMix, EpisodicMDP),
+    build=builder(stepmix.StepMix),
     panels=(
         Panel("train/regret", "cumulative regret"),
         Panel("train/return", "exact value an episode", floor="train/threshold"),
@@ -93,14 +89,14 @@ STEPMIX_SPEC = AgentSpec(
 
 DYNLIN_SPEC = AgentSpec(
     experiment=DynLinExperiment,
-    build=builder(dynlin.DynLin, DynamicalBandit),
+    build=builder(dynlin.DynLin),
     panels=(Panel("train/regret", "cumulative regret"), Panel("train/best_action", "share of best actions")),
     columns=dynlin.ALGORITHMS,
 )
 
 NEUCB_SPEC = AgentSpec(
     experiment=NeuCBExperiment,
-    build=builder(neucb.NeuCB, (ClassificationBandit, LinearLoss)),
+    build=builder(neucb.NeuCB),
     panels=(Panel("train/regret", "cumulative mistakes"), Panel("train/return", "reward a round")),
     columns=neucb.ALGORITHMS,
 )

@@ -20,7 +20,7 @@ from flax import struct
 
 from engram.agents.common import checks
 from engram.agents.planners.base import BanditPlanner
-from engram.envs.base import UniformEnvironment
+from engram.envs.bandits.classification import ClassificationBandit, LinearLoss
 from engram.envs.spaces import Box
 from engram.envs.tabular.episodic import inverse_cdf
 from engram.errors import BadRequest
@@ -138,14 +138,9 @@ class NeuCB(BanditPlanner[NeuCBState, NeuCBStep]):
 
     algorithms = ALGORITHMS
     family = "classification"
-    env_type = UniformEnvironment
+    env_type = (ClassificationBandit, LinearLoss)
 
     settings: NeuCBSettings
-
-    def __post_init__(self):
-        super().__post_init__()
-        if len(self._shape) != 2:
-            raise self._wrong_environment()
 
     @property
     def num_uniforms(self) -> int:

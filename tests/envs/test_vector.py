@@ -58,6 +58,14 @@ class CheapCountdown(Countdown):
     cheap_reset = True
 
 
+class CutCountdown(Countdown):
+    """The same, cut by a limit instead of ended."""
+
+    def step(self, key, state, action, params):
+        *rest, over, no, info = super().step(key, state, action, params)
+        return *rest, no, over, info
+
+
 def rollout(env, key, steps):
     """Keys, and for every step the observation before it and all that it returned; leaves `(steps, B, ...)`."""
     params = env.default_params
@@ -119,12 +127,13 @@ def test_no_two_episodes_and_no_two_steps_share_their_randomness(played):
     assert not np.isin(marks, info["drawn"]).any()
 
 
-@pytest.mark.parametrize("num_envs", [1, 3, 4, 9])
-def test_all_environments_that_end_at_once_restart(num_envs):
-    env = Vectorised(Countdown(longest=3, shortest=3), num_envs)
-    _, (_, next_obs, _, terminated, *_) = jax.jit(partial(rollout, env, steps=6))(jax.random.key(1))
+@pytest.mark.parametrize(("num_envs", "kind"), [(1, Countdown), (3, Countdown), (4, Countdown), (9, CutCountdown)])
+def test_all_environments_that_end_at_once_restart(num_envs, kind):
+    env = Vectorised(kind(longest=3, shortest=3), num_envs)
+    _, (_, next_obs, _, terminated, truncated, info) = jax.jit(partial(rollout, env, steps=6))(jax.random.key(1))
     expected = np.tile(np.array([False, False, True] * 2)[:, None], (1, num_envs))
-    np.testing.assert_array_equal(terminated, expected)
+    np.testing.assert_array_equal(truncated if kind is CutCountdown else terminated, expected)
+    np.testing.assert_array_equal(info["reset"], expected)
     np.testing.assert_array_equal(next_obs[:, :, 0], np.tile(np.array([2.0, 1.0, 3.0] * 2)[:, None], (1, num_envs)))
     assert len(np.unique(next_obs[:, :, 1])) == 3 * num_envs
 

@@ -58,7 +58,7 @@ class Scripted(VectorEnvironment):
             for t in range(1, STEPS):
                 ends[t] &= ~ends[t - 1]
                 self.valid[t] = ~ends[t - 1]
-            self.reward[~self.valid] = 0.0
+            self.reward[~self.valid] = 100.0  # of no step: whoever counts it is found out
         self.reset_rows = ~self.valid if next_step else ends
         cut = rng.random(ends.shape) < 0.5
         self.terminated, self.truncated = ends & ~cut, ends & cut
@@ -124,7 +124,8 @@ def test_episode_statistics_add_up_raw_rewards_of_valid_steps(next_step):
         for t in np.flatnonzero(done[:, b]):
             rows = slice(start, t + 1)
             assert info["episode_length"][t, b] == script.valid[rows, b].sum()
-            np.testing.assert_allclose(info["episode_return"][t, b], script.reward[rows, b].sum(), rtol=1e-5, atol=1e-5)
+            earned = script.reward[rows, b][script.valid[rows, b]].sum()
+            np.testing.assert_allclose(info["episode_return"][t, b], earned, rtol=1e-5, atol=1e-5)
             start = t + 1
         assert start > 5
 

@@ -78,6 +78,8 @@ def test_a_finished_or_foreign_folder_is_not_touched(finished, capsys):
         api.train("debug", **TINY, resume=True)
     api.train("debug", **TINY, seeds=2, out=finished, resume=True)
     assert "already complete" in capsys.readouterr().err
+    api.train(api.load(finished).config, out=finished, resume=True)  # an experiment has no name of a preset
+    assert "already complete" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
 
 

@@ -28,7 +28,7 @@ def drawn(shown: Display, width: int) -> str:
     return line
 
 
-@pytest.mark.parametrize(("width", "label"), [(80, "popgym/R"), (160, LABEL)])
+@pytest.mark.parametrize(("width", "label"), [(80, "popgym/… mamba2"), (160, LABEL)])
 def test_everything_fits_and_the_label_gives_way_first(width, label):
     shown = Display(LABEL, 1_000_000, seeds=3, quiet=False, console=terminal(width))
     shown.show(ROW)

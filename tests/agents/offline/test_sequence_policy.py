@@ -476,7 +476,10 @@ def test_windows_begin_at_every_step_alike():
     counts = np.bincount(first, minlength=data.steps)
     assert stats.chisquare(counts).pvalue > 1e-3
     ends = np.asarray(data.start + data.length)[np.asarray(data.episode)[first]]
-    np.testing.assert_array_equal(np.asarray(drawn.mask).sum(0), np.minimum(ends - first, K))
+    length = np.minimum(ends - first, K)
+    np.testing.assert_array_equal(np.asarray(drawn.mask).sum(0), length)
+    # Memory begins anew at the first step that is there, or it would hold the blank steps before it.
+    np.testing.assert_array_equal(drawn.reset, np.arange(K)[:, None] <= K - length)
 
 
 def huber(x):

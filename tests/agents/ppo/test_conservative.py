@@ -91,6 +91,11 @@ def test_control_is_handed_over_once_an_episode_and_never_back():
     for lane in range(reset.shape[1]):
         assert np.bincount(episode[handed[:, lane], lane], minlength=1).max() <= 1
     assert state.time.max() < SMALL.conservative.horizon
+    # An episode opens with the baseline unless the rule says otherwise, whoever was in control of the one before.
+    before = made.init(jax.random.key(1))
+    safe = np.asarray(made.safe_to_hand_over(before.critics, control.inputs, jnp.zeros(reset.shape, jnp.int32)))
+    np.testing.assert_array_equal(learning[reset], safe[reset])
+    assert (learning[:-1] & ~learning[1:] & reset[1:]).any()
 
 
 def test_without_the_learner_nothing_is_learned_and_with_alpha_0_it_is_never_trusted():

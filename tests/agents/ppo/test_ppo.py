@@ -132,6 +132,14 @@ def test_first_ratio_is_one(memory):
     assert float(jnp.max(metrics["loss/ratio_error"])) < 1e-5
 
 
+def test_first_ratio_is_one_in_rollouts_that_begin_within_episodes():
+    """Episodes of 4 steps, rollouts of 6: the fast share of what the test above says of every memory."""
+    settings = replace(SETTINGS, num_envs=4, num_steps=6, epochs=1)
+    _, metrics = train(make_ppo(Vectorised(Recall(4), 4), "gru", 3, settings), 3)
+    assert float(jnp.max(metrics["loss/ratio_error"])) < 1e-5
+    assert float(jnp.min(metrics["loss/grad_norm"])) > 0
+
+
 @pytest.mark.parametrize("memory", EVERY)
 def test_recalls_a_cue_after_three_steps(memory):
     """The middle one of five seeds: `gla` misses the cue in 3 of 24, which of them the last bits of sums decide."""
