@@ -62,8 +62,8 @@ class CutCountdown(Countdown):
     """The same, cut by a limit instead of ended."""
 
     def step(self, key, state, action, params):
-        *rest, over, no, info = super().step(key, state, action, params)
-        return *rest, no, over, info
+        obs, state, reward, over, no, info = super().step(key, state, action, params)
+        return obs, state, reward, no, over, info
 
 
 def rollout(env, key, steps):
