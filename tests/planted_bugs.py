@@ -647,7 +647,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "agents/ppo/agent.py",
         "memory = jax.tree.map(lambda x: x[environments], memory_before)",
-        "memory = jax.tree.map(lambda x: x[jnp.sort(environments)], memory_before)",
+        "memory = jax.tree.map(lambda x: x[environments[::-1]], memory_before)",
         "tests/agents/ppo/test_ppo.py::test_first_ratio_is_one_in_rollouts_that_begin_within_episodes",
         "a minibatch has the memories of other environments",
     ),

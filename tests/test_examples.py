@@ -24,6 +24,7 @@ def run(name: str, capsys) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_shows_returns_and_draws_curves(capsys):
     out = run("train_and_plot", capsys)
     assert out.count("'metric': 'eval/return'") == 2

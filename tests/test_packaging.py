@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import pytest
+
 EXTRAS = ("ale_py", "chex", "craftax", "cv2", "h5py", "minari", "mazelib", "popgym", "pytest", "sklearn", "xminigrid")
 """Modules of what only an extra brings."""
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_without_extras():
     program = f"""
 import importlib, pkgutil, sys

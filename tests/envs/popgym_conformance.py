@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,12 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import popgym  # noqa: F401  (registers its ids)
+import pytest
 
 from engram.envs.base import Environment
 from engram.envs.popgym import POPGYM
 from engram.envs.spaces import Discrete, MultiDiscrete
 
 LEVELS = ("Easy", "Medium", "Hard")
+
+
+def easy_first(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test, `names` that are or end in a level: those beyond Easy are slow."""
+    return [name if name.endswith("Easy") else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 REWARD_TOLERANCE = 1e-6
 
 

@@ -33,7 +33,7 @@ from engram.envs.popgym.labyrinth import (
 )
 from engram.envs.popgym.pendulum import NoisyPositionOnlyPendulum, PendulumParams, PositionOnlyPendulum
 from engram.envs.spaces import Box
-from tests.envs.popgym_conformance import LEVELS, reference
+from tests.envs.popgym_conformance import LEVELS, easy_first, reference
 from tests.envs.popgym_conformance_control import (
     BALANCE,
     CHECKS,
@@ -43,7 +43,10 @@ from tests.envs.popgym_conformance_control import (
     shortest_path,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:Maze environments:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("quickly_compiled"),
+    pytest.mark.filterwarnings("ignore:Maze environments:DeprecationWarning"),
+]
 
 CARTPOLES = ("PositionOnlyCartPole", "VelocityOnlyCartpole", "NoisyPositionOnlyCartPole")
 PENDULUMS = ("PositionOnlyPendulum", "NoisyPositionOnlyPendulum")
@@ -62,7 +65,7 @@ def ids(families: tuple[str, ...]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- lockstep
 
 
-@pytest.mark.parametrize("name", ids(CARTPOLES))
+@pytest.mark.parametrize("name", easy_first(ids(CARTPOLES)))
 def test_cartpole_in_lockstep(name: str) -> None:
     report = check_control(name, make(name), episodes=60, seed=1)
     assert report.mismatches == []
@@ -71,7 +74,7 @@ def test_cartpole_in_lockstep(name: str) -> None:
     assert report.best_return == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", ids(PENDULUMS))
+@pytest.mark.parametrize("name", easy_first(ids(PENDULUMS)))
 def test_pendulum_in_lockstep(name: str) -> None:
     report = check_control(name, make(name), episodes=9, seed=1)
     assert report.mismatches == []
@@ -79,7 +82,7 @@ def test_pendulum_in_lockstep(name: str) -> None:
     assert report.best_return > 0.4, "the informed policy holds the pendulum up"
 
 
-@pytest.mark.parametrize("name", ids(LABYRINTHS))
+@pytest.mark.parametrize("name", easy_first(ids(LABYRINTHS)))
 def test_labyrinth_in_lockstep(name: str) -> None:
     report = check_labyrinth(name, make(name), episodes=12, seed=1)
     assert report.mismatches == []
@@ -384,7 +387,9 @@ def maze_differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray])
     return p_values
 
 
-@pytest.mark.parametrize(("name", "count"), [("LabyrinthEscapeEasy", 2000), ("LabyrinthEscapeHard", 400)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("LabyrinthEscapeEasy", 2000), pytest.param("LabyrinthEscapeHard", 400, marks=pytest.mark.slow)]
+)
 def test_mazes_are_distributed_as_the_packages(name: str, count: int) -> None:
     ours = {key: value[: 2 * count] for key, value in our_mazes(name).items()}
     p_values = maze_differences(ours, package_mazes(name, count))

@@ -14,6 +14,8 @@ from engram.envs.tabular import episodic as episodic_mdp
 from engram.training.programs import compile_agent, seed_keys
 from tests.oracles.stepmix import Mirror, exact, occupancies
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def agent_on(env, algorithm="stepmix", total_steps=10_000, **settings):
     return StepMix(env, StepMixSettings(**settings), algorithm, total_steps)

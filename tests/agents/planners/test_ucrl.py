@@ -14,6 +14,7 @@ from engram.agents.planners.ucrl import ALGORITHMS, UCRL, UCRLSettings, extended
 from engram.envs.tabular.switching import RandomMDP, from_arrays, optimal_gain
 from tests.oracles import ucrl as mirror
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 SETTINGS = UCRLSettings(
     episode_test="pre",
     evi_iterations=1000,

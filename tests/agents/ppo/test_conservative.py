@@ -1,6 +1,7 @@
 """The handover from a baseline to PPO: the rule against exact dynamic programming, and what the agent does with it."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,14 @@ def agent(algorithm: str = "conservative", **settings) -> Conservative:
     )
     assert isinstance(made, Conservative)
     return made
+
+
+@cache
+def updated(algorithm: str = "conservative", **settings):
+    """State before and after one update, and its metrics."""
+    made = agent(algorithm, **settings)
+    before = jax.jit(made.init)(jax.random.key(0))
+    return before, *jax.jit(made.update)(before)
 
 
 def test_with_exact_values_the_mixture_gives_up_kappa_at_most():
@@ -62,7 +71,7 @@ def test_with_exact_values_the_mixture_gives_up_kappa_at_most():
 
 def test_the_rule_compares_bounds_of_what_remaining_steps_can_pay():
     made = agent(alpha=0.2, baseline_value=100.0, deviations=1.0, prior_scale=0.0)
-    state = made.init(jax.random.key(0))
+    state = jax.jit(made.init)(jax.random.key(0))
 
     def safe(baseline, learner, time):
         """With critics that say these returns at `time`, each member 5 apart from the next."""
@@ -82,7 +91,8 @@ def test_the_rule_compares_bounds_of_what_remaining_steps_can_pay():
 
 def test_control_is_handed_over_once_an_episode_and_never_back():
     made = agent()
-    state, rollout, control = jax.jit(made._collect)(made.init(jax.random.key(1)), jax.random.key(2))
+    before = jax.jit(made.init)(jax.random.key(1))
+    state, rollout, control = jax.jit(made._collect)(before, jax.random.key(2))
     learning, reset, handed = (np.asarray(x) for x in (control.learning, rollout.reset, control.handed))
     assert 0 < learning.mean() < 1
     assert not (learning[:-1] & ~learning[1:] & ~reset[1:]).any()
@@ -92,25 +102,20 @@ def test_control_is_handed_over_once_an_episode_and_never_back():
         assert np.bincount(episode[handed[:, lane], lane], minlength=1).max() <= 1
     assert state.time.max() < SMALL.conservative.horizon
     # An episode opens with the baseline unless the rule says otherwise, whoever was in control of the one before.
-    before = made.init(jax.random.key(1))
     safe = np.asarray(made.safe_to_hand_over(before.critics, control.inputs, jnp.zeros(reset.shape, jnp.int32)))
     np.testing.assert_array_equal(learning[reset], safe[reset])
     assert (learning[:-1] & ~learning[1:] & reset[1:]).any()
 
 
 def test_without_the_learner_nothing_is_learned_and_with_alpha_0_it_is_never_trusted():
-    for made in (agent("baseline"), agent(alpha=0.0, deviations=1e6)):
-        before = made.init(jax.random.key(0))
-        after, metrics = jax.jit(made.update)(before)
+    for before, after, metrics in (updated("baseline"), updated(alpha=0.0, deviations=1e6)):
         assert metrics["train/learner_steps"] == 0
         jax.tree.map(np.testing.assert_array_equal, before.ppo.params, after.ppo.params)
         assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), before.critics, after.critics)))
 
 
 def test_the_fixed_part_of_a_critic_stays_fixed():
-    made = agent()
-    before = made.init(jax.random.key(0))
-    after, _ = jax.jit(made.update)(before)
+    before, after, _ = updated(alpha=0.0, deviations=1e6)
     for layer in ("fixed_0", "fixed_1", "fixed_2"):
         jax.tree.map(np.testing.assert_array_equal, before.critics["params"][layer], after.critics["params"][layer])
 
