@@ -32,13 +32,13 @@ class System:
     """One instance: a hidden state of `n` numbers, actions of `d` numbers, `k` actions."""
 
     A: jax.Array
-    """`[n, n]`: how the hidden state goes on."""
+    """`[n, n]`: transition matrix of the hidden state."""
     B: jax.Array
-    """`[n, d]`: how an action moves it."""
+    """`[n, d]`: effect of an action on the hidden state."""
     omega: jax.Array
-    """`[n]`: reward of the hidden state."""
+    """`[n]`: weights of the hidden state in the reward."""
     theta: jax.Array
-    """`[d]`: reward of an action at once."""
+    """`[d]`: weights of the action in the reward."""
     actions: jax.Array
     """`[k, d]`: the actions, one a row."""
     value: jax.Array

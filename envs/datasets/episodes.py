@@ -18,9 +18,10 @@ class Origin:
     keep: tuple[int, ...] = ()
     """Entries of the flat observation that were kept (empty: all)."""
     time_limit: int = 0
-    """Episodes were cut after this many steps (0: the environment's own limit)."""
+    """Steps after which episodes were cut (0: the environment's own limit)."""
     tier: str = ""
-    """random, medium, medium-replay, medium-expert, expert, full-replay, or whatever its maker calls it."""
+    """Tier of the dataset: random, medium, medium-replay, medium-expert, expert, full-replay, or a name of its
+    maker's."""
     algorithm: str = ""
     """Name of the algorithm that acted."""
     seed: int | None = None
@@ -57,7 +58,7 @@ class Episodes:
     """int64 `[E]`."""
     origin: Origin
     num_actions: int | None = None
-    """Discrete actions are below this."""
+    """Number of discrete actions; each is below it."""
     action_low: np.ndarray | None = None
     """float32 `[A]`: least and greatest continuous actions."""
     action_high: np.ndarray | None = None

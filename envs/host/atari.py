@@ -67,7 +67,8 @@ class AtariOptions:
     """What an id may change of the protocol. Raises BadRequest for values out of range."""
 
     noop_max: int = 0
-    """Most no-ops that open a game, their number uniform from 1 (30 in evaluations of the protocol; 0: none)."""
+    """Largest number of no-ops that open a game, drawn uniformly from 1 on (0: none; evaluations of the protocol use
+    30)."""
     repeat_action_probability: float = 0.0
     """Probability that a raw frame repeats the previous action (sticky actions)."""
     full_action_space: bool = False
@@ -77,17 +78,18 @@ class AtariOptions:
     grayscale: bool = False
     """Whether observations have one channel of brightness instead of RGB."""
     stack: int = 1
-    """Latest observations in one, along the channels, newest last; the first of an episode repeats itself."""
+    """Number of latest observations in one, along the channels, newest last; an episode opens with copies of its
+    first."""
     episodic_life: bool = False
-    """A lost life terminates the episode. The same game goes on in the next one, which opens with the very picture
-    that ended the last; a whole new game only follows the end of a game."""
+    """Whether a lost life terminates the episode. The same game goes on in the next one, which opens with the very
+    picture that ended the last; a whole new game only follows the end of a game."""
     reward_clip: bool = False
     """Whether rewards are replaced by their sign."""
     skip_break_on_life: bool = False
     """As published code of Drama does: a lost life cuts the four frames short, and frames three and four have a buffer
     each, so that the maximum then takes in what is left there of an earlier step. Such observations are wrong."""
     env_seed_fixed: bool = False
-    """Every game loads the cartridge again under the same seed; only some games depend on it at all."""
+    """Whether every game loads the cartridge again under the same seed, on which only some games depend."""
     max_episode_steps: int = 27_000
     """Agent steps after which a game is cut."""
 

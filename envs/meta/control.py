@@ -63,11 +63,12 @@ class Control(Family):
     body: str
     limit: int = 200
     vary: bool = True
-    """False: every task has gymnax's own parameters, and trials differ by what `Trials` changes alone."""
+    """Whether tasks vary in their parameters; if not, all have gymnax's own, and trials differ only by what `Trials`
+    changes."""
     velocities: bool = True
-    """False leaves velocities out of the observation."""
+    """Whether the observation holds velocities."""
     scaled: bool = False
-    """Divide observations by fixed numbers that make them about 1 at most."""
+    """Whether observations are divided by fixed numbers that make them about 1 at most."""
 
     def __post_init__(self):
         if self.limit < 1:

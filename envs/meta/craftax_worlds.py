@@ -35,7 +35,7 @@ class World:
     opening: Any
     """The package's state in which every episode opens. To generate it costs as much as many steps."""
     day_length: jax.Array
-    """In steps, float32; nights are dark and bring out what attacks."""
+    """Length of a day in steps, float32; nights are dark and bring out what attacks."""
     seed: jax.Array
     """int32."""
 

@@ -45,8 +45,8 @@ class Member(Environment):
     width: int
     actions: int
     project_actions: bool
-    """A permutation of the common actions, or a rotation (with reflections) of the common Box whose results outside
-    the Box are clipped, fresh for every trial."""
+    """Whether actions are changed for every trial: by a permutation of the common ones, or by a rotation (with
+    reflections) of the common Box whose results outside the Box are clipped, fresh for every trial."""
 
     def __post_init__(self):
         if self.trials.project_actions:

@@ -106,19 +106,20 @@ class Trials(Environment):
     noise: float = 0.0
     """Standard deviation of the Gaussian noise on each entry of the observation, after its projection."""
     project_actions: bool = False
-    """A rotation (with reflections) of actions, fresh for every trial; of discrete ones a permutation.
+    """Whether every trial rotates (and reflects) actions, or permutes discrete ones.
 
     A rotation is of the bounds scaled to -1 .. 1, and what it carries outside is clipped."""
     flip_reward: bool = False
     """Whether the sign of rewards is drawn for every trial."""
     end_reward: float = 0.0
-    """What the agent receives besides where an inner episode terminates (be it by success, or at a horizon that belongs
-    to the task), not where a limit cuts it. Where every step pays alike, as in CartPole, whoever discounts loses next
-    to nothing by ending an episode before the trial's last ones: the next one goes on paying."""
+    """Reward that the agent receives in addition where an inner episode terminates (be it by success, or at a horizon
+    that belongs to the task), not where a limit cuts it. Where every step pays alike, as in CartPole, whoever discounts
+    loses next to nothing by ending an episode before the trial's last ones: the next one goes on paying."""
     same_start: bool = False
-    """All inner episodes of a trial open with the same random numbers, hence in the same state."""
+    """Whether all inner episodes of a trial open with the same random numbers, hence in the same state."""
     time_limit: tuple[int, int] | int = 0
-    """Cuts inner episodes after so many steps, or a number uniform in (least, most) drawn for every trial; 0: none."""
+    """Steps after which inner episodes are cut: a number, or (least, most) for one drawn uniformly for every trial; 0:
+    none."""
 
     def __post_init__(self):
         check_split(self.split)

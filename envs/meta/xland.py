@@ -73,7 +73,7 @@ class XLand(Family):
     layout: str = "R1-9x9"
     """Rooms and size: R1, R2 or R4, 9x9 to 17x17, or others that the package has."""
     horizon: int = 0
-    """0: the package's, three times the number of cells."""
+    """Steps of an inner episode (0: the package's, three times the number of cells)."""
 
     def __post_init__(self):
         known = read("xland", "rulesets")

@@ -43,7 +43,7 @@ class CartPoleParams:
 @struct.dataclass
 class CartPoleState:
     physics: jax.Array
-    """`(x, x_dot, theta, theta_dot)`, float32[4]; metres, radians, seconds."""
+    """`[4]` float32: `(x, x_dot, theta, theta_dot)` in metres, radians and seconds."""
     t: jax.Array
     """Steps taken, int32."""
 

@@ -106,11 +106,11 @@ def local_view(grid: jax.Array, position: jax.Array) -> jax.Array:
 @struct.dataclass
 class LabyrinthState:
     grid: jax.Array
-    """FREE, OBSTACLE, START or GOAL, int32[size + 1, size + 1]."""
+    """`[size + 1, size + 1]` int32 of FREE, OBSTACLE, START and GOAL."""
     position: jax.Array
-    """The agent's `(row, column)`, int32[2]."""
+    """`[2]` int32: row and column of the agent."""
     visited: jax.Array
-    """Cells the agent has been to, bool[size + 1, size + 1]."""
+    """`[size + 1, size + 1]` bool: cells the agent has been to."""
     free_cells: jax.Array
     """Number of FREE cells in the grid (the start is not one of them), int32."""
     unvisited: jax.Array

@@ -16,11 +16,11 @@ from engram.envs.spaces import Discrete
 @struct.dataclass
 class BanditState:
     probabilities: jax.Array
-    """`(num_bandits,)` float32: how often each arm pays."""
+    """`[num_bandits]` float32: probability that each arm pays."""
     last: jax.Array
     """The arm pulled last, int32, -1 at the start. For pictures only."""
     paid: jax.Array
-    """Whether it paid, bool. For pictures only."""
+    """Whether that arm paid, bool. For pictures only."""
     t: jax.Array
     """Steps taken, int32."""
 

@@ -38,7 +38,7 @@ class PendulumParams:
 @struct.dataclass
 class PendulumState:
     physics: jax.Array
-    """`(theta, theta_dot)`, float32[2]; theta is 0 when upright and not wrapped; radians, seconds."""
+    """`[2]` float32: `(theta, theta_dot)` in radians and seconds; theta is 0 when upright and not wrapped."""
     t: jax.Array
     """Steps taken, int32."""
 

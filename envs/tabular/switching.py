@@ -81,7 +81,7 @@ class SwitchingMDP(UniformEnvironment):
     random_changes: int = 0
     """Number of change points drawn at reset, instead of `changes`."""
     minimal_segment: int = 1000
-    """Least steps of a segment between drawn change points."""
+    """Smallest number of steps between drawn change points."""
     horizon: int = 50_000
     """Steps within which change points are drawn."""
     rewards: str = "bernoulli"
