@@ -275,6 +275,10 @@ class OfflineAgent:
         """The state that `act` carries before the first observations of `n` environments."""
         return ()
 
+    def memory_of(self, acting: Any) -> Any:
+        """What the state that `act` carries remembers, leaves `[n, ...]`."""
+        return acting
+
     @property
     def optimiser(self) -> optax.GradientTransformation:
         return optax.adam(self.settings.learning_rate)

@@ -192,6 +192,10 @@ class Bisimulation(OfflineAgent):
         rows = Rows(jnp.zeros((window, n, self.obs_size)), jnp.zeros((window, n, actions)), jnp.ones((window, n), bool))
         return rows, jnp.zeros((n, actions))
 
+    def memory_of(self, acting: tuple[Rows, jax.Array]) -> Any:
+        rows, last_action = acting
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), rows), last_action
+
     def act(self, params: Any, acting: Any, obs: jax.Array, reward: jax.Array, reset: jax.Array) -> tuple[Any, Any]:
         past, last_action = acting
         newest = Rows(obs, jnp.where(reset[:, None], 0.0, last_action), reset)

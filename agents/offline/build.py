@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,13 +45,20 @@ LAST = 5
 """Evaluations in the mean of the last ones."""
 
 
+def load(dataset: str) -> Episodes:
+    """The episodes in a file. Raises BadRequest, which says how to make that of the presets."""
+    if not Path(dataset).exists():
+        raise BadRequest(f"{dataset}: no such file (make_dataset.py pendulum-noise --out {dataset} makes a first one)")
+    return datasets.load(dataset)
+
+
 def resolve(config: OfflineExperiment) -> OfflineExperiment:
     """`config` with the environment that its dataset is from, if it names none itself.
 
     Raises:
         BadRequest: the dataset cannot be read.
     """
-    return config if config.env else dataclasses.replace(config, env=datasets.load(config.dataset).origin.env)
+    return config if config.env else dataclasses.replace(config, env=load(config.dataset).origin.env)
 
 
 def make_environment(
@@ -94,7 +102,7 @@ def make_sequence(
     Raises:
         BadRequest: unknown names or impossible combinations.
     """
-    episodes = episodes or datasets.load(config.dataset)
+    episodes = episodes or load(config.dataset)
     sizes, settings = config.mixer, config.sequence
     options = options_of(config.memory, sizes.memory_options, mixer_options)
     if config.memory == "attention":  # as far back as a window of training goes
@@ -129,7 +137,7 @@ def make_values(
     method, sizes = VALUE_METHODS.get(config.algorithm), config.history
     if method is None:
         raise UnknownName.among("algorithm", config.algorithm, VALUE_METHODS)
-    episodes = episodes or datasets.load(config.dataset)
+    episodes = episodes or load(config.dataset)
     settings = getattr(config, config.algorithm)
     env = make_environment(config, episodes, settings.eval_episodes, circumstances)
     if not config.memory:
@@ -180,7 +188,7 @@ def _observe(agent: OfflineAgent, state: OfflineState, carry: tuple, action: Any
 def _act(agent: OfflineAgent, state: OfflineState, carry: tuple, key: jax.Array) -> tuple[tuple, Any, dict[str, Any]]:
     env_state, obs, reward, reset, acting = carry
     acting, action = agent.act(state.params, acting, agent.view.normalise(obs), reward, reset)
-    return (env_state, obs, reward, reset, acting), agent.view.from_unit(action), {"memory": acting}
+    return (env_state, obs, reward, reset, acting), agent.view.from_unit(action), {"memory": agent.memory_of(acting)}
 
 
 def _choose(agent: SequenceAgent) -> tuple[Any, Any]:
@@ -209,7 +217,10 @@ def _act_sequence(
     env_state, obs, to_go, time, memory = carry
     _, choose = _choose(agent)
     memory, action = choose(state.params, memory, to_go, agent.view.normalise(obs), time)
-    return (env_state, obs, to_go, time, memory), action, {"memory": memory}
+    # A window is [time, batch, ...], where who looks at a memory finds the batch first.
+    recurrent = agent.settings.acting == "recurrent"
+    shown = memory if recurrent else jax.tree.map(lambda x: x.swapaxes(0, 1), memory)
+    return (env_state, obs, to_go, time, memory), action, {"memory": shown}
 
 
 VALUES_SPEC = AgentSpec(

@@ -134,6 +134,18 @@ def test_the_data_are_an_argument_of_the_program(kind, loss, request):
     assert np.abs(losses[0] - losses[1]).min() > 1e-4
 
 
+@pytest.mark.parametrize("kind", ["finished", "valued"])
+def test_the_memory_of_a_policy_is_its_window(kind, request):
+    """From the oldest step to the newest one, without the batch."""
+    policy = api.load(request.getfixturevalue(kind).run).policy()
+    for obs in ([1.0, 0.0, 0.1], [0.0, 1.0, 0.2]):
+        policy(np.array(obs))
+    leaves = jax.tree.leaves(policy.memory)
+    (window,) = [leaf for leaf in leaves if leaf.shape == (3, 3)]
+    assert not window[0].any(), "nothing was seen yet"
+    assert (window[1] != window[2]).all()
+
+
 def test_evaluate_and_plot(finished, tmp_path):
     result = api.evaluate(finished.run, episodes=4)
     assert result == json.loads((finished.run / "evaluation.json").read_text())
