@@ -8,7 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks.offline import random_episodes
-from engram import api, testing
+from engram import api, errors, testing
 from engram.agents.common.experiment import Experiment
 from engram.agents.offline.build import VALUE_METHODS, make_sequence, make_values
 from engram.agents.registry import AGENTS, build, find
@@ -307,6 +307,29 @@ def test_the_example_memory_keeps_the_contract(tmp_path):
 def test_contract_checks_are_listed():
     listed = set(defined(section(read("memory.md"), "## Add your own")))
     assert listed == {check.__name__ for check in testing.CHECKS}
+
+
+def test_the_example_environment_has_a_family(tmp_path, monkeypatch):
+    """The line that the page adds to the registry, and the module that it names."""
+    (entry,) = re.findall(r'"tmaze": "([\w.:]+)"', read("environments.md"))
+    module = load_example("environments.md", tmp_path, "docs_example_environment")
+    monkeypatch.setitem(sys.modules, entry.partition(":")[0], module)
+    monkeypatch.setitem(cast(Any, registry.FUNCTIONAL), "tmaze", entry)
+    assert registry.make("tmaze/Short").max_steps(None) == 12
+    assert registry.env_ids("tmaze/") == ["tmaze/Long", "tmaze/Short"]
+
+
+def test_code_imports_the_package():
+    """And not its folders, which have no names of their own outside of the clone."""
+    folders = "agents|configs|envs|experiments|kernels|memory|training|worldmodels"
+    for page in PAGES:
+        assert not re.search(rf"(?:from|import) (?:{folders})\b[\w.]*(?: import|$)", page.read_text(), re.M), page.name
+
+
+def test_every_exit_code_is_listed():
+    table = section(read("quickstart.md"), "## Exit codes")
+    codes = {kind.exit_code for kind in (errors.EngramError, *errors.EngramError.__subclasses__())}
+    assert {str(code) for code in codes} <= set(re.findall(r"^\| (\d+) \|", table, re.MULTILINE))
 
 
 def test_the_example_environment_can_be_played(tmp_path):
