@@ -31,7 +31,9 @@ def load(kind: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     module = import_module(kind, name, module_name)
     if not hasattr(module, attribute):
-        raise UnknownName(f"unknown {kind} {name!r}: module {module_name!r} has no {attribute!r}")
+        where = getattr(module, "__file__", None)  # another module of that name may come before the one that is meant
+        found = f" (it is {where})" if where else ""
+        raise UnknownName(f"unknown {kind} {name!r}: module {module_name!r} has no {attribute!r}{found}")
     return getattr(module, attribute)
 
 
@@ -48,4 +50,5 @@ def import_module(kind: str, name: str, module_name: str) -> ModuleType:
         missing = error.name or ""
         if module_name != missing and not module_name.startswith(f"{missing}."):  # what the module itself imports
             raise
-        raise UnknownName(f"unknown {kind} {name!r}: there is no module {module_name!r}") from None
+        places = "in the working directory or where Python finds modules (PYTHONPATH)"
+        raise UnknownName(f"unknown {kind} {name!r}: there is no module {module_name!r} {places}") from None

@@ -103,7 +103,7 @@ def own_modules(tmp_path, monkeypatch):
     about = tmp_path / "lab-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Name: lab\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[engram.memories]\nleaky = lab.nets.leaky:Leaky\nodd = failing:Odd\n")
+    (about / "entry_points.txt").write_text("[engram.memories]\nlab-leaky = lab.nets.leaky:Leaky\nodd = failing:Odd\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     before = {*sys.modules}
@@ -130,10 +130,10 @@ def test_a_memory_of_ones_own_is_its_module_and_class(own_modules):
 def test_installed_packages_bring_memories(own_modules):
     own_modules.syspath_prepend(".")
     plugins.entry_points.cache_clear()
-    assert find_memory("leaky") is find_memory(OWN)
-    assert options_of("leaky", ["leaky.rate=0.5"]) == {"rate": "0.5"}
-    with pytest.raises(UnknownName, match="unknown memory 'leeky': did you mean leaky"):
-        find_memory("leeky")
+    assert find_memory("lab-leaky") is find_memory(OWN)
+    assert options_of("lab-leaky", ["lab-leaky.rate=0.5"]) == {"rate": "0.5"}
+    with pytest.raises(UnknownName, match="unknown memory 'lab-leeky': did you mean lab-leaky"):
+        find_memory("lab-leeky")
     assert find_memory("s5") is S5
     with pytest.raises(ZeroDivisionError):  # nobody imported it before
         find_memory("odd")
@@ -142,7 +142,7 @@ def test_installed_packages_bring_memories(own_modules):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere:Leaky", "unknown memory 'nowhere:Leaky': there is no module 'nowhere'"),
+        ("nowhere:Leaky", "unknown memory 'nowhere:Leaky': there is no module 'nowhere' in the working"),
         ("lab.nowhere:Leaky", "unknown memory 'lab.nowhere:Leaky': there is no module 'lab.nowhere'"),
         (":Leaky", "unknown memory ':Leaky': there is no module ''"),
         (".leaky:Leaky", "unknown memory '.leaky:Leaky': there is no module '.leaky'"),
@@ -160,6 +160,12 @@ def test_what_is_no_memory_is_one_clear_line(own_modules, name, message):
         make_memory(name, 8)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_module_that_hides_ones_own_is_named(own_modules):
+    """Python finds its own `json` before a file of that name in the working directory."""
+    with pytest.raises(UnknownName, match=r"module 'json' has no 'Leaky' \(it is .*json.__init__\.py\)"):
+        find_memory("json:Leaky")
 
 
 def test_errors_in_the_users_module_are_not_hidden(own_modules):
