@@ -7,6 +7,7 @@ from typing import Any
 from engram.agents.common.experiment import Experiment
 from engram.configs import presets, store
 from engram.configs.migrations import is_whole
+from engram.errors import BadRequest
 
 STDIN = "-"
 """The name of the standard input."""
@@ -34,6 +35,8 @@ def find(source: str | Path | Experiment) -> tuple[str, Experiment]:
         return source, presets.find(source)
     values, where = read(source)
     preset = values.get("preset") or ""
+    if not isinstance(preset, str):
+        raise BadRequest(f"{where}: preset must be text, got {preset!r}")
     if preset and not is_whole(values):
         return preset, store.change(presets.find(preset), values, where)
     return preset, store.from_dict(values, where)

@@ -46,6 +46,8 @@ def from_dict(values: dict[str, Any], where: str = "config.yaml") -> Experiment:
     """
     values = _current(values, where)
     agent = values.pop("agent", None)
+    if agent is None:
+        raise BadRequest(f"{where} does not say what it begins from: `preset: NAME`, or `agent: NAME` for its defaults")
     if not isinstance(agent, str):
         raise BadRequest(f"{where} does not describe an experiment: agent must be text, got {agent!r}")
     from engram.agents import registry  # with JAX, which a list of presets does without

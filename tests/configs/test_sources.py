@@ -75,7 +75,8 @@ def test_the_standard_input_is_a_file(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{memory: gru}", "agent must be text"),
+        ("{memory: gru}", "own.yaml does not say what it begins from: `preset: NAME`"),
+        ("{preset: [debug]}", "own.yaml: preset must be text"),
         ("{preset: debugg}", "unknown preset 'debugg': did you mean debug"),
         ("{preset: debug, lr: 1}", "own.yaml: unknown setting 'lr': did you mean ppo.learning_rate"),
         ("{preset: debug, agent: drama}", "is of the agent drama, and the preset of ppo"),
