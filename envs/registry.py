@@ -82,7 +82,7 @@ def make(env_id: str | EnvSpec, /, **options: Any) -> Environment:
     """
     spec = _spec(env_id, options)
     if spec.family in HOST_POOLS:
-        raise BadRequest(f"{spec} is an emulator on the host: use make_vector")
+        raise BadRequest(f"{spec} is an emulator on the host, which only comes in batches: use make_vector or num_envs")
     made = _functional(spec)
     if not isinstance(made, Environment):
         raise BadRequest(f"{spec} is a batch of several environments, of which there is no single one")
@@ -103,6 +103,8 @@ def make_vector(
         As `make`, except that everything comes in batches.
     """
     spec = _spec(env_id, options)
+    if num_envs < 1:
+        raise BadRequest(f"{spec}: num_envs must be at least 1, got {num_envs}")
     if spec.family in HOST_POOLS:
         host = importlib.import_module(HOST_POOLS[spec.family])
         _check_name(spec, host.names(spec.name))

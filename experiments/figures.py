@@ -88,11 +88,15 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
     """Draws the panels of one or more runs of the same agent into `out`.
 
     Raises:
-        BadRequest: a folder has no metrics to draw, or the runs are of different agents.
+        BadRequest: there is no run, a folder has no metrics to draw, the runs are of different agents, or the ending of
+            `out` is that of no picture.
     """
     import matplotlib.pyplot as plt  # slow to import: only once there is something to draw
+    from matplotlib.backend_bases import FigureCanvasBase
 
     runs = []
+    if not folders:
+        raise BadRequest("name at least one run folder")
     for folder in folders:
         try:
             rows = read_metrics(folder / "metrics.jsonl")
@@ -106,6 +110,9 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
         raise BadRequest(f"these are runs of different agents ({', '.join(agents)}): draw each agent's on their own")
     panels = spec_of(runs[0][0]).panels
     plt.switch_backend("Agg")
+    endings = sorted(FigureCanvasBase.get_supported_filetypes())
+    if out.suffix and out.suffix.removeprefix(".").lower() not in endings:
+        raise BadRequest(f"{out}: the ending of a picture is one of {', '.join(endings)}")
     size = (7, 4.2) if len(panels) == 1 else (5.5 * len(panels), 4)
     tasks = {config.task for config, _ in runs}
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
@@ -128,5 +135,6 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
         all_axes.flat[0].legend(fontsize=8)
     if len(tasks) == 1:
         figure.suptitle(tasks.pop(), fontsize=10)
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     plt.close(figure)

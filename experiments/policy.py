@@ -13,6 +13,7 @@ import numpy as np
 
 from engram.agents.common.environments import is_emulator, make_vector
 from engram.agents.common.spec import Build
+from engram.configs import store
 from engram.envs.base import VectorEnvironment
 from engram.envs.external import External, Seen, space_from_json, space_to_json
 from engram.envs.spaces import Space
@@ -70,12 +71,12 @@ class Policy:
     """
 
     run: "Run"
-    agent: Any
-    state: Any
-    key: jax.Array
-    info: dict[str, Any] = dataclasses.field(default_factory=dict)
-    carry: Any = None
-    action: Any = None
+    agent: Any = dataclasses.field(repr=False)
+    state: Any = dataclasses.field(repr=False)
+    key: jax.Array = dataclasses.field(repr=False)
+    info: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    carry: Any = dataclasses.field(default=None, repr=False)
+    action: Any = dataclasses.field(default=None, repr=False)
     steps: int = 0
 
     @classmethod
@@ -86,6 +87,7 @@ class Policy:
             raise BadRequest(f"{run.config.agent} learns while it acts and has no policy to act with afterwards")
         if spec.acting is None:
             raise BadRequest(f"{run.config.agent} does not declare how it acts one step at a time")
+        seed, greedy = store.convert(int, seed, "seed"), store.convert(bool | None, greedy, "greedy")
         if not 0 <= seed < run.config.seeds:
             raise BadRequest(f"{run.folder} has seeds 0 to {run.config.seeds - 1}, not {seed}")
         run = dataclasses.replace(run, config=spec.play.configure(run.config, spec.play.least, greedy))

@@ -5,15 +5,12 @@ python scripts/plot.py RUN_DIR [RUN_DIR ...] [--out FILE]
 
 from collections.abc import Sequence
 
-from engram.errors import BadRequest
 from engram.experiments.options import Plot
 from engram.scripts.command_line import parse, run_script
 
 
 def main(arguments: Sequence[str]) -> int:
     (options,) = parse([Plot], arguments, "plot.py", Plot.__doc__ or "")
-    if not options.runs:
-        raise BadRequest("name at least one run folder")
     from engram.experiments.figures import draw_curves  # with JAX, which help does without
     from engram.training.folder import notify
 

@@ -98,6 +98,19 @@ def test_a_call_refuses_what_its_script_refuses(changes, arguments, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_words_mean_the_same_in_a_call(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(BadRequest, match="already exists"):  # "no" is not to resume
+        engram.train("debug", out=tmp_path / "taken", resume=cast(Any, "no"))
+    with pytest.raises(BadRequest, match="unknown value of wandb 'yes': choose from disabled"):
+        engram.train("debug", out=tmp_path / "new", wandb=cast(Any, "yes"))
+    assert not (tmp_path / "new").exists()
+    wrong: dict[str, Any]
+    for wrong in ({"memories": "gru"}, {"envs": "popgym/RepeatFirstEasy"}):
+        with pytest.raises(BadRequest, match=f"{next(iter(wrong))} must be a list"):
+            engram.compare("debug", **wrong)
+
+
 def test_names_offer_close_matches():
     wrong: dict[str, Any]
     for wrong, message in (
@@ -124,6 +137,10 @@ def test_environments_and_memories_are_made_by_name():
         engram.make_memory("s5", width=8, states=16)
     with pytest.raises(UnknownName, match="did you mean popgym/RepeatPreviousEasy"):
         engram.make_env("popgym/RepeatPrevEasy")
+    with pytest.raises(BadRequest, match="num_envs must be at least 1, got 0"):
+        engram.make_env("popgym/RepeatPreviousEasy", num_envs=0)
+    with pytest.raises(BadRequest, match="only comes in batches"):
+        engram.make_env("gymnasium/CartPole-v1")
 
 
 # ---------------------------------------------------------------------------------------------------- runs as objects
@@ -167,6 +184,17 @@ def test_a_run_knows_what_is_in_its_folder(tmp_path):
     assert not run.is_finished
     with pytest.raises(BadRequest, match="is not finished: continue it with --resume"):
         _ = run.summary
+
+
+def test_one_run_is_drawn_or_several(tmp_path):
+    for runs in (OLD / "ppo", str(OLD / "ppo"), engram.load(OLD / "ppo"), [OLD / "ppo"]):
+        assert engram.plot(runs, tmp_path / "new" / "curves.svg").exists()
+    with pytest.raises(BadRequest, match="name at least one run"):
+        engram.plot([])
+    with pytest.raises(BadRequest, match=r"curves.doc: the ending of a picture is one of .*png"):
+        engram.plot(OLD / "ppo", "curves.doc")
+    with pytest.raises(BadRequest, match="there is no adaptation to measure"):
+        engram.adapt(engram.load(OLD / "ppo"))
 
 
 # ------------------------------------------------------------------------------------------------------------ policies
@@ -246,6 +274,9 @@ def test_seeds_have_policies_of_their_own(cartpole):
     for seed in (-1, 2):
         with pytest.raises(BadRequest, match=f"has seeds 0 to 1, not {seed}"):
             cartpole.policy(seed=seed)
+    with pytest.raises(BadRequest, match="greedy must be true or false, got 'maybe'"):
+        cartpole.policy(greedy="maybe")
+    assert len(repr(cartpole.policy())) < 300, "without its parameters"
 
 
 def test_sampled_actions_repeat_by_their_key(cartpole):

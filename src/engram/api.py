@@ -68,7 +68,7 @@ def train(
     from engram.experiments.train import train as run
 
     name, config = make_config(preset, **changes)
-    return run(config, name, Output(None if out is None else Path(out), resume, wandb, quiet))
+    return run(config, name, make_options(Output, out=out, resume=resume, wandb=wandb, quiet=quiet))
 
 
 def load(folder: Path | str) -> "Run":
@@ -131,25 +131,25 @@ def compare(
     from engram.experiments.train import Output
 
     name, config = make_config(preset, **changes)
-    where = None if out is None else Path(out)
-    options = Options(tuple(memories), tuple(algorithms), tuple(envs), tuple(datasets), seeds, where)
+    lists = {"memories": memories, "algorithms": algorithms, "envs": envs, "datasets": datasets}
+    options = make_options(Options, **lists, seeds=seeds, out=out)
     refuse_fixed(config, options, changes)
-    return run(config, name, options, Output(wandb=wandb, quiet=quiet))
+    return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet))
 
 
-def plot(runs: "Sequence[Run | Path | str]", out: Path | str = "curves.png") -> Path:
-    """Draws the learning curves of runs of one agent into one picture, and returns its path."""
+def plot(runs: "Run | Path | str | Sequence[Run | Path | str]", out: Path | str = "curves.png") -> Path:
+    """Draws the learning curves of a run, or of several of one agent, into one picture, and returns its path."""
     from engram.experiments.figures import draw_curves
 
-    draw_curves([folder_of(run) for run in runs], Path(out))
+    draw_curves(folders_of(runs), Path(out))
     return Path(out)
 
 
-def adapt(runs: "Sequence[Run | Path | str]", **options: Any) -> list[dict[str, Any]]:
+def adapt(runs: "Run | Path | str | Sequence[Run | Path | str]", **options: Any) -> list[dict[str, Any]]:
     """Measures how agents that were trained in `meta/` environments adapt within trials.
 
     Args:
-        runs: runs or their folders.
+        runs: a run or several, or their folders.
         options: see `engram.experiments.adapt.Options`.
 
     Returns:
@@ -158,7 +158,7 @@ def adapt(runs: "Sequence[Run | Path | str]", **options: Any) -> list[dict[str, 
     from engram.experiments.adapt import Options
     from engram.experiments.adapt import adapt as measure
 
-    return measure([folder_of(run) for run in runs], make_options(Options, **options))
+    return measure(folders_of(runs), make_options(Options, **options))
 
 
 def make_env(env: str, num_envs: int | None = None, **options: Any) -> Any:
@@ -189,6 +189,13 @@ def make_memory(memory: str, width: int, **options: Any) -> Any:
 def folder_of(run: "Run | Path | str") -> Path:
     """The folder of a run."""
     return run if isinstance(run, Path) else Path(run) if isinstance(run, str) else run.folder
+
+
+def folders_of(runs: "Run | Path | str | Sequence[Run | Path | str]") -> list[Path]:
+    """The folders of a run or of several."""
+    from engram.experiments.runs import Run
+
+    return [folder_of(run) for run in ([runs] if isinstance(runs, Run | Path | str) else runs)]
 
 
 def make_options(kind: type, **values: Any) -> Any:
