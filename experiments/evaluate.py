@@ -129,7 +129,10 @@ def lines(result: dict[str, Any], first_seed: int) -> list[str]:
         f"seed {first_seed + index}: {'return ' * (score is not None)}{words(score)}"
         for index, score in enumerate(whole["per_seed"])
     ]
-    text.append(f"mean {whole['mean']}, 95 % interval {whole['ci95']}")
+    text.append(f"mean {words(whole['mean'])}")
+    if whole["ci95"] is not None:
+        low, high = map(words, whole["ci95"])
+        text[-1] += f", interquartile mean {words(whole['iqm'])}, its 95 % interval [{low}, {high}]"
     if "eval_score" in result:
         text.append(f"normalised score {words(result['eval_score']['mean'], 1)}")
     return text + [f"{name}: mean {words(values['mean'])}" for name, values in result.get("targets", {}).items()]

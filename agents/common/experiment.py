@@ -38,6 +38,7 @@ class Experiment:
 
     def __post_init__(self):
         require_at_least(self, "", 1, "seeds", "total_steps", "log_points", "eval_points")
+        require_at_least(self, "", 0, "checkpoint_seconds")
         if not 0 <= self.seed < 2**32 - self.seeds:
             raise BadRequest(f"seed must lie in [0, 2^32 - seeds), got {self.seed}")
 

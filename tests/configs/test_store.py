@@ -76,6 +76,7 @@ def test_numbers_and_booleans_are_read_as_people_write_them():
         ({"seeds": True}, "seeds must be a whole number, got True"),
         ({"seeds": "many"}, "seeds must be a whole number, got 'many'"),
         ({"seeds": 0}, "seeds must be at least 1"),
+        ({"checkpoint_seconds": "nan"}, "checkpoint_seconds must be at least 0, got nan"),
         ({"ppo": {"eval_greedy": "perhaps"}}, "ppo.eval_greedy must be true or false"),
         ({"network": {"encoder": 3}}, "network.encoder must be a list"),
         ({"network": {"encoder": [3, "x"]}}, r"network.encoder\[1\] must be a whole number"),

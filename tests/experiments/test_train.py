@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import sys
 
 import numpy as np
@@ -55,7 +56,9 @@ def test_evaluate_and_plot(finished, tmp_path):
     assert result == json.loads((finished / "evaluation.json").read_text())
     assert result["finished"] == [1.0, 1.0]
     assert (finished / "eval.gif").read_bytes()[:4] == b"GIF8"
-    assert evaluate.lines(result, 0)[1].startswith("seed 1: return")
+    _, second, last = evaluate.lines(result, 0)
+    assert second.startswith("seed 1: return")
+    assert re.fullmatch(r"mean \S+, interquartile mean \S+, its 95 % interval \[\S+, \S+\]", last)
     assert api.plot([finished], tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
 
 
