@@ -216,6 +216,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
                 continue
         return convert(options[-1], value, where)
     if origin is tuple:
+        if arguments in ((int, ...), (float, ...)) and says_nothing(value):
+            return ()  # as help and tables show it
         if not isinstance(value, list | tuple):
             raise BadRequest(f"{where} must be a list, got {value!r}")
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
@@ -223,6 +225,12 @@ def convert(kind: Any, value: Any, where: str) -> Any:
             raise BadRequest(f"{where} must have {len(kinds)} entries, got {len(value)}")
         return tuple(convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     return _scalar(kind, value, where)
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a value, or the one word of a list, is a word for nothing."""
+    word = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+    return word is None or (isinstance(word, str) and word.lower() in NOTHING)
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:

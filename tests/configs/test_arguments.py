@@ -76,6 +76,7 @@ def read(*words: str) -> Any:
         ("--group.learning_rate 1", "group.learning_rate", 1.0),
         ("--group.sizes 1e2 -2", "group.sizes", (100, -2)),
         ("--group.sizes", "group.sizes", ()),
+        ("--group.sizes none", "group.sizes", ()),
         *((f"--greedy {word}", "greedy", True) for word in ("true", "yes", "on", "1", "True", "ON")),
         *((f"--greedy {word}", "greedy", False) for word in ("false", "no", "off", "0", "False")),
         ("--greedy", "greedy", True),

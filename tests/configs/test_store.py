@@ -111,6 +111,7 @@ def test_other_values_keep_what_they_do_not_name():
     changed: Any = store.override(preset, {"seeds": 3, "ppo": {"num_envs": 16}, "ppo__epochs": 5, "ppo.clip": "0.3"})
     assert changed == replace(preset, seeds=3, ppo=replace(preset.ppo, num_envs=16, epochs=5, clip=0.3))
     assert store.override(preset, {"ppo": preset.ppo}) == preset
+    assert store.override(preset, {"network__encoder": "none"}) == store.override(preset, {"network__encoder": None})
     with pytest.raises(UnknownName, match=r"unknown setting 'ppo.num_env': did you mean ppo.num_envs"):
         store.override(preset, {"ppo__num_env": 3})
     with pytest.raises(UnknownName, match="did you mean memory"):
