@@ -21,6 +21,7 @@ from flax import struct
 from engram.agents.common.control_flow import when
 from engram.agents.common.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
 from engram.agents.common.evaluation import play_episodes, record_steps
+from engram.agents.common.flat import flattening
 from engram.agents.common.proximal import clipped_surrogate, deal_minibatches
 from engram.agents.common.returns import lambda_returns
 from engram.agents.drama.laprop import laprop
@@ -275,9 +276,16 @@ class Drama:
     def _behaviour_optimiser(self) -> optax.GradientTransformation:
         return self._optimiser(self.settings.behaviour_learning_rate, self.settings.behaviour_max_norm, 1e-5)
 
-    def _apply_step(self, params: Any, step: Any) -> Any:
-        """`params` after an optimiser's step and weight decay."""
-        return jax.tree.map(lambda p, d: (1.0 - self.settings.weight_decay) * p + d, params, step)
+    def _stepped(
+        self, optimiser: optax.GradientTransformation, learner: tuple[Any, Any], gradient: Any
+    ) -> tuple[tuple[Any, Any], jax.Array]:
+        """`learner`, parameters and their optimiser's state, after a step of `optimiser` and weight decay; norm of the
+        gradient."""
+        flatten, unflatten = flattening(learner[0])
+        params, state = flatten(learner)
+        gradient = flatten(gradient)
+        step, state = optimiser.update(gradient, state)
+        return unflatten(((1.0 - self.settings.weight_decay) * params + step, state)), optax.tree.norm(gradient)
 
     # ----------------------------------------------------------------------------------------------------- acting
 
@@ -396,10 +404,10 @@ class Drama:
             return value, (metrics, stats)
 
         gradient, (metrics, stats) = jax.grad(loss, has_aux=True)(state.world)
-        step, optimiser = self._world_optimiser.update(gradient, state.world_optimiser)
-        metrics |= {"loss/world_grad_norm": optax.tree.norm(gradient)}
-        world = self._apply_step(state.world, step)
-        return state.replace(world=world, world_stats=stats, world_optimiser=optimiser), metrics
+        learner = (state.world, state.world_optimiser)
+        (world, optimiser), norm = self._stepped(self._world_optimiser, learner, gradient)
+        state = state.replace(world=world, world_stats=stats, world_optimiser=optimiser)
+        return state, metrics | {"loss/world_grad_norm": norm}
 
     def imagine(self, state: DramaState, steps: Step, key: jax.Array) -> tuple[Imagined, RunningStatistics]:
         """Trajectories under the policy that begin after the replayed steps `[context, n, ...]`; and the statistics of
@@ -553,11 +561,9 @@ class Drama:
         self, learner: tuple[Any, Any], actor_norm: RunningStatistics, batch: Batch
     ) -> tuple[tuple[Any, Any], Metrics]:
         """One gradient step of `learner`, the parameters of policy and value and their optimiser's state."""
-        behaviour, optimiser = learner
-        gradient, metrics = jax.grad(self._behaviour_loss, has_aux=True)(behaviour, actor_norm, batch)
-        step, optimiser = self._behaviour_optimiser.update(gradient, optimiser)
-        behaviour = self._apply_step(behaviour, step)
-        return (behaviour, optimiser), metrics | {"loss/behaviour_grad_norm": optax.tree.norm(gradient)}
+        gradient, metrics = jax.grad(self._behaviour_loss, has_aux=True)(learner[0], actor_norm, batch)
+        learner, norm = self._stepped(self._behaviour_optimiser, learner, gradient)
+        return learner, metrics | {"loss/behaviour_grad_norm": norm}
 
     def _proximal_steps(
         self, learner: tuple[Any, Any], actor_norm: RunningStatistics, batch: Batch, key: jax.Array

@@ -18,6 +18,7 @@ from engram.agents.common.checks import require_above, require_at_least, require
 from engram.agents.common.control_flow import when
 from engram.agents.common.distributions import Distribution
 from engram.agents.common.evaluation import play_episodes, record_steps
+from engram.agents.common.flat import flattening
 from engram.agents.common.proximal import clipped_surrogate, deal_minibatches
 from engram.agents.common.returns import generalised_advantages
 from engram.agents.ppo.networks import ActorCritic
@@ -359,20 +360,22 @@ class PPO:
 
         learning_rate = self._schedule(s.learning_rate, s.learning_rate_end, state.updates)
         entropy_weight = self._schedule(s.entropy, s.entropy_end, state.updates)
-        optimiser = self._optimiser
+        flatten, unflatten = flattening(state.params)
 
         def one_minibatch(carry, environments):
-            params, optimiser_state = carry
+            params, optimiser = carry
             memory = jax.tree.map(lambda x: x[environments], memory_before)
             rows = jax.tree.map(lambda x: x[:, environments], batch)
-            gradient, metrics = jax.grad(self.loss, has_aux=True)(params, memory, rows, entropy_weight)
-            step, optimiser_state = optimiser.update(gradient, optimiser_state)
-            params = jax.tree.map(lambda p, d: p - learning_rate * d, params, step)
-            return (params, optimiser_state), metrics | {"loss/grad_norm": optax.tree.norm(gradient)}
+            gradient, metrics = jax.grad(self.loss, has_aux=True)(unflatten(params), memory, rows, entropy_weight)
+            gradient = flatten(gradient)
+            step: Any
+            step, optimiser = self._optimiser.update(gradient, optimiser)
+            return (params - learning_rate * step, optimiser), metrics | {"loss/grad_norm": optax.tree.norm(gradient)}
 
         dealt = deal_minibatches(shuffle_key, s.num_envs, s.epochs, s.minibatches)
-        (params, optimiser_state), losses = jax.lax.scan(one_minibatch, (state.params, state.optimiser), dealt)
-        state = state.replace(params=params, optimiser=optimiser_state, updates=state.updates + 1)
+        carry, losses = jax.lax.scan(one_minibatch, flatten((state.params, state.optimiser)), dealt)
+        params, optimiser = unflatten(carry)
+        state = state.replace(params=params, optimiser=optimiser, updates=state.updates + 1)
 
         target = advantage + value
         unexplained = masked_mean((advantage - masked_mean(advantage, rollout.valid)) ** 2, rollout.valid)
