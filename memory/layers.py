@@ -72,17 +72,53 @@ class GatedOutput(nn.Module):
 
 
 def orthogonal(scale: float = 1.0) -> Callable:
-    """Orthogonal matrices times `scale`: flax's initialiser, one matrix at a time under `vmap`.
+    """Orthogonal matrices times `scale`: the matrices of flax's initialiser, to rounding.
 
-    XLA's QR of a batch waits in a thread of its pool for others of the same pool. Two initialisers of many seeds that
-    run at once can take all threads of a small CPU and then wait forever.
+    LAPACK's factorisation, which flax calls, takes an import of SciPy and more time to compile than to run, and under
+    `vmap` it waits in a thread of XLA's pool for others of the same pool, which may all be waiting.
     """
 
     def initialise(key, shape, dtype=jnp.float32):
-        one = jax.custom_batching.sequential_vmap(lambda key: nn.initializers.orthogonal(scale)(key, shape, dtype))
-        return one(key)
+        columns, rows = shape[-1], math.prod(shape[:-1])
+        a = jax.random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
+        q = orthonormal(a) if rows >= columns else orthonormal(a).T
+        return scale * q.reshape(shape)
 
     return initialise
+
+
+BLOCK = 64
+"""Most columns that are made orthogonal one by one; blocks of them meet in matrix products."""
+
+
+def orthonormal(a: jax.Array) -> jax.Array:
+    """Factor Q of the factorisation of `a[n, m]`, n >= m, whose R has a positive diagonal, by Gram-Schmidt.
+
+    Everything is done twice, which leaves products of columns at the size of rounding errors (Giraud, Langou and
+    Rozloznik 2005).
+    """
+    m = a.shape[1]
+    width = max(size for size in range(1, min(m, BLOCK) + 1) if m % size == 0)
+
+    def column(i, v):
+        j = i % width
+        before = jnp.where(jnp.arange(width) < j, v, 0.0)
+        x = v[:, j] - before @ (before.T @ v[:, j])
+        return v.at[:, j].set(x / jnp.linalg.norm(x))
+
+    if width == m:
+        return jax.lax.fori_loop(0, 2 * m, column, a)
+
+    def block(i, q):
+        """Columns `i width, ...`; `q[n, m]` holds those before them, and zeros."""
+
+        def once(_, v):
+            return jax.lax.fori_loop(0, width, column, v - q @ (q.T @ v))
+
+        v = jax.lax.fori_loop(0, 2, once, jax.lax.dynamic_slice_in_dim(a, i * width, width, 1))
+        return jax.lax.dynamic_update_slice_in_dim(q, v, i * width, 1)
+
+    return jax.lax.fori_loop(0, m // width, block, jnp.zeros_like(a))
 
 
 def gate_orthogonal(gates: int) -> Callable:
