@@ -29,6 +29,7 @@ $(READY): pyproject.toml constraints/py311.txt constraints/py312.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; \
 	UV_SYSTEM_CERTS=true $(VENV)/bin/uv pip install --quiet --python $(RUN) -c $$pins -e ".[dev]" \
 	  || $(RUN) -m pip install --quiet --disable-pip-version-check -c $$pins -e ".[dev]"
+	@$(RUN) -m engram.kernels.cpu
 	@touch $(READY)
 
 demo: $(READY)

@@ -3,10 +3,14 @@
 It can be deleted at any time.
 """
 
+import hashlib
 import os
 import platform
 import sys
 from pathlib import Path
+
+LEAST_SECONDS = 0.1
+"""Seconds of compilation from which on a program is kept: reading one back takes a few milliseconds."""
 
 
 def user_folder() -> Path | None:
@@ -22,20 +26,34 @@ def user_folder() -> Path | None:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps XLA's programs that took over a second to compile in the folder, and loads them from it the next time.
+    """Keeps XLA's programs that took `LEAST_SECONDS` to compile in the folder, and loads them from it the next time.
 
-    Each machine has its own, as a shared home may serve different processors. JAX's settings have precedence:
-    `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` goes without. Programs that
-    call Python (emulators) are never kept.
+    Machines with the same kind of processor share them, as a shared home may serve several. JAX's settings have
+    precedence: `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` goes without.
+    Programs that call Python (emulators) are never kept.
     """
     folder = user_folder()
     if folder is None:
         return
-    programs = str(folder / "programs" / platform.node())
-    if "jax" not in sys.modules:  # which takes a second to import, and may never be needed
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs)
-        return
-    import jax
+    kind = hashlib.sha256(processor().encode()).hexdigest()[:16]
+    wanted = {
+        "jax_compilation_cache_dir": (None, str(folder / "programs" / kind)),
+        "jax_persistent_cache_min_compile_time_secs": (1.0, LEAST_SECONDS),
+    }
+    for name, (default, value) in wanted.items():
+        if "jax" not in sys.modules:  # which takes a second to import, and may never be needed
+            os.environ.setdefault(name.upper(), str(value))
+        else:
+            import jax
 
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", programs)
+            if jax.config.values[name] == default:
+                jax.config.update(name, value)
+
+
+def processor() -> str:
+    """Kind and features of this machine's processor, on which compiled programs depend."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

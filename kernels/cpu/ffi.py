@@ -1,6 +1,7 @@
 """C++ kernels for CPUs, called through XLA's foreign-function interface.
 
-A kernel `name` is the file `name.cc` beside this one. It is compiled on first use with the C++ compiler of the machine,
+A kernel `name` is the file `name.cc` beside this one. It is compiled on first use, or by `python -m
+engram.kernels.cpu`, with the C++ compiler of the machine,
 for this very CPU, and kept in the user's cache folder (`engram.kernels.cache`) under a hash of everything the result
 depends on. Without a compiler, or if anything goes wrong, kernels run on their "xla" backend and one line in the log
 says why.
@@ -11,11 +12,12 @@ says why.
 import ctypes
 import hashlib
 import logging
-import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -26,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from engram.kernels.backends import switched_off
-from engram.kernels.cache import user_folder
+from engram.kernels.cache import processor, user_folder
 
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
@@ -59,9 +61,36 @@ def load(name: str) -> bool:
     return True
 
 
+_tracing = threading.local()
+
+
+@contextmanager
+def built_beside() -> Iterator[Callable[[], bool]]:
+    """Builds the kernels that are asked for within it in threads, so that tracing a program does not wait for them.
+
+    Yields:
+        a function that waits for these kernels and says whether all can be called. If not, what was traced with them
+        has to be traced again, outside.
+    """
+    promised: dict[str, Future[bool]] = {}
+    _tracing.promised = promised
+    try:
+        yield lambda: sum(not kernel.result() for kernel in list(promised.values())) == 0  # waits for every one
+    finally:
+        _tracing.promised = None
+
+
 def if_loaded(name: str, dtype: jnp.dtype, dtypes: tuple[Any, ...]) -> str:
     """Backend that serves "ffi": "ffi" if `dtype` is one of `dtypes` and kernel `name` loads, else "xla"."""
-    return "ffi" if dtype in dtypes and load(name) else "xla"
+    if dtype not in dtypes or switched_off():
+        return "xla"
+    promised = getattr(_tracing, "promised", None)
+    if promised is None:
+        return "ffi" if load(name) else "xla"
+    if name not in promised:
+        promised[name] = Future()
+        threading.Thread(target=lambda: promised[name].set_result(load(name)), daemon=True).start()
+    return "ffi"
 
 
 def on_cpu(kernel: Callable, otherwise: Callable, *inputs: Any) -> Any:
@@ -117,7 +146,7 @@ def _built_by(compiler: str, name: str, folder: Path) -> Path:
     source = SOURCES / f"{name}.cc"
     version = _run(compiler, "--version")
     headers = (SOURCES / "ffi.h").read_text(), metadata.version("jaxlib")
-    digest = _hash("\0".join((source.read_text(), *headers, version, *FLAGS, _cpu())).encode())
+    digest = _hash("\0".join((source.read_text(), *headers, version, *FLAGS, processor())).encode())
     # The name also holds a hash of the content: loading a file that a full disk cut short would kill the process.
     for library in folder.glob(f"{name}-{digest}-*.so"):
         if library.stem.endswith(_hash(library.read_bytes())):
@@ -140,12 +169,3 @@ def _run(*command: str) -> str:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _cpu() -> str:
-    """Features of this CPU, on which `-march=native` depends."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine() + platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

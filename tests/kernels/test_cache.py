@@ -30,6 +30,7 @@ def kept(cache_home, **environment):
     return {path.relative_to(cache_home) for path in cache_home.rglob("jit_*-cache")}
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_and_found_again_and_half_written_ones_compiled_again(tmp_path):
     first = kept(tmp_path)
     assert first

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import threading
 from functools import partial
 
 import jax
@@ -204,6 +205,19 @@ def test_without_a_compiler_the_answer_is_right_and_one_line_says_so(trouble, fo
     assert len(lines) == 1
     assert "without its C++ kernel" in lines[0]
     assert {"none": "no C++ compiler", "broken": "out of luck", "folder": "No such file"}[trouble] in lines[0]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_tracing_does_not_wait_for_a_kernel_that_is_built_beside(there, monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr(ffi, "load", lambda name: may_end.wait(60) and there)
+    float32 = jnp.dtype(jnp.float32), (jnp.float32,)
+    with ffi.built_beside() as built:
+        assert ffi.if_loaded("linear_scan", *float32) == "ffi"
+        assert ffi.if_loaded("linear_scan", jnp.dtype(jnp.float64), (jnp.float32,)) == "xla"
+        may_end.set()
+        assert built() == there
+    assert ffi.if_loaded("linear_scan", *float32) == ("ffi" if there else "xla")
 
 
 def test_the_environment_switches_them_off(forgetful, monkeypatch, caplog):
