@@ -74,7 +74,21 @@ def _train(
     if output.resume and output.out is not None and (output.out / "config.yaml").exists():
         preset = read_config(output.out).get("preset", preset)  # a run keeps the name under which it began
     described = store.describe(preset, config)
-    folder = RunFolder(output.out or default_folder(preset, config), described, output.resume, store.upgrade)
+    path = output.out or default_folder(preset, config)
+    with closing(RunFolder(path, described, output.resume, store.upgrade)) as folder:
+        return _train_in(folder, spec, agent, config, described, output, keep)
+
+
+def _train_in(
+    folder: RunFolder,
+    spec: AgentSpec,
+    agent: Any,
+    config: Experiment,
+    described: dict[str, Any],
+    output: Output,
+    keep: Callable[[Path, int, Any, Any], None] | None,
+) -> Run:
+    preset = described["preset"]
     run = Run(folder.path, config, preset)
     if folder.is_finished:
         notify(f"{folder.path} is already complete")

@@ -436,8 +436,8 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "training/folder.py",
-        'raise InUse(f"{path} is in use',
-        'raise BadRequest(f"{path} is in use',
+        'raise InUse(f"{self.path} is in use',
+        'raise BadRequest(f"{self.path} is in use',
         "tests/training/test_folder.py::test_a_folder_in_use_is_refused_with_an_exit_code_of_its_own",
         "a folder in use is a bad request",
     ),
@@ -562,8 +562,8 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "training/folder.py",
-        'raise InUse(f"{path} is in use',
-        'raise BadRequest(f"{path} is in use',
+        'raise InUse(f"{self.path} is in use',
+        'raise BadRequest(f"{self.path} is in use',
         "tests/scripts/test_command_line.py::test_a_run_in_use_ends_with_4",
         "a run in use ends with 2",
     ),

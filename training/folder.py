@@ -73,7 +73,7 @@ def is_disk_trouble(error: OSError, folder: Path) -> bool:
 
 
 class RunFolder:
-    """An open run folder, which no other process can open for as long as this one lives."""
+    """An open run folder, which nobody else can open until it is closed or this process ends."""
 
     def __init__(
         self,
@@ -96,23 +96,38 @@ class RunFolder:
             raise BadRequest(f"{path} already exists: choose another --out, or continue it with --resume")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            # Kept open: the lock is the process's, and goes with it however it ends.
+            # The lock is the process's, and goes with it however it ends.
             self._lock = (path / ".lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(f"{path} is in use by another process") from None
         except OSError as error:
             raise BadRequest(f"cannot write to {path}: {error.strerror}") from None
+        try:
+            self._begin(config, upgrade)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Takes the lock and writes what describes the run, or checks what stands there."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"{self.path} is in use by another process") from None
+        except OSError as error:
+            raise BadRequest(f"cannot write to {self.path}: {error.strerror}") from None
         stored = self.config()
         if stored is not None and upgrade(stored) != config:
             changed = sorted(_differences(upgrade(stored), config))
-            raise BadRequest(f"{path} holds a run of another configuration; these differ: {', '.join(changed)}")
+            raise BadRequest(f"{self.path} holds a run of another configuration; these differ: {', '.join(changed)}")
         try:
             if stored is None:
-                write_atomically(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-                write_atomically(path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+                write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+                write_atomically(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
         except OSError as error:
-            raise BadRequest(f"cannot write to {path}: {error.strerror}") from None
+            raise BadRequest(f"cannot write to {self.path}: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Lets other processes, and this one, open the folder again."""
+        self._lock.close()
 
     def config(self) -> dict[str, Any] | None:
         """The stored configuration, or None before it was written."""

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from engram import api
+from engram.configs.store import describe
 from engram.errors import BadRequest, Diverged, InUse
 from engram.experiments import evaluate
 from engram.experiments.train import Output, train
@@ -87,10 +88,17 @@ def test_a_finished_or_foreign_folder_is_not_touched(finished, capsys):
 
 
 def test_a_folder_that_is_trained_in_is_in_use(tmp_path):
-    held = RunFolder(tmp_path / "run", {}, resume=False)
+    stored = describe("debug", api.make_config("debug", **TINY)[1])
+    held = RunFolder(tmp_path / "run", stored, resume=False)
     with pytest.raises(InUse, match="another process") as error:
         api.train("debug", **TINY, out=held.path, resume=True)
     assert error.value.exit_code == 4
+    held.close()
+    # Who was refused does not hold the folder, though the error that says so is kept.
+    with pytest.raises(BadRequest, match="another configuration") as error:
+        api.train("debug", **TINY, seed=5, out=held.path, resume=True)
+    RunFolder(held.path, stored, resume=True).close()
+    assert error
 
 
 def test_divergence_is_reported_and_the_last_good_checkpoint_named(tmp_path):
