@@ -141,7 +141,7 @@ def time_parts(agent: Drama, programs: Any, states: Any, updates: int, rounds: i
             rate = work[name] / np.median(values[1:] or values)
             line += f"  {work[name]:7.3f} TFLOP {rate:7.2f} TFLOP/s {temporary:6.2f} GiB temporary"
         print(line)
-    plan = programs.chunk.func.memory_analysis()
+    plan = programs.chunk.compiled.memory_analysis()
     if plan:
         kept, temporary = plan.argument_size_in_bytes / 2**30, plan.temp_size_in_bytes / 2**30
         print(f"whole program            state {kept:.2f} GiB, temporary {temporary:.2f} GiB")

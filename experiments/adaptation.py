@@ -31,6 +31,7 @@ from engram.envs.base import VectorEnvironment
 from engram.envs.spaces import Box, Discrete
 from engram.errors import BadRequest
 from engram.kernels.rows import select_rows
+from engram.training.programs import jit
 from engram.training.statistics import mean_of_tasks, stratified_bootstrap
 
 MEMORY = ("kept", "frozen", "reset")
@@ -265,7 +266,7 @@ def make_player(
         waiting = jnp.where(right, -1, watch.waiting + (watch.waiting >= 0))
         return watch._replace(waiting=jnp.where(switched, 1, waiting)), played
 
-    return jax.jit(play)
+    return jit(play)
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers

@@ -17,6 +17,7 @@ from engram.agents.common.spec import Build, Dreaming
 from engram.errors import BadRequest
 from engram.experiments.options import Dream as Options
 from engram.experiments.runs import Run
+from engram.training.programs import jit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,7 +67,7 @@ def draw_dream(
     """Draws a dream of the first seed of `states` into `folder`. `agent`: one whose `eval_env` was not played before,
     where that is an emulator. Returns the pictures' paths."""
     state = jax.tree.map(lambda x: x[0], states)
-    compiled = jax.jit(partial(dreaming.dream, agent), static_argnums=(2, 3))
+    compiled = jit(partial(dreaming.dream, agent), static_argnums=(2, 3))
     dream = compiled(state, jax.random.key(seed), context, horizon)
     dream = jax.tree.map(lambda x: np.asarray(x)[:, :LANES], dream)
     played, seen, imagined = (

@@ -16,7 +16,7 @@ from engram.experiments.options import Evaluate as Options
 from engram.experiments.runs import Run
 from engram.training.folder import notify, write_atomically
 from engram.training.metrics import finite_or_none
-from engram.training.programs import evaluation, seed_keys
+from engram.training.programs import evaluation, jit, seed_keys
 from engram.training.statistics import summarise
 
 FRAME_MS = 150
@@ -47,7 +47,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         states, manifest = run.restore(learner)
         agent, states = play.player(learner, states)
         keys = seed_keys(options.seed, config.seeds)
-        metrics = jax.device_get(jax.jit(evaluation(agent, config.seeds))(states, keys))
+        metrics = jax.device_get(jit(evaluation(agent, config.seeds))(states, keys))
     result: dict[str, Any] = {
         "preset": run.preset,
         **{name: value for name, value in config.identity.items() if name != "dataset"},
@@ -100,7 +100,7 @@ def draw(agent: Any, env: VectorEnvironment, state: Any, key: jax.Array, steps: 
     """
     from PIL import Image, ImageDraw  # only once there is something to draw
 
-    env_states, actions, returns = jax.device_get(jax.jit(agent.record, static_argnums=2)(state, key, steps))
+    env_states, actions, returns = jax.device_get(jit(agent.record, static_argnums=2)(state, key, steps))
     frames = []
     try:
         for t in range(steps):

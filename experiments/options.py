@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from tyro.conf import Positional
+from engram.configs.arguments import Positional
 
 Split = Literal["train", "test", "heldout"]
 Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]

@@ -20,6 +20,7 @@ from engram.envs.spaces import Space
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
 from engram.training.folder import write_atomically
+from engram.training.programs import jit
 
 if TYPE_CHECKING:
     from engram.experiments.runs import Run
@@ -99,9 +100,9 @@ class Policy:
     def __post_init__(self):
         acting = self.run.spec.acting
         assert acting is not None
-        self._start = jax.jit(partial(acting.start, self.agent))
-        self._observe = jax.jit(partial(acting.observe, self.agent))
-        self._act = jax.jit(partial(acting.act, self.agent))
+        self._start = jit(partial(acting.start, self.agent))
+        self._observe = jit(partial(acting.observe, self.agent))
+        self._act = jit(partial(acting.act, self.agent))
         env = getattr(self.agent, "eval_env", self.agent.env)
         while not isinstance(env, External):
             env = env.env

@@ -20,6 +20,7 @@ from engram.envs.datasets.recorder import Tape
 from engram.envs.spaces import Space
 from engram.envs.wrappers import RunningStatistics, Wrapper
 from engram.errors import BadRequest
+from engram.training.programs import jit
 
 CHUNK = 256
 """Steps of all environments in one compiled scan, after which they are copied to the host."""
@@ -84,7 +85,7 @@ class Player:
 
             return jax.lax.scan(one_step, carry, jax.random.split(key, CHUNK))
 
-        return jax.jit(self.start), jax.jit(chunk)
+        return jit(self.start), jit(chunk)
 
     def play(self, policy: Any, key: jax.Array, each: np.ndarray) -> Tape:
         """Plays on until every environment has ended at least `each[B]` episodes.

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "memory": {"kernels"},
     "envs": {"kernels"},
     "worldmodels": {"kernels", "memory"},
-    "training": {"envs"},
+    "training": {"kernels", "envs"},
     "agents": {"kernels", "memory", "worldmodels", "envs", "training"},
     "configs": {"agents", "training"},
     "experiments": {"kernels", "memory", "worldmodels", "envs", "training", "agents", "configs"},

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from engram.envs.atomic_files import sync
 from engram.errors import BadRequest
@@ -82,6 +81,8 @@ def save(root: Path, chunk: int, state: PyTree, extra: dict[str, Any]) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
+        import orbax.checkpoint as ocp  # here and below: its half a second is not for the wait before training
+
         with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((partial / "state").absolute(), _arrays(state))
         manifest = {"chunk": chunk, "files": _files(partial), **extra}
@@ -157,6 +158,8 @@ def restore(root: Path, template: PyTree) -> tuple[PyTree, dict[str, Any]] | Non
         if manifest is None:
             log.warning("checkpoint %s is damaged or incomplete; using the one before it", folder)
             continue
+        import orbax.checkpoint as ocp
+
         with ocp.StandardCheckpointer() as checkpointer:
             arrays = checkpointer.restore((folder / "state").absolute())
         try:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -12,6 +13,9 @@ from rich.text import Text
 
 from engram.training.folder import notify
 from engram.training.metrics import Row, mean_of
+
+COMPILING = "compiling init, chunk, evaluation"
+"""What a run waits for at first."""
 
 
 class Display:
@@ -25,27 +29,40 @@ class Display:
 
     def __init__(self, label: str, total_steps: int, seeds: int, quiet: bool, console: Console | None = None):
         self.label, self.total, self.seeds, self.quiet = label, total_steps, seeds, quiet
-        self.bar = None
+        self.bar, self.told = None, False
         console = console or Console(file=sys.stderr)
         if quiet:
             return
         if not console.is_interactive:
-            notify(f"{label}: compiling ...")
+            notify(f"{label}: {COMPILING} ...")
             return
         self.bar = Progress(
             _Label(table_column=Column()),
             BarColumn(bar_width=40 if console.width >= 120 else 8, table_column=Column(no_wrap=True)),
             TextColumn("{task.percentage:>3.0f}% {task.fields[state]}"),
-            _TimeLeft(table_column=Column(no_wrap=True)),
+            _Clock(table_column=Column(no_wrap=True)),
             console=console,
         )
-        self.task = self.bar.add_task(label, total=total_steps, state="compiling", ends=None)
+        clock = {"since": time.monotonic(), "expected": None, "ends": None}
+        self.task = self.bar.add_task(label, total=total_steps, state=COMPILING, **clock)
         self.bar.start()
 
-    def compiled(self, seconds: float) -> None:
-        """Tells that the programs are compiled, which took `seconds`."""
+    def compiling(self, programs: Sequence[str], expected: float | None) -> None:
+        """Tells which programs are still being compiled.
+
+        Args:
+            expected: seconds that the compilation of all of them took the last time, where that is known.
+        """
         if self.bar is not None:
-            self.bar.update(self.task, state=f"compiled in {seconds:.0f} s")
+            self.bar.update(self.task, state=f"compiling {', '.join(programs)}", expected=expected)
+        elif not (self.quiet or self.told or expected is None):
+            notify(f"{self.label}: compiling took {expected:.0f} s the last time")
+            self.told = True
+
+    def compiled(self, seconds: float) -> None:
+        """Tells that training can begin, `seconds` after its compilation did."""
+        if self.bar is not None:
+            self.bar.update(self.task, state=f"compiled in {seconds:.0f} s", since=None)
         elif not self.quiet:
             notify(f"{self.label}: compiled in {seconds:.0f} s")
 
@@ -102,12 +119,19 @@ class _Shortened:
         yield Text(text, no_wrap=True)
 
 
-class _TimeLeft(ProgressColumn):
-    """Time to the end of the run at the speed of the last chunk. It runs on between chunks."""
+class _Clock(ProgressColumn):
+    """Time that compilation has taken, beside what it took the last time; then the time to the end of the run at the
+    speed of the last chunk, which runs on between chunks."""
 
     def render(self, task: Task) -> Text:
-        ends = task.fields["ends"]
-        if ends is None:
+        since, expected, ends = (task.fields[name] for name in ("since", "expected", "ends"))
+        if ends is not None:
+            return Text(f"{_time(max(ends - time.monotonic(), 0.0))} left")
+        if since is None:
             return Text()
-        minutes, seconds = divmod(round(max(ends - time.monotonic(), 0.0)), 60)
-        return Text(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
+        return Text(f"{time.monotonic() - since:.0f}{'' if expected is None else f' of {expected:.0f}'} s")
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -20,7 +20,7 @@ import numpy as np
 
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest, Diverged, Interrupted
-from engram.training import action_log, checkpoint
+from engram.training import action_log, checkpoint, compile_times
 from engram.training.display import Display
 from engram.training.folder import RunFolder, is_disk_trouble, notify
 from engram.training.metrics import MetricsLog, Row, WandbLog, aggregate, finite_or_none
@@ -163,12 +163,29 @@ class TrainingRun:
         self._open.callback(self.display.close)
 
     def compile(self) -> None:
-        """Compiles the programs of the agent."""
-        self.programs = compile_agent(self.agent, self.settings.seeds, self.settings.plan.updates_per_chunk)
-        self.display.compiled(self.programs.seconds)
+        """Has the programs of the agent compiled, which goes on in threads."""
+        self.programs = compile_agent(
+            self.agent, self.settings.seeds, self.settings.plan.updates_per_chunk, self.done + 1 in self.evaluations
+        )
+        expected = compile_times.recall(self.programs.key)
+
+        def show() -> None:
+            left = [program.name for program in self.programs.all if not program.is_there]
+            self.display.compiling(left, expected)
+
+        show()
+        for program in self.programs.all:
+            program.when_there(show)
 
     def begin(self) -> None:
-        """Makes the first states, or restores those of the newest intact checkpoint."""
+        """Makes the first states, or restores those of the newest intact checkpoint; waits for the chunk's program."""
+        self._first_states()
+        self.programs.chunk.wait()
+        seconds = time.perf_counter() - self.programs.started
+        compile_times.remember(self.programs.key, seconds)
+        self.display.compiled(seconds)
+
+    def _first_states(self) -> None:
         checkpoint.remove_unfinished(self.folder.checkpoints)
         found = checkpoint.restore(self.folder.checkpoints, self.programs.template)
         if found is None:
@@ -218,6 +235,7 @@ class TrainingRun:
         self._check_finite(metrics, chunk)
 
         if chunk in self.evaluations:
+            started += self.programs.evaluate.wait()  # compilation is no part of the run's time
             keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, EVALUATION), chunk))(self.keys)
             metrics |= jax.device_get(self.programs.evaluate(self.states, keys))
         self.wall += time.perf_counter() - started

@@ -2,15 +2,40 @@
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 
+from engram.kernels.cpu import ffi
+from engram.training import compile_times
 from engram.training.types import Agent, Key, PyTree
+
+QUICK = {"xla_backend_optimization_level": 1}
+"""XLA's options for programs that run long: on a CPU they compile faster than by default and run as fast."""
+QUICKEST: dict[str, Any] = {"xla_backend_optimization_level": 0}
+"""XLA's options for programs that run for less time than they compile: these compile several times faster on a CPU."""
+if jaxlib.version.__version_info__ < (0, 11):  # later ones do not know it
+    QUICKEST["xla_cpu_use_fusion_emitters"] = False
+
+
+def options(wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """`wanted` as `compiler_options` of `jax.jit`: on a CPU, as far as nobody decided otherwise in XLA_FLAGS."""
+    if jax.default_backend() != "cpu" or jax.config.values["jax_disable_most_optimizations"]:
+        return None
+    decided = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in wanted.items() if name not in decided}
+
+
+def jit(function: Callable, **how: Any) -> Any:
+    """`jax.jit`, for programs that run long, with the options that serve them."""
+    return jax.jit(function, compiler_options=options(QUICK), **how)
 
 
 def seed_keys(seed: int, seeds: int) -> Key:
@@ -42,26 +67,78 @@ def with_data(agent: Agent, data: PyTree) -> Agent:
     return agent if data is None else dataclasses.replace(cast(Any, agent), data=data)
 
 
+class Program:
+    """A program that is compiled in a thread of its own. Who calls it waits until it is there."""
+
+    def __init__(self, name: str, data: PyTree, compiling: "Future[tuple[Any, float]]"):
+        self.name, self.data, self._compiling = name, data, compiling
+
+    @property
+    def compiled(self) -> jax.stages.Compiled:
+        """The program itself, which also takes `data`."""
+        return self._compiling.result()[0]
+
+    @property
+    def finished(self) -> float:
+        """When it was there, by `time.perf_counter`."""
+        return self._compiling.result()[1]
+
+    def wait(self) -> float:
+        """Waits until it is there; returns the seconds that this took."""
+        started = time.perf_counter()
+        self._compiling.result()
+        return time.perf_counter() - started
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is compiled, or will never be."""
+        return self._compiling.done()
+
+    def when_there(self, call: Callable[[], None]) -> None:
+        """Has `call` called once the program is there, in any thread."""
+        self._compiling.add_done_callback(lambda _: call())
+
+    def __call__(self, *args: Any) -> Any:
+        return self.compiled(*args, data=self.data)
+
+
 @dataclass(frozen=True)
 class Compiled:
-    """The three programs of a run, compiled ahead of time for all seeds."""
+    """The three programs of a run, compiled ahead of time for all seeds, side by side."""
 
-    init: Callable[[Key], PyTree]
+    init: Program
     """Keys `[seeds]` -> states `[seeds, ...]`."""
-    chunk: Callable[[PyTree], tuple[PyTree, dict[str, jax.Array]]]
+    chunk: Program
     """States -> states, metrics `[updates, seeds, ...]`. Consumes the states that it is given."""
-    evaluate: Callable[[PyTree, Key], dict[str, jax.Array]]
+    evaluate: Program
     """States, keys -> metrics `[seeds]`."""
     template: PyTree
     """Structure, shapes and dtypes of the states."""
     action: jax.ShapeDtypeStruct | None
     """Shape and dtype of one update's actions, `[seeds, T, B, ...]`; None unless they are logged."""
-    seconds: float
-    """Seconds that compilation took."""
+    started: float
+    """When compilation began, by `time.perf_counter`."""
+    key: str
+    """Name of the programs in `engram.training.compile_times`."""
+
+    @property
+    def all(self) -> tuple[Program, ...]:
+        return self.init, self.chunk, self.evaluate
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that compilation took, the three programs side by side."""
+        return max(program.finished for program in self.all) - self.started
 
 
-def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int) -> Compiled:
-    """Compiles `init`, one chunk of updates, and `evaluate`, for all seeds together."""
+def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_first: bool = True) -> Compiled:
+    """Compiles `init`, one chunk of updates, and `evaluate`, for all seeds together.
+
+    It returns once all three are traced. XLA works on them in threads, as it needs no Python.
+
+    Args:
+        evaluates_first: whether the first chunk is evaluated. If not, `evaluate` is compiled while that chunk runs.
+    """
     started = time.perf_counter()
     data = getattr(agent, "data", None)
 
@@ -75,19 +152,44 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int) -> Compiled:
     def evaluate_all(states, keys, data):
         return evaluation(with_data(agent, data), seeds)(states, keys)
 
-    def compiled(lowered):
-        return functools.partial(lowered.compile(), data=data)
+    threads = ThreadPoolExecutor(3, thread_name_prefix="compile")
+    with ffi.built_beside() as built:
 
-    keys = jax.eval_shape(lambda: seed_keys(0, seeds))
-    init = jax.jit(init_all).lower(keys, data=data)
-    template = init.out_info
-    update = jax.jit(chunk, donate_argnums=0).lower(template, data=data)
-    action = update.out_info[1].get("replay/action")
+        def compiling(name: str, lower: Callable[[], Any], wanted: dict[str, Any], after: Program | None) -> tuple:
+            lowered = lower()
+
+            def work() -> tuple[Any, float]:
+                if after is not None:
+                    after.wait()
+                program = lowered if built() else lower()  # a kernel that was counted on cannot be had
+                return program.compile(compiler_options=options(wanted)), time.perf_counter()
+
+            return Program(name, data, threads.submit(work)), lowered
+
+        def anew(function: Callable, **how: Any) -> Any:
+            """`function` compiled, and traced whenever it is lowered."""
+            return jax.jit(functools.partial(function), **how)
+
+        keys = jax.eval_shape(lambda: seed_keys(0, seeds))
+        init, lowered = compiling("init", lambda: anew(init_all).lower(keys, data=data), QUICKEST, None)
+        template = lowered.out_info
+        update, lowered = compiling(
+            "chunk", lambda: anew(chunk, donate_argnums=0).lower(template, data=data), QUICK, None
+        )
+        action, key = lowered.out_info[1].get("replay/action"), compile_times.key_of(lowered.as_text())
+        evaluate, _ = compiling(
+            "evaluation",
+            lambda: anew(evaluate_all).lower(template, keys, data=data),
+            QUICK,
+            None if evaluates_first else update,
+        )
+    threads.shutdown(wait=False)
     return Compiled(
-        init=compiled(init),
-        chunk=compiled(update),
-        evaluate=compiled(jax.jit(evaluate_all).lower(template, keys, data=data)),
+        init=init,
+        chunk=update,
+        evaluate=evaluate,
         template=template,
         action=None if action is None else jax.ShapeDtypeStruct(action.shape[1:], action.dtype),
-        seconds=time.perf_counter() - started,
+        started=started,
+        key=key,
     )

@@ -114,6 +114,7 @@ def test_ucb1_as_in_numpy():
     assert np.asarray(play.regret)[:, 0].tolist() == [1 - r for r in expected]
 
 
+@pytest.mark.slow
 def test_ten_arms_and_a_hundred_pulls_are_worth_what_duan_et_al_report():
     """Random 50, Thompson sampling 76.7. The Gittins policy they report earns 82.8; ours must not earn less."""
     means = jax.random.uniform(jax.random.key(0), (600, 10))

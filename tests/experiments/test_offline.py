@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,12 +124,12 @@ def test_the_data_are_an_argument_of_the_program(kind, loss, request):
     programs = request.getfixturevalue(kind).programs
     sizes = {size for leaf in jax.tree.leaves(programs.template) for size in leaf.shape}
     assert not sizes & {EPISODES * STEPS, EPISODES * (STEPS + 1)}
-    data = programs.chunk.keywords["data"]
+    data = programs.chunk.data
     assert data.reward.shape == (EPISODES * STEPS,)
     losses = []
     for given in (data, data.replace(action=-data.action)):
         states = programs.init(seed_keys(0, 2))
-        losses.append(partial(programs.chunk.func, data=given)(states)[1][loss])
+        losses.append(programs.chunk.compiled(states, data=given)[1][loss])
     assert np.abs(losses[0] - losses[1]).min() > 1e-4
 
 

@@ -1,6 +1,7 @@
 """The display: everything fits on 80 columns; lines where there is no terminal, or one that cannot redraw."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -45,18 +46,39 @@ def test_long_numbers_fit_too():
     assert "  0% return -999.999 eval -123,457 9,876,543 steps/s 112:30:00 left" in drawn(shown, 80)
 
 
-def test_compiling_is_shown_on_a_terminal():
-    assert "compiling" in drawn(Display(LABEL, 10, seeds=1, quiet=False, console=terminal(80)), 80)
+def test_compiling_is_shown_on_a_terminal(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    shown = Display(LABEL, 10, seeds=1, quiet=False, console=terminal(80))
+    assert shown.bar is not None
+    now = 103.0
+
+    def line() -> str:
+        assert shown.bar is not None
+        page = terminal(80)
+        page.print(shown.bar.get_renderable())
+        assert isinstance(page.file, io.StringIO)
+        return page.file.getvalue().rstrip()
+
+    assert line().endswith("compiling init, chunk, evaluation 3 s")
+    shown.compiling(["chunk", "evaluation"], expected=12.0)
+    assert line().endswith("compiling chunk, evaluation 3 of 12 s")
+    shown.compiled(4.0)
+    assert line().endswith("compiled in 4 s")
+    shown.close()
 
 
 @pytest.mark.parametrize("console", [terminal(80, "dumb"), Console(width=80, force_terminal=False)])
 def test_lines_where_a_bar_cannot_be_drawn(console, capsys):
     shown = Display(LABEL, 1_000_000, seeds=3, quiet=False, console=console)
+    shown.compiling(["init", "chunk", "evaluation"], expected=11.6)
+    shown.compiling(["chunk"], expected=11.6)
     shown.compiled(12.3)
     shown.show(ROW)
     shown.close()
     assert capsys.readouterr().err.splitlines() == [
-        f"{LABEL}: compiling ...",
+        f"{LABEL}: compiling init, chunk, evaluation ...",
+        f"{LABEL}: compiling took 12 s the last time",
         f"{LABEL}: compiled in 12 s",
         f"{LABEL}:      500,000 steps  return  0.250  eval  0.500  1,234 steps/s  1,215 s left",
     ]
