@@ -10,15 +10,15 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import tyro
+from typing import Annotated, Any, TypeVar
 
 from engram.configs import docstrings, spelling, store
 from engram.errors import BadRequest
 
-POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
-"""Mark of fields whose values stand without an option before them."""
+T = TypeVar("T")
+POSITIONAL = "positional"
+Positional = Annotated[T, POSITIONAL]
+"""Type of fields whose values stand without an option before them: `Positional[Path]`."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,8 @@ def lacks_default(part: Any, name: str) -> bool:
 
 def show_help(parts: Sequence[Any], prog: str, description: str) -> None:
     """Prints what the options of the parts do, with their defaults, and ends the program."""
+    import tyro  # here and below, as only who asks for help waits for it
+
     fields = [(f"part{number}", _shown(part, name="")) for number, part in enumerate(parts)]
     whole = dataclasses.make_dataclass("Options", fields)
     columns = min(shutil.get_terminal_size().columns, 120)
@@ -189,6 +191,8 @@ def show_help(parts: Sequence[Any], prog: str, description: str) -> None:
 
 def _shown(part: Any, **about: Any) -> Any:
     """A type that tyro shows as the fields of `part` with their docstrings and defaults."""
+    import tyro
+
     kind = part if isinstance(part, type) else type(part)
     texts, hints = docstrings.of_fields(kind), typing.get_type_hints(kind, include_extras=True)
     fields: list[tuple[str, Any, Any]] = []
@@ -199,10 +203,13 @@ def _shown(part: Any, **about: Any) -> Any:
             fields.append((f.name, _shown(value, help=texts[f.name]), dataclasses.field()))
             continue
         said = lacking or "(default:" in texts[f.name] or value == ""
-        hint = "" if said else f"(default: {docstrings.words(value)})"
-        arg = tyro.conf.arg(help=texts[f.name], help_behavior_hint=hint, metavar=metavar(hints[f.name]))
+        shown = "" if said else f"(default: {docstrings.words(value)})"
+        arg = tyro.conf.arg(help=texts[f.name], help_behavior_hint=shown, metavar=metavar(hints[f.name]))
         default = dataclasses.field() if lacking else dataclasses.field(default=value)
-        fields.append((f.name, Annotated[hints[f.name], arg], default))
+        hint = hints[f.name]
+        if POSITIONAL in getattr(hint, "__metadata__", ()):
+            hint = tyro.conf.Positional[hint.__origin__]
+        fields.append((f.name, Annotated[hint, arg], default))
     mirror = dataclasses.make_dataclass(kind.__name__, fields, namespace={"__doc__": kind.__doc__}, kw_only=True)
     return Annotated[mirror, tyro.conf.arg(**about)]
 

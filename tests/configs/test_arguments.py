@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from tyro.conf import Positional
 
 from engram.configs import arguments, docstrings, spelling
+from engram.configs.arguments import Positional
 from engram.configs.presets import PRESETS
 from engram.errors import BadRequest, UnknownName
 from engram.experiments import options
