@@ -31,6 +31,7 @@ def test_training_shows_returns_and_draws_curves(capsys):
     assert Path("runs/example/curves.png").exists()
 
 
+@pytest.mark.slow
 def test_a_policy_acts_in_gymnasium_and_its_memory_is_drawn(capsys):
     assert re.search(r"balanced for \d+ steps", run("policy_in_gymnasium", capsys))
     assert Path("runs/example/memory.png").exists()

@@ -102,6 +102,7 @@ def test_gymnax_observations_are_in_their_space_and_states_keep_their_types(name
 # --- brax
 
 
+@pytest.mark.slow
 def test_brax_stays_finite_over_many_episodes_that_open_differently():
     env = make_vector("brax/inverted_pendulum?episode_length=20", 8)
     first, (obs, reward, terminated, truncated, info) = play(env, random_actions(env, 200))

@@ -220,11 +220,13 @@ def pendulum():
     return family, np.asarray(ours), np.asarray(theirs), [np.asarray(x[6]) for x in outcome]
 
 
+@pytest.mark.slow
 def test_multipliers_of_one_leave_brax_exactly_as_it_is(pendulum):
     _, ours, theirs, _ = pendulum
     np.testing.assert_array_equal(ours[0], theirs[0])
 
 
+@pytest.mark.slow
 def test_each_multiplier_changes_what_it_must(pendulum):
     family, ours, *_ = pendulum
     sys = family.env.env.sys
@@ -246,6 +248,7 @@ def test_each_multiplier_changes_what_it_must(pendulum):
     np.testing.assert_allclose(heavy[start, 2], weak[start, 2], rtol=0.25, atol=0.02)
 
 
+@pytest.mark.slow
 def test_physics_that_breaks_down_ends_the_episode(pendulum):
     _, ours, _, (reward, end) = pendulum
     np.testing.assert_array_equal(ours[6], 0.0)
