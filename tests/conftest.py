@@ -24,15 +24,17 @@ os.environ.setdefault("XLA_FLAGS", FASTER)
 
 @pytest.fixture(scope="module")
 def quickly_compiled():
-    """Without most of XLA's optimisations, here and in the processes that are started here: for tests that run little
-    of what they compile. Loops run several times slower."""
-    import jax
+    """Mark of slow tests that run little of what they compile: they too do without most of XLA's optimisations."""
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which compile as well
+def pytest_runtest_setup(item):
+    """Fast tests do without most of XLA's optimisations, here and in the processes that they start: they compile in two
+    thirds of the time. What runs for long, several times slower then, is slow."""
+    quickly = not item.get_closest_marker("slow") or "quickly_compiled" in item.fixturenames
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_disable_most_optimizations", quickly)
 
 
 LARGE = 2**30

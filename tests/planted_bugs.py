@@ -608,6 +608,7 @@ BUGS: tuple[Bug, ...] = (
         "if score >= 2 * MEDIUM:",
         "tests/experiments/test_datasets.py::test_what_each_tier_is",
         "medium is twice as good",
+        "slow",
     ),
     Bug(
         "experiments/atari100k.py",

@@ -37,6 +37,7 @@ def test_a_policy_acts_in_gymnasium_and_its_memory_is_drawn(capsys):
     assert Path("runs/example/memory.png").exists()
 
 
+@pytest.mark.slow
 def test_a_memory_of_ones_own_is_proven_and_trained(capsys):
     out = run("own_memory", capsys)
     assert "acts as it trains" in out

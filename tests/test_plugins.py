@@ -130,6 +130,7 @@ def test_a_run_of_ones_own_memory_and_environment_is_found_again(trained):
     assert api.plot([run]).exists()
 
 
+@pytest.mark.slow
 def test_ones_own_memories_are_compared(home, trained, monkeypatch):
     monkeypatch.setattr(cells, "train_apart", train_here)
     names: dict[str, Any] = {"memories": ["lab:Sum", "none"], "envs": ["lab:Cue?length=4"]}

@@ -26,6 +26,7 @@ import optax
 from flax import struct
 
 from engram.agents.common.checks import require_at_least, require_not_negative, require_positive, require_share
+from engram.agents.common.flat import flattening
 from engram.agents.common.returns import generalised_advantages
 from engram.agents.ppo.agent import PPO, PPOState, Rollout
 from engram.envs.wrappers import Wrapper
@@ -314,13 +315,16 @@ class Conservative:
         def loss(critics):
             return masked_mean((self._predictions(critics, control.inputs) - target) ** 2, seen) * s.members
 
+        flatten, unflatten = flattening(state.critics)
+
         def one_step(carry, _):
             critics, optimiser = carry
-            error, gradient = jax.value_and_grad(loss)(critics)
-            step, optimiser = self._optimiser.update(gradient, optimiser, critics)
-            return (optax.apply_updates(critics, step), optimiser), error
+            error, gradient = jax.value_and_grad(loss)(unflatten(critics))
+            step, optimiser = self._optimiser.update(flatten(gradient), optimiser)
+            return (critics + step, optimiser), error
 
-        (critics, optimiser), errors = jax.lax.scan(one_step, (state.critics, state.optimiser), length=s.epochs)
+        carry, errors = jax.lax.scan(one_step, flatten((state.critics, state.optimiser)), length=s.epochs)
+        critics, optimiser = unflatten(carry)
         return state.replace(critics=critics, optimiser=optimiser), {"loss/critics": errors[-1]}
 
     def update(self, state: ConservativeState) -> tuple[ConservativeState, Metrics]:

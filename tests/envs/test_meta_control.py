@@ -352,6 +352,7 @@ def rollout(step, actions, state, keys):
     return jax.lax.scan(one, state, (keys, actions))[1]
 
 
+@pytest.mark.slow
 def test_each_block_is_its_member_stepped_alone():
     mixture = make_vector(MIXTURE, 7)
     assert isinstance(mixture, Mixture)

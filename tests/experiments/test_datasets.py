@@ -79,6 +79,7 @@ def columns(episodes: Episodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.delete(episodes.obs, last, axis=0), np.delete(episodes.obs, first, axis=0), terminal
 
 
+@pytest.mark.slow
 def test_every_step_is_one_of_the_environment(tiers):
     """CartPole's observation is its state: what gymnax makes of it and the action is what was recorded, in every tier,
     though the policy saw normalised observations with the previous action."""
@@ -109,6 +110,7 @@ def test_every_step_is_one_of_the_environment(tiers):
         assert episodes.num_actions == 2
 
 
+@pytest.mark.slow
 def test_what_each_tier_is(out, tiers):
     measured = json.loads((out / "training" / "measured.json").read_text())
     low = measured["random"]["episode_return"]
@@ -138,6 +140,7 @@ def test_what_each_tier_is(out, tiers):
         np.testing.assert_array_equal(getattr(tiers["medium-expert"], name), both)
 
 
+@pytest.mark.slow
 def test_replay_tiers_are_all_that_training_played_in_order(out, tiers):
     """Their episodes are those that the run's metrics counted, chunk by chunk; the longer begins with the shorter."""
     full, short = tiers["full-replay"], tiers["medium-replay"]
@@ -157,6 +160,7 @@ def test_replay_tiers_are_all_that_training_played_in_order(out, tiers):
     np.testing.assert_array_equal(short.terminated, full.terminated[:episodes])
 
 
+@pytest.mark.slow
 def test_repeating_the_command_makes_only_what_is_missing(out, tiers, monkeypatch, capsys):
     def refuse(*_):
         raise AssertionError("played again")
@@ -178,6 +182,7 @@ def test_repeating_the_command_makes_only_what_is_missing(out, tiers, monkeypatc
     assert "full-replay" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_expert_of_a_finished_run_is_that_of_its_tiers(out, tiers, tmp_path):
     """From the run's own checkpoint, as if `train.py` had made it; written for Minari."""
     datasets.record_expert(Expert(out / "training", tmp_path, ("expert",), STEPS, "minari"))
@@ -189,6 +194,7 @@ def test_the_expert_of_a_finished_run_is_that_of_its_tiers(out, tiers, tmp_path)
     assert expert.returns.mean() == pytest.approx(high, rel=0.15)
 
 
+@pytest.mark.slow
 def test_convert(out, tiers, tmp_path, capsys):
     d4rl, minari, back = tmp_path / "a.hdf5", tmp_path / "bb" / "c-v0", tmp_path / "d.npz"
     for source, target in ((out / "medium.npz", d4rl), (d4rl, minari), (minari, back)):
@@ -222,12 +228,14 @@ def test_short_and_long_episodes_are_as_frequent_as_they_are_played():
     np.testing.assert_array_equal(episodes.returns, episodes.lengths)
 
 
+@pytest.mark.slow
 def test_an_expert_that_is_no_better_than_chance_is_refused(out, tiers, monkeypatch):
     monkeypatch.setattr(datasets.Workshop, "measure", lambda *_: Measured(22.0, 22.0))
     with pytest.raises(BadRequest, match=r"not above that of random actions, .* train longer"):
         make(out)
 
 
+@pytest.mark.slow
 def test_a_recorded_run_is_a_run_like_others(out, tiers):
     mean = api.evaluate(out / "training", episodes=100, gif_steps=0)["eval_return"]["mean"]
     # Returns spread by 40 % of their mean, which is taken over 100 episodes on either side; random actions get 15 %.

@@ -172,6 +172,7 @@ def test_single_steps_are_trained_and_evaluated(valued):
     assert any("normalised score" in line for line in evaluate.lines(result, 0))
 
 
+@pytest.mark.slow
 def test_single_step_methods_are_compared_across_datasets(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "train_apart", train_here)
     monkeypatch.chdir(tmp_path)

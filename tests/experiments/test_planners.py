@@ -78,6 +78,7 @@ def test_comparisons_of_the_wrong_kind_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_learner_of_a_conservative_run_is_evaluated_alone(tmp_path):
     small: dict[str, Any] = {
         "ppo": {"num_envs": 8, "num_steps": 32, "epochs": 1, "eval_envs": 2},

@@ -100,12 +100,16 @@ def test_a_failure_to_compile_is_raised_where_the_program_is_needed():
 
 
 def test_users_own_flags_take_precedence(monkeypatch):
+    jax.config.update("jax_disable_most_optimizations", False)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     assert options(QUICK) == QUICK
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
     assert options(QUICK) == {}
     assert options(QUICKEST) == {name: value for name, value in QUICKEST.items() if name not in QUICK}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert options(QUICK) is None
+    monkeypatch.undo()
+    jax.config.update("jax_disable_most_optimizations", True)
     assert options(QUICK) is None
 
 

@@ -149,6 +149,7 @@ def changing(rng, theta, after, before, n, streams):
     return np.concatenate([draw(rng, theta, (streams, before)), draw(rng, after, (streams, n))], axis=1)
 
 
+@pytest.mark.slow
 def test_delay():
     """Median delay of 100 streams after 200 samples: within [0.5, 2] of -log eta / KL, falling with the gap; the change
     is placed within 3 samples in the median."""
