@@ -81,7 +81,7 @@ def orthogonal(scale: float = 1.0) -> Callable:
     def initialise(key, shape, dtype=jnp.float32):
         columns, rows = shape[-1], math.prod(shape[:-1])
         a = jax.random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
-        q = orthonormal(a) if rows >= columns else orthonormal(a).T
+        q = _orthonormal(a) if rows >= columns else _orthonormal(a).T
         return scale * q.reshape(shape)
 
     return initialise
@@ -119,6 +119,9 @@ def orthonormal(a: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(q, v, i * width, 1)
 
     return jax.lax.fori_loop(0, m // width, block, jnp.zeros_like(a))
+
+
+_orthonormal = jax.jit(orthonormal)  # traced once for all matrices of a shape
 
 
 def gate_orthogonal(gates: int) -> Callable:

@@ -155,8 +155,10 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_fi
     threads = ThreadPoolExecutor(3, thread_name_prefix="compile")
     with ffi.built_beside() as built:
 
-        def compiling(name: str, lower: Callable[[], Any], wanted: dict[str, Any], after: Program | None) -> tuple:
-            lowered = lower()
+        def compiling(
+            name: str, lowered: Any, lower: Callable[[], Any], wanted: dict[str, Any], after: Program | None = None
+        ) -> Program:
+            """A program that is `lowered`, or would be anew by `lower`."""
 
             def work() -> tuple[Any, float]:
                 if after is not None:
@@ -164,26 +166,28 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_fi
                 program = lowered if built() else lower()  # a kernel that was counted on cannot be had
                 return program.compile(compiler_options=options(wanted)), time.perf_counter()
 
-            return Program(name, data, threads.submit(work)), lowered
+            return Program(name, data, threads.submit(work))
 
-        def anew(function: Callable, **how: Any) -> Any:
-            """`function` compiled, and traced whenever it is lowered."""
-            return jax.jit(functools.partial(function), **how)
+        def trace_init() -> Any:
+            return jax.jit(functools.partial(init_all)).trace(keys, data=data)  # a new function, which is traced anew
+
+        def lower_chunk() -> Any:
+            return jax.jit(functools.partial(chunk), donate_argnums=0).lower(template, data=data)
+
+        def lower_evaluate() -> Any:
+            return jax.jit(functools.partial(evaluate_all)).lower(template, keys, data=data)
 
         keys = jax.eval_shape(lambda: seed_keys(0, seeds))
-        init, lowered = compiling("init", lambda: anew(init_all).lower(keys, data=data), QUICKEST, None)
-        template = lowered.out_info
-        update, lowered = compiling(
-            "chunk", lambda: anew(chunk, donate_argnums=0).lower(template, data=data), QUICK, None
-        )
-        action, key = lowered.out_info[1].get("replay/action"), compile_times.key_of(lowered.as_text())
-        evaluate, _ = compiling(
-            "evaluation",
-            lambda: anew(evaluate_all).lower(template, keys, data=data),
-            QUICK,
-            None if evaluates_first else update,
-        )
+        first = trace_init()
+        template = first.out_info
+        # The chunk takes longest, so XLA gets it first. Of init it only needs to know what comes out.
+        lowered = lower_chunk()
+        update = compiling("chunk", lowered, lower_chunk, QUICK)
+        init = compiling("init", first.lower(), lambda: trace_init().lower(), QUICKEST)
+        after = None if evaluates_first else update
+        evaluate = compiling("evaluation", lower_evaluate(), lower_evaluate, QUICK, after)
     threads.shutdown(wait=False)
+    action = lowered.out_info[1].get("replay/action")
     return Compiled(
         init=init,
         chunk=update,
@@ -191,5 +195,5 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_fi
         template=template,
         action=None if action is None else jax.ShapeDtypeStruct(action.shape[1:], action.dtype),
         started=started,
-        key=key,
+        key=compile_times.key_of(lowered.as_text()),
     )

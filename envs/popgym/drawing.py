@@ -1,11 +1,16 @@
 """Pictures of games: a Pillow canvas with text, playing cards and boards, returned as RGB arrays. Host only."""
 
+from __future__ import annotations  # types of Pillow, which is imported once something is drawn
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from engram.envs.popgym.deck import CARDS, NUM_SUITS
+
+if TYPE_CHECKING:
+    from PIL import ImageDraw
 
 Color = tuple[int, int, int]
 
@@ -25,6 +30,8 @@ COLOR_NAMES = ("black", "red")
 
 def canvas(width: int = 320, height: int = 280, color: Color = BACKGROUND) -> ImageDraw.ImageDraw:
     """A drawing surface of one colour; `picture` turns it into an array."""
+    from PIL import Image, ImageDraw
+
     return ImageDraw.Draw(Image.new("RGB", (width, height), color))
 
 
@@ -42,6 +49,8 @@ def text(
     anchor: str = "mm",
 ) -> None:
     """Writes `string` with its `anchor` (Pillow's two letters, horizontal then vertical) at `xy`."""
+    from PIL import ImageFont
+
     draw.text(xy, string, fill=color, font=ImageFont.load_default(size), anchor=anchor)
 
 
