@@ -29,7 +29,8 @@ class Display:
 
     def __init__(self, label: str, total_steps: int, seeds: int, quiet: bool, console: Console | None = None):
         self.label, self.total, self.seeds, self.quiet = label, total_steps, seeds, quiet
-        self.bar, self.told = None, False
+        self.bar = None
+        self.told, self.ready = False, False
         console = console or Console(file=sys.stderr)
         if quiet:
             return
@@ -53,6 +54,8 @@ class Display:
         Args:
             expected: seconds that the compilation of all of them took the last time, where that is known.
         """
+        if self.ready:  # what is still compiled is not waited for
+            return
         if self.bar is not None:
             self.bar.update(self.task, state=f"compiling {', '.join(programs)}", expected=expected)
         elif not (self.quiet or self.told or expected is None):
@@ -61,6 +64,7 @@ class Display:
 
     def compiled(self, seconds: float) -> None:
         """Tells that training can begin, `seconds` after its compilation did."""
+        self.ready = True
         if self.bar is not None:
             self.bar.update(self.task, state=f"compiled in {seconds:.0f} s", since=None)
         elif not self.quiet:

@@ -64,6 +64,7 @@ def test_compiling_is_shown_on_a_terminal(monkeypatch):
     shown.compiling(["chunk", "evaluation"], expected=12.0)
     assert line().endswith("compiling chunk, evaluation 3 of 12 s")
     shown.compiled(4.0)
+    shown.compiling([], expected=12.0)  # the evaluation was ready last
     assert line().endswith("compiled in 4 s")
     shown.close()
 
