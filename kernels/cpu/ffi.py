@@ -88,8 +88,15 @@ def if_loaded(name: str, dtype: jnp.dtype, dtypes: tuple[Any, ...]) -> str:
     if promised is None:
         return "ffi" if load(name) else "xla"
     if name not in promised:
-        promised[name] = Future()
-        threading.Thread(target=lambda: promised[name].set_result(load(name)), daemon=True).start()
+        promised[name] = kernel = Future()
+
+        def build() -> None:
+            try:
+                kernel.set_result(load(name))
+            except BaseException as error:  # raised again where the kernel is waited for
+                kernel.set_exception(error)
+
+        threading.Thread(target=build, daemon=True).start()
     return "ffi"
 
 

@@ -220,6 +220,14 @@ def test_tracing_does_not_wait_for_a_kernel_that_is_built_beside(there, monkeypa
     assert ffi.if_loaded("linear_scan", *float32) == ("ffi" if there else "xla")
 
 
+def test_a_defect_while_building_is_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(ffi, "load", lambda name: {}[name])
+    with ffi.built_beside() as built:
+        ffi.if_loaded("linear_scan", jnp.dtype(jnp.float32), (jnp.float32,))
+        with pytest.raises(KeyError, match="linear_scan"):
+            built()
+
+
 def test_the_environment_switches_them_off(forgetful, monkeypatch, caplog):
     monkeypatch.setenv("ENGRAM_KERNELS", "xla")
     assert not ffi.load("selective_scan")
