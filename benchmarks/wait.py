@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +35,8 @@ class Contender:
     name: str
     command: list[str]
     environment: dict[str, str]
+    trains: bool
+    """Whether it is a training, which is given a run folder."""
     measured: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
     """Seconds, CPU-seconds and largest resident megabytes of every start, by state of the cache."""
 
@@ -73,13 +75,14 @@ def start(contender: Contender, until: str, cache: Path) -> tuple[float, float, 
             measured = time.perf_counter() - began, cpu_seconds(process.pid), peak_megabytes(process.pid)
             break
     if measured is None:
-        before = os.wait4(process.pid, 0)
-        measured = time.perf_counter() - began, before[2].ru_utime + before[2].ru_stime, before[2].ru_maxrss / 1024
-        if until != "end" or before[1]:
+        _, status, used = os.wait4(process.pid, 0)
+        measured = time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+        if until != "end" or status:
             raise SystemExit(f"{contender.name}: no line matched {until!r}:\n{''.join(lines[-20:])}")
         return measured
-    # What was compiled is in the cache by now; the rest of the run is of no interest.
-    os.killpg(process.pid, signal.SIGKILL)
+    # Politely: a training first keeps what it still compiles, which the next start finds.
+    os.killpg(process.pid, signal.SIGTERM)
+    process.stdout.read()
     process.wait()
     return measured
 
@@ -95,8 +98,8 @@ def main() -> None:
     contenders = []
     for root in (ROOT, *(path.resolve() for path in args.against)) if train else ():
         command = [sys.executable, str(root / "scripts" / "train.py"), *train]
-        contenders.append(Contender(root.name, command, {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}))
-    contenders += [Contender(shlex.split(text)[-1], shlex.split(text), {}) for text in args.program]
+        contenders.append(Contender(root.name, command, {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}, True))
+    contenders += [Contender(shlex.split(text)[-1], shlex.split(text), {}, False) for text in args.program]
     for _ in range(args.repeats):
         for contender in contenders:
             with tempfile.TemporaryDirectory() as folder:
@@ -104,15 +107,10 @@ def main() -> None:
                 if args.with_kernels:
                     contender.environment["XDG_CACHE_HOME"] = str(place / "home")
                 for state in ("cold", "warm"):
-                    if contender.name in {ROOT.name, *(path.resolve().name for path in args.against)}:
-                        full = Contender(
-                            contender.name,
-                            [*contender.command, "--out", str(place / state)],
-                            contender.environment,
-                        )
-                    else:
-                        full = contender
-                    numbers = start(full, args.until, place / "programs")
+                    out = ["--out", str(place / state)] if contender.trains else []
+                    numbers = start(
+                        replace(contender, command=[*contender.command, *out]), args.until, place / "programs"
+                    )
                     contender.measured.setdefault(state, []).append(numbers)
                     shown = f"{numbers[0]:6.1f} s {numbers[1]:6.1f} CPU-s {numbers[2]:6.0f} MB"
                     print(f"{contender.name:24} {state:5} {shown}", flush=True)

@@ -29,8 +29,8 @@ def quickly_compiled():
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures, which compile as well
 def pytest_runtest_setup(item):
-    """Fast tests do without most of XLA's optimisations, here and in the processes that they start: they compile in two
-    thirds of the time. What runs for long, several times slower then, is slow."""
+    """Fast tests do without most of XLA's optimisations, here and in the processes that they start: they take two
+    thirds to three quarters of the time. What runs for long, several times slower then, is slow."""
     quickly = not item.get_closest_marker("slow") or "quickly_compiled" in item.fixturenames
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))
     if "jax" in sys.modules:

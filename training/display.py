@@ -30,7 +30,7 @@ class Display:
     def __init__(self, label: str, total_steps: int, seeds: int, quiet: bool, console: Console | None = None):
         self.label, self.total, self.seeds, self.quiet = label, total_steps, seeds, quiet
         self.bar = None
-        self.told, self.ready = False, False
+        self.announced, self.ready = False, False
         console = console or Console(file=sys.stderr)
         if quiet:
             return
@@ -58,9 +58,9 @@ class Display:
             return
         if self.bar is not None:
             self.bar.update(self.task, state=f"compiling {', '.join(programs)}", expected=expected)
-        elif not (self.quiet or self.told or expected is None):
+        elif not (self.quiet or self.announced or expected is None):
             notify(f"{self.label}: compiling took {expected:.0f} s the last time")
-            self.told = True
+            self.announced = True
 
     def compiled(self, seconds: float) -> None:
         """Tells that training can begin, `seconds` after its compilation did."""

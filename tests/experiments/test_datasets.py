@@ -237,6 +237,6 @@ def test_an_expert_that_is_no_better_than_chance_is_refused(out, tiers, monkeypa
 
 @pytest.mark.slow
 def test_a_recorded_run_is_a_run_like_others(out, tiers):
-    mean = api.evaluate(out / "training", episodes=100, gif_steps=0)["eval_return"]["mean"]
-    # Returns spread by 40 % of their mean, which is taken over 100 episodes on either side; random actions get 15 %.
-    assert mean == pytest.approx(tiers["expert"].origin.ref_max, rel=0.35)
+    # Many episodes: the return of the expert is the mean of only 100, which is off by 4 to 10 % already.
+    mean = api.evaluate(out / "training", episodes=2000, gif_steps=0)["eval_return"]["mean"]
+    assert mean == pytest.approx(tiers["expert"].origin.ref_max, rel=0.2)
