@@ -1,5 +1,6 @@
 """What the scripts share: from words on a command line to an experiment, from an error to an exit code."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from engram.configs.arguments import parse as parse_arguments
 from engram.configs.arguments import show_help
 from engram.errors import BadRequest, EngramError, Interrupted
 from engram.kernels.cache import keep_compiled_programs
-from engram.kernels.malloc import keep_freed_memory
+from engram.kernels.malloc import keep_freed_memory, no_search_for_garbage
 from engram.training.folder import DISK_FULL, FILE_TROUBLE
 
 
@@ -60,7 +61,9 @@ def experiment_named(arguments: Sequence[str], default: str = presets.DEFAULT) -
         files.insert(0, file if given else rest.pop(place))
     if named is None:
         named = files.pop(0) if files else default
-    name, experiment = sources.find(named)
+    with no_search_for_garbage():  # imports JAX
+        name, experiment = sources.find(named)
+    gc.freeze()  # modules stay
     for file in files:
         experiment = sources.overlay(experiment, file)
     return name, experiment, rest

@@ -28,9 +28,6 @@ from engram.training.programs import Compiled, compile_agent, seed_keys
 from engram.training.statistics import summarise
 from engram.training.types import Agent, Key, PyTree
 
-EVALUATION = 0x5EED
-"""Separates the keys of evaluations from those of training."""
-
 Keep = Callable[[int, Any, PyTree], None]
 """Takes the number of a chunk, its metric `replay/record` `[updates, seeds, ...]`, and the states after it."""
 
@@ -236,8 +233,7 @@ class TrainingRun:
 
         if chunk in self.evaluations:
             started += self.programs.evaluate.wait()  # compilation is no part of the run's time
-            keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, EVALUATION), chunk))(self.keys)
-            metrics |= jax.device_get(self.programs.evaluate(self.states, keys))
+            metrics |= jax.device_get(self.programs.evaluate(self.states, self.keys, np.uint32(chunk)))
         self.wall += time.perf_counter() - started
         return {
             "env_steps": chunk * self.steps_per_chunk,

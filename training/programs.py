@@ -12,8 +12,10 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import jaxlib.version
+import numpy as np
 
 from engram.kernels.cpu import ffi
+from engram.kernels.malloc import no_search_for_garbage
 from engram.training import compile_times
 from engram.training.types import Agent, Key, PyTree
 
@@ -24,6 +26,10 @@ QUICKEST: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """XLA's options for programs that run for less time than they compile: these compile several times faster on a CPU."""
 if jaxlib.version.__version_info__ < (0, 11):  # later ones do not know it
     QUICKEST["xla_cpu_use_fusion_emitters"] = False
+
+
+EVALUATION = 0x5EED
+"""What distinguishes the keys of evaluations from those of training."""
 
 
 def options(wanted: dict[str, Any]) -> dict[str, Any] | None:
@@ -41,7 +47,11 @@ def jit(function: Callable, **how: Any) -> Any:
 
 def seed_keys(seed: int, seeds: int) -> Key:
     """One key per seed, `[seeds]`: the i-th of a run with `seed` is the only one of a run with `seed + i`."""
-    return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds, dtype=jnp.uint32))
+    numbers = np.arange(seed, seed + seeds, dtype=np.uint32)
+    if jax.config.values["jax_default_prng_impl"] != "threefry2x32":
+        return jax.vmap(jax.random.key)(numbers)
+    # The same without a program to compile: the two halves of a number of 64 bits.
+    return jax.random.wrap_key_data(jnp.asarray(np.stack([np.zeros_like(numbers), numbers], axis=-1)))
 
 
 def over_seeds(f: Callable, seeds: int) -> Callable:
@@ -112,7 +122,7 @@ class Compiled:
     chunk: Program
     """States -> states, metrics `[updates, seeds, ...]`. Consumes the states that it is given."""
     evaluate: Program
-    """States, keys -> metrics `[seeds]`."""
+    """States, keys, number of the chunk -> metrics `[seeds]`. What it draws is its own, and new after every chunk."""
     template: PyTree
     """Structure, shapes and dtypes of the states."""
     action: jax.ShapeDtypeStruct | None
@@ -150,11 +160,12 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_fi
         update_all = over_seeds(with_data(agent, data).update, seeds)
         return jax.lax.scan(lambda s, _: update_all(s), states, None, length=updates_per_chunk)
 
-    def evaluate_all(states, keys, data):
-        return evaluation(with_data(agent, data), seeds)(states, keys)
+    def evaluate_all(states, keys, chunk, data):
+        fold_in = jax.vmap(jax.random.fold_in, (0, None))
+        return evaluation(with_data(agent, data), seeds)(states, fold_in(fold_in(keys, EVALUATION), chunk))
 
     threads = ThreadPoolExecutor(3, thread_name_prefix="compile")
-    with ffi.built_beside() as built:
+    with no_search_for_garbage(), ffi.built_beside() as built:
 
         def compiling(
             name: str, lowered: Any, lower: Callable[[], Any], wanted: dict[str, Any], after: Program | None = None
@@ -176,7 +187,7 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_fi
             return jax.jit(functools.partial(chunk), donate_argnums=0).lower(template, data=data)
 
         def lower_evaluate() -> Any:
-            return jax.jit(functools.partial(evaluate_all)).lower(template, keys, data=data)
+            return jax.jit(functools.partial(evaluate_all)).lower(template, keys, np.uint32(0), data=data)
 
         keys = jax.eval_shape(lambda: seed_keys(0, seeds))
         first = trace_init()

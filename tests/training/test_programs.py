@@ -13,7 +13,7 @@ import pytest
 from engram.kernels.cpu import ffi
 from engram.kernels.linear_scan import linear_scan
 from engram.training import compile_times, programs
-from engram.training.programs import QUICK, QUICKEST, Program, compile_agent, options, seed_keys
+from engram.training.programs import EVALUATION, QUICK, QUICKEST, Program, compile_agent, options, seed_keys
 
 
 class Counter:
@@ -40,10 +40,18 @@ def test_the_three_programs_are_the_agents_functions(seeds):
     states, metrics = made.chunk(states)
     assert metrics["count"].shape == (4, seeds)
     assert states["count"].tolist() == pytest.approx((metrics["count"][0] + 4).tolist())
-    expected = jax.vmap(agent.evaluate)(states, keys)["eval/return"]
-    assert made.evaluate(states, keys)["eval/return"].tolist() == pytest.approx(expected.tolist())
+    own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, EVALUATION), 7))(keys)
+    expected = jax.vmap(agent.evaluate)(states, own)["eval/return"]
+    assert made.evaluate(states, keys, np.uint32(7))["eval/return"].tolist() == pytest.approx(expected.tolist())
     assert made.seconds > 0
     assert all(program.is_there for program in made.all)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 2])
+def test_keys_of_seeds_are_those_of_jax(seed):
+    keys = [jax.random.key(np.uint32(seed + i)) for i in range(2)]
+    assert jnp.array_equal(jax.random.key_data(seed_keys(seed, 2)), jax.random.key_data(jnp.stack(keys)))
+    assert seed_keys(seed, 2).dtype == keys[0].dtype
 
 
 def test_nothing_is_compiled_in_the_thread_that_asked(monkeypatch):

@@ -403,7 +403,7 @@ def test_metrics_are_what_was_played(algorithm):
     np.testing.assert_allclose(metrics["train/threshold"][-1], threshold)
     np.testing.assert_allclose(metrics["train/regret_last"][-1], (optimal[:, None] - values).sum(1), rtol=1e-4)
     np.testing.assert_array_equal(metrics["train/violations_last"][-1], (values < threshold[:, None] - 1e-5).sum(1))
-    evaluated = programs.evaluate(states, seed_keys(1, 2))
+    evaluated = programs.evaluate(states, seed_keys(1, 2), np.uint32(1))
     np.testing.assert_allclose(evaluated["eval/return"], values.mean(1), rtol=1e-5)
     assert np.all(np.asarray(evaluated["eval/baseline"]) <= np.asarray(evaluated["eval/optimal"]))
     if algorithm == "bpi-ucbvi":
