@@ -20,6 +20,7 @@ import numpy as np
 
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest, Diverged, Interrupted
+from engram.kernels.host_call import errors_as_raised
 from engram.training import action_log, checkpoint, compile_times
 from engram.training.display import Display
 from engram.training.folder import RunFolder, is_disk_trouble, notify
@@ -101,11 +102,12 @@ def train(
     run = TrainingRun(agent, remake, settings, folder, keep)
     try:
         run.compile()
-        run.begin()
-        run.open_logs(config)
-        for chunk in range(run.done + 1, settings.plan.chunks + 1):
-            run.write(run.train_chunk(chunk))
-            run.save(chunk)
+        with errors_as_raised():  # of emulators
+            run.begin()
+            run.open_logs(config)
+            for chunk in range(run.done + 1, settings.plan.chunks + 1):
+                run.write(run.train_chunk(chunk))
+                run.save(chunk)
         for picture in views(run.states):
             run.wandb.picture(picture)
         return run.summary()

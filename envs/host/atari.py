@@ -22,7 +22,7 @@ import gymnasium
 import numpy as np
 
 from engram.envs.extras import needs
-from engram.envs.host.pool import CallbackPool
+from engram.envs.host.pool import HostPool
 from engram.envs.spec import check_options
 from engram.errors import BadRequest
 
@@ -218,7 +218,7 @@ class Emulators:
         self._lanes.clear()
 
 
-class AtariPool(CallbackPool):
+class AtariPool(HostPool):
     """Tells lost lives."""
 
     extra_info = ("life_lost",)

@@ -1,6 +1,7 @@
 """envpool's emulators: through their XLA interface where the types allow, else called back from the program.
 
-Which of the two does not matter for speed (the emulation dominates); the interface needs no Python thread.
+The interface needs no Python: a step of four CartPoles takes a tenth of the time, one of Pong about the same. Its
+program holds addresses, so no other process can use it again.
 """
 
 import warnings
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engram.envs.host.gymnasium_spaces import from_gymnasium, to_gymnasium
-from engram.envs.host.pool import CallbackPool, HostPool, Transition
+from engram.envs.host.pool import HostPool, Transition
 from engram.envs.spec import UnknownEnvironment
 from engram.errors import BadRequest, close_matches
 
@@ -62,7 +63,7 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
     arrays = [*pool.spec.state_array_spec.values(), *pool.spec.action_array_spec.values()]
     wide = any(np.dtype(array.dtype).itemsize > 4 for array in arrays)
     spaces = pool.observation_space, pool.action_space
-    kind = CallbackPool if wide else XlaPool
+    kind = HostPool if wide else XlaPool
     return kind(f"envpool/{name}", pool, first_observation, num_envs, copies, spaces, config.get("max_episode_steps"))
 
 

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from engram import plugins
 from engram.envs.extras import needs
-from engram.envs.host.pool import CallbackPool
+from engram.envs.host.pool import HostPool
 from engram.envs.spec import check_options
 from engram.errors import BadRequest, MissingExtra
 
@@ -50,7 +50,7 @@ def names(asked: str = "") -> list[str]:
     ]
 
 
-def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> CallbackPool:
+def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> HostPool:
     """`copies * num_envs` environments `name` in this process; `options` are the environment's own.
 
     Environments that come as a batch alone are taken as they are made, and must restart in the step after the end.
@@ -79,7 +79,7 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
             f"gymnasium/{name} does not restart in the step after the end (autoreset_mode of its metadata)"
         )
     spaces = pool.single_observation_space, pool.single_action_space
-    return CallbackPool(f"gymnasium/{name}", pool, first_observation, num_envs, copies, spaces, _max_steps(pool))
+    return HostPool(f"gymnasium/{name}", pool, first_observation, num_envs, copies, spaces, _max_steps(pool))
 
 
 def _creator(name: str, entry_point: Any) -> Any:

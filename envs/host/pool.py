@@ -1,7 +1,8 @@
-"""Emulators on the host as a `VectorEnvironment`, stepped from inside a compiled program.
+"""Emulators on the host as a `VectorEnvironment`, stepped from inside a compiled program, which calls Python for it.
 
-The episodes live in the pool, outside the program: a state here only holds a token that orders the calls and the
-mask of episodes that have just ended. So:
+The episodes live in the pool, outside the program: a state here only holds the number of steps so far and the mask of
+episodes that have just ended. The number passes from call to call, which orders them, and the host compares it with its
+own count. So:
 
 - a state can be stepped once, in order. `reset` hands out the observations that the pool opened with and is good once;
   to start again, or to resume exactly, make the pool again from its seed and step it through the same actions.
@@ -19,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.experimental import io_callback
 
 from engram.envs.base import NoParams, VectorEnvironment
 from engram.envs.host.gymnasium_spaces import convert, from_gymnasium, structs, to_gymnasium
 from engram.envs.spaces import Space
 from engram.envs.vector import clip_action
 from engram.errors import BadRequest
+from engram.kernels.host_call import HostCall
 
 Transition = tuple[Any, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
 """Observation, reward (float32), terminated, truncated, and the flags of `HostPool.extra_info`, each `[lanes]`."""
@@ -38,13 +39,14 @@ class HostPoolState:
 
 
 class HostPool(VectorEnvironment):
-    """What all pools share. A subclass gives `first_token` and `step_lanes`. Box actions are clipped to the action
-    space before they reach the emulator."""
+    """Emulators with the interface of gymnasium's vector environments. Box actions are clipped to the action space
+    before they reach the emulator. A state that is stepped out of turn raises RuntimeError."""
 
     is_host_pool = True
+    first_token: Any = np.int32(0)
+    """What the first state holds to order the calls: the number of steps so far."""
     extra_info: tuple[str, ...] = ()
     """Flags (bool) beyond those of every environment that the pool's own info holds and `step` passes on."""
-    first_token: np.ndarray
 
     def __init__(self, name: str, pool: Any, first_observation: Any, num_envs: int, copies: int,
                  spaces: tuple[Any, Any], max_steps: int | None):  # fmt: skip
@@ -53,6 +55,10 @@ class HostPool(VectorEnvironment):
         self.pool_spaces = spaces
         self._observation_space, self._action_space = convert(spaces[0]), convert(spaces[1])
         self.first_observation = from_gymnasium(spaces[0], first_observation)
+        self._steps = 0
+        self._open_call = HostCall(lambda _: (self.first_token, self.first_observation), is_pure=True)
+        self._step_call = HostCall(self._host_step)
+        self._wrong_call = HostCall(lambda *_: self._check(1))
         self._reset = jax.custom_batching.custom_vmap(self._reset_one)
         self._reset.def_vmap(self._reset_copies)
         self._step = jax.custom_batching.custom_vmap(self._step_one)
@@ -77,7 +83,25 @@ class HostPool(VectorEnvironment):
 
     def step_lanes(self, token: jax.Array, action: Any) -> tuple[jax.Array, Transition]:
         """One step of the whole pool, `action[copies * num_envs]` -> the next token and the transition."""
-        raise NotImplementedError
+        return self._step_call((self._token, self._transition_structs(self.copies * self.num_envs)), token, action)
+
+    def _host_step(self, token: np.ndarray, action: Any) -> tuple[Any, Any]:
+        if int(token) != self._steps:
+            raise RuntimeError(
+                f"{self.name}: a state of step {int(token)} was stepped, but the pool is at step {self._steps}; "
+                "an emulator cannot be reset or rewound, make it again"
+            )
+        self._steps += 1
+        observation_space, action_space = self.pool_spaces
+        obs, reward, terminated, truncated, info = self.pool.step(to_gymnasium(action_space, action))
+        transition = (
+            from_gymnasium(observation_space, obs),
+            np.asarray(reward, np.float32),
+            np.asarray(terminated, np.bool_),
+            np.asarray(truncated, np.bool_),
+            {name: np.asarray(info[name], np.bool_) for name in self.extra_info},
+        )
+        return np.int32(self._steps), transition
 
     def reset(self, key: jax.Array, params: Any) -> tuple[Any, HostPoolState]:
         # The key only tells which axis is the agents'; the randomness is the pool's, from its seed.
@@ -97,22 +121,28 @@ class HostPool(VectorEnvironment):
                 f"give make_vector copies={copies}"
             )
 
+    def _open(self) -> tuple[jax.Array, Any]:
+        """The first token, and the observations that the pool opened with, of all lanes."""
+        lanes = structs(self._observation_space, self.copies * self.num_envs)
+        return self._open_call((self._token, lanes), jnp.zeros((), np.int32))
+
     def _reset_one(self, key: jax.Array) -> tuple[Any, jax.Array]:
         # Also traced, and then thrown away, on the way to `_reset_copies`: so this only needs the right shapes then.
         del key
-        return jax.tree.map(lambda x: jnp.asarray(x[: self.num_envs]), self.first_observation), self._first()
+        token, lanes = self._open()
+        return jax.tree.map(lambda x: x[: self.num_envs], lanes), token
 
     def _reset_copies(self, axis_size: int, batched: Any, key: jax.Array):
         del batched, key
         self._check(axis_size)
-        out = self._split(self.first_observation), self._spread(self._first())
+        token, lanes = self._open()
+        out = self._split(lanes), self._spread(token)
         return out, jax.tree.map(lambda _: True, out)
 
     def _step_one(self, token: jax.Array, action: Any) -> tuple[jax.Array, Transition]:
         if self.copies == 1:
             return self.step_lanes(token, action)
-        out = (jax.ShapeDtypeStruct(token.shape, token.dtype), self._transition_structs(self.num_envs))
-        return io_callback(lambda *_: self._check(1), out, token, action)
+        return self._wrong_call((self._token, self._transition_structs(self.num_envs)), token, action)
 
     def _step_copies(self, axis_size: int, batched: Any, token: jax.Array, action: Any):
         self._check(axis_size)
@@ -127,11 +157,8 @@ class HostPool(VectorEnvironment):
         out = self._spread(token), self._split(transition)
         return out, jax.tree.map(lambda _: True, out)
 
-    def _first(self) -> jax.Array:
-        return jnp.asarray(self.first_token)
-
     def _split(self, lanes: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.asarray(x).reshape(self.copies, self.num_envs, *x.shape[1:]), lanes)
+        return jax.tree.map(lambda x: x.reshape(self.copies, self.num_envs, *x.shape[1:]), lanes)
 
     def _spread(self, x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, (self.copies, *x.shape))
@@ -142,42 +169,12 @@ class HostPool(VectorEnvironment):
         flag = jax.ShapeDtypeStruct((lanes,), np.bool_)
         return observation, reward, flag, flag, dict.fromkeys(self.extra_info, flag)
 
+    @property
+    def _token(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.first_token.shape, self.first_token.dtype)
+
     def close(self) -> None:
+        """Closes the emulators. Programs that step them must not be called any more."""
+        for call in (self._open_call, self._step_call, self._wrong_call):
+            call.close()
         self.pool.close()
-
-
-class CallbackPool(HostPool):
-    """A pool that is stepped in Python, with gymnasium's `step(actions)`, by a call back from the program.
-
-    The token counts the steps. It passes from call to call, which orders them, and the host compares it with its own
-    count, so a state that is stepped out of turn raises RuntimeError.
-    """
-
-    first_token = np.zeros((), np.int32)
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._steps = 0
-
-    def step_lanes(self, token: jax.Array, action: Any) -> tuple[jax.Array, Transition]:
-        out = (jax.ShapeDtypeStruct((), np.int32), self._transition_structs(self.copies * self.num_envs))
-        return io_callback(self._host_step, out, token, action)
-
-    def _host_step(self, token: np.ndarray, action: Any) -> Any:
-        if int(token) != self._steps:
-            raise RuntimeError(
-                f"{self.name}: a state of step {int(token)} was stepped, but the pool is at step {self._steps}; "
-                "an emulator cannot be reset or rewound, make it again"
-            )
-        self._steps += 1
-        observation_space, action_space = self.pool_spaces
-        action = to_gymnasium(action_space, jax.tree.map(np.asarray, action))
-        obs, reward, terminated, truncated, info = self.pool.step(action)
-        transition = (
-            from_gymnasium(observation_space, obs),
-            np.asarray(reward, np.float32),
-            np.asarray(terminated, np.bool_),
-            np.asarray(truncated, np.bool_),
-            {name: np.asarray(info[name], np.bool_) for name in self.extra_info},
-        )
-        return np.int32(self._steps), transition

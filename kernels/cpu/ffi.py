@@ -38,6 +38,10 @@ SOURCES = Path(__file__).parent
 log = logging.getLogger(__name__)
 
 
+when_loaded: dict[str, Callable[[ctypes.CDLL], Any]] = {}
+"""What to do with the library of a kernel before it is used, by name."""
+
+
 @cache
 def load(name: str) -> bool:
     """Makes the targets of kernel `name` known to XLA; compiles them if this machine has not yet.
@@ -52,6 +56,8 @@ def load(name: str) -> bool:
     try:
         with _folder() as folder:
             library = ctypes.CDLL(str(_compiled(name, folder)))
+        if name in when_loaded:
+            when_loaded[name](library)
         for target in _targets(name):
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
     except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError) as error:
@@ -82,11 +88,16 @@ def built_beside() -> Iterator[Callable[[], bool]]:
 
 def if_loaded(name: str, dtype: jnp.dtype, dtypes: tuple[Any, ...]) -> str:
     """Backend that serves "ffi": "ffi" if `dtype` is one of `dtypes` and kernel `name` loads, else "xla"."""
-    if dtype not in dtypes or switched_off():
-        return "xla"
+    return "ffi" if dtype in dtypes and is_there(name) else "xla"
+
+
+def is_there(name: str) -> bool:
+    """Whether kernel `name` loads, or within `built_beside` whether it is expected to."""
+    if switched_off():
+        return False
     promised = getattr(_tracing, "promised", None)
     if promised is None:
-        return "ffi" if load(name) else "xla"
+        return load(name)
     if name not in promised:
         promised[name] = kernel = Future()
 
@@ -97,7 +108,7 @@ def if_loaded(name: str, dtype: jnp.dtype, dtypes: tuple[Any, ...]) -> str:
                 kernel.set_exception(error)
 
         threading.Thread(target=build, daemon=True).start()
-    return "ffi"
+    return True
 
 
 def on_cpu(kernel: Callable, otherwise: Callable, *inputs: Any) -> Any:

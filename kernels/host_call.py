@@ -1,0 +1,150 @@
+"""Python functions that compiled programs call, such as the step of an emulator.
+
+On a CPU they are called by a number (`cpu/host_call.cc`), so that the program can be kept for other processes, and what
+they raise can be had as it was raised. Elsewhere, and without a C++ compiler, JAX's own callbacks do the work; a
+program with one of these is compiled anew by every process.
+"""
+
+import ctypes
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import io_callback
+
+from engram.kernels.cpu import ffi
+
+PyTree = Any
+KERNEL = "host_call"
+CLOSED = "a program called an emulator, or another Python function, that was closed"
+
+
+class Arrays:
+    """Structure, shapes and dtypes of a PyTree of arrays, and how to find them in memory."""
+
+    def __init__(self, tree: PyTree):
+        self.structs, self.structure = jax.tree.flatten(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        )
+        self.bytes = [math.prod(struct.shape) * np.dtype(struct.dtype).itemsize for struct in self.structs]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Arrays) and (self.structs, self.structure) == (other.structs, other.structure)
+
+    def at(self, addresses: Any, sizes: Any) -> list[np.ndarray]:
+        """The memory at these addresses. Raises RuntimeError where it has other sizes than these arrays."""
+        if sizes[: len(self.bytes)] != self.bytes:
+            raise RuntimeError(CLOSED)
+        return [
+            np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+            .view(struct.dtype)
+            .reshape(struct.shape)
+            if size
+            else np.empty(struct.shape, struct.dtype)
+            for address, size, struct in zip(addresses[: len(self.bytes)], self.bytes, self.structs, strict=True)
+        ]
+
+
+class HostCall:
+    """`function(*arrays) -> arrays`, PyTrees of NumPy arrays, to be called from programs.
+
+    Inputs are copies, which the function may keep. Functions have numbers, the lowest that is free, so that processes
+    that make the same things in the same order build the same programs. A number is free again once its owner is
+    closed or gone; programs of a closed one must not be called any more.
+
+    Args:
+        is_pure: whether a call has no effect, so that one may be left out whose results nobody uses.
+    """
+
+    def __init__(self, function: Callable[..., PyTree], is_pure: bool = False):
+        self.function, self.is_pure = function, is_pure
+        self.forms: list[tuple[Arrays, Arrays]] = []
+        self.number = next(i for i in range(len(_functions) + 1) if i not in _functions)
+        _functions[self.number] = weakref.ref(self)
+        self.close = weakref.finalize(self, _functions.pop, self.number)
+
+    def __call__(self, results: PyTree, *inputs: PyTree) -> PyTree:
+        """Calls the function from the program that is being traced; `results` are `jax.ShapeDtypeStruct`s."""
+        inputs = jax.tree.map(jax.numpy.asarray, inputs)
+        if not ffi.is_there(KERNEL):
+            return self._by_jax(results, *inputs)
+        form = Arrays(inputs), Arrays(results)
+        if form not in self.forms:
+            self.forms.append(form)
+        number, place = self.number, self.forms.index(form)
+
+        def by_number(*inputs: PyTree) -> PyTree:
+            call = jax.ffi.ffi_call(KERNEL, form[1].structs, has_side_effect=not self.is_pure)
+            leaves = call(*jax.tree.leaves(inputs), function=np.int64(number), form=np.int64(place))
+            return jax.tree.unflatten(form[1].structure, leaves)
+
+        return ffi.on_cpu(by_number, lambda *inputs: self._by_jax(results, *inputs), *inputs)
+
+    def _by_jax(self, results: PyTree, *inputs: PyTree) -> PyTree:
+        if self.is_pure:
+            return jax.pure_callback(self.on_host, results, *inputs)
+        return io_callback(self.on_host, results, *inputs)
+
+    def on_host(self, *inputs: PyTree) -> PyTree:
+        """Calls the function now, and remembers what it raises."""
+        try:
+            return self.function(*jax.tree.map(np.asarray, inputs))
+        except BaseException as error:
+            _raised.append(error)
+            raise
+
+
+@contextmanager
+def errors_as_raised() -> Iterator[None]:
+    """Raises what a `HostCall` raised within it, in place of JAX's report of it."""
+    _raised.clear()
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if not _raised:
+            raise
+        error = _raised[0]
+        _raised.clear()
+        # When the process ends, JAX asks how the last program with effects went, and would report this one again.
+        nothing = HostCall(lambda x: x)
+        jax.block_until_ready(jax.jit(lambda x: nothing(x, x))(np.int32(0)))
+        raise error from None
+
+
+_functions: dict[int, weakref.ref[HostCall]] = {}
+_raised: list[BaseException] = []
+_messages: list[ctypes.Array[ctypes.c_char]] = []
+"""What C++ still has to read."""
+
+
+@ctypes.CFUNCTYPE(
+    ctypes.c_void_p,
+    *(ctypes.c_int64, ctypes.c_int64),
+    *(ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int64)) * 2,
+)
+def _call(number: int, place: int, inputs: Any, input_bytes: Any, results: Any, result_bytes: Any) -> int | None:
+    """What C++ calls: returns nothing, or the address of what went wrong."""
+    try:
+        owner = _functions[number]() if number in _functions else None
+        if owner is None or place >= len(owner.forms):
+            raise RuntimeError(CLOSED)
+        given, wanted = owner.forms[place]
+        arrays = [array.copy() for array in given.at(inputs, input_bytes)]
+        places = wanted.at(results, result_bytes)
+        made = owner.function(*jax.tree.unflatten(given.structure, arrays))
+        for result, leaf in zip(places, wanted.structure.flatten_up_to(made), strict=True):
+            if np.shape(leaf) != result.shape:
+                raise ValueError(f"a result of shape {np.shape(leaf)} should have shape {result.shape}")
+            result[...] = leaf
+    except BaseException as error:
+        _raised.append(error)
+        _messages[:] = [ctypes.create_string_buffer(f"{type(error).__name__}: {error}".encode())]
+        return ctypes.addressof(_messages[0])
+    return None
+
+
+ffi.when_loaded[KERNEL] = lambda library: library.engram_call_python_by(_call)
