@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from engram.agents.common.evaluation import GIVE_UP
 from engram.agents.ppo.agent import PPO, Carry, PPOState
 from engram.envs.atomic_files import replacing
 from engram.envs.datasets.files import reading
@@ -24,8 +25,6 @@ from engram.training.programs import jit
 
 CHUNK = 256
 """Steps of all environments in one compiled scan, after which they are copied to the host."""
-GIVE_UP = 10_000
-"""Steps of an episode whose environment states no limit."""
 
 
 class Policy(struct.PyTreeNode):
@@ -100,7 +99,8 @@ class Player:
         tapes: list[Tape] = []
         ended = np.zeros(self.env.num_envs, int)
         while np.any(ended < each):
-            if len(tapes) > math.ceil(limit * each.max() / CHUNK):
+            # Emulators put a dummy row between two episodes.
+            if len(tapes) >= math.ceil((limit + 1) * each.max() / CHUNK):
                 raise BadRequest(f"{self.env.name}: episodes do not end within {limit} steps")
             carry, steps = chunk(policy, carry, jax.random.fold_in(key, len(tapes)))
             tapes.append(Tape.of(jax.device_get(steps)))

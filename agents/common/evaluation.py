@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from engram.envs.base import Info
 from engram.training.types import Key, Metrics, PyTree
 
+GIVE_UP = 10_000
+"""Steps of an episode after which an evaluation gives up, where the environment states no limit."""
+
 Carry = TypeVar("Carry", bound=tuple)
 Played = TypeVar("Played")
 
@@ -19,7 +22,7 @@ def play_episodes(
     key: Key,
     num_envs: int,
     episodes: int,
-    limit: int,
+    limit: int | None,
     axis_name: str | None = None,
     quota: Literal["fixed", "first"] = "fixed",
 ) -> Metrics:
@@ -30,7 +33,7 @@ def play_episodes(
             `engram.envs.wrappers.EpisodeStatistics`).
         carry: what `play` begins with.
         episodes: number of episodes, a multiple of `num_envs`.
-        limit: steps of one episode after which the loop gives up.
+        limit: steps of the longest episode, as the environment states it; None: `GIVE_UP`.
         axis_name: name of the `vmap` over seeds, where there is one. All seeds then stop together, as emulators need
             it; this also saves the masking of those that are done.
         quota: "fixed" counts the first `episodes / num_envs` episodes of every environment. "first" counts the first
@@ -41,13 +44,15 @@ def play_episodes(
         share of episodes that ended (below 1 only if the loop gave up).
     """
     each = episodes // num_envs
+    # Emulators put a dummy row between two episodes of a lane.
+    rows = each * (limit or GIVE_UP) + each - 1
 
     def unfinished(loop):
         time, _, ended, _, _ = loop
         done = jnp.all(ended >= each) if quota == "fixed" else jnp.sum(ended) >= episodes
         if axis_name is not None:
             done = jax.lax.pmin(done.astype(jnp.int32), axis_name) == 1
-        return (time < limit * each) & ~done
+        return (time < rows) & ~done
 
     def play_on(loop):
         time, carry, ended, returns, lengths = loop

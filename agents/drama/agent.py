@@ -658,7 +658,7 @@ class Drama:
             key,
             self.eval_env.num_envs,
             self.settings.eval_episodes,
-            self.eval_env.max_steps(self.eval_env.default_params) or 10_000,
+            self.eval_env.max_steps(self.eval_env.default_params),
             axis_name,
             self.settings.eval_quota,
         )

@@ -348,7 +348,7 @@ class OfflineAgent:
             key,
             self.env.num_envs,
             self.settings.eval_episodes,
-            self.env.max_steps(self.env.default_params) or 10_000,
+            self.env.max_steps(self.env.default_params),
             axis_name,
         )
 

@@ -427,7 +427,7 @@ class PPO:
             key,
             self.eval_env.num_envs,
             self.eval_env.num_envs,
-            self.eval_env.max_steps(self.eval_env.default_params) or 10_000,
+            self.eval_env.max_steps(self.eval_env.default_params),
             axis_name,
         )
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engram.envs.host.gymnasium_spaces import from_gymnasium, to_gymnasium
-from engram.envs.host.pool import HostPool, Transition
+from engram.envs.host.pool import HostPool, Transition, check_limits
 from engram.envs.spec import UnknownEnvironment
 from engram.errors import BadRequest, close_matches
 
@@ -52,6 +52,7 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
         BadRequest: an option of another type; games of several players.
     """
     _check_options(f"envpool/{name}", options, envpool.make_spec(name).config._asdict())
+    check_limits(f"envpool/{name}", options)
     with warnings.catch_warnings():
         # envpool gives the bounds of its float32 spaces as float64, and gymnasium warns of each of them.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")

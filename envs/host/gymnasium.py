@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from engram import plugins
 from engram.envs.extras import needs
-from engram.envs.host.pool import HostPool
+from engram.envs.host.pool import HostPool, check_limits
 from engram.envs.spec import check_options
 from engram.errors import BadRequest, MissingExtra
 
@@ -65,10 +65,12 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
         if spec.namespace == "ALE" or spec.entry_point is None:
             creator = _creator(name, spec.vector_entry_point)
             check_options(f"gymnasium/{name}", {"num_envs": lanes, **spec.kwargs, **options}, creator)
+            check_limits(f"gymnasium/{name}", options)
             pool = gymnasium.make_vec(spec.id, num_envs=lanes, **options)
         else:
             own = {option: value for option, value in options.items() if option not in OF_GYMNASIUM}
             check_options(f"gymnasium/{name}", {**spec.kwargs, **own}, _creator(name, spec.entry_point))
+            check_limits(f"gymnasium/{name}", options, none=-1)
             vector = {"autoreset_mode": AutoresetMode.NEXT_STEP}
             pool = gymnasium.make_vec(spec.id, lanes, "sync", vector_kwargs=vector, **options)
     except gymnasium.error.Error as error:
@@ -95,6 +97,15 @@ def _creator(name: str, entry_point: Any) -> Any:
 
 
 def _max_steps(pool: VectorEnv) -> int | None:
-    """The limit of the environments as they run, which an option may have changed."""
+    """The limit of the environments as they run, which an option may have changed. Games of ALE count frames."""
     first = pool.envs[0] if isinstance(pool, SyncVectorEnv) else pool
-    return first.spec.max_episode_steps if first.spec else None
+    if first.spec is None:
+        return None
+    steps, given = first.spec.max_episode_steps, first.spec.kwargs
+    if first is pool:  # made as a batch, which takes the limit as an argument
+        steps = given.get("max_episode_steps", steps)
+    if frames := given.get("max_num_frames_per_episode"):
+        skip = given.get("frameskip", 4)  # or a range that each step draws from
+        games = -(-frames // (skip if isinstance(skip, int) else skip[0]))
+        steps = games if steps is None else min(steps, games)
+    return steps

@@ -14,6 +14,7 @@ step t + 1 is a dummy (`valid` False: action ignored, reward 0, no flags) whose 
 (`reset` True).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -36,6 +37,19 @@ Transition = tuple[Any, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
 class HostPoolState:
     token: jax.Array
     pending: jax.Array
+
+
+def check_limits(what: str, options: Mapping[str, Any], none: int | None = None) -> None:
+    """Raises BadRequest for an option of length that no episode can have.
+
+    Args:
+        none: the value that asks for no limit, where there is one.
+    """
+    for option in ("max_episode_steps", "max_num_frames_per_episode"):
+        value = options.get(option, none)
+        if value != none and (type(value) is not int or value < 1):
+            way_out = "" if none is None else f", or {none} for no limit"
+            raise BadRequest(f"{what}?{option} must be int and at least 1{way_out}, got {value!r}")
 
 
 class HostPool(VectorEnvironment):

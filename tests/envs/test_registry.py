@@ -109,6 +109,10 @@ def test_unknown_ids_and_options_offer_close_matches_in_one_line(env_id, message
         ("meta/Bandit?arms=few", "arms must be int"),
         ("meta/Bandit?arms=[1,2]", "arms must be int"),
         ("envpool/CartPole-v1?max_episode_steps=few", "max_episode_steps must be int"),
+        ("envpool/Pendulum-v1?max_episode_steps=-1", "at least 1, got -1"),
+        ("gymnasium/CartPole-v1?max_episode_steps=0", "at least 1, or -1 for no limit, got 0"),
+        ("gymnasium/CartPole-v1?max_episode_steps=1.5", "must be int"),
+        ("gymnasium/ALE/Pong-v5?max_num_frames_per_episode=0", "at least 1, got 0"),
         ("envpool/CartPole-v1?num_envs=2", "num_envs cannot be given in the id"),
         ("gymnasium/CartPole-v1?sutton_barto_reward=3", "sutton_barto_reward must be bool"),
         ("gymnasium/HalfCheetah-v4", "gymnasium/HalfCheetah-v4"),  # older versions need a package that is gone
@@ -118,6 +122,32 @@ def test_bad_options_are_told_in_one_line(env_id, message):
     with pytest.raises(BadRequest, match=message) as error:
         make_vector(env_id, 2)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "limit"),
+    [
+        ("gymnasium/Pendulum-v1", 200),
+        ("gymnasium/Pendulum-v1?max_episode_steps=300", 300),
+        ("gymnasium/Pendulum-v1?max_episode_steps=-1", None),
+        ("envpool/Pendulum-v1?max_episode_steps=300", 300),
+        ("gymnasium/ALE/Pong-v5", 108_000 / 4),
+        ("gymnasium/ALE/Pong-v5?max_num_frames_per_episode=401", 101),
+        ("gymnasium/ALE/Pong-v5?max_num_frames_per_episode=400&frameskip=2", 200),
+        ("gymnasium/PongNoFrameskip-v4", 108_000),  # stepped one by one
+    ],
+)
+def test_limits_are_those_that_run(env_id, limit):
+    pool = make_vector(env_id, 1)
+    assert pool.max_steps(None) == limit
+    pool.close()
+
+
+def test_a_game_of_ale_ends_at_its_limit():
+    pool = make_vector("gymnasium/ALE/Pong-v5?max_num_frames_per_episode=41&frameskip=2", 2)
+    done = played(pool, pool.max_steps(None))[1]
+    np.testing.assert_array_equal(done.sum(axis=1), [0] * (len(done) - 1) + [2])
+    pool.close()
 
 
 def test_emulators_only_come_in_batches():

@@ -1,10 +1,14 @@
 """Which episodes an evaluation counts."""
 
+import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from engram.agents.common.evaluation import play_episodes
+from engram.envs.registry import make_vector
+from engram.envs.wrappers import EpisodeStatistics
 
 ENVS = 4
 
@@ -42,3 +46,64 @@ def test_a_limit_leaves_quotas_unfilled():
     metrics = jax.jit(lambda: play_episodes(play, 0, jax.random.key(0), ENVS, 4, 3))()
     assert float(metrics["eval/finished"]) == 0.75
     assert float(metrics["eval/length"]) == 2.0
+
+
+# ---------------------------------------------------------------------------------------------------------- emulators
+
+
+class TenOr600(gymnasium.Env):
+    """Episodes of 10 and of 600 steps by turns, the first as long as the seed says; a reward of 1 a step."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (1,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.length = 600 if seed % 2 else 10
+        self.length, self.time = 610 - self.length, 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        return np.zeros(1, np.float32), 1.0, self.time == self.length, False, {}
+
+
+gymnasium.register("TenOr600-v0", lambda **_: TenOr600(), max_episode_steps=200)
+
+
+def play_emulators(env_id: str, lanes: int, episodes: int, options: dict) -> dict:
+    """What an evaluation of random play reports."""
+    pool = make_vector(env_id, lanes, **options)
+    env = EpisodeStatistics(pool)
+    sample = jax.vmap(env.action_space(None).sample)
+
+    def play(state, key):
+        action = sample(jax.random.split(key, lanes))
+        _, state, _, _, _, info = env.step(key, state, action, None)
+        return state, info
+
+    def evaluate(key):
+        return play_episodes(play, env.reset(key, None)[1], key, lanes, episodes, env.max_steps(None))
+
+    try:
+        return {name: float(value) for name, value in jax.jit(evaluate)(jax.random.key(0)).items()}
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "each", "length"),
+    [
+        ("gymnasium/Pendulum-v1", {"max_episode_steps": 300}, 1, 300),
+        # The rows between the episodes of a lane are none of theirs.
+        ("gymnasium/Pendulum-v1", {}, 2, 200),
+        ("gymnasium/Pendulum-v1", {"max_episode_steps": 5}, 4, 5),
+        ("gymnasium/TenOr600-v0", {"max_episode_steps": -1}, 2, 305),
+        ("gymnasium/TenOr600-v0", {"max_episode_steps": 600}, 2, 305),
+        ("gymnasium/TenOr600-v0", {}, 2, 105),
+    ],
+)
+def test_every_episode_of_an_emulator_ends_within_its_limit(env_id, options, each, length):
+    metrics = play_emulators(env_id, 2, 2 * each, options)
+    assert (metrics["eval/finished"], metrics["eval/length"]) == (1.0, length)
+    if "TenOr600" in env_id:
+        assert metrics["eval/return"] == length
