@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 
+from engram.kernels import threefry
 from engram.kernels.cpu import ffi
 from engram.kernels.malloc import no_search_for_garbage
 from engram.training import compile_times
@@ -42,7 +43,13 @@ def options(wanted: dict[str, Any]) -> dict[str, Any] | None:
 
 def jit(function: Callable, **how: Any) -> Any:
     """`jax.jit`, for programs that run long, with the options that serve them."""
-    return jax.jit(function, compiler_options=options(QUICK), **how)
+    program = jax.jit(function, compiler_options=options(QUICK), **how)
+
+    def call(*args: Any) -> Any:
+        with threefry.in_cpp():
+            return program(*args)
+
+    return call
 
 
 def seed_keys(seed: int, seeds: int) -> Key:
@@ -165,7 +172,7 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_fi
         return evaluation(with_data(agent, data), seeds)(states, fold_in(fold_in(keys, EVALUATION), chunk))
 
     threads = ThreadPoolExecutor(3, thread_name_prefix="compile")
-    with no_search_for_garbage(), ffi.built_beside() as built:
+    with no_search_for_garbage(), ffi.built_beside() as built, threefry.in_cpp():
 
         def compiling(
             name: str, lowered: Any, lower: Callable[[], Any], wanted: dict[str, Any], after: Program | None = None
