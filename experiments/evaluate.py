@@ -17,7 +17,7 @@ from engram.experiments.runs import Run
 from engram.training.folder import notify, write_atomically
 from engram.training.metrics import finite_or_none
 from engram.training.programs import evaluation, jit, seed_keys
-from engram.training.statistics import summarise
+from engram.training.statistics import in_words, summarise
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture
@@ -120,19 +120,17 @@ def draw(agent: Any, env: VectorEnvironment, state: Any, key: jax.Array, steps: 
 
 def lines(result: dict[str, Any], first_seed: int) -> list[str]:
     """Lines for a person to read, of `evaluate`'s result."""
-
-    def words(value: float | None, digits: int = 4) -> str:
-        return "unfinished" if value is None else f"{value:.{digits}f}"
-
-    whole = result["eval_return"]
-    text = [
-        f"seed {first_seed + index}: {'return ' * (score is not None)}{words(score)}"
-        for index, score in enumerate(whole["per_seed"])
-    ]
-    text.append(f"mean {words(whole['mean'])}")
+    whole, episodes = result["eval_return"], result["episodes_per_seed"]
+    text = []
+    for index, score in enumerate(whole["per_seed"]):
+        share = result["finished"][index] if "finished" in result else 1.0
+        words = f"no return, none of {episodes} episodes ended" if score is None else f"return {score:.4f}"
+        if score is not None and share < 1:
+            words += f" of the {round(share * episodes)} of {episodes} episodes that ended"
+        text.append(f"seed {first_seed + index}: {words}")
+    text.append(f"mean {in_words(whole, 4)}")
     if whole["ci95"] is not None:
-        low, high = map(words, whole["ci95"])
-        text[-1] += f", interquartile mean {words(whole['iqm'])}, its 95 % interval [{low}, {high}]"
+        text[-1] += f", 95 % t interval of the mean over seeds; interquartile mean {whole['iqm']:.4f}"
     if "eval_score" in result:
-        text.append(f"normalised score {words(result['eval_score']['mean'], 1)}")
-    return text + [f"{name}: mean {words(values['mean'])}" for name, values in result.get("targets", {}).items()]
+        text.append(f"normalised score {in_words(result['eval_score'], 1)}")
+    return text + [f"{name}: mean {in_words(values, 4)}" for name, values in result.get("targets", {}).items()]

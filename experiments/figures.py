@@ -11,13 +11,26 @@ from engram.agents.common.spec import Panel
 from engram.agents.registry import spec_of
 from engram.errors import BadRequest
 from engram.experiments.runs import Run
-from engram.training.metrics import Row, read_metrics
+from engram.training.metrics import LastKnown, Row, read_metrics
 
 
 def band(rows: list[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `[n]` and values `[n, seeds]` of one metric, at the rows that have it for every seed."""
-    have = [row for row in rows if key in row and None not in row[key]]
-    return np.array([row["env_steps"] for row in have]), np.array([row[key] for row in have])
+    """Steps `[n]` and values `[n, seeds]` of one metric. Where a seed has no number its last one stands; the band
+    begins where all have one, but for seeds that never have: these are left out."""
+    last = LastKnown()
+    filled = [last.fill({"env_steps": row["env_steps"], key: row[key]}) for row in rows if key in row]
+    seeds = [seed for seed, value in enumerate(last.values.get(key, [])) if value is not None]
+    have = [(row["env_steps"], [row[key][seed] for seed in seeds]) for row in filled]
+    have = [(step, values) for step, values in have if seeds and None not in values]
+    return np.array([step for step, _ in have]), np.array([values for _, values in have])
+
+
+def missing(rows: list[Row], key: str) -> str:
+    """Words for the seeds that `band` leaves out, none where there are none."""
+    per_seed = next((row[key] for row in rows if key in row), [])
+    steps, values = band(rows, key)
+    left = values.shape[-1] if len(steps) else 0
+    return "" if left == len(per_seed) else f" ({left} of {len(per_seed)} seeds)"
 
 
 EVENT_SEEDS = 20
@@ -69,7 +82,8 @@ def draw_panel(axes: Any, panel: Panel, rows: list[Row], color: str, label: str)
         return values.shape[-1]
     if len(steps):
         # A line of one point would not be seen.
-        axes.plot(steps, values.mean(1), "o-" if len(steps) == 1 else "-", color=color, label=label, markersize=4)
+        style = "o-" if len(steps) == 1 else "-"
+        axes.plot(steps, values.mean(1), style, color=color, label=label + missing(rows, panel.key), markersize=4)
         axes.fill_between(steps, *spread(values), color=color, alpha=0.2, linewidth=0)
     if panel.zero:
         axes.axhline(0, linestyle="--", color="black", linewidth=1)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -12,7 +12,7 @@ from rich.table import Column
 from rich.text import Text
 
 from engram.training.folder import notify
-from engram.training.metrics import Row, mean_of
+from engram.training.metrics import Row
 
 COMPILING = "compiling init, chunk, evaluation"
 """What a run waits for at first."""
@@ -71,19 +71,20 @@ class Display:
             notify(f"{self.label}: compiled in {seconds:.0f} s")
 
     def show(self, row: Row) -> None:
-        """Shows a line of metrics."""
+        """Shows a line of metrics. `engram.training.metrics.LastKnown` fills what seeds lack."""
         if self.quiet:
             return
         left = (self.total - row["env_steps"]) * self.seeds / max(row["steps_per_s"], 1e-9)
-        returns, evaluated = mean_of(row, "train/return"), mean_of(row, "eval/return")
+        names = {"return": "train/return", "eval": "eval/return"}
+        shown = {word: row.get(name, []) for word, name in names.items() if word == "return" or name in row}
         speed = f"{row['steps_per_s']:,.0f} steps/s"
         if self.bar is not None:
-            evals = "" if evaluated is None else f" eval {_short(evaluated)}"
-            state = f"return {_short(returns)}{evals} {speed}"
+            means = [f"{word} {_mean(values, _short, ' ({}/{})')}" for word, values in shown.items()]
+            state = " ".join([*means, speed])
             self.bar.update(self.task, completed=row["env_steps"], state=state, ends=time.monotonic() + left)
         else:
-            text = "return  n/a" if returns is None else f"return {returns:6.3f}"
-            text += "" if evaluated is None else f"  eval {evaluated:6.3f}"
+            write, of = "{:6.3f}".format, " ({} of {} seeds)"
+            text = "  ".join(f"{word} {_mean(values, write, of)}" for word, values in shown.items())
             notify(f"{self.label}: {row['env_steps']:>12,} steps  {text}  {speed}  {left:,.0f} s left")
 
     def close(self) -> None:
@@ -92,10 +93,17 @@ class Display:
             self.bar.stop()
 
 
-def _short(value: float | None) -> str:
-    """At most eight characters, up to a million."""
-    if value is None:
+def _mean(per_seed: Sequence[float | None], write: Callable[[float], str], of: str) -> str:
+    """The mean over seeds, and, in the words `of`, of how many where some have no number yet."""
+    known = [value for value in per_seed if value is not None]
+    if not known:
         return "n/a"
+    count = "" if len(known) == len(per_seed) else of.format(len(known), len(per_seed))
+    return write(sum(known) / len(known)) + count
+
+
+def _short(value: float) -> str:
+    """At most eight characters, up to a million."""
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 

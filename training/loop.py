@@ -24,7 +24,7 @@ from engram.kernels.host_call import errors_as_raised
 from engram.training import action_log, checkpoint, compile_times
 from engram.training.display import Display
 from engram.training.folder import RunFolder, is_disk_trouble, notify
-from engram.training.metrics import MetricsLog, Row, WandbLog, aggregate, finite_or_none
+from engram.training.metrics import LastKnown, MetricsLog, Row, WandbLog, aggregate, finite_or_none
 from engram.training.programs import Compiled, compile_agent, seed_keys
 from engram.training.statistics import summarise
 from engram.training.types import Agent, Key, PyTree
@@ -142,6 +142,7 @@ class TrainingRun:
     states: PyTree = field(init=False)
     """Agent states of all seeds, leaves `[seeds, ...]`."""
     log: MetricsLog = field(init=False)
+    last_known: LastKnown = field(default_factory=LastKnown)
     actions: action_log.ActionLog | None = None
     wandb: WandbLog = field(default_factory=WandbLog)
 
@@ -214,6 +215,8 @@ class TrainingRun:
         """Opens everything that is written between chunks, cut back to where the states are."""
         self.log = MetricsLog(self.folder.path / "metrics.jsonl", self.rows)
         self._open.callback(self.log.close)
+        for row in self.log.rows:
+            self.last_known.fill(row)
         if self.agent.env.is_host_pool:
             self.actions = action_log.ActionLog(self.folder.path / action_log.ACTIONS, self.action_bytes)
             self._open.callback(self.actions.close)
@@ -257,6 +260,7 @@ class TrainingRun:
     def write(self, row: Row) -> None:
         """Hands a line of metrics to all that take it."""
         self.log.write(row)
+        row = self.last_known.fill(row)
         self.wandb.write(row)
         self.display.show(row)
 
@@ -274,25 +278,17 @@ class TrainingRun:
             raise Interrupted(f"stopped after {where}; continue with --resume --out {self.folder.path}")
 
     def summary(self) -> dict[str, Any]:
-        """Final numbers: training return of the last log point with ended episodes, return of the last evaluation."""
+        """Final numbers: returns of each seed's last log point with ended episodes, and of its last evaluation."""
         rows, seeds = self.log.rows, self.settings.seeds
-
-        def last(key: str) -> list[float | None]:
-            per_seed: list[float | None] = [None] * seeds
-            for row in rows:
-                per_seed = [
-                    new if new is not None else old for new, old in zip(row.get(key, per_seed), per_seed, strict=True)
-                ]
-            return per_seed
-
+        last = self.last_known.values
         return {
             "seeds": seeds,
             "env_steps": rows[-1]["env_steps"],
             "compile_s": round(self.programs.seconds, 2),
             "wall_s": round(self.wall, 2),
             "steps_per_s": round(float(np.median([row["steps_per_s"] for row in rows])), 1),
-            "train_return": summarise(last("train/return")),
-            "eval_return": summarise(last("eval/return")),
+            "train_return": summarise(last.get("train/return", [None] * seeds)),
+            "eval_return": summarise(last.get("eval/return", [None] * seeds)),
         }
 
     def close(self) -> None:

@@ -58,6 +58,23 @@ def aggregate(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
+class LastKnown:
+    """The last known number of every seed. A mean over seeds would else leave out those whose episodes have not ended,
+    which may be the best or the worst."""
+
+    def __init__(self):
+        self.values: dict[str, list[float | None]] = {}
+        """By metric; None for a seed that has had no number yet."""
+
+    def fill(self, row: Row) -> Row:
+        """The next row, with the last known number wherever a seed has none."""
+        for name, values in row.items():
+            if isinstance(values, list):
+                before = self.values.get(name, values)
+                self.values[name] = [old if new is None else new for new, old in zip(values, before, strict=True)]
+        return {name: self.values.get(name, value) for name, value in row.items()}
+
+
 class MetricsLog:
     """`metrics.jsonl`, one object a line, on disk as soon as it is written."""
 
@@ -123,9 +140,12 @@ class WandbLog:
             return
         flat = {}
         for key, value in row.items():
-            known = [v for v in value if v is not None] if isinstance(value, list) else [value]
+            values = value if isinstance(value, list) else [value]
+            known = [v for v in values if v is not None]
             if known:
                 flat[key] = float(np.mean(known))
+            if len(known) < len(values):
+                flat[f"{key}_missing_seeds"] = len(values) - len(known)
         self.run.log(flat, step=row["env_steps"])
 
     def picture(self, path: Path) -> None:
@@ -139,9 +159,3 @@ class WandbLog:
     def close(self) -> None:
         if self.run is not None:
             self.run.finish()
-
-
-def mean_of(row: Row, key: str) -> float | None:
-    """Mean over seeds of one entry of a row, or None where it is missing."""
-    known = [v for v in row.get(key, []) if v is not None]
-    return float(np.mean(known)) if known else None

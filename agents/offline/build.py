@@ -155,7 +155,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     returns = np.array([row["eval/return"] for row in rows if "eval/return" in row], float)
     return {
         f"eval_return_last_{LAST}_mean": summarise(returns[-LAST:].mean(0).tolist()),
-        "eval_return_max": summarise(returns.max(0).tolist()),
+        "eval_return_max": summarise(np.fmax.reduce(returns).tolist()),
     }
 
 

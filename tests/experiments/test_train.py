@@ -16,6 +16,7 @@ from engram.experiments import evaluate
 from engram.experiments.train import Output, train
 from engram.training import checkpoint
 from engram.training.folder import RunFolder
+from engram.training.statistics import summarise
 from tests.experiments.runs import TINY, rows_of
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -59,8 +60,21 @@ def test_evaluate_and_plot(finished, tmp_path):
     assert (finished / "eval.gif").read_bytes()[:4] == b"GIF8"
     _, second, last = evaluate.lines(result, 0)
     assert second.startswith("seed 1: return")
-    assert re.fullmatch(r"mean \S+, interquartile mean \S+, its 95 % interval \[\S+, \S+\]", last)
+    interval = r"mean \S+ \[\S+, \S+\] \(n = 2\), 95 % t interval of the mean over seeds; interquartile mean \S+"
+    assert re.fullmatch(interval, last)
     assert api.plot([finished], tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_seeds_that_did_not_finish_are_named_and_counted():
+    finished = {"eval_return": summarise([None, 10.0, None, 2.0]), "finished": [0.0, 0.75, 0.0, 1.0]}
+    assert evaluate.lines({**finished, "episodes_per_seed": 4}, 5) == [
+        "seed 5: no return, none of 4 episodes ended",
+        "seed 6: return 10.0000 of the 3 of 4 episodes that ended",
+        "seed 7: no return, none of 4 episodes ended",
+        "seed 8: return 2.0000",
+        "mean 6.0000 [-44.8248, 56.8248] (n = 2 of 4), 95 % t interval of the mean over seeds; "
+        "interquartile mean 6.0000",
+    ]
 
 
 def test_seeds_are_the_single_runs_with_those_seeds(finished, tmp_path, monkeypatch):

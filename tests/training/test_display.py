@@ -9,7 +9,7 @@ from rich.console import Console
 from engram.training.display import Display
 
 LABEL = "popgym/RepeatPreviousMedium mamba2"
-ROW = {"env_steps": 500_000, "steps_per_s": 1234.5, "train/return": [-0.25, 0.75, None], "eval/return": [0.5, 0.5, 0.5]}
+ROW = {"env_steps": 500_000, "steps_per_s": 1234.5, "train/return": [-0.25, 0.75, 0.25], "eval/return": [0.5, 0.5, 0.5]}
 WIDE = {"env_steps": 1, "steps_per_s": 9_876_543.0, "train/return": [-999.9994], "eval/return": [-123456.7]}
 
 
@@ -83,6 +83,16 @@ def test_lines_where_a_bar_cannot_be_drawn(console, capsys):
         f"{LABEL}: compiled in 12 s",
         f"{LABEL}:      500,000 steps  return  0.250  eval  0.500  1,234 steps/s  1,215 s left",
     ]
+
+
+def test_seeds_without_a_number_are_counted(capsys):
+    row = {**ROW, "train/return": [-0.25, None, 0.75], "eval/return": [None, None, None]}
+    shown = Display(LABEL, 1_000_000, seeds=3, quiet=False, console=terminal(80))
+    shown.show(row)
+    assert " 50% return 0.250 (2/3) eval n/a 1,234 steps/s 0:20:15 left" in drawn(shown, 80)
+    lines = Display(LABEL, 1_000_000, seeds=3, quiet=False, console=terminal(80, "dumb"))
+    lines.show(row)
+    assert "steps  return  0.250 (2 of 3 seeds)  eval n/a  1,234 steps/s" in capsys.readouterr().err
 
 
 def test_quiet_is_silent(capsys):

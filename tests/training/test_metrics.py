@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from engram.training.loop import plan
-from engram.training.metrics import MetricsLog, aggregate, finite_or_none, read_metrics
-from engram.training.statistics import summarise
+from engram.training.metrics import LastKnown, MetricsLog, aggregate, finite_or_none, read_metrics
 
 
 def test_episode_means_weigh_episodes_not_updates():
@@ -41,9 +40,20 @@ def test_a_resumed_log_drops_lines_of_the_killed_run(tmp_path):
     assert [row["env_steps"] for row in read_metrics(path)] == [0, 1, 20]
 
 
-def test_summary_of_missing_scores():
-    assert summarise([None, None])["mean"] is None
-    assert summarise([1.0, None, 3.0])["mean"] == 2.0
+def test_a_seed_whose_episodes_did_not_end_keeps_its_last_return():
+    """Acrobot with one stuck seed: its episodes are longer than a log point, and it counts in every mean."""
+    last = LastKnown()
+    rows = [
+        {"env_steps": 1, "train/return": [None, -90.0, None]},
+        {"env_steps": 2, "train/return": [-88.0, -87.0, -500.0], "eval/return": [1.0, 2.0, 3.0]},
+        {"env_steps": 3, "train/return": [-87.0, -88.0, None]},
+    ]
+    filled = [last.fill(row) for row in rows]
+    assert filled[0]["train/return"] == [None, -90.0, None]
+    assert filled[2] == {"env_steps": 3, "train/return": [-87.0, -88.0, -500.0]}
+    assert np.mean(filled[2]["train/return"]) == -225
+    assert last.values["eval/return"] == [1.0, 2.0, 3.0]
+    assert rows[2]["train/return"][2] is None, "metrics.jsonl tells what was measured"
 
 
 @pytest.mark.parametrize(("steps", "points"), [(1, 50), (1_000_000, 50), (8192 * 7, 3), (8192 * 50, 50)])
