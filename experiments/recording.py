@@ -16,7 +16,7 @@ from flax import struct
 from engram.agents.common.evaluation import GIVE_UP
 from engram.agents.ppo.agent import PPO, Carry, PPOState
 from engram.envs.atomic_files import replacing
-from engram.envs.datasets.files import reading
+from engram.envs.datasets.files import archived, reading
 from engram.envs.datasets.recorder import Tape
 from engram.envs.spaces import Space
 from engram.envs.wrappers import RunningStatistics, Wrapper
@@ -53,8 +53,9 @@ def save_policy(policy: Policy, path: Path) -> None:
 def load_policy(path: Path, template: Policy) -> Policy:
     """The policy in a file that `save_policy` wrote, with the shapes of `template`. Raises BadRequest for others."""
     shapes, structure = jax.tree.flatten(template)
-    with reading(path), np.load(path, allow_pickle=False) as stored:
-        leaves = [stored[f"arr_{index}"] for index in range(len(stored.files))]
+    with reading(path):
+        stored = archived(path)
+        leaves = [stored[name] for index in range(len(stored)) if (name := f"arr_{index}") in stored]
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in shapes]:
             raise BadRequest("is not a policy of this configuration")
         return structure.unflatten(leaves)

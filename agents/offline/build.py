@@ -30,6 +30,7 @@ from engram.errors import BadRequest, UnknownName
 from engram.memory import make_memory
 from engram.memory.mixers import make_mixer, mixer_options
 from engram.memory.registry import options_of
+from engram.training.folder import notify
 from engram.training.statistics import summarise
 
 VALUE_METHODS: dict[str, type[OfflineAgent]] = {
@@ -66,8 +67,9 @@ def make_environment(
     episodes: Episodes,
     num_envs: int,
     circumstances: Build = Build(),
-) -> Wrapper:
-    """A batch of the environment that `episodes` are from, or `config` names, seen as it was recorded.
+) -> tuple[Wrapper, Episodes]:
+    """A batch of the environment that `episodes` are from, or `config` names, seen as it was recorded; and `episodes`
+    with what it says of their actions, where the file does not.
 
     Raises:
         BadRequest: it is unknown, or does not fit the dataset.
@@ -76,20 +78,28 @@ def make_environment(
     if not env_id:
         raise BadRequest(f"{config.dataset} does not say which environment it is from: name it with --env")
     if is_emulator(env_id):
-        raise BadRequest(f"{env_id} is an emulator: what learned from recorded episodes is played in JAX environments")
+        raise BadRequest(
+            f"{env_id} is an emulator: what learned from recorded episodes is played in JAX environments, "
+            "name one with --env"
+        )
     batch = circumstances.make_vector(env_id, num_envs, time_limit=origin.time_limit or 0)
     if batch.max_steps(batch.default_params) is None:
         raise BadRequest(f"{env_id} never ends, and {config.dataset} names no time limit")
     env = FlattenObservation(EpisodeStatistics(batch))
     if origin.keep:
         env = MaskObservation(env, origin.keep)
+    actions = env.action_space(env.default_params)
+    episodes = data_view.fitted(episodes, actions)
     try:
-        data_view.refuse_mismatch(
-            episodes, env.observation_space(env.default_params), env.action_space(env.default_params)
-        )
+        data_view.refuse_mismatch(episodes, env.observation_space(env.default_params), actions)
     except BadRequest as error:
         raise BadRequest(f"{config.dataset} does not fit {env_id}: {error}") from None
-    return env
+    if cut := data_view.outside(episodes):
+        notify(
+            f"{config.dataset}: {cut:,} of {len(episodes.reward):,} actions lie outside of their bounds "
+            f"[{episodes.action_low}, {episodes.action_high}] and are cut to these, as in environments"
+        )
+    return env, episodes
 
 
 def make_sequence(
@@ -107,7 +117,7 @@ def make_sequence(
     options = options_of(config.memory, sizes.memory_options, mixer_options)
     if config.memory == "attention":  # as far back as a window of training goes
         options = {"window": 3 * settings.context - 1, **options}
-    env = make_environment(config, episodes, settings.eval_episodes, circumstances)
+    env, episodes = make_environment(config, episodes, settings.eval_episodes, circumstances)
     view = data_view.DataView.of(episodes, settings.targets)
     policy = SequencePolicy(
         mixer=make_mixer(config.memory, sizes.width, sizes.layers, **options),
@@ -139,7 +149,7 @@ def make_values(
         raise UnknownName.among("algorithm", config.algorithm, VALUE_METHODS)
     episodes = episodes or load(config.dataset)
     settings = getattr(config, config.algorithm)
-    env = make_environment(config, episodes, settings.eval_episodes, circumstances)
+    env, episodes = make_environment(config, episodes, settings.eval_episodes, circumstances)
     if not config.memory:
         return method.of(episodes, env, settings)
     options = options_of(config.memory, sizes.memory_options)

@@ -1,6 +1,6 @@
 """Scaling of the observations, actions and returns of a dataset."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from engram.envs.datasets.episodes import normalised_score
 from engram.envs.spaces import Box, Discrete, Space
 from engram.errors import BadRequest
 
+CONSTANT = 1e-6
+"""Standard deviation, in parts of the mean or of 1, up to which an entry of the observations counts as constant."""
+
 
 @dataclass(frozen=True, eq=False)
 class DataView:
@@ -19,11 +22,11 @@ class DataView:
     mean: np.ndarray
     """`[O]`, mean of the observations (without the last one of each episode); 0 where they are not standardised."""
     deviation: np.ndarray
-    """`[O]`, standard deviation of the same, plus a constant; 1 where they are not standardised."""
+    """`[O]`, standard deviation of the same, plus a constant; 1 where they do not vary or are not standardised."""
     centre: np.ndarray
     """`[A]`, middle of the range of bounded continuous actions."""
     half: np.ndarray
-    """`[A]`, half width of the range of bounded continuous actions."""
+    """`[A]`, half width of the range of bounded continuous actions; 0 where they are constant."""
     bound: np.ndarray
     """`[A]`, 1 where an action is bounded, infinity where it is not."""
     num_actions: int | None
@@ -48,20 +51,26 @@ class DataView:
             standardise: shift observations by their mean and divide them by their standard deviation.
             constant: added to the standard deviation, so that entries that hardly vary do not become large.
         """
+        episodes = episodes.with_bounds()
         obs = episodes.obs[episodes.rows].astype(np.float64)  # without the last observation of each episode
         low, high = episodes.action_low, episodes.action_high
         if low is None or high is None:
             low = high = np.zeros(0)
-        bounded = np.isfinite(low) & np.isfinite(high)
+        bounded = _bounded(low, high)
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         if not targets:
             deciles = np.quantile(episodes.returns, (0.1, 0.5, 0.9, 1.0))
             targets = tuple(dict.fromkeys(float(f"{decile:.4g}") for decile in deciles))
+        mean, deviation = obs.mean(0), obs.std(0)
+        # An entry that is constant in the data has no scale: whatever else it shows later would become huge.
+        deviation = np.where(deviation <= CONSTANT * np.maximum(np.abs(mean), 1.0), 1.0, deviation + constant)
+        if not standardise:
+            mean, deviation = np.zeros_like(mean), np.ones_like(deviation)
         least, most = episodes.origin.ref_min, episodes.origin.ref_max
         references = None if least is None or most is None or most <= least else (least, most)
         return cls(
-            mean=(obs.mean(0) if standardise else np.zeros(obs.shape[1])).astype(np.float32),
-            deviation=(obs.std(0) + constant if standardise else np.ones(obs.shape[1])).astype(np.float32),
+            mean=mean.astype(np.float32),
+            deviation=deviation.astype(np.float32),
             centre=((low + high) / 2).astype(np.float32),
             half=((high - low) / 2).astype(np.float32),
             bound=np.where(bounded, 1.0, np.inf).astype(np.float32),
@@ -90,7 +99,7 @@ class DataView:
         """Bounded actions rescaled to [-1, 1]; others unchanged."""
         if self.num_actions is not None:
             return action
-        return jnp.clip((action - self.centre) / self.half, -self.bound, self.bound)
+        return jnp.clip((action - self.centre) / np.where(self.half > 0, self.half, 1.0), -self.bound, self.bound)
 
     def from_unit(self, action: jax.Array) -> jax.Array:
         """The inverse of `to_unit`, after clipping to the bounds."""
@@ -111,6 +120,42 @@ class DataView:
             action = jnp.argmax(out, -1).astype(jnp.int32)
             return action, self.numbers(action)
         return self.from_unit(out), jnp.clip(out, -self.bound, self.bound)
+
+
+def _bounded(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Which entries have bounds, bool `[A]`. Some environments write none as the greatest number of float32."""
+    most = np.finfo(np.float32).max / 2
+    return (np.abs(low) < most) & (np.abs(high) < most)
+
+
+def fitted(episodes: Episodes, action_space: Space) -> Episodes:
+    """`episodes` with what the environment says of actions where the file says nothing: that they are discrete, how
+    many there are, or their bounds. What does not fit stays as it is (see `refuse_mismatch`)."""
+    action = episodes.action
+    if isinstance(action_space, Discrete):
+        if not episodes.discrete and episodes.action_low is None and action.shape[1] == 1:
+            whole = action[:, 0].astype(np.int32)
+            if np.array_equal(whole, action[:, 0]) and whole.min() >= 0:
+                episodes = replace(episodes, action=whole)
+        if episodes.discrete and episodes.num_actions is None and episodes.action.max() < action_space.n:
+            return replace(episodes, num_actions=action_space.n)
+    elif isinstance(action_space, Box) and not episodes.discrete and episodes.action_low is None:
+        low, high = (
+            np.broadcast_to(np.asarray(bound, np.float32), action_space.shape).reshape(-1).copy()
+            for bound in (action_space.low, action_space.high)
+        )
+        if low.shape == action.shape[1:]:
+            return replace(episodes, action_low=low, action_high=high)
+    return episodes.with_bounds()
+
+
+def outside(episodes: Episodes) -> int:
+    """How many steps have an action outside of its bounds, by more than rounding."""
+    low, high = episodes.action_low, episodes.action_high
+    if episodes.discrete or low is None or high is None:
+        return 0
+    slack = 1e-5 * np.maximum(np.abs(low), np.abs(high))
+    return int(np.count_nonzero(np.any((episodes.action < low - slack) | (episodes.action > high + slack), axis=1)))
 
 
 def refuse_mismatch(episodes: Episodes, observation_space: Space, action_space: Space) -> None:

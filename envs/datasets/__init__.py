@@ -2,37 +2,40 @@
 
 from pathlib import Path
 
-from engram.envs.datasets import d4rl, minari, npz
+from engram.envs.datasets import d4rl, minari, npz, table
+from engram.envs.datasets.d4rl import episodes_of
 from engram.envs.datasets.episodes import Episodes, Origin
+from engram.envs.datasets.files import reading
+from engram.envs.regular_files import size_of
 from engram.errors import BadRequest
 
-__all__ = ["Episodes", "Origin", "load", "save"]
+__all__ = ["Episodes", "Origin", "episodes_of", "load", "save"]
 
-HDF5 = (".hdf5", ".h5")
-KINDS = "an .npz file, a D4RL file (.hdf5 or .h5) or a Minari dataset folder"
+READERS = {".npz": npz.read, ".csv": table.read, ".hdf5": d4rl.read, ".h5": d4rl.read}
+KINDS = "an .npz file, a D4RL file (.hdf5 or .h5), a table (.csv) or a Minari dataset folder"
 
 
 def load(path: str | Path, max_episode_steps: int | None = None) -> Episodes:
-    """The dataset in `path`: an .npz file, a D4RL file (.hdf5, .h5) or a Minari dataset folder. No code is run.
+    """The dataset in `path`: an .npz file, a D4RL file (.hdf5, .h5), a table (.csv) or a Minari dataset folder.
+
+    No code is run, only regular files are read, and no more memory is taken than a file of that size can fill.
 
     Args:
-        max_episode_steps: see `engram.envs.datasets.d4rl.read`.
+        max_episode_steps: steps after which the environment cut episodes; see `episodes_of`.
 
     Raises:
         BadRequest: there is none, or it is damaged; one line that names `path` and what is wrong.
     """
     path = Path(path)
-    if not path.exists():
-        raise BadRequest(f"{path}: no such file")
-    if path.is_dir():
-        return minari.read(path)
-    if path.suffix == ".npz":
-        return npz.read(path)
-    if path.suffix in HDF5:
-        return d4rl.read(path, max_episode_steps)
     if path.suffix in (".pkl", ".pickle", ".npy", ".pt"):
         raise BadRequest(f"{path}: {path.suffix} files may hold pickles, which can run code, and are not read")
-    raise BadRequest(f"{path}: not a dataset, which is {KINDS}")
+    with reading(path):
+        if path.is_dir():
+            return minari.read(path)
+        size_of(path)
+        if path.suffix not in READERS:
+            raise BadRequest(f"not a dataset, which is {KINDS}")
+        return READERS[path.suffix](path, max_episode_steps)
 
 
 def save(episodes: Episodes, path: str | Path) -> None:
@@ -48,9 +51,9 @@ def save(episodes: Episodes, path: str | Path) -> None:
         raise BadRequest(f"{path} is a folder: it is left as it is")
     if path.suffix == ".npz":
         npz.write(episodes, path)
-    elif path.suffix in HDF5:
+    elif path.suffix in (".hdf5", ".h5"):
         d4rl.write(episodes, path)
     elif not path.suffix:
         minari.write(episodes, path)
     else:
-        raise BadRequest(f"{path}: not the name of a dataset, which is {KINDS}")
+        raise BadRequest(f"{path}: not the name of a dataset that is written: .npz, .hdf5, .h5, or a Minari folder")

@@ -1,12 +1,15 @@
 """Recorded episodes in memory, as the formats of this folder read and write them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from engram.errors import BadRequest
+
+MOST_ACTIONS = 2**16
+"""Discrete actions that there may be."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,21 @@ class Episodes:
     """int64 `[E]`."""
     origin: Origin
     num_actions: int | None = None
-    """Number of discrete actions; each is below it."""
+    """Number of discrete actions; each is below it. None where the file does not say."""
     action_low: np.ndarray | None = None
-    """float32 `[A]`: least and greatest continuous actions."""
+    """float32 `[A]`: least and greatest continuous actions. None where the file does not say."""
     action_high: np.ndarray | None = None
 
     def __post_init__(self):
         steps, episodes = len(self.reward), len(self.lengths)
         if not steps:
             raise BadRequest("the dataset is empty")
-        if np.any(self.lengths < 1) or int(self.lengths.sum()) != steps:
-            raise BadRequest(f"episode lengths do not add up: {int(self.lengths.sum())} in {steps} steps")
-        if self.obs.ndim != 2 or len(self.obs) != steps + episodes:
+        if self.reward.ndim != 1 or self.lengths.ndim != 1:
+            raise BadRequest(f"rewards {self.reward.shape} or lengths {self.lengths.shape} are no list of numbers")
+        total = sum(self.lengths.tolist())  # of Python's numbers, which do not wrap
+        if np.any(self.lengths < 1) or total != steps:
+            raise BadRequest(f"episode lengths do not add up: {total} in {steps} steps")
+        if self.obs.ndim != 2 or not self.obs.shape[1] or len(self.obs) != steps + episodes:
             raise BadRequest(f"observations of shape {self.obs.shape} do not fit {steps} steps in {episodes} episodes")
         if len(self.action) != steps:
             raise BadRequest(f"{len(self.action)} actions do not fit {steps} rewards")
@@ -79,14 +85,38 @@ class Episodes:
             if not np.all(np.isfinite(getattr(self, name))):
                 raise BadRequest(f"{name} has entries that are not finite")
         if self.discrete:
-            if self.num_actions is None or self.action.min() < 0 or self.action.max() >= self.num_actions:
-                raise BadRequest(f"discrete actions must lie in [0, {self.num_actions})")
-        elif self.action.ndim != 2 or self.action_low is None or self.action_high is None:
-            raise BadRequest("continuous actions [N, A] need their bounds")
+            if self.action.ndim != 1:
+                raise BadRequest(f"actions of several integers, shape {self.action.shape}, are not supported")
+            count = MOST_ACTIONS if self.num_actions is None else self.num_actions
+            if not 1 <= count <= MOST_ACTIONS:
+                raise BadRequest(f"the number of discrete actions must lie in [1, {MOST_ACTIONS}], got {count}")
+            if self.action.min() < 0 or self.action.max() >= count:
+                raise BadRequest(f"discrete actions must lie in [0, {count})")
+            return
+        if self.action.ndim != 2:
+            raise BadRequest(f"continuous actions are [N, A], got {self.action.shape}")
+        if self.action_low is None and self.action_high is None:
+            return
+        if self.action_low is None or self.action_high is None:
+            raise BadRequest("lacks one of the bounds of its continuous actions")
+        if not self.action_low.shape == self.action_high.shape == self.action.shape[1:]:
+            raise BadRequest(f"action bounds {self.action_low.shape} do not fit actions {self.action.shape}")
+        if not np.all(self.action_low <= self.action_high):  # which NaN is not
+            raise BadRequest(f"action bounds are reversed or no numbers: [{self.action_low}, {self.action_high}]")
 
     @property
     def discrete(self) -> bool:
         return np.issubdtype(self.action.dtype, np.integer)
+
+    def with_bounds(self) -> "Episodes":
+        """The same, where the file did not say the number or the bounds of actions with those that the data show: as
+        many as the greatest action, or [-1, 1], as in most continuous control, or wider where actions are."""
+        if self.discrete:
+            return self if self.num_actions is not None else replace(self, num_actions=int(self.action.max()) + 1)
+        if self.action_low is not None:
+            return self
+        low, high = np.minimum(self.action.min(axis=0), -1), np.maximum(self.action.max(axis=0), 1)
+        return replace(self, action_low=low.astype(np.float32), action_high=high.astype(np.float32))
 
     @cached_property
     def starts(self) -> np.ndarray:

@@ -1,7 +1,10 @@
-"""What the formats share: errors that name the file, numbers and actions as they are stored, and the origin as JSON."""
+"""What the formats share: errors that name the file, arrays whose size and kind are checked before memory is asked
+for, actions as they are stored, and the origin as JSON."""
 
 import dataclasses
 import json
+import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -13,7 +16,13 @@ import numpy as np
 
 from engram.envs.datasets.episodes import Origin
 from engram.envs.extras import needs
-from engram.errors import BadRequest
+from engram.envs.regular_files import opened, parse_json, size_of
+from engram.errors import BadRequest, MissingExtra
+
+EXPANSION = 256
+"""The arrays of a file may take this many times its own size in memory, as they may be compressed."""
+ALWAYS = 64 * 2**20
+"""Bytes that the arrays of the smallest file may take."""
 
 
 @contextmanager
@@ -21,88 +30,260 @@ def reading(path: Path) -> Iterator[None]:
     """Turns what reading a bad file raises into a BadRequest of one line that begins with `path`."""
     try:
         yield
+    except MissingExtra:
+        raise
     except FileNotFoundError:
         raise BadRequest(f"{path}: no such file") from None
-    except (BadRequest, OSError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise BadRequest(f"{path}: {' '.join(str(reason).split())}") from None
+    except OSError as error:
+        raise _named(path, error.strerror or error) from None
+    except RecursionError:
+        raise BadRequest(f"{path}: is nested too deeply") from None
+    except BadRequest as error:
+        raise _named(path, error) from None
 
 
-def hdf5(path: Path) -> Any:
+def _named(path: Path, reason: Any) -> BadRequest:
+    line = " ".join(str(reason).split()).removeprefix(f"{path}: ")
+    return BadRequest(f"{path}: {line if len(line) < 500 else line[:500] + ' ...'}")
+
+
+class Room:
+    """Memory for the arrays of one file, which a few bytes can declare to be huge."""
+
+    def __init__(self, path: Path):
+        self.left = max(ALWAYS, EXPANSION * size_of(path))
+
+    def take(self, what: str, size: int) -> None:
+        """Raises BadRequest where `what` needs more bytes than are left."""
+        self.left -= size
+        if self.left < 0:
+            raise BadRequest(f"declares more than a file of its size can hold: {what} of {size:,} bytes")
+
+
+# ----------------------------------------------------------------------------------------------------------------- HDF5
+
+
+def h5py_for(path: Path) -> Any:
     """The package h5py, to read or write `path`. Raises MissingExtra."""
     return needs("h5py", "offline", f"{path} (HDF5)")
 
 
-def stored(group: Any, name: str) -> Any:
-    """The array or text `name` in an open HDF5 file.
+class HDF5:
+    """An open HDF5 file, of which nothing is read but arrays that lie in the file itself.
+
+    Links, external storage and virtual datasets would read whatever files they name.
+    """
+
+    def __init__(self, path: Path, h5py: Any, file: Any):
+        self.room, self._h5py, self._file = Room(path), h5py, file
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path) -> Iterator["HDF5"]:
+        """The file `path`. Raises MissingExtra, and BadRequest for what is wrong with it."""
+        h5py = h5py_for(path)
+        with opened(path):  # which refuses pipes and devices
+            pass
+        with _h5py_errors("the file"), h5py.File(path, "r") as file:
+            yield cls(path, h5py, file)
+
+    def names(self) -> list[str]:
+        """Names at the top of the file."""
+        return [str(name) for name in self._file]
+
+    def find(self, name: str) -> Any:
+        """The dataset or group `name`, None where there is none.
+
+        Raises:
+            BadRequest: it is a link.
+        """
+        found = self._file
+        with _h5py_errors(name):
+            for part in name.split("/"):
+                if not isinstance(found, self._h5py.Group):
+                    return None
+                link = found.get(part, getlink=True)
+                if link is None:
+                    return None
+                if not isinstance(link, self._h5py.HardLink):
+                    raise BadRequest(f"{name} is a link to somewhere else, which is not followed")
+                found = found[part]
+        return found
+
+    def has(self, name: str) -> bool:
+        return self.find(name) is not None
+
+    def is_array(self, name: str) -> bool:
+        return isinstance(self.find(name), self._h5py.Dataset)
+
+    def is_group(self, name: str) -> bool:
+        return isinstance(self.find(name), self._h5py.Group)
+
+    def array(self, name: str) -> np.ndarray:
+        """The array of numbers `name`. Raises BadRequest for anything else."""
+        dataset = self._checked(name)
+        if dataset.dtype.kind not in "biuf":
+            raise BadRequest(f"{name} does not hold numbers but {dataset.dtype}")
+        with _h5py_errors(name):
+            return np.asarray(dataset[()])
+
+    def text(self, name: str) -> str:
+        """The one text `name`. Raises BadRequest for anything else."""
+        dataset = self._checked(name)
+        if dataset.shape != () or self._h5py.check_string_dtype(dataset.dtype) is None:
+            raise BadRequest(f"{name} is no text")
+        with _h5py_errors(name):
+            return dataset.asstr()[()]
+
+    def _checked(self, name: str) -> Any:
+        dataset = self.find(name)
+        with _h5py_errors(name):
+            if not isinstance(dataset, self._h5py.Dataset) or dataset.shape is None:
+                raise BadRequest(f"{name} is not an array")
+            if dataset.is_virtual or dataset.external:
+                raise BadRequest(f"{name} lies in other files, which are not read")
+            item = dataset.dtype.itemsize
+            self.room.take(name, math.prod(max(n, 1) for n in dataset.shape) * item)
+            if dataset.chunks is not None and math.prod(dataset.chunks) * item > max(self.room.left, ALWAYS):
+                raise BadRequest(f"declares more than a file of its size can hold: chunks {dataset.chunks} of {name}")
+        return dataset
+
+
+@contextmanager
+def _h5py_errors(what: str) -> Iterator[None]:
+    """What h5py raises of damaged bytes, and it raises many things, is a BadRequest.
 
     Raises:
-        BadRequest: it is neither.
+        BadRequest: with the name of what is damaged.
+        OSError: the file cannot be read.
     """
     try:
-        found = group.get(name)
-        if hasattr(found, "shape"):
-            return found[()]
-    except ValueError as error:  # h5py's, of damaged bytes
-        raise BadRequest(f"{name} is damaged: {error}") from None
-    raise BadRequest(f"{name} is not an array")
+        yield
+    except (BadRequest, FileNotFoundError, PermissionError):
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise BadRequest(f"{what} is damaged: {reason}") from None
+
+
+# ------------------------------------------------------------------------------------------------------------------ npz
 
 
 def archived(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file.
 
     Raises:
-        BadRequest: it is none, it is damaged, or it holds Python objects.
+        BadRequest: it is none, it is damaged, it holds Python objects, or declares more than it can hold.
+        OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with opened(path) as file:
         if not zipfile.is_zipfile(file):
             raise BadRequest("not an npz file, or one that was cut short")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except ValueError as error:  # NumPy's, of damaged bytes
-        if "pickle" in str(error):
-            raise BadRequest("holds Python objects, which can run code and are not read") from None
-        raise BadRequest(f"is damaged: {error}") from None
+        room = Room(path)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return {
+                    name.removesuffix(".npy"): _member(archive, archive.getinfo(name), room)
+                    for name in dict.fromkeys(archive.namelist())
+                }
+        except BadRequest:
+            raise
+        # What zipfile raises of damaged bytes.
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OverflowError, ValueError) as error:
+            raise BadRequest(f"is damaged: {error}") from None
 
 
-def numbers(name: str, array: Any, dtype: Any) -> np.ndarray:
-    """`array` as `dtype`.
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, room: Room) -> np.ndarray:
+    """One array, once its header agrees with the size of the member."""
+    name = member.filename
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadRequest(f"{name} is compressed in a way that npz files are not")
+    room.take(name, member.file_size)
+    with archive.open(member) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, _, dtype = read(file)
+        # What NumPy raises of damaged headers, which it reads as Python literals.
+        except (ValueError, KeyError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+            raise BadRequest(f"{name} is damaged: it does not begin as an array does") from None
+        if dtype.hasobject:
+            raise BadRequest(f"{name} holds Python objects, which can run code and are not read")
+        if dtype.kind not in "biufU" or not dtype.itemsize:
+            raise BadRequest(f"{name} does not hold numbers but {dtype}")
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise BadRequest(f"{name} is damaged: it has not as many bytes as its shape {shape} needs")
+    with archive.open(member) as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            raise BadRequest(f"{name} is damaged: {error}") from None
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+
+
+def numbers(name: str, array: Any, dtype: Any, rounded: bool = False) -> np.ndarray:
+    """`array` as `dtype`, without a change of what it says.
+
+    Args:
+        rounded: whole numbers too large for a float are rounded as fractions are.
 
     Raises:
-        BadRequest: it does not hold numbers.
+        BadRequest: it does not hold numbers, or numbers that `dtype` cannot hold. What is too large for a float becomes
+            infinite.
     """
     array = np.asarray(array)
     if array.dtype.kind not in "biuf":
         raise BadRequest(f"{name} does not hold numbers but {array.dtype}")
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is refused
-        return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(dtype, copy=False)
+        fractions = array.dtype.kind == converted.dtype.kind == "f"
+        if fractions or array.dtype == converted.dtype or (rounded and converted.dtype.kind == "f"):
+            return converted
+        changed = converted.astype(array.dtype) != array
+    if changed.any():
+        kind = {"b": "neither 0 nor 1", "f": "a whole number beyond what float32 can hold"}
+        example = array[changed].flat[0]
+        raise BadRequest(f"{name} has {example}, {kind.get(converted.dtype.kind, 'no whole number of 32 bits')}")
+    return converted
 
 
-def actions(array: Any, count: Any, low: Any, high: Any) -> dict[str, Any]:
-    """The fields of `Episodes` that concern actions, from what a file has: integers are discrete.
+def actions(
+    array: Any, count: int | None = None, low: Any = None, high: Any = None, discrete: bool | None = None
+) -> dict[str, Any]:
+    """The fields of `Episodes` that concern actions, from what a file has.
 
-    A file may lack `count`, or the bounds: then `count` is one more than the greatest action, and bounds are -1 and 1,
-    as in most continuous control, or the least and greatest action where these lie outside.
+    Args:
+        count: number of discrete actions, where the file says it.
+        low, high: bounds of continuous actions, where the file says them.
+        discrete: what the file says (None: nothing; then integers and booleans are discrete, as is what has a count).
     """
     array = np.asarray(array)
-    if array.dtype.kind in "iu":
+    if discrete is None:
+        discrete = count is not None or array.dtype.kind in "iub"
+    if discrete:
         array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
         if array.ndim != 1:
             raise BadRequest(f"actions of several integers, shape {array.shape}, are not supported")
         return {
-            "action": array.astype(np.int32),
-            "num_actions": int(array.max(initial=0) + 1 if count is None else count),
+            "action": numbers("actions", array, np.int32),
+            "num_actions": count,
         }
     array = numbers("actions", array, np.float32)
     array = array[:, None] if array.ndim == 1 else array.reshape(len(array), -1)
-    if low is None or high is None:
-        low, high = np.minimum(array.min(axis=0, initial=-1.0), -1.0), np.maximum(array.max(axis=0, initial=1.0), 1.0)
-    low, high = (
-        np.broadcast_to(numbers("action bounds", bound, np.float32).reshape(-1), array.shape[1:]).copy()
-        for bound in (low, high)
-    )
-    return {"action": array, "action_low": low, "action_high": high}
+    bounds = {}
+    if low is None and high is None:
+        return {"action": array}
+    for name, bound in (("action_low", low), ("action_high", high)):
+        if bound is None:
+            raise BadRequest("lacks one of the bounds of its continuous actions")
+        try:
+            bound = numbers(name, np.asarray(bound), np.float32, rounded=True).reshape(-1)
+            bounds[name] = np.broadcast_to(bound, array.shape[1:]).copy()
+        except ValueError:  # NumPy's, and ours
+            raise BadRequest(f"{name} does not fit actions of shape {array.shape[1:]}") from None
+    return {"action": array, **bounds}
 
 
 def dump_origin(origin: Origin) -> str:
@@ -115,8 +296,24 @@ def load_origin(values: Mapping[str, Any] | str | bytes) -> Origin:
     Raises:
         BadRequest: it is damaged.
     """
+    where = "the record of where the data come from"
+    fields = parse_json(values, where) if isinstance(values, str | bytes) else values
+    kinds = {field.name: field.type for field in dataclasses.fields(Origin)}
     try:
-        fields = json.loads(values) if isinstance(values, str | bytes) else dict(values)
-        return Origin(**{**fields, "keep": tuple(fields["keep"])})
-    except (TypeError, KeyError, ValueError):
-        raise BadRequest("the record of where the data come from is damaged") from None
+        fields = {**fields, "keep": tuple(fields["keep"])}
+        whole = all(_is(kinds[name], value) for name, value in fields.items()) and "env" in fields
+    except (TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise BadRequest(f"{where} is damaged")
+    return Origin(**fields)
+
+
+def _is(kind: Any, value: Any) -> bool:
+    """Whether `value` can stand in a field of `Origin` of type `kind`."""
+    if kind == tuple[int, ...]:
+        return isinstance(value, tuple) and all(_is(int, entry) for entry in value)
+    if isinstance(value, int | float):
+        kind = int | float | None if kind == float | None else kind
+        return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 2.0**63  # which NaN is not
+    return isinstance(value, kind)

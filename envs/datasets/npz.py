@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from engram.envs.atomic_files import replacing
+from engram.envs.datasets import d4rl
 from engram.envs.datasets.episodes import Episodes
-from engram.envs.datasets.files import archived, dump_origin, load_origin, numbers, reading
+from engram.envs.datasets.files import actions, archived, dump_origin, load_origin, numbers, reading
+from engram.envs.regular_files import parse_json
 from engram.errors import BadRequest
 
 ARRAYS = {"obs": np.float32, "reward": np.float32, "terminated": np.bool_, "lengths": np.int64}
-"""Arrays of every file; besides these there are `action`, and its bounds if it is continuous."""
+"""Arrays of every file; besides these there are `action`, and its bounds where these are known."""
 VERSION = 1
 
 
@@ -22,35 +24,41 @@ def write(episodes: Episodes, path: Path) -> None:
         "origin": json.loads(dump_origin(episodes.origin)),
     }
     arrays = {name: getattr(episodes, name) for name in (*ARRAYS, "action")}
-    if not episodes.discrete:
+    if episodes.action_low is not None:
         arrays |= {"action_low": episodes.action_low, "action_high": episodes.action_high}
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, header=np.array(json.dumps(header)), **arrays)
 
 
-def read(path: Path) -> Episodes:
-    """Raises BadRequest, in one line that names the file, for whatever is wrong with it."""
+def read(path: Path, max_episode_steps: int | None = None) -> Episodes:
+    """Reads a file of `write`, or one whose arrays are named as D4RL's columns.
+
+    Args:
+        max_episode_steps: see `engram.envs.datasets.d4rl.episodes_of`.
+
+    Raises:
+        BadRequest: whatever is wrong with the file, in one line that names it.
+    """
     with reading(path):
         arrays = archived(path)
+        if "header" not in arrays and {*arrays} & {*d4rl.COLUMNS}:
+            return d4rl.episodes_of(arrays, max_episode_steps)
         missing = sorted({*ARRAYS, "action", "header"} - {*arrays})
         if missing:
             raise BadRequest(f"lacks {', '.join(missing)}")
+        header = parse_json(str(arrays["header"]), "its header")
         try:
-            header = json.loads(str(arrays.pop("header")))
             version, num_actions, origin = header["version"], header["num_actions"], header["origin"]
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise BadRequest("its header is damaged") from None
         if version != VERSION:
             raise BadRequest(f"is of version {version}, not {VERSION}")
-        continuous = {}
-        if num_actions is None:
-            if not {"action_low", "action_high"} <= {*arrays}:
-                raise BadRequest("lacks the bounds of its continuous actions")
-            continuous = {name: numbers(name, arrays[name], np.float32) for name in ("action_low", "action_high")}
+        if not isinstance(num_actions, int | None) or not isinstance(origin, dict):
+            raise BadRequest("its header is damaged")
         return Episodes(
-            **{name: numbers(name, arrays[name], dtype) for name, dtype in ARRAYS.items()},
-            action=numbers("action", arrays["action"], np.float32 if num_actions is None else np.int32),
-            num_actions=num_actions,
+            **{name: numbers(name, np.atleast_1d(arrays[name]), dtype) for name, dtype in ARRAYS.items()},
             origin=load_origin(origin),
-            **continuous,
+            **actions(
+                np.atleast_1d(arrays["action"]), num_actions, arrays.get("action_low"), arrays.get("action_high")
+            ),
         )

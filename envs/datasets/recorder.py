@@ -106,6 +106,9 @@ class Tape:
         """What `save` wrote. Raises BadRequest for anything else, in one line that names it."""
         with reading(path):
             stored = archived(path)
+            missing = [field.name for field in fields(cls) if field.name not in stored]
+            if missing:
+                raise BadRequest(f"lacks {', '.join(missing)}")
             return cls(**{field.name: stored[field.name] for field in fields(cls)})
 
     def save(self, path: Path) -> None:

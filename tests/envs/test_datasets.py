@@ -266,17 +266,19 @@ def test_a_limit_cuts_every_episode_after_that_many_steps(tmp_path):
 def test_action_bounds_of_foreign_files(tmp_path):
     path = tmp_path / "set.hdf5"
     d4rl_file(path, 4, timeouts=marks(4, 3))
-    episodes = load(path)
+    assert load(path).action_low is None, "the file does not say"
+    episodes = load(path).with_bounds()
     assert episodes.action_low is not None
     assert episodes.action_high is not None
     assert (episodes.action_low.tolist(), episodes.action_high.tolist()) == ([-1], [1])
     d4rl_file(path, 4, timeouts=marks(4, 3), actions=np.array([[0, 0], [-3, 0], [0, 2], [0, 0]], np.float32))
-    episodes = load(path)
+    episodes = load(path).with_bounds()
     assert episodes.action_low is not None
     assert episodes.action_high is not None
     assert (episodes.action_low.tolist(), episodes.action_high.tolist()) == ([-3, -1], [1, 2])
     d4rl_file(path, 4, timeouts=marks(4, 3), actions=np.array([0, 2, 1, 0]))
-    assert load(path).num_actions == 3
+    assert load(path).num_actions is None
+    assert load(path).with_bounds().num_actions == 3
 
 
 @pytest.mark.parametrize("successors", [True, False])
@@ -376,7 +378,7 @@ BAD = {
         lambda p: damage_npz(p, header=np.array('{"version": 9, "num_actions": 1, "origin": 0}')),
         "version 9",
     ),
-    "bounds.npz": (lambda p: damage_npz(p, action_low=None), "lacks the bounds"),
+    "bounds.npz": (lambda p: damage_npz(p, action_low=None), "lacks one of the bounds"),
     "keys.npz": (lambda p: damage_npz(p, obs=None, lengths=None), "lacks lengths, obs"),
     "ragged.npz": (lambda p: damage_npz(p, lengths=np.array([3, 3])), "lengths do not add up"),
     "nan.npz": (
@@ -409,7 +411,7 @@ BAD = {
     "group.hdf5": (lambda p: d4rl_file(p, 3, **{"actions": None, "actions/a": np.zeros(3)}), "lacks actions"),
     "scalar.hdf5": (lambda p: d4rl_file(p, 3, rewards=1.0), "differ in length"),
     "policy.pkl": (lambda p: p.write_bytes(b"\x80\x04."), "can run code"),
-    "table.csv": (lambda p: p.touch(), "not a dataset"),
+    "table.csv": (lambda p: p.touch(), "lacks observations"),
     "bare": (lambda p: p.touch(), "not a dataset"),
     "folder-v0": (lambda p: p.mkdir(), "not a Minari dataset"),
     "ns/json-v0": (
@@ -422,7 +424,10 @@ BAD = {
     ),
     "ns/space-v0": (lambda p: minari_folder(p, action_space="[1]"), "metadata.json is damaged"),
     "ns/arrow-v0": (lambda p: minari_folder(p, data_format="arrow"), "arrow; only hdf5"),
-    "ns/dict-v0": (lambda p: minari_folder(p, observation_space='{"type": "Dict"}'), "Dict; only boxes"),
+    "ns/dict-v0": (
+        lambda p: minari_folder(p, observation_space='{"type": "Dict"}'),
+        "no parts of episode_0/observations",
+    ),
     "ns/many-v0": (lambda p: minari_folder(p, action_space='{"type": "MultiDiscrete"}'), "MultiDiscrete; only"),
     "ns/count-v0": (lambda p: minari_folder(p, total_episodes=3), "says 3 episodes, main_data.hdf5 has 7"),
     "ns/origin-v0": (lambda p: minari_folder(p, origin={"colour": "red"}), "where the data come from is damaged"),
