@@ -18,7 +18,7 @@ from minari.namespace import list_local_namespaces
 
 from engram.agents.offline.data import OfflineData
 from engram.envs.adapters.gymnax import GymnaxEnvironment
-from engram.envs.datasets import Episodes, Origin, load, save, swing_up
+from engram.envs.datasets import Episodes, Origin, episodes_of, load, save, swing_up
 from engram.envs.datasets.recorder import Recorder, Step, Tape
 from engram.envs.vector import Vectorised
 from engram.envs.wrappers import (
@@ -29,6 +29,7 @@ from engram.envs.wrappers import (
     NormaliseReward,
     PreviousAction,
 )
+from engram.errors import BadRequest
 
 ARRAYS = ("obs", "action", "reward", "terminated", "lengths", "action_low", "action_high")
 NAMES = ("set.npz", "set.hdf5", "somewhere/set-v0")
@@ -261,6 +262,141 @@ def test_a_limit_cuts_every_episode_after_that_many_steps(tmp_path):
     assert load(path).lengths.tolist() == [1], "an episode of one step that timed out leaves nothing"
     d4rl_file(path, 5, timeouts=marks(5, 1, 2, 3))
     assert transitions(load(path)) == [(0, 1)]
+
+
+def test_a_limit_cuts_where_there_are_timeouts_or_successors_too(tmp_path):
+    path = tmp_path / "set.hdf5"
+    following = np.arange(1, 9, dtype=np.float32)[:, None]
+    d4rl_file(path, 8, next_observations=following, terminals=marks(8, 1))
+    assert load(path).lengths.tolist() == [2, 6]
+    assert load(path, max_episode_steps=4).lengths.tolist() == [2, 4, 2]
+    d4rl_file(path, 8, timeouts=marks(8, 1))
+    assert load(path).lengths.tolist() == [1, 5]
+    assert load(path, max_episode_steps=4).lengths.tolist() == [1, 3, 1]
+    with pytest.raises(BadRequest, match="must be at least 1"):
+        load(path, max_episode_steps=0)
+
+
+@pytest.mark.parametrize("fewer", [np.float16, lambda x: x.astype(np.float16).astype(np.float32), lambda x: x.round(3)])
+@pytest.mark.parametrize("name", ["observations", "next_observations"])
+def test_rows_of_fewer_digits_are_the_same_rows(name, fewer, tmp_path):
+    """Without `timeouts` an episode ends where the next row is another: here after row 19, where the limit cut."""
+    rng = np.random.default_rng(0)
+    states = 3 * rng.normal(size=(42, 2)).astype(np.float32)
+    columns = {
+        "observations": np.concatenate([states[:20], states[21:41]]),
+        "next_observations": np.concatenate([states[1:21], states[22:42]]),
+    }
+    columns[name] = fewer(columns[name])
+    d4rl_file(tmp_path / "set.hdf5", 40, **columns)
+    assert load(tmp_path / "set.hdf5").lengths.tolist() == [20, 20]
+
+
+def test_shuffled_rows_are_episodes_of_one_step(tmp_path):
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(50, 2)).astype(np.float32)
+    d4rl_file(tmp_path / "set.hdf5", 50, observations=obs, next_observations=obs + np.float32(0.1))
+    assert load(tmp_path / "set.hdf5").lengths.tolist() == [1] * 50
+
+
+def test_booleans_are_discrete_actions(tmp_path):
+    d4rl_file(tmp_path / "set.hdf5", 4, timeouts=marks(4, 3), actions=np.array([True, False, True, True]))
+    episodes = load(tmp_path / "set.hdf5")
+    assert episodes.discrete
+    assert episodes.action.tolist() == [1, 0, 1]
+
+
+# ------------------------------------------------------------------------------------------------------------ own data
+
+
+def test_own_data_from_arrays_npz_and_a_table_are_the_same(tmp_path):
+    columns = {
+        "observations": np.array([[0.5, 1], [1.5, 2], [2.5, 3], [10.5, 11], [11.5, 12]]),
+        "actions": np.array([[0.25], [-0.5], [1.0], [0.0], [0.125]]),
+        "rewards": np.array([1, 2, 3, 4, 5]),
+        "terminals": np.array([0, 0, 1, 0, 0]),
+        "timeouts": np.array([0, 0, 0, 0, 1]),
+    }
+    made = episodes_of(columns)
+    assert made.lengths.tolist() == [3, 1]
+    assert made.terminated.tolist() == [True, False]
+    assert made.obs[:, 0].tolist() == [0.5, 1.5, 2.5, 2.5, 10.5, 11.5]
+    assert made.reward.tolist() == [1, 2, 3, 4]
+    np.savez(tmp_path / "mine.npz", **columns)
+    assert_same(load(tmp_path / "mine.npz"), made)
+    np.savez_compressed(tmp_path / "small.npz", **columns)
+    assert_same(load(tmp_path / "small.npz"), made)
+    rows = np.concatenate([columns["observations"], columns["actions"]], axis=1)
+    ends = zip(columns["rewards"], columns["terminals"], columns["timeouts"], strict=True)
+    lines = [",".join(map(str, [*row, *end])) for row, end in zip(rows.tolist(), ends, strict=True)]
+    header = "observations_0,observations_1,actions,rewards,terminals,timeouts"
+    (tmp_path / "mine.csv").write_text("\n".join([header, *lines]) + "\n")
+    assert_same(load(tmp_path / "mine.csv"), made)
+    limited = {name: columns[name] for name in ("observations", "actions", "rewards", "terminals")}
+    assert episodes_of(limited, max_episode_steps=2).lengths.tolist() == [1, 1, 1]
+    for name in ("set.hdf5", "set.npz", "ns/set-v0"):  # that bounds are not known is kept
+        save(made, tmp_path / name)
+        assert_same(load(tmp_path / name), made)
+
+
+def test_integers_in_a_table_are_discrete_actions(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("observations,actions,rewards,terminals\r\n0.5,2,1,0\r\n1.5,0,1,1\r\n")
+    episodes = load(path, max_episode_steps=10)
+    assert (episodes.discrete, episodes.action.tolist(), episodes.lengths.tolist()) == (True, [2, 0], [2])
+    path.write_text("observations,actions,rewards,terminals\n0.5,2.0,1,0\n1.5,0.0,1,1\n")
+    assert not load(path, max_episode_steps=10).discrete
+    with pytest.raises(BadRequest, match="say max_episode_steps"):
+        load(path)
+
+
+class Odd(gymnasium.Env):
+    """Random observations of a space of many kinds."""
+
+    observation_space: Any = gymnasium.spaces.Dict(
+        {
+            "where": gymnasium.spaces.Box(-9, 9, (2, 2), np.float64),
+            "colour": gymnasium.spaces.Discrete(3, start=1),
+            "both": gymnasium.spaces.Tuple((gymnasium.spaces.MultiDiscrete([2, 3]), gymnasium.spaces.Discrete(2))),
+        }
+    )
+    action_space: Any = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+def test_spaces_of_minari_become_the_vectors_that_environments_show(tmp_path, monkeypatch):
+    """Against gymnasium's own flattening, of what Minari itself collects; and its environment is named."""
+    space = Odd.observation_space
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    gymnasium.register("Odd-v0", f"{__name__}:Odd", max_episode_steps=5)
+    collector = minari.DataCollector(gymnasium.make("Odd-v0"))
+    for seed in range(3):
+        collector.reset(seed=seed)
+        while not collector.step(0)[3]:
+            pass
+    collector.create_dataset("any/odd-v0")
+    del gymnasium.registry["Odd-v0"]
+    episodes = load(tmp_path / "any" / "odd-v0")
+    assert (episodes.origin.env, episodes.origin.time_limit) == ("gymnasium/Odd-v0", 5)
+    assert episodes.lengths.tolist() == [5, 5, 5]
+    width = gymnasium.spaces.flatdim(space)
+    assert episodes.obs.shape == (18, width)
+    with h5py.File(tmp_path / "any" / "odd-v0" / "data" / "main_data.hdf5") as file:
+        stored: Any = file["episode_1/observations"]
+        for row in range(6):
+            member = {
+                "where": stored["where"][row],
+                "colour": stored["colour"][row],
+                "both": (stored["both/_index_0"][row], stored["both/_index_1"][row]),
+            }
+            flat: Any = gymnasium.spaces.flatten(space, member)
+            np.testing.assert_array_equal(episodes.obs[6 + row], flat.astype(np.float32))
 
 
 def test_action_bounds_of_foreign_files(tmp_path):

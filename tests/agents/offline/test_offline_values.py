@@ -11,7 +11,7 @@ from engram.agents.offline.base import Network
 from engram.agents.offline.bc import BC, BCSettings
 from engram.agents.offline.data import OfflineData
 from engram.agents.offline.iql import IQL, IQLSettings
-from engram.agents.offline.view import DataView
+from engram.agents.offline.view import DataView, fitted, outside
 from engram.envs.spaces import Box, Discrete, MultiDiscrete
 from tests.agents.offline import cases
 
@@ -31,6 +31,54 @@ def test_actions_are_rescaled_by_their_bounds_and_back():
     np.testing.assert_allclose(view.from_unit(unit), action, atol=1e-6)
     np.testing.assert_allclose(view.from_unit(jnp.array([[7.0, -7.0]])), [[1.0, -3.0]])
     assert DataView.of(cases.grid_episodes()).to_unit(jnp.array([2])) == 2
+
+
+def test_an_action_with_one_possible_value_is_that_value():
+    bounds = {"action_low": np.array([0.5, -1.0]), "action_high": np.array([0.5, 1.0])}
+    action = np.array([[0.5, 0.2], [0.5, -0.2]], np.float32)
+    view = DataView.of(cases.one_step_episodes(np.eye(2), action, np.zeros(2), **bounds))
+    np.testing.assert_allclose(view.to_unit(jnp.asarray(action)), [[0.0, 0.2], [0.0, -0.2]])
+    np.testing.assert_allclose(view.from_unit(jnp.array([[0.9, 0.2]])), [[0.5, 0.2]])
+
+
+@pytest.mark.parametrize("most", [np.finfo(np.float32).max, np.inf])
+def test_the_greatest_number_is_no_bound(most):
+    bounds = {"action_low": np.array([-most], np.float32), "action_high": np.array([most], np.float32)}
+    view = DataView.of(cases.one_step_episodes(np.eye(2), np.zeros((2, 1), np.float32), np.zeros(2), **bounds))
+    assert np.isinf(view.bound).all()
+    assert view.to_unit(jnp.array([3.0])) == 3.0
+
+
+def test_what_is_constant_in_the_data_is_not_blown_up_in_play():
+    """A constant of 0 has a deviation of 0, and 0.5 would have been fed as 500,000."""
+    obs = np.stack([np.linspace(-1, 1, 50), np.zeros(50), np.full(50, 3.7)], axis=1).astype(np.float32)
+    view = DataView.of(cases.one_step_episodes(obs, np.zeros(50, np.int32), np.zeros(50), num_actions=1))
+    np.testing.assert_allclose(view.normalise(jnp.array([0.0, 0.5, 3.2])), [0.0, 0.5, -0.5], atol=1e-5)
+
+
+def test_the_environment_says_of_actions_what_the_file_does_not():
+    obs = np.eye(4)
+    foreign = cases.one_step_episodes(obs, np.array([[0.5], [7.3], [-1.0], [1.0]], np.float32), np.zeros(4))
+    known = fitted(foreign, Box(-1.0, 1.0, (1,)))
+    assert (known.action_low, known.action_high) == (-1, 1)
+    assert outside(known) == 1
+    view = DataView.of(known)
+    np.testing.assert_allclose(view.to_unit(jnp.asarray(known.action)), [[0.5], [1.0], [-1.0], [1.0]])
+    assert fitted(foreign, Box((-1.0, -1.0), 1.0, (2,))).action_high == np.float32(7.3), "another shape says nothing"
+    # What the file says stays.
+    own = replace(foreign, action_low=np.array([-8.0], np.float32), action_high=np.array([8.0], np.float32))
+    assert fitted(own, Box(-1.0, 1.0, (1,))).action_high == 8
+    assert outside(own) == 0
+
+
+def test_discrete_actions_that_were_stored_as_floats_are_discrete():
+    whole = cases.one_step_episodes(np.eye(3), np.array([[0.0], [2.0], [1.0]], np.float32), np.zeros(3))
+    episodes = fitted(whole, Discrete(4))
+    assert (episodes.action.tolist(), episodes.num_actions, episodes.discrete) == ([0, 2, 1], 4, True)
+    assert fitted(whole, Discrete(2)).num_actions == 3, "which then does not fit"
+    assert not fitted(replace(whole, action=whole.action + np.float32(0.5)), Discrete(4)).discrete
+    counted = cases.one_step_episodes(np.eye(3), np.array([0, 1, 1], np.int32), np.zeros(3))
+    assert fitted(counted, Discrete(5)).num_actions == 5
 
 
 @pytest.mark.parametrize("norm", [False, True])
