@@ -5,13 +5,11 @@ finished runs and resumes broken ones; several with other games or seeds may sha
 `scores.json`, `table.md` and `scores.png` of all runs in the folder are written after every run.
 """
 
-import csv
 import fcntl
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from engram.agents.common.experiment import Experiment
 from engram.agents.registry import spec_of
 from engram.envs.host.atari import ATARI_100K
 from engram.errors import BadRequest, Interrupted, UnknownName
+from engram.experiments.atari_scores import published
 from engram.experiments.cells import Cell, make_folder
 from engram.experiments.options import Atari100k as Options
 from engram.experiments.options import Output
@@ -180,14 +179,6 @@ def runs_in(out: Path) -> list[GameRun]:
 
 
 # ------------------------------------------------------------------------------------------------------------ scores
-
-
-def published() -> dict[str, dict[str, float]]:
-    """Published scores by column (random, human, then methods) and game."""
-    text = resources.files("engram.configs").joinpath("atari_scores.csv").read_text()
-    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
-    columns = [name for name in rows[0] if name != "game"]
-    return {name: {row["game"]: float(row[name]) for row in rows} for name in columns}
 
 
 def normalise(scores: dict[str, Any], table: dict[str, dict[str, float]]) -> dict[str, np.ndarray]:

@@ -47,10 +47,10 @@ class Cell:
         except json.JSONDecodeError:
             raise BadRequest(f"{path} is damaged: remove it, and the cell is resumed from its checkpoint") from None
 
-    def scores(self) -> list[float]:
-        """Final evaluation return per seed; empty while there is none."""
+    def scores(self) -> list[float | None]:
+        """Final evaluation return per seed, None for a seed without one; empty while the run is not finished."""
         summary = self.summary
-        return [] if summary is None else [s for s in summary["eval_return"]["per_seed"] if s is not None]
+        return [] if summary is None else summary["eval_return"]["per_seed"]
 
     def refuse_impossible(self) -> None:
         """Raises BadRequest for a configuration that cannot be built, before hours of training and not after."""

@@ -6,13 +6,9 @@ written after every cell; a cell that failed is named with its reason. In meta/ 
 adapt within trials (see `engram.experiments.adapt`): `adaptation.md` and `adaptation.png`.
 """
 
-import csv
-import io
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 from engram.agents.common.experiment import Experiment
 from engram.agents.registry import spec_of
@@ -23,12 +19,10 @@ from engram.experiments.figures import draw_panel
 from engram.experiments.options import Adapt, Output
 from engram.experiments.options import Compare as Options
 from engram.experiments.runs import folder_name
+from engram.experiments.tables import WORDS, csv_table, markdown_table, rows_and_columns
 from engram.training.folder import notify, write_atomically
 from engram.training.metrics import read_metrics
-from engram.training.statistics import iqm_of_scores, stratified_bootstrap
-
-WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
-"""Words for rows, and for the steps that their runs count."""
+from engram.training.statistics import summarise
 
 
 @dataclass(frozen=True)
@@ -154,85 +148,6 @@ def report_adaptation(cells: list[Cell], out: Path) -> None:
         notify(f"adaptation was not measured: {error}")
 
 
-def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
-    tasks, columns = list(dict.fromkeys(c.task for c in cells)), list(dict.fromkeys(c.label for c in cells))
-    return tasks, columns, {(cell.task, cell.label): cell for cell in cells}
-
-
-def interval(scores: list[float]) -> tuple[float, float, float]:
-    """Interquartile mean and its 95 % bootstrap interval over seeds."""
-    return (float(iqm_of_scores([np.array(scores)])), *stratified_bootstrap([np.array(scores)]))
-
-
-def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
-    """Rows are tasks, columns memories or algorithms; a star where the interval lies above that of `none`."""
-    tasks, columns, at = rows_and_columns(cells)
-    kind, unit = WORDS[cells[0].config.row]
-    lines = [f"| {kind} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for task in tasks:
-        base = at[task, "none"].scores() if "none" in columns else []
-        row = []
-        for label in columns:
-            cell = at[task, label]
-            scores = cell.scores()
-            if not scores:
-                row.append("**failed**" if cell in failures else "not run")
-                continue
-            iqm, low, high = interval(scores)
-            # The interval of a single seed is a point, and lies above another by chance alone.
-            better = label != "none" and min(len(base), len(scores)) > 1 and low > interval(base)[2]
-            row.append(f"{iqm:.3f} [{low:.3f}, {high:.3f}]{' *' if better else ''}")
-        lines.append(f"| {task} | " + " | ".join(row) + " |")
-    if len(tasks) > 1:
-        row = []
-        for label in columns:
-            scores = [np.array(at[task, label].scores()) for task in tasks]
-            if all(len(task) for task in scores):
-                low, high = stratified_bootstrap(scores)
-                row.append(f"{iqm_of_scores(scores):.3f} [{low:.3f}, {high:.3f}]")
-            else:
-                row.append("incomplete")
-        lines.append("| **all** | " + " | ".join(row) + " |")
-    done = [cell.summary for cell in cells if cell.summary is not None]
-    lines += [
-        "",
-        "Final evaluation return: interquartile mean over seeds and 95 % bootstrap interval (stratified by task in the",
-        "last row)."
-        + (" A star: the whole interval lies above that of `none` (two seeds or more)." if "none" in columns else ""),
-    ]
-    if done:
-        seeds = sorted({s["seeds"] for s in done})
-        steps = sorted({s["env_steps"] for s in done})
-        lines += [
-            f"Seeds: {', '.join(map(str, seeds))}. {unit.capitalize()} per seed: {', '.join(f'{s:,}' for s in steps)}."
-        ]
-        lines += [f"Training time of all cells: {sum(s['wall_s'] + s['compile_s'] for s in done) / 60:.1f} minutes."]
-    lines += [f"- **failed**: {cell.task} with {cell.label}: {reason}" for cell, reason in failures.items()]
-    return "\n".join(lines) + "\n"
-
-
-def csv_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
-    """One line a cell and seed-level scores in one column, for further analysis."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    head = ("env", "variant", "state", "iqm", "ci95_low", "ci95_high", "per_seed", "train_mean", "env_steps")
-    writer.writerow((*head, "steps_per_s", "wall_s", "compile_s"))
-    for cell in cells:
-        summary = cell.summary
-        if summary is None:
-            state = f"failed: {failures[cell]}" if cell in failures else "not run"
-            writer.writerow([cell.task, cell.label, state])
-            continue
-        scores = cell.scores()
-        numbers = interval(scores) if scores else ("", "", "")
-        per_seed = " ".join(f"{s:.6g}" for s in scores)
-        rest = [summary["train_return"]["mean"], summary["env_steps"], summary["steps_per_s"]]
-        writer.writerow(
-            [cell.task, cell.label, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
-        )
-    return text.getvalue()
-
-
 def short(task: str) -> str:
     """A task as a label."""
     return Path(task).stem if Path(task).suffix else task.removeprefix("popgym/")
@@ -275,24 +190,28 @@ def draw_curves(cells: list[Cell], out: Path) -> None:
 
 
 def draw_bars(cells: list[Cell], out: Path) -> None:
-    """One group a row: final evaluation return with 95 % intervals and the seeds as dots."""
+    """One group a row: mean final evaluation return, its 95 % t interval (from three seeds on, as one of two dwarfs all
+    else) and the seeds as dots."""
     tasks, columns, at = rows_and_columns(cells)
     plt, figure, axes = _figure(1, max(6.0, 1.1 * len(tasks) + 2), 4)
-    width = 0.8 / len(columns)
+    width, counts = 0.8 / len(columns), set()
     for color, label in enumerate(columns):
         for place, task in enumerate(tasks):
-            scores = at[task, label].scores()
-            if not scores:
+            found = summarise(at[task, label].scores())
+            if not found["n"]:
                 continue
             x = place + (color - (len(columns) - 1) / 2) * width
-            iqm, low, high = interval(scores)
-            first = task == next(e for e in tasks if at[e, label].scores())
-            axes[0].bar(x, iqm, width * 0.9, color=f"C{color}", alpha=0.8, label=label if first else None)
-            axes[0].vlines(x, low, high, color="black", linewidth=1.2)
-            axes[0].plot([x] * len(scores), scores, ".", color="black", markersize=3)
+            known = [score for score in found["per_seed"] if score is not None]
+            named = label in axes[0].get_legend_handles_labels()[1]
+            axes[0].bar(x, found["mean"], width * 0.9, color=f"C{color}", alpha=0.8, label=None if named else label)
+            if len(known) > 2:
+                axes[0].vlines(x, *found["ci95"], color="black", linewidth=1.2)
+            axes[0].plot([x] * len(known), known, ".", color="black", markersize=3)
+            counts.add(f"{found['n']}" + (f" of {len(found['per_seed'])}" if found["missing"] else ""))
     axes[0].axhline(0, color="black", linewidth=0.6)
     axes[0].set_xticks(range(len(tasks)), [short(task) for task in tasks], rotation=30, ha="right", fontsize=8)
     axes[0].set_ylabel("final evaluation return")
+    axes[0].set_title(f"mean, 95 % t interval, seeds (n = {', '.join(sorted(counts))})", fontsize=9)
     axes[0].legend(fontsize=8)
     figure.savefig(out, dpi=110)
     plt.close(figure)

@@ -161,9 +161,12 @@ def make_values(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What papers report beside the final evaluation: the mean of the last ones, and (optimistic) the greatest."""
+    """What papers report beside the final evaluation: the mean of the last ones, and (optimistic) the greatest; and the
+    normalised score of the final evaluation, where the dataset has reference returns."""
     returns = np.array([row["eval/return"] for row in rows if "eval/return" in row], float)
+    scores = [row["eval/score"] for row in rows if "eval/score" in row]
     return {
+        **({"eval_score": summarise(scores[-1])} if scores else {}),
         f"eval_return_last_{LAST}_mean": summarise(returns[-LAST:].mean(0).tolist()),
         "eval_return_max": summarise(np.fmax.reduce(returns).tolist()),
     }

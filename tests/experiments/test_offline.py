@@ -190,7 +190,11 @@ def test_single_step_methods_are_compared_across_datasets(tmp_path, monkeypatch)
         assert {"eval/return_at_-30", "eval/score_at_-9"} <= set(row)
         assert row["eval/return"] == row["eval/return_at_-30"]
         (score,) = row["eval/return"]
-        assert f"| {data}.npz | {score:.3f} [" in table
+        assert f"| {data}.npz | {score:.3f} (n = 1) |" in table
+    # The reference returns are known: a row over both, though there is one column.
+    summaries = [json.loads((tmp_path / "out" / f"{d}.npz-rcbc" / "summary.json").read_text()) for d in "ab"]
+    mean = np.mean([summary["eval_score"]["mean"] for summary in summaries]) / 100
+    assert f"| **all** (normalised) | {mean:.3f} (n = 2 in 2 tasks) |" in table
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,143 @@
+"""Tables of a comparison: final evaluation returns by task and column, what may be said of them, and what they cost."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from engram.experiments.atari_scores import published
+from engram.experiments.cells import Cell
+from engram.training.statistics import TEST_SEEDS, better, human_normalised, in_words, summarise, t_interval
+
+WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
+"""Words for rows, and for the steps that their runs count."""
+
+
+def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
+    """Tasks, labels of the columns, and the cell of each pair of them."""
+    tasks, columns = list(dict.fromkeys(c.task for c in cells)), list(dict.fromkeys(c.label for c in cells))
+    return tasks, columns, {(cell.task, cell.label): cell for cell in cells}
+
+
+def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
+    """Rows are tasks, columns memories or algorithms; a star where the mean is above that of `none`, by a test."""
+    tasks, columns, at = rows_and_columns(cells)
+    kind, unit = WORDS[cells[0].config.row]
+    lines = [f"| {kind} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    rivals = [label for label in columns if label != "none"] if "none" in columns else []
+    for task in tasks:
+        base = at[task, "none"].scores() if rivals else []
+        stars = dict(zip(rivals, better([at[task, label].scores() for label in rivals], base), strict=True))
+        row = []
+        for label in columns:
+            cell = at[task, label]
+            if cell.is_finished:
+                row.append(in_words(summarise(cell.scores())) + (" *" if stars.get(label) else ""))
+            else:
+                row.append("**failed**" if cell in failures else "not run")
+        lines.append(f"| {task} | " + " | ".join(row) + " |")
+    over_tasks, about_tasks = row_over_tasks(cells) if len(tasks) > 1 else ([], [])
+    lines += [*over_tasks, "", "Final evaluation return: mean over n seeds and its 95 % t interval.", *about_tasks]
+    if rivals:
+        lines.append(
+            "A star: the mean is above that of `none` (Welch's one-sided t-test at 5 %, Holm's correction for the "
+            f"columns of a row; none below {TEST_SEEDS} seeds)."
+        )
+    done = [cell.summary for cell in cells if cell.summary is not None]
+    if any(None in cell.scores() for cell in cells):
+        lines.append("Where n is said to be of more seeds, the others finished no episode of any evaluation.")
+    if done:
+        seeds = sorted({s["seeds"] for s in done})
+        steps = sorted({s["env_steps"] for s in done})
+        lines += [
+            f"Seeds: {', '.join(map(str, seeds))}. {unit.capitalize()} per seed: {', '.join(f'{s:,}' for s in steps)}."
+        ]
+        lines += [f"Training time of all cells: {sum(s['wall_s'] + s['compile_s'] for s in done) / 60:.1f} minutes."]
+    lines += [f"- **failed**: {cell.task} with {cell.label}: {reason}" for cell, reason in failures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def row_over_tasks(cells: list[Cell]) -> tuple[list[str], list[str]]:
+    """The last row of a table of several tasks, and what is to be said of it. Raw returns of tasks are never averaged:
+    without a common scale there is no row."""
+    _, columns, _ = rows_and_columns(cells)
+    scores, scale = normalised(cells)
+    if not scores:
+        return [], [f"No row over all tasks: {scale}."]
+    row = []
+    for label in columns:
+        if label not in scores:
+            row.append("incomplete")
+            continue
+        mean, low, high = t_interval(scores[label])
+        interval = "" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+        count = sum(len(task) for task in scores[label])
+        row.append(f"{mean:.3f}{interval} (n = {count} in {len(scores[label])} tasks)")
+    about = (
+        f"Row **all**: mean over tasks of normalised returns, {scale}. The interval is a t interval with the variance "
+        "within tasks; it takes the tasks and their scales as given."
+    )
+    return ["| **all** (normalised) | " + " | ".join(row) + " |"], [about]
+
+
+def normalised(cells: list[Cell]) -> tuple[dict[str, list[np.ndarray]], str]:
+    """Scores by column, one array of seeds for each task, on scales that make tasks comparable; columns that lack a
+    number of any seed are left out. And words for the scale, or for why there is none."""
+    tasks, columns, at = rows_and_columns(cells)
+    complete = [
+        label for label in columns if all(at[t, label].scores() and None not in at[t, label].scores() for t in tasks)
+    ]
+    registered = {(task, label): reference_scores(at[task, label]) for label in complete for task in tasks}
+    if complete and None not in registered.values():
+        scores = {label: [np.array(registered[task, label]) for task in tasks] for label in complete}
+        return scores, "0 for random play and 1 for the reference (a human, or an expert) in each task"
+    if len(complete) < 2:
+        return {}, "it needs two columns with a number for every seed, or tasks with known returns of random play"
+    scales = {}
+    for task in tasks:
+        every = np.array([score for label in complete for score in at[task, label].scores()], float)
+        scales[task] = every.min(), every.max()
+    return {
+        label: [_between(at[task, label].scores(), *scales[task]) for task in tasks] for label in complete
+    }, "0 for the worst and 1 for the best seed of any column in each task"
+
+
+def _between(scores: Sequence[float | None], low: float, high: float) -> np.ndarray:
+    if low == high:
+        return np.full(len(scores), 0.5)
+    return (np.array(scores, float) - low) / (high - low)
+
+
+def reference_scores(cell: Cell) -> list[float] | None:
+    """Final evaluation per seed, 0 for random play and 1 for the reference, where the task has them registered."""
+    score = (cell.summary or {}).get("eval_score")
+    if score is not None:
+        return None if None in score["per_seed"] else [value / 100 for value in score["per_seed"]]
+    game, _, options = cell.task.removeprefix("atari/").partition("?")
+    table = published()
+    if cell.task == game or game not in table["random"] or "reward_clip" in options:
+        return None
+    return human_normalised(cell.scores(), table["random"][game], table["human"][game]).tolist()
+
+
+def csv_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
+    """One line a cell and seed-level scores in one column, for further analysis."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    head = ("env", "variant", "state", "n", "missing", "mean", "mean_ci95_low", "mean_ci95_high", "iqm", "per_seed")
+    writer.writerow((*head, "train_mean", "env_steps", "steps_per_s", "wall_s", "compile_s"))
+    for cell in cells:
+        summary = cell.summary
+        if summary is None:
+            state = f"failed: {failures[cell]}" if cell in failures else "not run"
+            writer.writerow([cell.task, cell.label, state])
+            continue
+        found = summarise(cell.scores())
+        numbers = [found["n"], found["missing"], found["mean"], *(found["ci95"] or ("", "")), found["iqm"]]
+        per_seed = " ".join("none" if s is None else f"{s:.6g}" for s in found["per_seed"])
+        rest = [summary["train_return"]["mean"], summary["env_steps"], summary["steps_per_s"]]
+        writer.writerow(
+            [cell.task, cell.label, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
+        )
+    return text.getvalue()
