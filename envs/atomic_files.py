@@ -1,10 +1,12 @@
 """Files and folders that are replaced as a whole: a kill or a full disk leaves what was there."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -42,6 +44,24 @@ def sync(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def is_at(file: IO, path: Path) -> bool:
+    """Whether the open `file` is still the one at `path`: it may have been moved, removed or replaced."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file or folder to `<name>.damaged`, or `<name>.damaged.2` and so on; returns the new path."""
+    for number in itertools.count(1):
+        other = path.with_name(f"{path.name}.damaged{'' if number == 1 else f'.{number}'}")
+        if not os.path.lexists(other):
+            path.rename(other)
+            return other
+    raise AssertionError
 
 
 def _remove(path: Path) -> None:

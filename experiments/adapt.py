@@ -125,8 +125,8 @@ def read_run(folder: Path, greedy: bool | None) -> TrialsRun:
         config = replace(config, ppo=replace(config.ppo, eval_greedy=greedy))
     run = replace(run, config=config)
     agent = run.build()
-    states, manifest = run.restore(agent)
-    return TrialsRun(folder, run.preset, config, agent, states, manifest["chunk"], tasks, unseen)
+    states, progress = run.restore(agent)
+    return TrialsRun(folder, run.preset, config, agent, states, progress.chunk, tasks, unseen)
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring

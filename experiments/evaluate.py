@@ -44,7 +44,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     config = play.configure(config, options.episodes, options.greedy)
     run = dataclasses.replace(run, config=config)
     with closing(run.build(Build(emulator_seed=options.seed))) as learner:
-        states, manifest = run.restore(learner)
+        states, progress = run.restore(learner)
         agent, states = play.player(learner, states)
         keys = seed_keys(options.seed, config.seeds)
         metrics = jax.device_get(jit(evaluation(agent, config.seeds))(states, keys))
@@ -52,7 +52,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         "preset": run.preset,
         **{name: value for name, value in config.identity.items() if name != "dataset"},
         "env": config.evaluated,
-        "chunk": manifest["chunk"],
+        "chunk": progress.chunk,
         "episodes_per_seed": options.episodes,
         "greedy": play.is_greedy(config),
         "eval_return": summarise([finite_or_none(v) for v in metrics["eval/return"]]),

@@ -108,8 +108,8 @@ class Run:
         """The agent of the run, untrained. An emulator that was played needs a new one."""
         return self.spec.build(self.config, dataclasses.replace(circumstances, record=self.is_recorded))
 
-    def restore(self, agent: Any) -> tuple[Any, dict[str, Any]]:
-        """The states of all seeds, leaves `[seeds, ...]`, and the manifest of the newest intact checkpoint.
+    def restore(self, agent: Any) -> tuple[Any, checkpoint.Progress]:
+        """The states of all seeds, leaves `[seeds, ...]`, and how far the run was, of the newest intact checkpoint.
 
         Args:
             agent: one that was built from the run's configuration; of its state only what is in the checkpoint too.

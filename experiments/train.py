@@ -111,6 +111,7 @@ def _train_in(
 
     record = None if keep is None else partial(keep, folder.path)
     numbers = run_loop(agent, remake, settings, folder, described, partial(draw_views, run, agent), record)
+    folder.check_place()
     run.plot()
     if spec.summary is not None:
         numbers |= spec.summary(read_metrics(folder.path / "metrics.jsonl"))

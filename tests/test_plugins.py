@@ -94,9 +94,9 @@ def stopping_after(chunk):
     """A `checkpoint.save` that stops the run after one."""
     save = checkpoint.save
 
-    def stop(root, done, state, extra):
-        save(root, done, state, extra)
-        if done == chunk:
+    def stop(root, state, progress):
+        save(root, state, progress)
+        if progress.chunk == chunk:
             raise Interrupted("stopped")
 
     return stop

@@ -5,14 +5,20 @@ through the log, which takes about as long as the emulation itself took. Beyond 
 gives: the run then continues with new episodes from another seed, and the user is told.
 """
 
+import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from engram.envs.regular_files import opened
 from engram.envs.wrappers import EpisodeStatistics, Wrapper
 from engram.errors import BadRequest
+from engram.training.checkpoint import Progress
 from engram.training.folder import notify
 from engram.training.types import Key, PyTree
 
@@ -25,23 +31,37 @@ ACTIONS = "actions.bin"
 class ActionLog:
     """The actions of a run, `[updates, seeds, T, B, ...]` of every chunk, raw, in the smallest type that holds them."""
 
-    def __init__(self, path: Path, bytes_before: int):
-        """Opens `path` for appending after its first `bytes_before` bytes. What follows is of a run that was killed."""
+    def __init__(self, path: Path, progress: Progress):
+        """Opens `path` for appending after what `progress` counts. What follows is of a run that was killed."""
         self._file = path.open("ab")
-        self._file.truncate(bytes_before)
+        self._file.truncate(progress.action_bytes)
+        self._size, crc32 = progress.action_bytes, progress.action_crc32
+        self._actions = zlib.crc32(path.read_bytes()) if crc32 is None else crc32
+        self._played = progress.played_crc32
 
-    def write(self, actions: np.ndarray) -> None:
-        """Appends the actions of a chunk."""
-        self._file.write(compact(actions).tobytes())
+    def write(self, actions: np.ndarray, played: np.ndarray) -> None:
+        """Appends the actions of a chunk, and takes note of what they led to (see `played_of`)."""
+        data = compact(actions).tobytes()
+        self._actions = zlib.crc32(data, self._actions)
+        if self._played is not None:
+            self._played = zlib.crc32(played.tobytes(), self._played)
+        self._file.write(data)
         self._file.flush()
+        self._size += len(data)
 
     @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._file.tell()
+    def so_far(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the log, as fields of `engram.training.checkpoint.Progress`."""
+        return {"action_bytes": self._size, "action_crc32": self._actions, "played_crc32": self._played}
 
     def close(self) -> None:
         self._file.close()
+
+
+def played_of(episode_return: jax.Array, episode_length: jax.Array) -> jax.Array:
+    """What emulators did in some steps, `[...]` each -> `[..., 2]`, int32, bit by bit: an agent on a host pool hands
+    out those of all its steps as the metric `replay/played`, `[T, B, 2]`."""
+    return jnp.stack([jax.lax.bitcast_convert_type(episode_return, jnp.int32), episode_length], axis=-1)
 
 
 def compact(actions: np.ndarray) -> np.ndarray:
@@ -63,36 +83,52 @@ def episode_state(env: Wrapper, state: PyTree) -> PyTree:
     return state
 
 
-def repeat(env: Wrapper, keys: Key, path: Path, size: int, action: jax.ShapeDtypeStruct, state: PyTree) -> None:
-    """Steps a fresh pool through the first `size` bytes of the log at `path`.
+def repeat(
+    env: Wrapper, keys: Key, path: Path, progress: Progress, action: jax.ShapeDtypeStruct, updates: int, state: PyTree
+) -> None:
+    """Steps a fresh pool through the log at `path`, up to where a checkpoint was.
 
     Args:
         env: an environment that was made again from the run's seed and never stepped.
         keys: one random key per seed, `[seeds]`.
+        progress: that of the checkpoint.
         action: shape `[seeds, T, B, ...]` and dtype of one update's actions.
+        updates: how many there are up to the checkpoint.
         state: environment state of the checkpoint, which the repetition must reach.
 
     Raises:
-        BadRequest: the log is cut short, or the emulator did something else this time.
+        BadRequest: the log is damaged or cannot be read, or the emulator did something else this time.
     """
     stored = np.dtype(np.int8) if np.issubdtype(action.dtype, np.integer) else np.dtype(action.dtype)
-    data = path.read_bytes()[:size]
+    size = updates * math.prod(action.shape) * stored.itemsize
+    lost = "the emulators cannot be brought back to where the run was"
+    try:
+        with opened(path) as file:
+            data = file.read(size)
+    except OSError as error:
+        raise BadRequest(f"cannot read {path}: {error.strerror}; {lost}") from None
     if len(data) < size:
-        raise BadRequest(f"{path} is cut short: the emulator cannot be brought back to where the run was")
-    actions = np.frombuffer(data, stored).reshape(-1, *action.shape).astype(action.dtype)
+        raise BadRequest(f"{path} is cut short: {lost}")
+    if size != progress.action_bytes or progress.action_crc32 not in (None, zlib.crc32(data)):
+        raise BadRequest(f"{path} is damaged: {lost}")
+    actions = np.frombuffer(data, stored).reshape(updates, *action.shape).astype(action.dtype)
     # [updates, seeds, T, ...] -> [seeds, updates * T, ...]
     actions = np.moveaxis(actions, 0, 1).reshape(action.shape[0], -1, *action.shape[2:])
     notify(f"repeating {actions[0].shape[0]:,} steps of {env.name} x {action.shape[0] * action.shape[2]} ...")
     params = env.default_params
 
     def one_seed(key: Key, actions: jax.Array) -> PyTree:
-        _, env_state = env.reset(key, params)
-        step = lambda env_state, a: (env.step(key, env_state, a, params)[1], None)  # noqa: E731
-        return jax.lax.scan(step, env_state, actions)[0]
+        def step(env_state, action):
+            _, env_state, _, _, _, info = env.step(key, env_state, action, params)
+            return env_state, played_of(info["episode_return"], info["episode_length"])
 
-    reached = jax.jit(jax.vmap(one_seed))(keys, actions)
+        return jax.lax.scan(step, env.reset(key, params)[1], actions)
+
+    reached, played = jax.jit(jax.vmap(one_seed))(keys, actions)
+    # [seeds, updates * T, B, 2] -> [updates, seeds, T, B, 2]
+    played = np.moveaxis(np.asarray(played).reshape(action.shape[0], updates, *action.shape[1:3], 2), 1, 0)
     same = jax.tree.map(np.array_equal, *jax.device_get((episode_state(env, reached), episode_state(env, state))))
-    if not all(jax.tree.leaves(same)):
+    if progress.played_crc32 not in (None, zlib.crc32(played.tobytes())) or not all(jax.tree.leaves(same)):
         raise BadRequest(f"{env.name} did not repeat the logged actions as before; start a new run")
 
 

@@ -15,13 +15,16 @@ from typing import Any
 import yaml
 
 from engram import __version__
-from engram.envs.atomic_files import replacing
+from engram.envs.atomic_files import is_at, replacing
+from engram.envs.regular_files import read_text
 from engram.errors import BadRequest, InUse
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of the operating system that only writing to a disk causes."""
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors of the operating system about the file that the error names."""
+MOST_CONFIG = 2**20
+"""Most bytes of a configuration."""
 RECORDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "brax", "envpool", "numpy")
 
 
@@ -125,13 +128,21 @@ class RunFolder:
         except OSError as error:
             raise BadRequest(f"cannot write to {self.path}: {error.strerror}") from None
 
+    def check_place(self) -> None:
+        """Raises BadRequest where the folder was moved or removed since it was opened: another one of its name, with
+        half of a run, must not take its place."""
+        if not is_at(self._lock, self.path / ".lock"):
+            raise BadRequest(
+                f"{self.path} was moved or removed in the middle of its training: where it is now, it can be resumed"
+            )
+
     def close(self) -> None:
         """Lets other processes, and this one, open the folder again."""
         self._lock.close()
 
     def config(self) -> dict[str, Any] | None:
         """The stored configuration, or None before it was written."""
-        return read_config(self.path) if (self.path / "config.yaml").exists() else None
+        return read_config(self.path) if is_there(self.path / "config.yaml") else None
 
     @property
     def checkpoints(self) -> Path:
@@ -141,11 +152,22 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the run has come to its end."""
-        return (self.path / "summary.json").exists()
+        return is_there(self.path / "summary.json")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes `summary.json`, which ends the run."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of this name. Raises BadRequest where that cannot be told: nothing is known then."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise BadRequest(f"cannot read {path}: {error.strerror}; nothing was changed") from None
+    return True
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -155,10 +177,10 @@ def read_config(path: Path) -> dict[str, Any]:
         BadRequest: there is none, or it cannot be read.
     """
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text())
+        config = yaml.safe_load(read_text(path / "config.yaml", MOST_CONFIG))
     except OSError as error:
         raise BadRequest(f"{path} is not a run folder: no readable config.yaml ({error.strerror})") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # also impossible dates, and what is nested without end
         raise BadRequest(f"{path / 'config.yaml'} is damaged") from None
     if not isinstance(config, dict):
         raise BadRequest(f"{path / 'config.yaml'} is damaged")

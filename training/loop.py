@@ -7,6 +7,7 @@ a run that is resumed from any checkpoint repeats what an unbroken run does, bit
 """
 
 import contextlib
+import dataclasses
 import math
 import signal
 import time
@@ -18,13 +19,14 @@ from typing import Any, Literal, cast
 import jax
 import numpy as np
 
+from engram.envs.atomic_files import set_aside
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest, Diverged, Interrupted
 from engram.kernels.host_call import errors_as_raised
 from engram.training import action_log, checkpoint, compile_times
 from engram.training.display import Display
 from engram.training.folder import RunFolder, is_disk_trouble, notify
-from engram.training.metrics import LastKnown, MetricsLog, Row, WandbLog, aggregate, finite_or_none
+from engram.training.metrics import LastKnown, MetricsLog, Row, WandbLog, aggregate, finite_or_none, read_metrics
 from engram.training.programs import Compiled, compile_agent, seed_keys
 from engram.training.statistics import summarise
 from engram.training.types import Agent, Key, PyTree
@@ -106,7 +108,9 @@ def train(
             run.begin()
             run.open_logs(config)
             for chunk in range(run.done + 1, settings.plan.chunks + 1):
-                run.write(run.train_chunk(chunk))
+                row = run.train_chunk(chunk)
+                folder.check_place()
+                run.write(row)
                 run.save(chunk)
         for picture in views(run.states):
             run.wandb.picture(picture)
@@ -130,12 +134,8 @@ class TrainingRun:
     folder: RunFolder
     keep: Keep | None
 
-    done: int = 0
-    """Chunks that were finished before this process began."""
-    rows: int = 0
-    """Lines of `metrics.jsonl` that belong to these chunks."""
-    action_bytes: int = 0
-    """Bytes of the log of actions that belong to these chunks."""
+    progress: checkpoint.Progress = field(default_factory=lambda: checkpoint.Progress(0))
+    """What was trained before this process began."""
     wall: float = 0.0
     """Seconds of training and evaluation, over all processes of the run."""
     programs: Compiled = field(init=False)
@@ -162,6 +162,11 @@ class TrainingRun:
         self.display = Display(self.settings.label, total_steps, self.settings.seeds, self.settings.quiet)
         self._open.callback(self.display.close)
 
+    @property
+    def done(self) -> int:
+        """Chunks that were finished before this process began."""
+        return self.progress.chunk
+
     def compile(self) -> None:
         """Has the programs of the agent compiled, which goes on in threads."""
         self.programs = compile_agent(
@@ -186,25 +191,60 @@ class TrainingRun:
         self.display.compiled(seconds)
 
     def _first_states(self) -> None:
-        checkpoint.remove_unfinished(self.folder.checkpoints)
-        found = checkpoint.restore(self.folder.checkpoints, self.programs.template)
+        root, path = self.folder.checkpoints, self.folder.path / "metrics.jsonl"
+        found = checkpoint.restore(root, self.programs.template, training=True)
+        checkpoint.remove_unfinished(root)
         if found is None:
+            if path.exists() and path.stat().st_size:
+                notify(f"no intact checkpoint in {root}: training begins anew")
+                if any(root.glob("*.damaged*")):
+                    notify(f"the metrics so far are kept as {set_aside(path).name}")
             self.states = self.programs.init(self.keys)
             return
-        self.states, manifest = found
-        self.done, self.rows, self.wall = manifest["chunk"], manifest["rows"], manifest["wall_s"]
-        self.action_bytes = manifest["action_bytes"]
-        notify(f"resuming after {self.done} of {self.settings.plan.chunks} chunks")
-        if self.agent.env.is_host_pool and self.done < self.settings.plan.chunks:
+        self.states, progress = found
+        chunks = self.settings.plan.chunks
+        if progress.chunk > chunks:
+            raise BadRequest(f"{root / str(progress.chunk)} is no checkpoint of this run, which has {chunks} chunks")
+        rows = self._rows_in(path, progress.chunk) if progress.rows is None else progress.rows
+        self.progress, self.wall = dataclasses.replace(progress, rows=rows), progress.wall_s
+        notify(f"resuming after {self.done} of {chunks} chunks")
+        if self.agent.env.is_host_pool and self.done < chunks:
             self._resume_emulators()
+
+    def _rows_in(self, path: Path, chunks: int) -> list[Row]:
+        """The lines of metrics of the first chunks, for a checkpoint of an earlier version, which does not hold them.
+
+        Raises:
+            BadRequest: there are fewer, or others.
+        """
+        try:
+            rows = read_metrics(path)[:chunks]
+        except FileNotFoundError:
+            rows = []
+        per_chunk, seeds = self.settings.plan.updates_per_chunk, self.settings.seeds
+        updates = [per_chunk * chunk for chunk in range(1, chunks + 1)]
+        lists = [value for row in rows for value in row.values() if isinstance(value, list)]
+        if [row.get("updates") for row in rows] != updates or any(len(value) != seeds for value in lists):
+            raise BadRequest(
+                f"{path} does not hold the first {chunks} lines of the run: put them back, or, to begin anew, "
+                f"remove {self.folder.checkpoints}"
+            )
+        return rows
 
     def _resume_emulators(self) -> None:
         """Brings fresh emulators to where the checkpoint was, or continues in new episodes where that is too far."""
         steps = self.done * self.steps_per_chunk
         if steps * self.settings.seeds <= action_log.EXACT_STEPS:
-            env, path = cast(Wrapper, self.agent.env), self.folder.path / action_log.ACTIONS
             assert self.programs.action is not None
-            action_log.repeat(env, self.keys, path, self.action_bytes, self.programs.action, self.states.env)
+            action_log.repeat(
+                cast(Wrapper, self.agent.env),
+                self.keys,
+                self.folder.path / action_log.ACTIONS,
+                self.progress,
+                self.programs.action,
+                self.done * self.settings.plan.updates_per_chunk,
+                self.states.env,
+            )
         else:
             notify("too far to repeat exactly: going on with new episodes of the emulator")
             self.agent = self.remake(self.settings.seed + steps)
@@ -213,12 +253,12 @@ class TrainingRun:
 
     def open_logs(self, config: dict[str, Any]) -> None:
         """Opens everything that is written between chunks, cut back to where the states are."""
-        self.log = MetricsLog(self.folder.path / "metrics.jsonl", self.rows)
+        self.log = MetricsLog(self.folder.path / "metrics.jsonl", self.progress.rows or ())
         self._open.callback(self.log.close)
         for row in self.log.rows:
             self.last_known.fill(row)
         if self.agent.env.is_host_pool:
-            self.actions = action_log.ActionLog(self.folder.path / action_log.ACTIONS, self.action_bytes)
+            self.actions = action_log.ActionLog(self.folder.path / action_log.ACTIONS, self.progress)
             self._open.callback(self.actions.close)
         self.wandb = WandbLog(self.settings.wandb, self.folder.path, config)
         self.saved_at = time.perf_counter()
@@ -229,7 +269,7 @@ class TrainingRun:
         self.states, metrics = self.programs.chunk(self.states)
         metrics = jax.device_get(metrics)
         if self.actions is not None:
-            self.actions.write(metrics["replay/action"])
+            self.actions.write(metrics["replay/action"], metrics["replay/played"])
         if self.keep is not None:
             self.keep(chunk, metrics["replay/record"], self.states)
         metrics = aggregate(metrics)
@@ -269,9 +309,9 @@ class TrainingRun:
         last = chunk == self.settings.plan.chunks
         due = time.perf_counter() - self.saved_at >= self.settings.checkpoint_seconds
         if due or last or self.stop.requested:
-            written = self.actions.size if self.actions is not None else 0
-            extra = {"rows": len(self.log.rows), "wall_s": self.wall, "action_bytes": written}
-            checkpoint.save(self.folder.checkpoints, chunk, self.states, extra)
+            logged = {} if self.actions is None else self.actions.so_far
+            progress = checkpoint.Progress(chunk, self.wall, self.log.rows, **logged)
+            checkpoint.save(self.folder.checkpoints, self.states, progress)
             self.saved_at = time.perf_counter()
         if self.stop.requested and not last:
             where = f"chunk {chunk} of {self.settings.plan.chunks}"

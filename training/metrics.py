@@ -3,11 +3,18 @@
 import json
 import math
 import os
+import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from engram.envs.atomic_files import is_at, replacing, set_aside
+from engram.envs.regular_files import opened
+from engram.errors import BadRequest
+from engram.training.folder import notify
 
 Row = dict[str, Any]
 """One line of `metrics.jsonl`: numbers of the run, and under `loss/`, `train/` and `eval/` lists of one number per seed
@@ -78,34 +85,76 @@ class LastKnown:
 class MetricsLog:
     """`metrics.jsonl`, one object a line, on disk as soon as it is written."""
 
-    def __init__(self, path: Path, rows: int):
-        """Opens `path` for appending after its first `rows` lines. Later lines are of a run that was killed."""
-        kept = read_metrics(path)[:rows] if path.exists() else []
-        self.rows: list[Row] = kept
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        partial.rename(path)
-        self._file = path.open("a")
+    def __init__(self, path: Path, rows: Sequence[Row]):
+        """Opens `path` for appending after `rows`. Later lines, which are of a run that was killed, are dropped; a file
+        that does not begin with `rows` is damaged, and is set aside and written again."""
+        self.rows: list[Row] = list(rows)
+        self.path, text = path, text_of(rows)
+        if path.exists() and not _content(path).startswith(text.encode()):
+            notify(f"{path} has lost lines: it is written again, and kept as {set_aside(path).name}")
+        self._open()
+
+    def _open(self) -> None:
+        """Writes what is known, as one whole, and goes on behind it."""
+        with replacing(self.path) as partial:
+            partial.write_text(text_of(self.rows))
+        self._file = self.path.open("a")
 
     def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        self.rows.append(row)
+        if not is_at(self._file, self.path):  # somebody removed or replaced it
+            self._file.close()
+            self._open()
+            return
+        self._file.write(text_of([row]))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.rows.append(row)
 
     def close(self) -> None:
         self._file.close()
 
 
+def text_of(rows: Sequence[Row]) -> str:
+    """The lines of a metrics file."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def read_metrics(path: Path) -> list[Row]:
-    """The lines of a metrics file. A last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """The lines of a metrics file. A last line that a kill cut short is left out.
+
+    Raises:
+        BadRequest: another line is damaged, or it is no regular file.
+        OSError: the file cannot be read.
+    """
+    return rows_of(_content(path), path)
+
+
+def _content(path: Path) -> bytes:
+    with opened(path) as file:
+        return file.read()
+
+
+def rows_of(data: bytes, path: Path) -> list[Row]:
+    """The lines of a metrics file with the content `data`; `path` is named where one is damaged."""
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    rows = [_row(line) for line in lines]
+    if rows and rows[-1] is None:  # cut short
+        rows.pop()
+    if None in rows:
+        raise BadRequest(f"{path} is damaged in line {rows.index(None) + 1}")
+    return [row for row in rows if row is not None]
+
+
+def _row(line: bytes) -> Row | None:
+    """A line of a metrics file, or None where it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("env_steps")) is not int:
+        return None
+    values = [v for value in row.values() for v in (value if isinstance(value, list) else [value])]
+    return row if all(v is None or (type(v) in (int, float) and abs(v) <= sys.float_info.max) for v in values) else None
 
 
 class WandbLog:

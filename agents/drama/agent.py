@@ -30,6 +30,7 @@ from engram.envs.spaces import Box, MultiDiscrete, Space
 from engram.envs.vector import clip_action
 from engram.envs.wrappers import RunningStatistics, Wrapper, flat_size, flatten
 from engram.kernels.rows import clear, masked_mean, select_rows
+from engram.training.action_log import played_of
 from engram.training.types import Metrics
 from engram.worldmodels import latents
 from engram.worldmodels.networks import MLP, behaviour_mlp
@@ -347,7 +348,7 @@ class Drama:
         add_lost_lives = self.settings.life_loss_term and "life_lost" in info
         return terminated | info["life_lost"] if add_lost_lives else terminated
 
-    def _collect(self, state: DramaState, key: jax.Array) -> tuple[DramaState, tuple[jax.Array, Metrics]]:
+    def _collect(self, state: DramaState, key: jax.Array) -> tuple[DramaState, tuple[jax.Array, jax.Array, Metrics]]:
         """One step in every environment."""
         s = self.settings
         act_key, env_key = jax.random.split(key)
@@ -373,7 +374,7 @@ class Drama:
             acting=acting,
             env_steps=state.env_steps + jnp.sum(info["valid"], dtype=jnp.int32),
         )
-        return state, (action, metrics)
+        return state, (action, played_of(info["episode_return"], info["episode_length"]), metrics)
 
     # --------------------------------------------------------------------------------------------------- learning
 
@@ -611,7 +612,7 @@ class Drama:
         """Act, then learn. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
         key, collect_key = jax.random.split(state.key)
         keys = jax.random.split(collect_key, self.settings.train_every)
-        state, (actions, metrics) = jax.lax.scan(self._collect, state.replace(key=key), keys)
+        state, (actions, played, metrics) = jax.lax.scan(self._collect, state.replace(key=key), keys)
         metrics = jax.tree.map(jnp.sum, metrics)
 
         # The stored rows, which are only read, stay out of the carry of the loop that `when` makes.
@@ -628,7 +629,7 @@ class Drama:
         state = after.replace(replay=after.replay.replace(rows=rows), updates=state.updates + 1)
         metrics |= losses | {"train/learned": enough.astype(jnp.float32)}
         if self.env.is_host_pool:
-            metrics["replay/action"] = actions
+            metrics["replay/action"], metrics["replay/played"] = actions, played
         return state, metrics
 
     # ------------------------------------------------------------------------------------------------- evaluating

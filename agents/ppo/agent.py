@@ -27,6 +27,7 @@ from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
 from engram.kernels.rows import masked_mean
 from engram.memory.base import State
+from engram.training.action_log import played_of
 from engram.training.types import Key, Metrics, Params, PyTree
 
 
@@ -393,6 +394,7 @@ class PPO:
         }
         if self.env.is_host_pool:
             metrics["replay/action"] = rollout.action
+            metrics["replay/played"] = played_of(rollout.episode_return, rollout.episode_length)
         if rollout.record is not None:
             metrics["replay/record"] = rollout.record
         return state, metrics

@@ -32,7 +32,7 @@ def begun(config: Experiment, folder: Path, preset: str = "own") -> Run:
     agent = registry.build(config)
     states = jax.jit(over_seeds(agent.init, config.seeds))(seed_keys(config.seed, config.seeds))
     RunFolder(folder, store.describe(preset, config), resume=False)
-    checkpoint.save(folder / "checkpoints", 1, states, {"rows": 0, "wall_s": 0.0, "action_bytes": 0})
+    checkpoint.save(folder / "checkpoints", states, checkpoint.Progress(1))
     return Run.load(folder)
 
 

@@ -41,9 +41,9 @@ def out(tmp_path_factory):
     """All tiers of CartPole, in a run that was stopped after its fourth checkpoint and continued."""
     folder, save = tmp_path_factory.mktemp("data") / "cartpole", checkpoint.save
 
-    def stop(root, chunk, state, extra):
-        save(root, chunk, state, extra)
-        if chunk == 4:
+    def stop(root, state, progress):
+        save(root, state, progress)
+        if progress.chunk == 4:
             raise Interrupted("stopped after chunk 4 of 30; continue with --resume")
 
     compiled = []

@@ -98,3 +98,18 @@ def test_they_are_not_resumed_with_other_values(old):
     (old / "summary.json").unlink()
     with pytest.raises(BadRequest, match=r"these differ: ppo.discount$"):
         train(store.override(run.config, {"ppo.discount": 0.5}), run.preset, Output(old, resume=True))
+
+
+@pytest.mark.parametrize("old", ["ppo"], indirect=True)
+def test_lost_lines_of_metrics_are_one_line(old):
+    """Their checkpoints do not hold the metrics, so nothing is trained on top of a gap."""
+    (old / "summary.json").unlink()
+    path, run = old / "metrics.jsonl", api.load(old)
+    lines = path.read_text().splitlines(keepends=True)
+    for lost in ([], lines[:2], [lines[0], *lines[2:]], [lines[0], lines[2], lines[1], lines[3]]):
+        path.write_text("".join(lost))
+        with pytest.raises(
+            BadRequest, match=r"metrics.jsonl does not hold the first 4 lines of the run: put them back"
+        ):
+            train(run.config, run.preset, Output(old, resume=True, quiet=True))
+        assert path.read_text() == "".join(lost)

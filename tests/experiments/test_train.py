@@ -125,10 +125,10 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     folder, save = tmp_path / "run", checkpoint.save
     preset, config = api.make_config("debug", **TINY, checkpoint_seconds=0)
 
-    def full(root, chunk, state, extra):
-        if chunk == 2:
+    def full(root, state, progress):
+        if progress.chunk == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save(root, chunk, state, extra)
+        return save(root, state, progress)
 
     monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(BadRequest, match="No space left"):

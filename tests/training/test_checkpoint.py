@@ -11,6 +11,7 @@ import pytest
 
 from engram.errors import BadRequest
 from engram.training import checkpoint
+from engram.training.checkpoint import Progress
 
 
 def state(value: float) -> dict:
@@ -32,6 +33,10 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+def save(root, chunk):
+    return checkpoint.save(root, state(chunk), Progress(chunk, 1.5, [{"env_steps": chunk}], 7, 8, 9))
+
+
 def template():
     return jax.eval_shape(lambda: state(0.0))
 
@@ -39,10 +44,10 @@ def template():
 def test_round_trip_keeps_the_newest_two(tmp_path):
     assert checkpoint.restore(tmp_path / "none", template()) is None
     for chunk in (1, 2, 10):
-        checkpoint.save(tmp_path, chunk, state(chunk), {"rows": chunk})
+        save(tmp_path, chunk)
     assert checkpoint.checkpoints(tmp_path) == [2, 10]
-    restored, manifest = restore(tmp_path)
-    assert manifest["rows"] == 10
+    restored, progress = restore(tmp_path)
+    assert progress == Progress(10, 1.5, [{"env_steps": 10}], 7, 8, 9)
     assert_same(restored, state(10))
 
 
@@ -58,8 +63,8 @@ def newest_files(root):
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest"])
 def test_damage_to_any_file_is_found_and_the_one_before_used(tmp_path, damage):
-    checkpoint.save(tmp_path / "clean", 1, state(1), {})
-    checkpoint.save(tmp_path / "clean", 2, state(2), {})
+    save(tmp_path / "clean", 1)
+    save(tmp_path / "clean", 2)
     names = [p.relative_to(tmp_path / "clean") for p in newest_files(tmp_path / "clean")]
     for name in names if damage != "manifest" else ["2/manifest.json"]:
         file = tmp_path / "clean" / name
@@ -70,24 +75,24 @@ def test_damage_to_any_file_is_found_and_the_one_before_used(tmp_path, damage):
             file.write_bytes(bytes([data[0] ^ 1]) + data[1:])
         else:
             file.write_bytes(data[: len(data) // 2])
-        restored, manifest = restore(tmp_path / "clean")
-        assert manifest["chunk"] == 1, name
+        restored, progress = restore(tmp_path / "clean")
+        assert progress.chunk == 1, name
         assert_same(restored, state(1))
         file.write_bytes(data)
-    assert restore(tmp_path / "clean")[1]["chunk"] == 2
+    assert restore(tmp_path / "clean")[1].chunk == 2
 
 
 def test_an_unfinished_checkpoint_is_removed(tmp_path):
-    checkpoint.save(tmp_path, 1, state(1), {})
+    save(tmp_path, 1)
     (tmp_path / "2.partial").mkdir()
-    assert restore(tmp_path)[1]["chunk"] == 1
+    assert restore(tmp_path)[1].chunk == 1
     checkpoint.remove_unfinished(tmp_path)
-    assert restore(tmp_path)[1]["chunk"] == 1
+    assert restore(tmp_path)[1].chunk == 1
     assert not (tmp_path / "2.partial").exists()
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path):
-    checkpoint.save(tmp_path, 1, state(1), {})
+    save(tmp_path, 1)
     other = jax.eval_shape(lambda: state(0.0) | {"more": jnp.zeros(3)})
     with pytest.raises(BadRequest, match="does not fit"):
         checkpoint.restore(tmp_path, other)
@@ -97,31 +102,31 @@ def test_a_state_of_another_shape_is_refused(tmp_path):
 
 
 def test_a_failed_write_leaves_no_trace(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, 1, state(1), {})
+    save(tmp_path, 1)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "sync", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.save(tmp_path, 2, state(2), {})
+        save(tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
     assert json.loads((tmp_path / "1" / "manifest.json").read_text())["chunk"] == 1
 
 
 def test_a_disk_that_takes_no_more_is_one_short_error(tmp_path, capfd):
     """The operating system itself refuses: files may not grow beyond 4 KB."""
-    checkpoint.save(tmp_path, 1, state(1), {})
+    save(tmp_path, 1)
     large = {"w": jnp.asarray(np.random.default_rng(0).normal(size=100_000))}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large") as error:
-            checkpoint.save(tmp_path, 2, large, {})
+            checkpoint.save(tmp_path, large, Progress(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / "2"))
     assert "\n" not in str(error.value)
     assert "Traceback" not in capfd.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
-    checkpoint.save(tmp_path, 2, large, {})
+    checkpoint.save(tmp_path, large, Progress(2))

@@ -27,14 +27,14 @@ def test_episode_means_weigh_episodes_not_updates():
 
 def test_a_resumed_log_drops_lines_of_the_killed_run(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, 0)
+    log = MetricsLog(path, [])
     for step in range(3):
         log.write({"env_steps": step})
     log.close()
     with path.open("a") as file:
         file.write('{"env_steps": 3, "loss')
     assert len(read_metrics(path)) == 3
-    log = MetricsLog(path, 2)
+    log = MetricsLog(path, read_metrics(path)[:2])
     log.write({"env_steps": 20})
     log.close()
     assert [row["env_steps"] for row in read_metrics(path)] == [0, 1, 20]

@@ -436,7 +436,7 @@ def test_one_compilation_and_the_same_run_from_the_same_key(history):
 
 def test_a_restored_state_goes_on_bit_for_bit(history, tmp_path):
     agent, update, _, states, _ = history
-    checkpoint.save(tmp_path, 6, states[6], {})
+    checkpoint.save(tmp_path, states[6], checkpoint.Progress(6))
     found = checkpoint.restore(tmp_path, jax.eval_shape(agent.init, jax.random.key(0)))
     assert found is not None
     state = found[0]
