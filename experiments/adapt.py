@@ -356,8 +356,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "",
         "Returns of inner episodes: of the first, of the last tenth of those that every trial finished, their ratio;",
         "of a whole trial, and what it gains on the first row of its tasks, trial by trial; the regret of one. Means",
-        "over seeds and trials, with 95 % intervals over the trials of these very agents: how agents differ from seed",
-        "to seed is in `per_seed` of adaptation.json.",
+        "over seeds and trials, with 95 % t intervals over the trials of these very agents: how agents differ from",
+        "seed to seed is in `per_seed` of adaptation.json.",
     ]
     optima = [entry for result in results for entry in result["references"] if entry["name"] == "optimum"]
     for split in dict.fromkeys(entry["split"] for entry in optima):

@@ -32,7 +32,7 @@ from engram.envs.spaces import Box, Discrete
 from engram.errors import BadRequest
 from engram.kernels.rows import select_rows
 from engram.training.programs import jit
-from engram.training.statistics import mean_of_tasks, stratified_bootstrap
+from engram.training.statistics import t_interval
 
 MEMORY = ("kept", "frozen", "reset")
 CHANGES = ("off", "on", "oracle")
@@ -286,24 +286,21 @@ class Curve(NamedTuple):
 def curve(values: PerSeed) -> Curve:
     """Means of values `[trials, K]` of every seed, each seed with equal weight.
 
-    The interval is that of the mean of these very agents over trials, from the variance within seeds; how agents
-    differ from seed to seed is not in it.
+    The interval is that of the mean of these very agents over trials, a t interval from the variance within seeds; how
+    agents differ from seed to seed is not in it.
     """
-    mean = mean_by_seed(values)
-    variance = np.mean([np.var(v, axis=0, ddof=min(1, len(v) - 1)) / len(v) for v in values], axis=0) / len(values)
-    return Curve(mean, mean - 1.96 * np.sqrt(variance), mean + 1.96 * np.sqrt(variance))
-
-
-def mean_by_seed(values: PerSeed) -> np.ndarray:
-    """Mean over seeds of the mean over trials."""
-    return np.mean([np.mean(v, axis=0, dtype=np.float64) for v in values], axis=0)
+    return Curve(*t_interval(values))
 
 
 def scalar(values: PerSeed) -> dict[str, Any]:
-    """Mean of values `[trials]` of every seed, its 95 % bootstrap interval over trials, and the mean of each seed."""
+    """Mean of values `[trials]` of every seed, its interval over the n trials as that of `curve`, and the mean of each
+    seed."""
+    mean, low, high = t_interval(values)
     return {
-        "mean": float(mean_by_seed(values)),
-        "ci95": list(stratified_bootstrap([np.asarray(v) for v in values], mean_of_tasks)),
+        "n": sum(len(v) for v in values),
+        "mean": float(mean),
+        "ci95": [float(low), float(high)],
+        "ci95_of": "mean",
         "per_seed": [float(np.mean(v, dtype=np.float64)) for v in values],
     }
 

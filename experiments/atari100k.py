@@ -27,12 +27,13 @@ from engram.experiments.runs import Run
 from engram.training.folder import notify, write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import (
+    bootstrap_interval,
     human_normalised,
     iqm_of_scores,
     iqm_of_tasks,
     mean_of_tasks,
     median_of_tasks,
-    stratified_bootstrap,
+    t_interval,
 )
 
 BUDGET = 100_000
@@ -263,9 +264,12 @@ def markdown(results: list[Result], label: str, failures: dict[str, str]) -> str
         references = [short(table[name][game]) for name in REFERENCES]
         lines.append(row_of(game, *references, score, f"{normalised.mean():.3f}", *others))
     for name, statistic in AGGREGATES.items() if scores else ():
-        low, high = stratified_bootstrap(ours, statistic)
-        # One run a game leaves nothing to resample.
-        interval = f" [{low:.3f}, {high:.3f}]" if any(len(game) > 1 for game in ours) else ""
+        count = sum(len(game) for game in ours)
+        if min(len(game) for game in ours) > 1:
+            low, high = t_interval(ours)[1:] if statistic is mean_of_tasks else bootstrap_interval(ours, statistic)
+            interval = f" [{low:.3f}, {high:.3f}] (n = {count})"
+        else:  # of a game with one run nothing is known of how runs differ
+            interval = f" (n = {count})"
         # A published game is one number, its mean over seeds: nothing is known of the runs.
         others = [
             "" if name == "IQM of runs" else f"{statistic(list(normalise(dict(picked), table).values())):.3f}"
@@ -289,7 +293,9 @@ def notes(results: list[Result], label: str) -> list[str]:
     lines = [
         f"{label}: mean over seeds of the return of the evaluation that ends a run (each seed in brackets). "
         f"Finished runs: {len(results)}; games: {len(scores_of(results))} of {len(ATARI_100K)}. Aggregates of all "
-        "columns are over the games above; intervals are 95 % bootstrap intervals that resample seeds in each game. "
+        "columns are over the games above, ours with n runs. 95 % intervals need two runs of every game: of the mean a "
+        "t interval with the variance in games, of others a bootstrap that resamples seeds in each game, widened for "
+        "few seeds. "
         "Published columns are means over seeds, rounded, from papers and score files (`configs/atari_scores.csv`).",
         "",
         f"Environment steps per run: {all_of([r.env_steps for r in results])}. "

@@ -196,9 +196,9 @@ def test_a_policy_without_memory_has_the_curve_of_its_mean_and_regrets_are_count
     mean = 2 * (ACTIONS - 1) / 2  # two steps on average, 11.5 each
     curve = {name: np.array(part) for name, part in summary["by_episode"]["return"].items()}
     assert np.all(np.abs(curve["mean"] - mean) < 2 * (curve["high"] - curve["mean"]))
-    low, high = stats.norm.interval(0.95, returns.mean(0), stats.sem(returns, axis=0))
-    np.testing.assert_allclose(curve["low"], low, rtol=1e-3)
-    np.testing.assert_allclose(curve["high"], high, rtol=1e-3)
+    low, high = stats.t.interval(0.95, len(returns) - 1, returns.mean(0), stats.sem(returns, axis=0))
+    np.testing.assert_allclose(curve["low"], low, rtol=1e-5)
+    np.testing.assert_allclose(curve["high"], high, rtol=1e-5)
     assert np.abs(np.array(summary["by_episode"]["length"]["mean"]) - 2).max() < 0.4
 
 

@@ -96,7 +96,8 @@ def test_table_of_games_and_seeds(tmp_path, played):
     drama = rows["game"].index("Drama")
     assert rows["Boxing"][2:4] == ["18.1** (12.1, 24.1)", "1.500"]
     assert rows["Pong"][2:4] == ["-3** (-20.7, 14.6)", "0.500"]
-    assert rows["HNS mean"][2] == "1.000** [0.500, 1.500]"
+    # Two runs a game, one apart: Satterthwaite's 2 degrees of freedom, 1 +- 4.303 x sqrt(2 x 0.25) / 2.
+    assert rows["HNS mean"][2] == "1.000** [-0.521, 2.521] (n = 4)"
     assert rows["HNS IQM of runs"][2].startswith("1.000**")
     assert rows["HNS mean"][drama] == f"{(77.9 / 12 + 35.7 / 35.3) / 2:.3f}"
     text = (tmp_path / "table.md").read_text()
@@ -110,7 +111,7 @@ def test_failed_runs_are_named_and_others_go_on(tmp_path, played):
     assert failures == {"Krull, seed 4": "exit code 3: training diverged"}
     assert "- **failed**: Krull, seed 4: exit code 3: training diverged" in (tmp_path / "table.md").read_text()
     assert set(json.loads((tmp_path / "scores.json").read_text())) == {"Boxing", "Pong"}
-    assert table(tmp_path)["HNS mean"][2] == "1.500", "one run a game has no interval"
+    assert table(tmp_path)["HNS mean"][2] == "1.500** (n = 2)", "one run a game has no interval"
 
 
 def test_no_run_begins_when_time_is_up(tmp_path):
