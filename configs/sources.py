@@ -7,6 +7,7 @@ from typing import Any
 from engram.agents.common.experiment import Experiment
 from engram.configs import presets, store
 from engram.configs.migrations import is_whole
+from engram.envs.regular_files import MOST_YAML, parse_yaml
 from engram.errors import BadRequest
 
 STDIN = "-"
@@ -34,9 +35,7 @@ def find(source: str | Path | Experiment) -> tuple[str, Experiment]:
     if not is_file(source):
         return source, presets.find(source)
     values, where = read(source)
-    preset = values.get("preset") or ""
-    if not isinstance(preset, str):
-        raise BadRequest(f"{where}: preset must be text, got {preset!r}")
+    preset = store.preset_of(values, where)
     if preset and not is_whole(values):
         return preset, store.change(presets.find(preset), values, where)
     return preset, store.from_dict(values, where)
@@ -51,5 +50,9 @@ def overlay(config: Experiment, source: str | Path) -> Experiment:
 def read(source: str) -> tuple[dict[str, Any], str]:
     """The mapping of a file or the standard input, and what messages call it. Raises BadRequest."""
     if source == STDIN:
-        return store.parse(sys.stdin.read(), "the standard input"), "the standard input"
+        try:
+            text = sys.stdin.read(MOST_YAML + 1)
+        except UnicodeDecodeError:
+            raise BadRequest("the standard input is no text") from None
+        return parse_yaml(text, "the standard input"), "the standard input"
     return store.read(Path(source)), source

@@ -6,11 +6,10 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engram.agents.common.experiment import Experiment
 from engram.configs import spelling
 from engram.configs.migrations import SCHEMA, migrate
+from engram.envs.regular_files import MOST_YAML, parse_yaml, read_text, shown
 from engram.errors import BadRequest, UnknownName
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -49,7 +48,7 @@ def from_dict(values: dict[str, Any], where: str = "config.yaml") -> Experiment:
     if agent is None:
         raise BadRequest(f"{where} does not say what it begins from: `preset: NAME`, or `agent: NAME` for its defaults")
     if not isinstance(agent, str):
-        raise BadRequest(f"{where} does not describe an experiment: agent must be text, got {agent!r}")
+        raise BadRequest(f"{where} does not describe an experiment: agent must be text, got {shown(agent)}")
     from engram.agents import registry  # with JAX, which a list of presets does without
 
     spec = registry.find(agent)
@@ -78,15 +77,23 @@ def change(config: Experiment, values: dict[str, Any], where: str) -> Experiment
 def _current(values: dict[str, Any], where: str) -> dict[str, Any]:
     """`values` in the form of this version, without version and preset."""
     version = values.get("schema", SCHEMA)
-    if not isinstance(version, int) or not 1 <= version <= SCHEMA:
-        raise BadRequest(f"{where} has schema version {version}; this version of Engram reads up to {SCHEMA}")
+    if type(version) is not int or not 1 <= version <= SCHEMA:
+        raise BadRequest(f"{where} has schema version {shown(version)}; this version of Engram reads up to {SCHEMA}")
     values = migrate(values)
     return {key: value for key, value in values.items() if key not in ("schema", "preset")}
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """What `describe` made in an earlier version, as it would be made now. Raises BadRequest as `from_dict`."""
-    return describe(values.get("preset", ""), from_dict(values))
+    return describe(preset_of(values, "config.yaml"), from_dict(values))
+
+
+def preset_of(values: dict[str, Any], where: str) -> str:
+    """Name of the preset that a configuration began from, empty where it says none. Raises BadRequest."""
+    preset = values.get("preset") or ""
+    if not isinstance(preset, str):
+        raise BadRequest(f"{where}: preset must be text, got {shown(preset)}")
+    return preset
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -96,26 +103,10 @@ def read(path: Path) -> dict[str, Any]:
         BadRequest: it cannot be read, or holds no mapping.
     """
     try:
-        text = path.read_text()
+        text = read_text(path, MOST_YAML)
     except OSError as error:
         raise BadRequest(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise BadRequest(f"{path} is not YAML") from None
-    return parse(text, str(path))
-
-
-def parse(text: str, where: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds. Raises BadRequest as `read`, and where a key is no text."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise BadRequest(f"{where} is not YAML") from None
-    if not isinstance(values, dict):
-        raise BadRequest(f"{where} holds no mapping of fields to values")
-    for key in [*values, *(key for group in values.values() if isinstance(group, dict) for key in group)]:
-        if not isinstance(key, str):
-            raise BadRequest(f"{where} has the key {key!r}, which names no field")
-    return values
+    return parse_yaml(text, str(path))
 
 
 def override(config: Any, changes: dict[str, Any]) -> Any:
@@ -203,7 +194,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         if isinstance(value, bool):  # YAML reads the words true and off as booleans
             value = next((word for word in arguments if WORDS.get(word) is value), value)
         if value not in arguments:
-            raise UnknownName.among(f"value of {where}", str(value), [str(a) for a in arguments])
+            raise UnknownName.among(f"value of {where}", str(value)[:80], [str(a) for a in arguments])
         return value
     if origin in (typing.Union, types.UnionType):
         if type(None) in arguments and (value is None or str(value).lower() in NOTHING):
@@ -219,7 +210,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         if arguments in ((int, ...), (float, ...)) and says_nothing(value):
             return ()  # as help and tables show it
         if not isinstance(value, list | tuple):
-            raise BadRequest(f"{where} must be a list, got {value!r}")
+            raise BadRequest(f"{where} must be a list, got {shown(value)}")
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) != len(value):
             raise BadRequest(f"{where} must have {len(kinds)} entries, got {len(value)}")
@@ -235,7 +226,7 @@ def says_nothing(value: Any) -> bool:
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    wrong = BadRequest(f"{where} must be {words.get(kind, getattr(kind, '__name__', kind))}, got {value!r}")
+    wrong = BadRequest(f"{where} must be {words.get(kind, getattr(kind, '__name__', kind))}, got {shown(value)}")
     if kind is bool:
         value = WORDS.get(value.lower(), value) if isinstance(value, str) else value
         if not isinstance(value, bool):

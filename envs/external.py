@@ -95,7 +95,7 @@ def space_to_json(space: Space) -> dict[str, Any]:
     return {"kind": type(space).__name__, **{f.name: plain(getattr(space, f.name)) for f in dataclasses.fields(space)}}
 
 
-def space_from_json(data: dict[str, Any]) -> Space:
+def space_from_json(data: Any) -> Space:
     """What `space_to_json` wrote. Raises BadRequest for anything else."""
 
     def value(entry: Any) -> Any:
@@ -106,6 +106,34 @@ def space_from_json(data: dict[str, Any]) -> Space:
         return float(entry) if entry in ("inf", "-inf") else entry
 
     try:
-        return SPACES[data["kind"]](**{name: value(entry) for name, entry in data.items() if name != "kind"})
+        space = SPACES[data["kind"]](**{name: value(entry) for name, entry in data.items() if name != "kind"})
     except (KeyError, TypeError):
-        raise BadRequest("the record of the environment's spaces is damaged") from None
+        space = None
+    if not _is_whole(space):
+        raise BadRequest("the record of the environment's spaces is damaged")
+    return space
+
+
+def _is_whole(space: Any) -> bool:
+    """Whether the fields of a space are of their types, and describe something."""
+
+    def counts(values: Any, least: int = 1) -> bool:
+        return isinstance(values, tuple) and all(type(n) is int and n >= least for n in values)
+
+    def numbers(bound: Any) -> bool:
+        return all(map(numbers, bound)) if isinstance(bound, tuple) else type(bound) in (int, float)
+
+    match space:
+        case Discrete():
+            return counts((space.n,))
+        case MultiDiscrete():
+            return counts(space.nvec)
+        case Box():
+            bounds = numbers(space.low) and numbers(space.high)
+            return counts(space.shape, 0) and bounds and space.dtype in ("float32", "int32", "uint8", "bool")
+        case Tuple():
+            return isinstance(space.spaces, tuple) and all(map(_is_whole, space.spaces))
+        case Dict():
+            pairs = isinstance(space.spaces, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in space.spaces)
+            return pairs and all(isinstance(name, str) and _is_whole(part) for name, part in space.spaces)
+    return False

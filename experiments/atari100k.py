@@ -23,7 +23,7 @@ from engram.experiments.atari_scores import published
 from engram.experiments.cells import Cell, make_folder
 from engram.experiments.options import Atari100k as Options
 from engram.experiments.options import Output
-from engram.experiments.runs import Run
+from engram.experiments.runs import Run, read_summary
 from engram.training.folder import notify, write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import (
@@ -198,15 +198,14 @@ def results_in(out: Path) -> list[Result]:
     """
     results = []
     for run in runs_in(out):
-        path = run.folder / "summary.json"
-        if not path.exists():
+        summary, path = read_summary(run.folder), run.folder / "summary.json"
+        if summary is None:
             continue
         config = Run.load(run.folder).config
         try:
-            summary = json.loads(path.read_text())
             (score,) = summary["eval_return"]["per_seed"]
             score = float(score)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError):
             raise BadRequest(f"{path} holds no score: remove it, and the run is resumed from its checkpoint") from None
         play = spec_of(config).play
         assert play is not None

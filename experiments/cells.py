@@ -1,7 +1,6 @@
 """Cells: the runs that a comparison consists of, each in its own folder, skipped when done and resumed when not."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from engram.agents.registry import spec_of
 from engram.configs import store
 from engram.errors import BadRequest
 from engram.experiments.options import Output
+from engram.experiments.runs import read_summary
 from engram.experiments.train import train_apart
 from engram.training.folder import read_config
 
@@ -39,13 +39,7 @@ class Cell:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The numbers of the finished run, None before. Raises BadRequest where the file is damaged."""
-        path = self.folder / "summary.json"
-        try:
-            return json.loads(path.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except json.JSONDecodeError:
-            raise BadRequest(f"{path} is damaged: remove it, and the cell is resumed from its checkpoint") from None
+        return read_summary(self.folder)
 
     def scores(self) -> list[float | None]:
         """Final evaluation return per seed, None for a seed without one; empty while the run is not finished."""

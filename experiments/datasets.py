@@ -25,6 +25,7 @@ from engram.agents.registry import spec_of
 from engram.envs.datasets import Episodes, Origin, load, save
 from engram.envs.datasets.episodes import normalised_score
 from engram.envs.datasets.recorder import Step, Tape, joined
+from engram.envs.regular_files import is_number, read_json
 from engram.envs.spaces import Space
 from engram.errors import BadRequest, Interrupted
 from engram.experiments.options import TIERS, Convert, Expert, Format, Output, PendulumNoise, Tier, Tiers
@@ -109,7 +110,13 @@ class Workshop:
         """Means over the first episode in each of `LANES` environments."""
         known = {}
         if self.measured is not None and self.measured.exists():
-            known = json.loads(self.measured.read_text())
+            known = read_json(self.measured)
+            wanted = {"episode_return", "episode_length"}
+            if not isinstance(known, dict) or not all(
+                isinstance(entry, dict) and entry.keys() == wanted and all(map(is_number, entry.values()))
+                for entry in known.values()
+            ):
+                raise BadRequest(f"{self.measured} is damaged: remove it, and policies are measured again")
         if name not in known:
             once = self.play(player, policy, f"measure {name}", np.ones(LANES, int), Origin(env=""))
             known[name] = {

@@ -16,6 +16,7 @@ from engram.agents.common.spec import Build
 from engram.configs import store
 from engram.envs.base import VectorEnvironment
 from engram.envs.external import External, Seen, space_from_json, space_to_json
+from engram.envs.regular_files import read_json
 from engram.envs.spaces import Space
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
@@ -43,8 +44,11 @@ def spaces_of(run: "Run", env_id: str, time_limit: int) -> tuple[tuple[Space, Sp
     """Spaces of an observation and of an action of a run's environment, and its limit of steps."""
     path = run.folder / SPACES
     if is_emulator(env_id) and path.exists():
-        stored = json.loads(path.read_text())
-        return (space_from_json(stored["observation"]), space_from_json(stored["action"])), None
+        try:
+            stored = read_json(path)
+            return (space_from_json(stored["observation"]), space_from_json(stored["action"])), None
+        except (KeyError, TypeError, BadRequest):
+            raise BadRequest(f"{path} is damaged: remove it, and the emulator is opened instead") from None
     env = make_vector(env_id, 2, time_limit=time_limit)  # an emulator is opened only for runs without that file
     params = env.default_params
     try:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from engram.agents.common.experiment import Experiment
 from engram.agents.common.spec import AgentSpec, Build
 from engram.agents.registry import spec_of
 from engram.configs import store
+from engram.envs.regular_files import is_number, read_json
 from engram.errors import BadRequest
 from engram.training import checkpoint
 from engram.training.folder import read_config
@@ -52,7 +52,11 @@ class Run:
         """
         folder = Path(folder)
         stored = read_config(folder)
-        return cls(folder, store.from_dict(stored, str(folder / "config.yaml")), stored.get("preset") or "")
+        return cls(
+            folder,
+            store.from_dict(stored, str(folder / "config.yaml")),
+            store.preset_of(stored, str(folder / "config.yaml")),
+        )
 
     @property
     def spec(self) -> AgentSpec:
@@ -66,13 +70,10 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The contents of `summary.json`. Raises BadRequest where the run is not finished or the file is damaged."""
-        path = self.folder / "summary.json"
-        try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            raise BadRequest(f"{self.folder} is not finished: continue it with --resume") from None
-        except json.JSONDecodeError:
-            raise BadRequest(f"{path} is damaged: remove it, and the run is resumed from its checkpoint") from None
+        summary = read_summary(self.folder)
+        if summary is None:
+            raise BadRequest(f"{self.folder} is not finished: continue it with --resume")
+        return summary
 
     @property
     def is_recorded(self) -> bool:
@@ -159,6 +160,41 @@ class Run:
         path = self.folder / "curves.png" if out is None else Path(out)
         draw_curves([self.folder], path)
         return path
+
+
+COUNTS = ("seeds", "env_steps", "wall_s", "compile_s", "steps_per_s")
+"""Numbers of every summary."""
+RETURNS = ("eval_return", "train_return")
+"""Statistics over seeds of every summary."""
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The contents of a run's `summary.json`, None where it is not finished. Raises BadRequest for a damaged one."""
+    path = folder / "summary.json"
+    try:
+        summary = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BadRequest(f"cannot read {path}: {error.strerror}") from None
+    except BadRequest:
+        summary = None
+    if not _is_summary(summary):
+        raise BadRequest(f"{path} is damaged: remove it, and the run is resumed from its checkpoint")
+    return summary
+
+
+def _is_summary(summary: Any) -> bool:
+    """Whether what a file holds has what every summary has."""
+    if not isinstance(summary, dict) or not all(is_number(summary.get(name)) for name in COUNTS):
+        return False
+    for of_seeds in (summary.get(name) for name in RETURNS):
+        per_seed = of_seeds.get("per_seed") if isinstance(of_seeds, dict) else None
+        if not isinstance(per_seed, list) or "mean" not in of_seeds:
+            return False
+        if not all(value is None or is_number(value) for value in (*per_seed, of_seeds["mean"])):
+            return False
+    return True
 
 
 def default_folder(preset: str, config: Experiment) -> Path:

@@ -16,15 +16,13 @@ import yaml
 
 from engram import __version__
 from engram.envs.atomic_files import is_at, replacing
-from engram.envs.regular_files import read_text
+from engram.envs.regular_files import MOST_YAML, parse_yaml, read_text
 from engram.errors import BadRequest, InUse
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of the operating system that only writing to a disk causes."""
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors of the operating system about the file that the error names."""
-MOST_CONFIG = 2**20
-"""Most bytes of a configuration."""
 RECORDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "brax", "envpool", "numpy")
 
 
@@ -176,15 +174,11 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         BadRequest: there is none, or it cannot be read.
     """
+    file = path / "config.yaml"
     try:
-        config = yaml.safe_load(read_text(path / "config.yaml", MOST_CONFIG))
+        return parse_yaml(read_text(file, MOST_YAML), str(file))
     except OSError as error:
         raise BadRequest(f"{path} is not a run folder: no readable config.yaml ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError, RecursionError):  # also impossible dates, and what is nested without end
-        raise BadRequest(f"{path / 'config.yaml'} is damaged") from None
-    if not isinstance(config, dict):
-        raise BadRequest(f"{path / 'config.yaml'} is damaged")
-    return config
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
