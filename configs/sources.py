@@ -7,8 +7,8 @@ from typing import Any
 from engram.agents.common.experiment import Experiment
 from engram.configs import presets, store
 from engram.configs.migrations import is_whole
-from engram.envs.regular_files import MOST_YAML, parse_yaml
 from engram.errors import BadRequest
+from engram.training.yaml_files import MOST_YAML, parse_yaml
 
 STDIN = "-"
 """The name of the standard input."""

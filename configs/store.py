@@ -9,8 +9,8 @@ from typing import Any
 from engram.agents.common.experiment import Experiment
 from engram.configs import spelling
 from engram.configs.migrations import SCHEMA, migrate
-from engram.envs.regular_files import MOST_YAML, parse_yaml, read_text, shown
 from engram.errors import BadRequest, UnknownName
+from engram.training.yaml_files import read_yaml, shown
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """Words for booleans, in files, in options of memories and on the command line alike."""
@@ -103,10 +103,9 @@ def read(path: Path) -> dict[str, Any]:
         BadRequest: it cannot be read, or holds no mapping.
     """
     try:
-        text = read_text(path, MOST_YAML)
+        return read_yaml(path)
     except OSError as error:
         raise BadRequest(f"cannot read {path}: {error.strerror}") from None
-    return parse_yaml(text, str(path))
 
 
 def override(config: Any, changes: dict[str, Any]) -> Any:

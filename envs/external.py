@@ -105,10 +105,11 @@ def space_from_json(data: Any) -> Space:
             return tuple(value(v) for v in entry)
         return float(entry) if entry in ("inf", "-inf") else entry
 
+    space: Any = None
     try:
         space = SPACES[data["kind"]](**{name: value(entry) for name, entry in data.items() if name != "kind"})
     except (KeyError, TypeError):
-        space = None
+        pass
     if not _is_whole(space):
         raise BadRequest("the record of the environment's spaces is damaged")
     return space

@@ -12,14 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
 from engram.errors import BadRequest
 
-MOST_YAML = 2**18
-"""Bytes of the largest YAML text, which takes seconds to read."""
-MOST_ENTRIES = 2**16
-"""Entries of the largest YAML text, each as often as it is referred to: a few lines can describe millions."""
 MOST = 64 * 2**20
 """Bytes of the largest text that is read, unless a reader says otherwise."""
 
@@ -80,50 +74,6 @@ def parse_json(text: str | bytes, where: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise BadRequest(f"{where} is damaged: it is no JSON") from None
-
-
-def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds, down to lists, mappings by text, and plain values.
-
-    Raises:
-        BadRequest: it holds something else, is too large, refers to itself, or has a number that is no field's.
-    """
-    if len(text) > MOST_YAML:
-        raise BadRequest(f"{where} is too large: it has more than {MOST_YAML:,} letters")
-    try:
-        values = yaml.safe_load(text)
-    # Besides its own error, PyYAML raises whatever making a date, a number or a flag from the wrong text does.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
-        raise BadRequest(f"{where} is not YAML") from None
-    if not isinstance(values, dict):
-        raise BadRequest(f"{where} holds no mapping of fields to values")
-    left: list[Any] = [values]
-    seen = 0
-    while left:
-        entry, seen = left.pop(), seen + 1
-        if seen > MOST_ENTRIES:
-            raise BadRequest(f"{where} is too large, or refers to itself")
-        if isinstance(entry, dict):
-            for key in entry:
-                if not isinstance(key, str) or not key.isprintable() or len(key) > 100:
-                    raise BadRequest(f"{where} has a key of {shown(key)}, which names no field")
-            left += entry.values()
-        elif isinstance(entry, list):
-            left += entry
-        elif isinstance(entry, int) and abs(entry) >= 2**64:
-            raise BadRequest(f"{where} has a number beyond 2^64")
-        elif isinstance(entry, str) and "\0" in entry:
-            raise BadRequest(f"{where} has a text with a NUL in it")
-    return values
-
-
-def shown(value: Any) -> str:
-    """`value` as a message shows it, in one line that ends."""
-    try:
-        text = repr(value)
-    except ValueError:  # a number of too many digits
-        return "a number of very many digits"
-    return text if len(text) <= 80 else text[:80] + " ..."
 
 
 def is_number(value: Any) -> bool:

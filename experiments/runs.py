@@ -189,8 +189,10 @@ def _is_summary(summary: Any) -> bool:
     if not isinstance(summary, dict) or not all(is_number(summary.get(name)) for name in COUNTS):
         return False
     for of_seeds in (summary.get(name) for name in RETURNS):
-        per_seed = of_seeds.get("per_seed") if isinstance(of_seeds, dict) else None
-        if not isinstance(per_seed, list) or "mean" not in of_seeds:
+        if not isinstance(of_seeds, dict) or "mean" not in of_seeds:
+            return False
+        per_seed = of_seeds.get("per_seed")
+        if not isinstance(per_seed, list):
             return False
         if not all(value is None or is_number(value) for value in (*per_seed, of_seeds["mean"])):
             return False

@@ -16,8 +16,8 @@ import yaml
 
 from engram import __version__
 from engram.envs.atomic_files import is_at, replacing
-from engram.envs.regular_files import MOST_YAML, parse_yaml, read_text
 from engram.errors import BadRequest, InUse
+from engram.training.yaml_files import read_yaml
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of the operating system that only writing to a disk causes."""
@@ -174,9 +174,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         BadRequest: there is none, or it cannot be read.
     """
-    file = path / "config.yaml"
     try:
-        return parse_yaml(read_text(file, MOST_YAML), str(file))
+        return read_yaml(path / "config.yaml")
     except OSError as error:
         raise BadRequest(f"{path} is not a run folder: no readable config.yaml ({error.strerror})") from None
 

@@ -65,7 +65,7 @@ def test_numbers_and_booleans_are_read_as_people_write_them():
         ({"agent": "pppo"}, "unknown agent 'pppo': did you mean ppo"),
         ({"agent": ["ppo"]}, "agent must be text"),
         ({"schema": SCHEMA + 1}, f"schema version {SCHEMA + 1}; this version of Engram reads up to {SCHEMA}"),
-        ({"schema": "new"}, "schema version new"),
+        ({"schema": "new"}, "schema version 'new'"),
         ({"schema": [1]}, "schema version"),
         ({"enw": "x"}, "unknown key 'enw': did you mean env"),
         ({"ppo": {"num_env": 3}}, "unknown key 'ppo.num_env': did you mean ppo.num_envs"),
