@@ -54,6 +54,13 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
             f"Seeds: {', '.join(map(str, seeds))}. {unit.capitalize()} per seed: {', '.join(f'{s:,}' for s in steps)}."
         ]
         lines += [f"Training time of all cells: {sum(s['wall_s'] + s['compile_s'] for s in done) / 60:.1f} minutes."]
+    for cell in cells:
+        ended = (cell.summary or {}).get("eval_finished", [1.0])
+        if min(ended) < 1:
+            share = f"{sum(ended) / len(ended):.1%} of the evaluation's episodes ended"
+            lines.append(
+                f"- **unfinished**: {cell.task} with {cell.label}: {share}, and the mean leaves out the others"
+            )
     lines += [f"- **failed**: {cell.task} with {cell.label}: {reason}" for cell, reason in failures.items()]
     return "\n".join(lines) + "\n"
 

@@ -77,7 +77,9 @@ class Display:
         left = (self.total - row["env_steps"]) * self.seeds / max(row["steps_per_s"], 1e-9)
         names = {"return": "train/return", "eval": "eval/return"}
         shown = {word: row.get(name, []) for word, name in names.items() if word == "return" or name in row}
-        speed = f"{row['steps_per_s']:,.0f} steps/s"
+        speed, ended = f"{row['steps_per_s']:,.0f} steps/s", row.get("eval/finished", [1.0])
+        if min(ended) < 1:  # the mean leaves out what did not end, often the longest episodes
+            speed = f"({sum(ended) / len(ended):.0%} ended) {speed}"
         if self.bar is not None:
             means = [f"{word} {_mean(values, _short, ' ({}/{})')}" for word, values in shown.items()]
             state = " ".join([*means, speed])

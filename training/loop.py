@@ -329,6 +329,7 @@ class TrainingRun:
             "steps_per_s": round(float(np.median([row["steps_per_s"] for row in rows])), 1),
             "train_return": summarise(last.get("train/return", [None] * seeds)),
             "eval_return": summarise(last.get("eval/return", [None] * seeds)),
+            **({"eval_finished": last["eval/finished"]} if "eval/finished" in last else {}),
         }
 
     def close(self) -> None:

@@ -92,6 +92,9 @@ def test_seeds_without_a_number_are_counted(tmp_path):
     assert (first["n"], first["missing"], first["mean"], first["per_seed"]) == ("2", "1", "2.0", "1 none 3")
     assert (second["state"], second["mean"], second["per_seed"]) == ("done", "", "none none none")
     assert third["state"] == "not run"
+    path = cells[0].folder / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eval_finished": [1.0, 0.0, 0.5]}))
+    assert f"**unfinished**: {A} with gru: 50.0% of the evaluation's episodes ended" in markdown_table(cells, {})
     draw_bars(cells, tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 1000
 

@@ -32,8 +32,9 @@ def test_a_run_leaves_everything_behind(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert list(summary) == [
         *("preset", "env", "memory", "seeds", "env_steps", "compile_s", "wall_s", "steps_per_s"),
-        *("train_return", "eval_return"),
+        *("train_return", "eval_return", "eval_finished"),
     ]
+    assert summary["eval_finished"] == [1.0, 1.0]
     assert summary["env_steps"] == 1024
     for name in ("train_return", "eval_return"):
         assert len(summary[name]["per_seed"]) == 2

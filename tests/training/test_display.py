@@ -86,13 +86,13 @@ def test_lines_where_a_bar_cannot_be_drawn(console, capsys):
 
 
 def test_seeds_without_a_number_are_counted(capsys):
-    row = {**ROW, "train/return": [-0.25, None, 0.75], "eval/return": [None, None, None]}
+    row = {**ROW, "train/return": [-0.25, None, 0.75], "eval/return": [None, None, None], "eval/finished": [0.0] * 3}
     shown = Display(LABEL, 1_000_000, seeds=3, quiet=False, console=terminal(80))
     shown.show(row)
-    assert " 50% return 0.250 (2/3) eval n/a 1,234 steps/s 0:20:15 left" in drawn(shown, 80)
+    assert " 50% return 0.250 (2/3) eval n/a (0% ended) 1,234 steps/s 0:20:15 left" in drawn(shown, 80)
     lines = Display(LABEL, 1_000_000, seeds=3, quiet=False, console=terminal(80, "dumb"))
     lines.show(row)
-    assert "steps  return  0.250 (2 of 3 seeds)  eval n/a  1,234 steps/s" in capsys.readouterr().err
+    assert "steps  return  0.250 (2 of 3 seeds)  eval n/a  (0% ended) 1,234 steps/s" in capsys.readouterr().err
 
 
 def test_quiet_is_silent(capsys):
