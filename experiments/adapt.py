@@ -54,12 +54,6 @@ def refuse_impossible(options: Options) -> None:
     """Raises BadRequest."""
     if not options.runs:
         raise BadRequest("name at least one run folder")
-    if not options.splits or not options.lengths or min(options.lengths) < 1:
-        raise BadRequest("--splits and --lengths must name at least one, and --lengths be at least 1")
-    if options.trials < 2 or options.freeze_after < 0:
-        raise BadRequest("--trials must be at least 2 and --freeze-after at least 0")
-    if not 0 <= options.seed < 2**31:
-        raise BadRequest(f"--seed must lie in [0, 2^31), got {options.seed}")
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,6 @@ def atari100k(config: Experiment, preset: str, options: Options, output: Output 
     started = time.monotonic()
     config = configuration(config, options.episodes)
     games = games_of(options.games)
-    if options.seeds < 1:
-        raise BadRequest(f"--seeds must be at least 1, got {options.seeds}")
     out = folder_of(config, preset, options)
     # All games once before any twice: what there is after some hours then says most.
     seeds = range(config.seed, config.seed + options.seeds)

@@ -308,8 +308,6 @@ def record_expert(options: Expert) -> None:
 
 
 def make_pendulum(options: PendulumNoise) -> None:
-    if options.episodes < 1 or not 0 <= options.seed < 2**32:
-        raise BadRequest("--episodes must be at least 1 and --seed in [0, 2^32)")
     from engram.envs.datasets import swing_up  # with gymnax, which takes seconds to import
 
     made = swing_up.noisy(options.episodes, options.seed, options.mask_velocity, json.dumps(versions()))
@@ -348,8 +346,6 @@ def as_recorded(config: Experiment) -> PPOExperiment:
 
 
 def make_workshop(config: PPOExperiment, options: Tiers | Expert) -> Workshop:
-    if options.steps < 1 or not options.tiers:
-        raise BadRequest("--steps must be at least 1 and --tiers name at least one")
     out = options.out or Path("runs") / "datasets" / folder_name(config.env, config.label)
     return Workshop(config, out, options.steps, options.format)
 

@@ -44,8 +44,6 @@ def dream(options: Options) -> list[Path]:
     Raises:
         BadRequest: the run has no world model, or no checkpoint.
     """
-    if min(options.context, options.horizon) < 1:
-        raise BadRequest("--context and --horizon must be at least 1")
     run = Run.load(options.run)
     dreaming = run.spec.dreaming
     if dreaming is None:

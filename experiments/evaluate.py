@@ -32,8 +32,6 @@ def evaluate(options: Options) -> dict[str, Any]:
     Raises:
         BadRequest: there is nothing to evaluate, or not in the way that is asked for.
     """
-    if options.episodes < 1 or options.gif_steps < 0:
-        raise BadRequest("--episodes must be at least 1 and --gif-steps at least 0")
     run = Run.load(options.run)
     play, config = run.spec.play, run.config
     if play is None:

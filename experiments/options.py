@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from engram.agents.common.checks import (
+    require_at_least,
+    require_inner_share,
+    require_not_negative,
+    require_seed,
+    require_sizes,
+    require_some,
+)
 from engram.configs.arguments import Positional
 
 Split = Literal["train", "test", "heldout"]
@@ -45,6 +53,11 @@ class Evaluate:
     gif_steps: int = 150
     """Steps of the first seed to draw into eval.gif (0: draw nothing)."""
 
+    def __post_init__(self):
+        require_at_least(self, "--", 1, "episodes")
+        require_at_least(self, "--", 0, "gif_steps")
+        require_seed(self, "--", "seed")
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -63,6 +76,9 @@ class Compare:
     """Seeds per cell."""
     out: Path | None = None
     """Folder of the comparison (default: runs/compare/<preset>)."""
+
+    def __post_init__(self):
+        require_at_least(self, "--", 1, "seeds")
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,14 @@ class Adapt:
     out: Path | None = None
     """Folder of the table and the figure (default: the run folder if there is one, else runs/adaptation)."""
 
+    def __post_init__(self):
+        require_some(self, "--", "splits", "lengths")
+        require_sizes(self, "--", "lengths")
+        require_at_least(self, "--", 2, "trials")
+        require_at_least(self, "--", 0, "freeze_after")
+        require_inner_share(self, "--", "eta_delta")
+        require_seed(self, "--", "seed")
+
 
 @dataclass(frozen=True)
 class Atari100k:
@@ -113,6 +137,10 @@ class Atari100k:
     out: Path | None = None
     """Folder of the benchmark (default: runs/atari-100k/<preset>-<memory>)."""
 
+    def __post_init__(self):
+        require_at_least(self, "--", 1, "seeds", "episodes")
+        require_not_negative(self, "--", "hours")
+
 
 @dataclass(frozen=True)
 class Dream:
@@ -126,6 +154,10 @@ class Dream:
     """Steps that it imagines from the actions alone."""
     seed: int = 2_000
     """Seed of the episodes."""
+
+    def __post_init__(self):
+        require_at_least(self, "--", 1, "context", "horizon")
+        require_seed(self, "--", "seed")
 
 
 @dataclass(frozen=True)
@@ -154,6 +186,10 @@ class Tiers:
     quiet: bool = False
     """No progress display."""
 
+    def __post_init__(self):
+        require_some(self, "--", "tiers")
+        require_at_least(self, "--", 1, "steps")
+
 
 @dataclass(frozen=True)
 class Expert:
@@ -170,6 +206,10 @@ class Expert:
     format: Format = "npz"
     """Format of the datasets: .npz files, D4RL's HDF5, or Minari datasets under <out>/minari."""
 
+    def __post_init__(self):
+        require_some(self, "--", "tiers")
+        require_at_least(self, "--", 1, "steps")
+
 
 @dataclass(frozen=True)
 class PendulumNoise:
@@ -184,6 +224,10 @@ class PendulumNoise:
     mask_velocity: bool = False
     """Observations without the angular velocity."""
 
+    def __post_init__(self):
+        require_at_least(self, "--", 1, "episodes")
+        require_seed(self, "--", "seed")
+
 
 @dataclass(frozen=True)
 class Convert:
@@ -195,3 +239,6 @@ class Convert:
     """File, or Minari folder <root>/<namespace>/<name>-v0."""
     max_episode_steps: int | None = None
     """Steps after which the environment cut episodes; only for D4RL files without timeouts."""
+
+    def __post_init__(self):
+        require_at_least(self, "--", 1, "max_episode_steps")

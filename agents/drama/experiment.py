@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from engram.agents.common.checks import require_at_least, require_share_below_one
+from engram.agents.common.checks import require_at_least, require_share_below_one, require_sizes
 from engram.agents.common.experiment import Experiment
 from engram.agents.drama.settings import DramaSettings
 from engram.errors import BadRequest
@@ -53,6 +53,8 @@ class WorldSettings:
 
     def __post_init__(self):
         require_at_least(self, "world.", 1, "categoricals", "classes", "width", "layers", "head")
+        require_at_least(self, "world.", 1, "kernel")
+        require_sizes(self, "world.", "channels", "strides", "dense")
         require_share_below_one(self, "world.", "unimix", "dropout")
         if self.encoder == "conv" and (self.kernel % 2 == 0 or len(self.channels) != len(self.strides)):
             raise BadRequest("world.kernel must be odd, and world.channels and world.strides of one length")

@@ -13,6 +13,7 @@ from engram.agents.common.checks import (
     require_one_of,
     require_positive,
     require_share,
+    require_sizes,
 )
 from engram.errors import BadRequest
 
@@ -139,6 +140,7 @@ class DramaSettings:
         require_share(self, prefix, "discount", "return_lambda", "slow_critic", "return_scale")
         require_not_negative(self, prefix, "warmup", "weight_decay", "entropy", "free_nats", "representation", "ppo_kl")
         require_at_least(self, prefix, 2, "batch_length")
+        require_sizes(self, prefix, "actor", "critic")
         # An older version had a third kind, whose runs were trained on other targets and cannot be continued.
         require_one_of(self, prefix, ("after", "early"), "reward_index")
         if self.imagine_from == "every" and self.imagine_batch % self.context:

@@ -55,6 +55,7 @@ class DynLinSettings:
 
     def __post_init__(self):
         checks.require_at_least(self, "dynlin.", 1, "steps_per_update", "growth")
+        checks.require_finite(self, "dynlin.", "growth")
         checks.require_not_negative(self, "dynlin.", "confidence_scale", "omega", "theta", "gain", "action", "sigma")
         checks.require_positive(self, "dynlin.", "regularisation")
         checks.require_share_below_one(self, "dynlin.", "radius")

@@ -77,8 +77,8 @@ class StepMixSettings:
         checks.require_not_negative(self, "stepmix.", "bonus_scale")
         if not 0.0 <= self.eta <= 1e6:  # beyond, the Boltzmann policy is greedy, and float32 not far from its end
             raise BadRequest(f"stepmix.eta must lie in [0, 1e6], got {self.eta}")
-        if self.learns_baseline:
-            checks.require_at_least(self, "stepmix.", 2, "data_episodes")
+        checks.require_at_least(self, "stepmix.", 2 if self.learns_baseline else 0, "data_episodes")
+        checks.require_finite(self, "stepmix.", "gamma")
 
     @property
     def learns_baseline(self) -> bool:

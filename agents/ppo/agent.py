@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from engram.agents.common.checks import require_above, require_at_least, require_share
+from engram.agents.common.checks import (
+    require_above,
+    require_at_least,
+    require_not_negative,
+    require_positive,
+    require_share,
+)
 from engram.agents.common.control_flow import when
 from engram.agents.common.distributions import Distribution
 from engram.agents.common.evaluation import play_episodes, record_steps
@@ -83,7 +89,11 @@ class PPOSettings:
         if self.num_envs % self.minibatches:
             raise BadRequest(f"ppo.minibatches ({self.minibatches}) must divide ppo.num_envs ({self.num_envs})")
         require_share(self, "ppo.", "discount", "gae_lambda")
-        require_above(self, "ppo.", 0, "learning_rate", "max_grad_norm", "clip", "adam_eps")
+        require_positive(self, "ppo.", "learning_rate", "adam_eps")
+        require_not_negative(
+            self, "ppo.", "learning_rate_end", "value_clip", "value_coefficient", "entropy", "entropy_end"
+        )
+        require_above(self, "ppo.", 0, "max_grad_norm", "clip")
 
 
 class PPOState(struct.PyTreeNode):

@@ -25,7 +25,13 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from engram.agents.common.checks import require_at_least, require_not_negative, require_positive, require_share
+from engram.agents.common.checks import (
+    require_at_least,
+    require_finite,
+    require_not_negative,
+    require_positive,
+    require_share,
+)
 from engram.agents.common.flat import flattening
 from engram.agents.common.returns import generalised_advantages
 from engram.agents.ppo.agent import PPO, PPOState, Rollout
@@ -97,6 +103,7 @@ class ConservativeSettings:
         require_at_least(self, "conservative.", 1, "horizon", "members", "width", "epochs")
         if not (self.reward_low < self.reward_high and self.reward_high > 0):
             raise BadRequest("conservative.reward_high must be positive and above conservative.reward_low")
+        require_finite(self, "conservative.", "reward_low", "reward_high")
         require_not_negative(self, "conservative.", "deviations", "prior_scale", "baseline_value")
         require_positive(self, "conservative.", "learning_rate")
         if not self.reward_low * self.horizon <= self.baseline_value <= self.reward_high * self.horizon:

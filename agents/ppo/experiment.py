@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from engram.agents.common.checks import require_at_least
+from engram.agents.common.checks import require_at_least, require_not_negative, require_positive, require_sizes
 from engram.agents.common.experiment import Experiment
 from engram.agents.ppo.agent import PPOSettings
 from engram.agents.ppo.conservative import ConservativeSettings
@@ -28,6 +28,9 @@ class ObservationSettings:
     """Division of the rewards that PPO learns from by the running standard deviation of the discounted return."""
     time_limit: int = 0
     """Steps after which an episode is truncated (0: the environment's own limit only)."""
+
+    def __post_init__(self):
+        require_not_negative(self, "observation.", "noise", "time_limit")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class NetworkSettings:
 
     def __post_init__(self):
         require_at_least(self, "network.", 1, "width", "layers")
+        require_sizes(self, "network.", "encoder", "heads")
+        require_positive(self, "network.", "head_scale")
 
 
 @dataclass(frozen=True, kw_only=True)

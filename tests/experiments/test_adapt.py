@@ -60,8 +60,8 @@ def test_a_run_of_bandits(trained, tmp_path, capsys):
     [
         ({"changes": ["oracle"]}, "do not switch within a trial"),
         ({"trials": 1}, "--trials must be at least 2"),
-        ({"lengths": [0]}, "--lengths be at least 1"),
-        ({"freeze_after": -1}, "--freeze-after at least 0"),
+        ({"lengths": [0]}, "--lengths must hold sizes of at least 1"),
+        ({"freeze_after": -1}, "--freeze-after must be at least 0"),
         ({"split": ["test"]}, "did you mean splits"),
     ],
 )
