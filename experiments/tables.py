@@ -58,9 +58,7 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
         ended = (cell.summary or {}).get("eval_finished", [1.0])
         if min(ended) < 1:
             share = f"{sum(ended) / len(ended):.1%} of the evaluation's episodes ended"
-            lines.append(
-                f"- **unfinished**: {cell.task} with {cell.label}: {share}, and the mean leaves out the others"
-            )
+            lines.append(f"- **unfinished**: {cell.task} with {cell.label}: {share}; the mean leaves out the others")
     lines += [f"- **failed**: {cell.task} with {cell.label}: {reason}" for cell, reason in failures.items()]
     return "\n".join(lines) + "\n"
 
