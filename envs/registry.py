@@ -86,6 +86,7 @@ def make(env_id: str | EnvSpec, /, **options: Any) -> Environment:
     made = _functional(spec)
     if not isinstance(made, Environment):
         raise BadRequest(f"{spec} is a batch of several environments, of which there is no single one")
+    _check_limit(spec, made)
     return made
 
 
@@ -111,9 +112,12 @@ def make_vector(
         taken = {"num_envs", "copies", "seed"} & {*spec.options}
         if taken:
             raise BadRequest(f"{spec}: {' and '.join(sorted(taken))} cannot be given in the id of an emulator")
-        return host.make(spec.name, num_envs, copies=copies, seed=seed, **spec.options)
-    made = _functional(spec)
-    return Vectorised(made, num_envs) if isinstance(made, Environment) else made(num_envs)
+        made = host.make(spec.name, num_envs, copies=copies, seed=seed, **spec.options)
+    else:
+        one = _functional(spec)
+        made = Vectorised(one, num_envs) if isinstance(one, Environment) else one(num_envs)
+    _check_limit(spec, made)
+    return made
 
 
 def env_ids(prefix: str = "") -> list[str]:
@@ -197,6 +201,13 @@ def _functional(spec: EnvSpec) -> Environment | Callable[[int], VectorEnvironmen
     if not isinstance(made, Environment) and spec.family not in OURS:
         raise _no_environment(what, made)
     return made
+
+
+def _check_limit(spec: EnvSpec, env: Environment | VectorEnvironment) -> None:
+    """Raises BadRequest where an option leaves episodes no step, or more than can be counted in 32 bits."""
+    limit = env.max_steps(env.default_params)
+    if limit is not None and not 1 <= limit < 2**31:
+        raise BadRequest(f"{spec}: an episode must last between 1 and 2^31 - 1 steps, not {limit}")
 
 
 def _no_environment(what: str, found: Any) -> BadRequest:

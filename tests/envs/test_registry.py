@@ -150,6 +150,15 @@ def test_a_game_of_ale_ends_at_its_limit():
     pool.close()
 
 
+@pytest.mark.parametrize("limit", [0, -3, 2**31])
+@pytest.mark.parametrize("env_id", ["gymnax/CartPole-v1?max_steps_in_episode=", "meta/Bandit?arms=2&pulls="])
+def test_an_episode_has_a_step_at_least(env_id, limit):
+    for construct in (make, lambda env_id: make_vector(env_id, 2)):
+        with pytest.raises(BadRequest) as error:
+            construct(f"{env_id}{limit}")
+        assert "\n" not in str(error.value)
+
+
 def test_emulators_only_come_in_batches():
     assert is_host_pool("envpool/CartPole-v1")
     assert not is_host_pool("gymnax/CartPole-v1?length=1.0")
