@@ -3,7 +3,8 @@
 One compiled loop plays one trial in each environment of a batch. What the memory may do is an argument:
 
 - kept: as in training, cleared where a trial opens;
-- frozen: never changed again after some inner episodes. Each later step still sees its own observation, in which the
+- frozen: never changed again after some inner episodes, of which it has seen how the last one ended (the observation
+  that follows tells of the last action and its reward). Each later step still sees its own observation, in which the
   action and the reward before it are, but nothing adds up;
 - reset: cleared where an inner episode opens, so that the trial is a row of trials of one episode each.
 
@@ -210,7 +211,7 @@ def make_player(
             return (step < limit) & ~jnp.all(played.over)
 
         def one_step_of_all(loop: tuple) -> tuple:
-            step, env_state, obs, reset, memory, episode, watch, played = loop
+            step, env_state, obs, reset, memory, episode, watch, played = loop  # episode: that which led to obs
             action_key, env_key = jax.random.split(jax.random.fold_in(key, step))
             moved, features = apply(params, "features_step", memory, obs, reset)
             memory = select_rows(episode >= treat.freeze_after, memory, moved)
@@ -232,7 +233,7 @@ def make_player(
                 clear |= alarm
             played = played._replace(switches=played.switches + switched)
             obs = shown_as_opening(opening, obs, clear)
-            episode = jnp.where(info["reset"], 0, info["episode"] + info["inner_done"])
+            episode = jnp.where(info["reset"], 0, info["episode"])
             return step + 1, env_state, obs, info["reset"] | clear, memory, episode, watch, played
 
         start = (jnp.int32(0), env_state, obs, jnp.ones(batch, bool), agent.network.initial_state(batch), nothing)

@@ -119,7 +119,7 @@ def play(agent, trials, envs, treat, **options) -> Played:
 def test_what_the_memory_may_do():
     """Steps since it was cleared, over three episodes of two steps."""
     treats = [treatment(), treatment("reset"), treatment("frozen"), treatment("frozen", freeze_after=0)]
-    expected = [[1 + 2, 3 + 4, 5 + 6], [1 + 2] * 3, [1 + 2, 3 + 3, 3 + 3], [1 + 1] * 3]
+    expected = [[1 + 2, 3 + 4, 5 + 6], [1 + 2] * 3, [1 + 2, 3 + 4, 4 + 4], [1 + 1] * 3]
     for played, returns in zip(play_all(agent_of(Counter()), Trials(Toy(), 3), 2, treats), expected, strict=True):
         assert played.returns.tolist() == [returns] * 2
         assert played.lengths.tolist() == [[2] * 3] * 2
@@ -129,6 +129,30 @@ def test_what_the_memory_may_do():
     # Steps 11 and 12 of a memory that is kept are the first to succeed.
     long = play(agent_of(Counter()), Trials(Toy(), 7), 1, treatment())
     np.testing.assert_array_equal(long.success, [[False] * 5 + [True] * 2])
+
+
+def test_a_frozen_memory_holds_the_outcome_of_its_last_episode():
+    """A bandit that pays the pull itself: the memory adds up the rewards it is shown, and the pull shows the sum."""
+
+    class Sum(Counter):
+        def apply(self, variables, *args, method):
+            if method == "policy":
+                return super().apply(variables, *args, method=method)
+            memory, obs, reset = args
+            reward = obs[:, trials.layout["reward"]].sum(-1).astype(jnp.int32)
+            memory = jnp.where(reset, 1, memory + reward)
+            return memory, memory
+
+    trials = Trials(Toy(length=1), 4)
+    treats = [
+        treatment(),
+        treatment("frozen", freeze_after=2),
+        treatment("frozen"),
+        treatment("frozen", freeze_after=0),
+    ]
+    expected = [[1, 2, 4, 8], [1, 2, 4, 8], [1, 2, 4, 6], [1, 1, 1, 1]]
+    for played, returns in zip(play_all(agent_of(Sum()), trials, 2, treats), expected, strict=True):
+        assert played.returns.tolist() == [returns] * 2
 
 
 def test_steps_to_the_goal_are_counted_as_the_room_says():
