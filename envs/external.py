@@ -5,6 +5,7 @@ as they treated their own environment.
 """
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,10 +107,8 @@ def space_from_json(data: Any) -> Space:
         return float(entry) if entry in ("inf", "-inf") else entry
 
     space: Any = None
-    try:
+    with suppress(KeyError, TypeError):
         space = SPACES[data["kind"]](**{name: value(entry) for name, entry in data.items() if name != "kind"})
-    except (KeyError, TypeError):
-        pass
     if not _is_whole(space):
         raise BadRequest("the record of the environment's spaces is damaged")
     return space

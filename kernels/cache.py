@@ -6,6 +6,7 @@ It can be deleted at any time.
 import hashlib
 import os
 import platform
+import stat
 import sys
 from pathlib import Path
 
@@ -15,14 +16,40 @@ LEAST_SECONDS = 0.1
 
 def user_folder() -> Path | None:
     """The folder, or None where it cannot be used or others could write to it."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "engram"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "engram"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = folder.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where the user has no home
         return None
     usable = about.st_uid == os.getuid() and not about.st_mode & 0o022 and os.access(folder, os.W_OK)
     return folder if usable else None
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether `path` is a regular file of this user's which nobody else can write: what is loaded from it is run."""
+    about = path.lstat()
+    return stat.S_ISREG(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o022
+
+
+def program_folder() -> Path | None:
+    """The folder of compiled programs for this kind of processor, or None where it cannot be used or others have
+    written to it."""
+    folder = user_folder()
+    if folder is None:
+        return None
+    try:
+        for part in ("programs", hashlib.sha256(processor().encode()).hexdigest()[:16]):
+            folder /= part
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.lstat().st_uid != os.getuid():
+                return None
+            folder.chmod(0o700)
+        with os.scandir(folder) as entries:
+            own = all(entry.stat(follow_symlinks=False).st_uid == os.getuid() for entry in entries)
+    except OSError:
+        return None
+    return folder if own else None
 
 
 def keep_compiled_programs() -> None:
@@ -32,12 +59,11 @@ def keep_compiled_programs() -> None:
     precedence: `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` goes without.
     Programs that call Python (emulators) are never kept.
     """
-    folder = user_folder()
+    folder = program_folder()
     if folder is None:
         return
-    kind = hashlib.sha256(processor().encode()).hexdigest()[:16]
     wanted = {
-        "jax_compilation_cache_dir": (None, str(folder / "programs" / kind)),
+        "jax_compilation_cache_dir": (None, str(folder)),
         "jax_persistent_cache_min_compile_time_secs": (1.0, LEAST_SECONDS),
     }
     for name, (default, value) in wanted.items():

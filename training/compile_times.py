@@ -4,8 +4,11 @@ import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from engram.envs.atomic_files import replacing
+from engram.envs.regular_files import is_number, read_json
+from engram.errors import BadRequest
 from engram.kernels.cache import user_folder
 
 MOST = 500
@@ -19,8 +22,8 @@ def key_of(*texts: str) -> str:
 
 def recall(key: str) -> float | None:
     """Seconds that the program took the last time, or None."""
-    seconds = _read().get(key)
-    return float(seconds) if isinstance(seconds, int | float) else None
+    seconds: Any = _read().get(key)
+    return float(seconds) if is_number(seconds) else None
 
 
 def remember(key: str, seconds: float) -> None:
@@ -42,7 +45,7 @@ def _file() -> Path | None:
 
 def _read() -> dict:
     file = _file()
-    with suppress(OSError, ValueError):
-        if file is not None and isinstance(times := json.loads(file.read_text()), dict):
+    with suppress(OSError, BadRequest):
+        if file is not None and isinstance(times := read_json(file), dict):
             return times
     return {}

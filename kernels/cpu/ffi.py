@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from engram.kernels.backends import switched_off
-from engram.kernels.cache import processor, user_folder
+from engram.kernels.cache import is_own_file, processor, user_folder
 
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
@@ -54,8 +54,7 @@ def load(name: str) -> bool:
     if switched_off():
         return False
     try:
-        with _folder() as folder:
-            library = ctypes.CDLL(str(_compiled(name, folder)))
+        library = _library(name)
         if name in when_loaded:
             when_loaded[name](library)
         for target in _targets(name):
@@ -138,15 +137,17 @@ def _targets(name: str) -> list[str]:
     return [line.removeprefix(marker).partition(",")[0] for line in lines if line.startswith(marker)]
 
 
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """The user's cache folder, or a temporary one where that cannot be used."""
+def _library(name: str) -> ctypes.CDLL:
+    """The shared library of kernel `name` in the user's cache folder, or for this process alone in a temporary one
+    where that cannot be used: it is others', full, or mounted so that nothing in it may run."""
     cached = user_folder()
     if cached is not None:
-        yield cached
-    else:
-        with tempfile.TemporaryDirectory(prefix="engram-") as moment:  # a library stays loaded when its file is gone
-            yield Path(moment)
+        try:
+            return ctypes.CDLL(str(_compiled(name, cached)))
+        except OSError as error:
+            log.info("%s is built for this process alone: %s", name, error)
+    with tempfile.TemporaryDirectory(prefix="engram-") as moment:  # a library stays loaded when its file is gone
+        return ctypes.CDLL(str(_compiled(name, Path(moment))))
 
 
 def _compiled(name: str, folder: Path) -> Path:
@@ -167,7 +168,7 @@ def _built_by(compiler: str, name: str, folder: Path) -> Path:
     digest = _hash("\0".join((source.read_text(), *headers, version, *FLAGS, processor())).encode())
     # The name also holds a hash of the content: loading a file that a full disk cut short would kill the process.
     for library in folder.glob(f"{name}-{digest}-*.so"):
-        if library.stem.endswith(_hash(library.read_bytes())):
+        if is_own_file(library) and library.stem.endswith(_hash(library.read_bytes())):
             return library
         library.unlink(missing_ok=True)
     log.info("compiling %s for this CPU, once", source.name)
@@ -175,6 +176,7 @@ def _built_by(compiler: str, name: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         built = Path(aside) / "library.so"
         _run(compiler, *FLAGS, f"-isystem{jax.ffi.include_dir()}", "-o", str(built), str(source))
+        built.chmod(0o700)
         return built.replace(folder / f"{name}-{digest}-{_hash(built.read_bytes())}.so")
 
 

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from engram.kernels.cache import program_folder, user_folder
+
 PROGRAM = """
 import jax
 import jax.numpy as jnp
@@ -51,3 +53,28 @@ def test_settings_of_jax_have_precedence(tmp_path, setting):
     own = tmp_path / "own"
     assert not kept(tmp_path / "home", **{setting: str(own) if "DIR" in setting else "false"})
     assert own.exists() == ("DIR" in setting)
+
+
+def test_programs_that_others_have_written_are_not_loaded(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = program_folder()
+    assert folder is not None
+    folder.chmod(0o775)
+    (folder / "jit_x-cache").write_bytes(b"")
+    assert program_folder() == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    if os.getuid():
+        pytest.skip("only root can give a file away")
+    os.chown(folder / "jit_x-cache", 1234, 1234)
+    assert program_folder() is None
+    (folder / "jit_x-cache").unlink()
+    os.chown(folder, 1234, 1234)
+    assert program_folder() is None
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # nor an entry among the users
+    assert user_folder() is None
+    assert program_folder() is None

@@ -1,9 +1,11 @@
 """The C++ kernels: shapes that need padding, `vmap`, other platforms, and machines where they cannot be had."""
 
 import logging
+import os
 import shutil
 import threading
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -290,16 +292,65 @@ def test_a_library_is_built_once_and_anew_where_it_is_damaged(copier, monkeypatc
     assert library.read_bytes() == whole
 
 
-@needs_compiler
-def test_a_folder_that_others_can_write_to_is_not_trusted(monkeypatch, tmp_path):
+@pytest.mark.parametrize("trouble", ["mode", "owner", "pipe", "link"])
+def test_a_library_of_others_is_built_anew(trouble, copier, monkeypatch, tmp_path):
+    monkeypatch.setattr(ffi, "COMPILERS", (copier,))
+    monkeypatch.setattr(ffi, "_hash", lambda content: "same")
+    library = ffi._compiled("linear_scan", tmp_path)
+    whole = library.read_bytes()
+    library.write_bytes(b"of others")
+    if trouble == "mode":
+        library.chmod(0o777)
+    elif trouble == "owner":
+        if os.getuid():
+            pytest.skip("only root can give a file away")
+        os.chown(library, 1234, 1234)
+    elif trouble == "pipe":
+        library.unlink()
+        os.mkfifo(library)
+    else:
+        library.rename(tmp_path / "elsewhere")
+        library.symlink_to(tmp_path / "elsewhere")
+    assert ffi._compiled("linear_scan", tmp_path) == library
+    assert not library.is_symlink()
+    assert library.read_bytes() == whole
+    assert (library.stat().st_uid, library.stat().st_mode & 0o777) == (os.getuid(), 0o700)
+
+
+@pytest.fixture
+def loaded_from(copier, monkeypatch, tmp_path):
+    """Folders from which libraries were loaded, with what the operating system says of one that is mounted noexec."""
+    folders, trouble = [], set()
+
+    def cdll(path):
+        folders.append(Path(path).parent)
+        if Path(path).parent in trouble:
+            raise OSError(f"{path}: failed to map segment from shared object")
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with ffi._folder() as folder:
-        assert folder == tmp_path / "engram"
-        assert folder.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o777)
-    with ffi._folder() as moment:
-        assert moment != folder
-    assert not moment.exists()
+    monkeypatch.setattr(ffi, "COMPILERS", (copier,))
+    monkeypatch.setattr(ffi.ctypes, "CDLL", cdll)
+    return folders, trouble
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(loaded_from, tmp_path):
+    folders, cached = loaded_from[0], tmp_path / "engram"
+    ffi._library("linear_scan")
+    assert folders == [cached]
+    assert cached.stat().st_mode & 0o777 == 0o700
+    cached.chmod(0o777)
+    ffi._library("linear_scan")
+    assert folders[1] != cached
+    assert not folders[1].exists()
+
+
+def test_another_folder_is_tried_where_nothing_in_the_cache_may_run(loaded_from, tmp_path):
+    folders, noexec = loaded_from
+    noexec.add(tmp_path / "engram")
+    ffi._library("linear_scan")
+    assert folders[0] == tmp_path / "engram"
+    assert len(folders) == 2
+    assert not folders[1].exists()
 
 
 def test_an_unknown_wish_is_named(forgetful, monkeypatch, caplog):
