@@ -14,6 +14,7 @@ from engram.errors import Interrupted
 from engram.experiments import atari100k, cells
 from engram.experiments.atari100k import Options
 from engram.experiments.train import Output, train_apart
+from engram.training.statistics import summarise
 
 PRESET = PRESETS["atari100k"]
 AGGREGATES = {
@@ -77,9 +78,9 @@ def play(config, preset, folder, output, seconds=None):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(describe(preset, config)))
     (folder / "metrics.jsonl").write_text('{"env_steps": 99000}\n{"env_steps": 100000, "eval/finished": [1.0]}\n')
-    result = {"per_seed": [SCORES[game, config.seed]]}
-    numbers = {"env_steps": 100_000, "compile_s": 60.0, "wall_s": 540.0, "steps_per_s": 185.2}
-    (folder / "summary.json").write_text(json.dumps({**numbers, "eval_return": result}))
+    result = summarise([SCORES[game, config.seed]])
+    numbers = {"seeds": 1, "env_steps": 100_000, "compile_s": 60.0, "wall_s": 540.0, "steps_per_s": 185.2}
+    (folder / "summary.json").write_text(json.dumps({**numbers, "eval_return": result, "train_return": result}))
     return None
 
 
