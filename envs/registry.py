@@ -91,13 +91,15 @@ def make(env_id: str | EnvSpec, /, **options: Any) -> Environment:
 
 
 def make_vector(
-    env_id: str | EnvSpec, /, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any
+    env_id: str | EnvSpec, /, num_envs: int, *, copies: int = 1, seed: int | tuple[int, ...] = 0, **options: Any
 ) -> VectorEnvironment:
     """A batch of `num_envs` self-restarting environments, as one agent sees it.
 
     Args:
         copies: how many agents will be `vmap`ped over it; an emulator makes one pool of `copies * num_envs` lanes.
-        seed: seed of an emulator; functional environments draw everything from the keys given to them.
+        seed: seed of an emulator's first agent, from which those of the others count up; behind it may stand numbers
+            that set the emulator apart from others of the same agents. Functional environments draw everything from
+            the keys given to them.
         options: the same as `?option=value` in the id, before which they come.
 
     Raises:

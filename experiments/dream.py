@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from engram.agents.common.environments import DREAM
 from engram.agents.common.spec import Build, Dreaming
 from engram.errors import BadRequest
 from engram.experiments.options import Dream as Options
@@ -48,7 +49,7 @@ def dream(options: Options) -> list[Path]:
     dreaming = run.spec.dreaming
     if dreaming is None:
         raise BadRequest(f"{options.run} is a run of {run.config.agent}, which has no world model")
-    with closing(run.build(Build(emulator_seed=options.seed))) as agent:
+    with closing(run.build(Build(emulator_seed=(options.seed, DREAM)))) as agent:
         states, _ = run.restore(agent)
         return draw_dream(dreaming, agent, states, options.run, options.context, options.horizon, options.seed)
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from engram.agents.common.environments import EVALUATE
 from engram.agents.common.spec import Build
 from engram.envs.base import VectorEnvironment
 from engram.errors import BadRequest
@@ -41,7 +42,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         )
     config = play.configure(config, options.episodes, options.greedy)
     run = dataclasses.replace(run, config=config)
-    with closing(run.build(Build(emulator_seed=options.seed))) as learner:
+    with closing(run.build(Build(emulator_seed=(options.seed, EVALUATE)))) as learner:
         states, progress = run.restore(learner)
         agent, states = play.player(learner, states)
         keys = seed_keys(options.seed, config.seeds)

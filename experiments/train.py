@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from engram.agents.common.environments import divide
+from engram.agents.common.environments import DREAM, RESUMED, divide
 from engram.agents.common.experiment import Experiment
 from engram.agents.common.spec import AgentSpec, Build
 from engram.agents.registry import spec_of
@@ -27,9 +27,6 @@ from engram.training.folder import RunFolder, notify, read_config
 from engram.training.loop import LoopSettings
 from engram.training.loop import train as run_loop
 from engram.training.metrics import read_metrics
-
-VIEWS = 50_000
-"""Distance of the seed of emulators that are only looked at from the run's."""
 
 
 def train(
@@ -106,8 +103,8 @@ def _train_in(
         quiet=output.quiet,
     )
 
-    def remake(seed: int) -> Any:
-        return spec.build(config, Build(emulator_seed=seed))
+    def remake(steps: int) -> Any:
+        return spec.build(config, Build(emulator_seed=(config.seed, RESUMED, steps)))
 
     record = None if keep is None else partial(keep, folder.path)
     numbers = run_loop(agent, remake, settings, folder, described, partial(draw_views, run, agent), record)
@@ -134,7 +131,7 @@ def draw_views(run: Run, agent: Any, states: Any) -> list[Path]:
     if not agent.env.is_host_pool:
         return draw_dream(run.spec.dreaming, agent, states, run.folder)
     # An emulator that was evaluated cannot be opened again.
-    with closing(run.spec.build(run.config, Build(emulator_seed=run.config.seed + VIEWS))) as fresh:
+    with closing(run.spec.build(run.config, Build(emulator_seed=(run.config.seed, DREAM)))) as fresh:
         return draw_dream(run.spec.dreaming, fresh, states, run.folder)
 
 

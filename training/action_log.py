@@ -24,6 +24,9 @@ from engram.training.types import Key, PyTree
 
 EXACT_STEPS = 1_000_000
 """Most emulator steps, over all environments and seeds, that a resumed run repeats."""
+LANES = 1
+"""Number of the way in which the lanes of a pool get their seeds, `engram.envs.host.pool.lane_seeds`. A log is only
+repeated in lanes that are seeded as they were."""
 ACTIONS = "actions.bin"
 """Name of the log in the run folder."""
 

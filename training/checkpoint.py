@@ -63,6 +63,9 @@ class Progress:
     """CRC-32 of these bytes; None in checkpoints of earlier versions."""
     played_crc32: int | None = 0
     """CRC-32 of what the emulators did (see `engram.training.action_log`); None in checkpoints of earlier versions."""
+    lanes: int | None = 0
+    """How the lanes of its emulators were seeded, `engram.training.action_log.LANES`; 0 if they were opened anew on the
+    way, None in checkpoints of earlier versions."""
 
 
 class _Damaged(Exception):
@@ -308,6 +311,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "action_bytes": _is_count,
     "action_crc32": lambda value: value is None or _is_count(value),
     "played_crc32": lambda value: value is None or _is_count(value),
+    "lanes": lambda value: value is None or _is_count(value),
     "generators": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "files": lambda value: isinstance(value, dict),
     "crc32": _is_count,

@@ -89,7 +89,8 @@ def train(
     """Trains to the end of the plan and writes the run folder; continues from its newest intact checkpoint.
 
     Args:
-        remake: makes the agent again with another seed for its emulators (functional environments ignore it).
+        remake: makes the agent again, with emulators that are new after so many steps (functional environments ignore
+            it).
         config: configuration, for Weights & Biases.
         views: draws pictures of the trained states, of which Weights & Biases gets a copy.
         keep: called after every chunk, before it is checkpointed. A run that resumes may repeat some chunks, with the
@@ -134,7 +135,7 @@ class TrainingRun:
     folder: RunFolder
     keep: Keep | None
 
-    progress: checkpoint.Progress = field(default_factory=lambda: checkpoint.Progress(0))
+    progress: checkpoint.Progress = field(default_factory=lambda: checkpoint.Progress(0, lanes=action_log.LANES))
     """What was trained before this process began."""
     wall: float = 0.0
     """Seconds of training and evaluation, over all processes of the run."""
@@ -234,7 +235,8 @@ class TrainingRun:
     def _resume_emulators(self) -> None:
         """Brings fresh emulators to where the checkpoint was, or continues in new episodes where that is too far."""
         steps = self.done * self.steps_per_chunk
-        if steps * self.settings.seeds <= action_log.EXACT_STEPS:
+        too_far = steps * self.settings.seeds > action_log.EXACT_STEPS
+        if not too_far and self.progress.lanes == action_log.LANES:
             assert self.programs.action is not None
             action_log.repeat(
                 cast(Wrapper, self.agent.env),
@@ -246,8 +248,14 @@ class TrainingRun:
                 self.states.env,
             )
         else:
-            notify("too far to repeat exactly: going on with new episodes of the emulator")
-            self.agent = self.remake(self.settings.seed + steps)
+            reason = (
+                "too far to repeat exactly"
+                if too_far
+                else "its emulators were seeded by another version, or opened anew before, and cannot be repeated"
+            )
+            notify(f"{reason}: going on with new episodes of the emulator")
+            self.progress = dataclasses.replace(self.progress, lanes=0)
+            self.agent = self.remake(steps)
             self.compile()
             self.states = action_log.reopen(self.keys, self.programs.init, self.states)
 
@@ -310,7 +318,7 @@ class TrainingRun:
         due = time.perf_counter() - self.saved_at >= self.settings.checkpoint_seconds
         if due or last or self.stop.requested:
             logged = {} if self.actions is None else self.actions.so_far
-            progress = checkpoint.Progress(chunk, self.wall, self.log.rows, **logged)
+            progress = checkpoint.Progress(chunk, self.wall, self.log.rows, lanes=self.progress.lanes, **logged)
             checkpoint.save(self.folder.checkpoints, self.states, progress)
             self.saved_at = time.perf_counter()
         if self.stop.requested and not last:

@@ -27,9 +27,9 @@ class Agent(Protocol[State]):
     hands the data to the compiled programs as an argument, once for all seeds, so it is neither part of the state nor
     a constant of the programs.
 
-    If `env` is a host pool, `update` also returns its actions `[T, B, ...]` as the metric `replay/action` and what they
-    led to as `replay/played` (see `engram.training.action_log.played_of`), and the state has the fields `env`, `obs`
-    and `reset`.
+    If `env` is a host pool, `update` also returns the `executed` actions of its info, `[T, B, ...]`, as the metric
+    `replay/action`, and what they led to as `replay/played` (see `engram.training.action_log.played_of`). The state
+    has the fields `env`, `obs` and `reset`.
     """
 
     @property

@@ -10,8 +10,9 @@ from engram.envs.wrappers import TimeLimit, Wrapper
 from engram.errors import BadRequest
 from engram.training.loop import Plan, plan
 
-EVALUATION_LANES = 1_000_003
-"""What the seed of evaluation's emulators lies above that of training: a pool numbers its lanes upwards."""
+EVALUATION, RESUMED, EVALUATE, DREAM = 1, 2, 3, 4
+"""Numbers behind the seed of a run that set apart emulators which do not train from its start: those of an agent's
+evaluations; those of a run that resumes in new episodes (and then its steps so far); those of `evaluate`; of dreams."""
 
 
 def is_emulator(env_id: str) -> bool:
@@ -20,7 +21,7 @@ def is_emulator(env_id: str) -> bool:
 
 
 def make_vector(
-    env_id: str, num_envs: int, *, copies: int = 1, seed: int = 0, time_limit: int = 0
+    env_id: str, num_envs: int, *, copies: int = 1, seed: int | tuple[int, ...] = 0, time_limit: int = 0
 ) -> VectorEnvironment:
     """A batch of `num_envs` environments, see `engram.envs.registry.make_vector`.
 

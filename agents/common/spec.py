@@ -46,16 +46,17 @@ MakeVector = Callable[..., VectorEnvironment]
 class Build:
     """Circumstances in which an agent is built."""
 
-    emulator_seed: int | None = None
-    """Seed of its emulators, if any (default: the configured one)."""
+    emulator_seed: tuple[int, ...] = ()
+    """Seed of its emulators, if any, and behind it what sets them apart (see `engram.envs.host.pool.lane_seeds`;
+    default: the configured seed alone)."""
     record: bool = False
     """Whether its steps say what was there before noise and normalisation (see `engram.envs.datasets.recorder`)."""
     make_vector: MakeVector = make_vector
     """Maker of its environments, which a policy that acts elsewhere replaces."""
 
-    def seed_for(self, config: Experiment) -> int:
-        """The seed of the emulators of `config`."""
-        return config.seed if self.emulator_seed is None else self.emulator_seed
+    def seed_for(self, config: Experiment) -> tuple[int, ...]:
+        """The seed of the emulators of `config`, and behind it what sets them apart."""
+        return self.emulator_seed or (config.seed,)
 
 
 @dataclass(frozen=True)

@@ -374,7 +374,8 @@ class Drama:
             acting=acting,
             env_steps=state.env_steps + jnp.sum(info["valid"], dtype=jnp.int32),
         )
-        return state, (action, played_of(info["episode_return"], info["episode_length"]), metrics)
+        executed = info.get("executed", action)
+        return state, (executed, played_of(info["episode_return"], info["episode_length"]), metrics)
 
     # --------------------------------------------------------------------------------------------------- learning
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from engram.agents.common.acting import acting
 from engram.agents.common.distributions import head_size
-from engram.agents.common.environments import EVALUATION_LANES, refuse_mismatch
+from engram.agents.common.environments import EVALUATION, refuse_mismatch
 from engram.agents.common.spec import AgentSpec, Build, Dreaming, Panel, Play
 from engram.agents.drama.agent import Drama, DramaState
 from engram.agents.drama.experiment import DramaExperiment, WorldSettings
@@ -36,7 +36,7 @@ def make_drama(config: DramaExperiment, circumstances: Build = Build()) -> Drama
         EpisodeStatistics(circumstances.make_vector(env_id, n, copies=config.seeds, seed=first))
         for env_id, n, first in (
             (config.env, config.drama.num_envs, seed),
-            (config.evaluated, config.drama.eval_envs, seed + EVALUATION_LANES),
+            (config.evaluated, config.drama.eval_envs, (*seed, EVALUATION)),
         )
     )
     refuse_mismatch(config, env, eval_env)

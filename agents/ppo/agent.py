@@ -142,6 +142,8 @@ class Rollout(struct.PyTreeNode):
     """Sum of the rewards of the episode up to this step, undiscounted and not rescaled."""
     episode_length: jax.Array
     """int32, steps of the episode up to this one."""
+    executed: jax.Array | None = None
+    """Actions as an emulator took them (see `engram.envs.host.pool.HostPool`)."""
     record: PyTree = None
     """The steps underneath all wrappers, where the environment records them (see `engram.envs.datasets.recorder`)."""
 
@@ -274,6 +276,7 @@ class PPO:
             episode_done=info["episode_done"],
             episode_return=info["episode_return"],
             episode_length=info["episode_length"],
+            executed=info.get("executed"),
             record=info.get("record"),
         )
         return Carry(env_state, next_obs, info["reset"], memory), row
@@ -403,7 +406,7 @@ class PPO:
             "train/length_sum": jnp.sum(jnp.where(done, rollout.episode_length, 0)),
         }
         if self.env.is_host_pool:
-            metrics["replay/action"] = rollout.action
+            metrics["replay/action"] = rollout.executed
             metrics["replay/played"] = played_of(rollout.episode_return, rollout.episode_length)
         if rollout.record is not None:
             metrics["replay/record"] = rollout.record

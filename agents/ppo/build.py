@@ -7,7 +7,7 @@ import jax
 
 from engram.agents.common.acting import acting
 from engram.agents.common.distributions import head_size
-from engram.agents.common.environments import EVALUATION_LANES, divide, refuse_mismatch
+from engram.agents.common.environments import EVALUATION, divide, refuse_mismatch
 from engram.agents.common.spec import AgentSpec, Build, Panel, Play
 from engram.agents.ppo import conservative
 from engram.agents.ppo.agent import PPO, PPOState
@@ -31,7 +31,7 @@ from engram.memory import make_memory
 from engram.memory.registry import options_of
 
 
-def make_environment(config: PPOExperiment, num_envs: int, seed: int, circumstances: Build) -> Wrapper:
+def make_environment(config: PPOExperiment, num_envs: int, seed: tuple[int, ...], circumstances: Build) -> Wrapper:
     """The environment `env` of `config` as its agent sees it: `num_envs` in a batch for each seed, wrapped.
 
     Raises:
@@ -75,7 +75,7 @@ def make_ppo(config: PPOExperiment, circumstances: Build = Build()) -> PPO:
     network, seed = config.network, circumstances.seed_for(config)
     env = make_environment(config, config.ppo.num_envs, seed, circumstances)
     eval_config = dataclasses.replace(config, env=config.evaluated)
-    eval_env = make_environment(eval_config, config.ppo.eval_envs, seed + EVALUATION_LANES, circumstances)
+    eval_env = make_environment(eval_config, config.ppo.eval_envs, (*seed, EVALUATION), circumstances)
     refuse_mismatch(config, env, eval_env)
     memory = make_memory(
         config.memory,

@@ -15,6 +15,7 @@ show frames of an earlier step. Everywhere else the frames are the same.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ import gymnasium
 import numpy as np
 
 from engram.envs.extras import needs
-from engram.envs.host.pool import HostPool
+from engram.envs.host.pool import HostPool, Seed, lane_seeds
 from engram.envs.spec import check_options
 from engram.errors import BadRequest
 
@@ -115,7 +116,7 @@ class Emulator:
     """One game after the other. `observation[size, size, channels]` is the current one."""
 
     def __init__(self, rom: str, options: AtariOptions, seed: int):
-        self._options, self._rom, self._seed = options, rom, seed % 2**31
+        self._options, self._rom, self._seed = options, rom, seed
         # Kept here: the modules are used in every step.
         self._ale_py, self._cv2 = needs("ale_py", EXTRA, "atari/..."), needs("cv2", EXTRA, "atari/...")
         self._ale = self._ale_py.ALEInterface()
@@ -200,7 +201,7 @@ class Emulator:
 class Emulators:
     """Emulators side by side with gymnasium's vector interface, restarting in the step after the end."""
 
-    def __init__(self, rom: str, options: AtariOptions, seeds: range):
+    def __init__(self, rom: str, options: AtariOptions, seeds: Sequence[int]):
         self._lanes = [Emulator(rom, options, seed) for seed in seeds]
         first = self._lanes[0]
         self.observation_space = gymnasium.spaces.Box(0, 255, first.observation.shape, np.uint8)
@@ -228,8 +229,8 @@ def names(asked: str = "") -> list[str]:
     return [*games()]
 
 
-def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> AtariPool:
-    """`copies * num_envs` emulators of the game `name`; emulator `i` draws from `seed + i`.
+def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options: Any) -> AtariPool:
+    """`copies * num_envs` emulators of the game `name`, with the seeds `lane_seeds(seed, num_envs, copies)`.
 
     Args:
         options: fields of `AtariOptions`.
@@ -241,7 +242,7 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
     chosen = AtariOptions(**options)
     ale_py = needs("ale_py", EXTRA, "atari/...")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    pool = Emulators(games()[name], chosen, range(seed, seed + copies * num_envs))
+    pool = Emulators(games()[name], chosen, lane_seeds(seed, num_envs, copies))
     spaces = pool.observation_space, pool.action_space
     steps = chosen.max_episode_steps
     return AtariPool(f"atari/{name}", pool, pool.observation(), num_envs, copies, spaces, steps)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engram.envs.host.gymnasium_spaces import from_gymnasium, to_gymnasium
-from engram.envs.host.pool import HostPool, Transition, check_limits
+from engram.envs.host.pool import HostPool, Seed, Transition, check_limits, lane_seeds
 from engram.envs.spec import UnknownEnvironment
 from engram.errors import BadRequest, close_matches
 
@@ -38,14 +38,17 @@ class XlaPool(HostPool):
         # carry its difference from the address of this very pool. That is zero, but the compiler cannot know, and so
         # the calls stay ordered.
         observation_space, action_space = self.pool_spaces
-        action = to_gymnasium(action_space, action)
-        handle, (obs, reward, terminated, truncated, _) = self._xla_step(token ^ self._handle, action)
+        given = to_gymnasium(action_space, action)
+        handle, (obs, reward, terminated, truncated, _) = self._xla_step(token ^ self._handle, given)
         obs = from_gymnasium(observation_space, obs)
-        return handle ^ self._handle, (obs, reward.astype(jnp.float32), terminated, truncated, {})
+        return handle ^ self._handle, (obs, reward.astype(jnp.float32), terminated, truncated, {"executed": action})
 
 
-def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> HostPool:
-    """The pool `name` of `copies * num_envs` lanes; `options` are envpool's (`episodic_life`, `frame_skip`, ...).
+def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options: Any) -> HostPool:
+    """The pool `name` of lanes with the seeds `lane_seeds(seed, num_envs, copies)`.
+
+    Args:
+        options: envpool's (`episodic_life`, `frame_skip`, ...).
 
     Raises:
         UnknownEnvironment: an option that the pool does not have.
@@ -53,10 +56,11 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
     """
     _check_options(f"envpool/{name}", options, envpool.make_spec(name).config._asdict())
     check_limits(f"envpool/{name}", options)
+    seeds = lane_seeds(seed, num_envs, copies)
     with warnings.catch_warnings():
         # envpool gives the bounds of its float32 spaces as float64, and gymnasium warns of each of them.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
-        pool = envpool.make(name, env_type="gymnasium", num_envs=copies * num_envs, seed=seed, **options)
+        pool = envpool.make(name, env_type="gymnasium", num_envs=copies * num_envs, seed=seeds, **options)
     config = pool.spec.config._asdict()
     if config["max_num_players"] > 1:
         raise BadRequest(f"envpool/{name} is a game of several players")
@@ -64,7 +68,9 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
     arrays = [*pool.spec.state_array_spec.values(), *pool.spec.action_array_spec.values()]
     wide = any(np.dtype(array.dtype).itemsize > 4 for array in arrays)
     spaces = pool.observation_space, pool.action_space
-    kind = HostPool if wide else XlaPool
+    # Real numbers as actions are called back too: the interface does not say which it got, see `HostPool`.
+    real = any(np.issubdtype(array.dtype, np.floating) for array in pool.spec.action_array_spec.values())
+    kind = HostPool if wide or real else XlaPool
     return kind(f"envpool/{name}", pool, first_observation, num_envs, copies, spaces, config.get("max_episode_steps"))
 
 

@@ -9,12 +9,13 @@ rewards are clipped (`?reward_clipping=false`), and with `episodic_life` a lost 
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from engram import plugins
 from engram.envs.extras import needs
-from engram.envs.host.pool import HostPool, check_limits
+from engram.envs.host.pool import HostPool, Seed, check_limits, lane_seeds
 from engram.envs.spec import check_options
 from engram.errors import BadRequest, MissingExtra
 
@@ -50,10 +51,14 @@ def names(asked: str = "") -> list[str]:
     ]
 
 
-def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options: Any) -> HostPool:
-    """`copies * num_envs` environments `name` in this process; `options` are the environment's own.
+def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options: Any) -> HostPool:
+    """`copies * num_envs` environments `name` in this process, with the seeds `lane_seeds(seed, num_envs, copies)`.
 
-    Environments that come as a batch alone are taken as they are made, and must restart in the step after the end.
+    Environments that come as a batch alone are taken as they are made, and must restart in the step after the end. But
+    for those of ALE they take one seed for all lanes, which is that of a first lane.
+
+    Args:
+        options: the environment's own.
 
     Raises:
         UnknownEnvironment: the environment has no such option.
@@ -75,7 +80,12 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: int = 0, **options:
             pool = gymnasium.make_vec(spec.id, lanes, "sync", vector_kwargs=vector, **options)
     except gymnasium.error.Error as error:
         raise BadRequest(f"gymnasium/{name}: {' '.join(str(error).split())}") from error
-    first_observation, _ = pool.reset(seed=seed)
+    seeds: Any = lane_seeds(seed, num_envs, copies)
+    if spec.namespace == "ALE":
+        seeds = np.asarray(seeds)
+    elif not isinstance(pool, SyncVectorEnv):
+        seeds = seeds[0]
+    first_observation, _ = pool.reset(seed=seeds)
     if pool.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
         raise BadRequest(
             f"gymnasium/{name} does not restart in the step after the end (autoreset_mode of its metadata)"

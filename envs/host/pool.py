@@ -29,8 +29,25 @@ from engram.envs.vector import clip_action
 from engram.errors import BadRequest
 from engram.kernels.host_call import HostCall
 
+Seed = int | tuple[int, ...]
+"""Seed of a pool's first agent, and behind it numbers that set the pool apart from others of the same agent."""
 Transition = tuple[Any, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
-"""Observation, reward (float32), terminated, truncated, and the flags of `HostPool.extra_info`, each `[lanes]`."""
+"""Observation, reward (float32), terminated, truncated, each `[lanes]`; and by name what goes into `info`:
+`executed`, and the flags of `HostPool.extra_info`."""
+
+
+def lane_seeds(seed: Seed, num_envs: int, copies: int = 1) -> list[int]:
+    """Seeds of the `copies * num_envs` lanes of a pool, in 0 .. 2^31 - 1, those of the first agent first.
+
+    The agents' seeds count up from `seed`, and each hashes its own with the number of the lane. So an agent has the
+    lanes that it would have in a pool of its own, and shares none with an agent of another seed.
+    """
+    first, *apart = (seed,) if isinstance(seed, int) else seed
+
+    def lane_seed(copy: int, lane: int) -> int:
+        return int(np.random.SeedSequence(first + copy, spawn_key=(*apart, lane)).generate_state(1)[0]) >> 1
+
+    return [lane_seed(copy, lane) for copy in range(copies) for lane in range(num_envs)]
 
 
 @struct.dataclass
@@ -54,7 +71,11 @@ def check_limits(what: str, options: Mapping[str, Any], none: int | None = None)
 
 class HostPool(VectorEnvironment):
     """Emulators with the interface of gymnasium's vector environments. Box actions are clipped to the action space
-    before they reach the emulator. A state that is stepped out of turn raises RuntimeError."""
+    before they reach the emulator. A state that is stepped out of turn raises RuntimeError.
+
+    `info["executed"]` are the actions as the emulator took them, bit for bit: those who repeat a pool keep these. A
+    compiler that computes a number twice, once for the emulator and once for a log, may round it in two ways.
+    """
 
     is_host_pool = True
     first_token: Any = np.int32(0)
@@ -113,7 +134,7 @@ class HostPool(VectorEnvironment):
             np.asarray(reward, np.float32),
             np.asarray(terminated, np.bool_),
             np.asarray(truncated, np.bool_),
-            {name: np.asarray(info[name], np.bool_) for name in self.extra_info},
+            {"executed": action} | {name: np.asarray(info[name], np.bool_) for name in self.extra_info},
         )
         return np.int32(self._steps), transition
 
@@ -181,7 +202,8 @@ class HostPool(VectorEnvironment):
         observation = structs(self._observation_space, lanes)
         reward = jax.ShapeDtypeStruct((lanes,), np.float32)
         flag = jax.ShapeDtypeStruct((lanes,), np.bool_)
-        return observation, reward, flag, flag, dict.fromkeys(self.extra_info, flag)
+        executed = {"executed": structs(self._action_space, lanes)}
+        return observation, reward, flag, flag, executed | dict.fromkeys(self.extra_info, flag)
 
     @property
     def _token(self) -> jax.ShapeDtypeStruct:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from ale_py import roms
 
+from engram.envs.host.pool import lane_seeds
 from engram.envs.registry import make_vector
 
 GAMES = {
@@ -97,8 +98,8 @@ def compare(game: str, steps: int, seed: int) -> tuple[dict[str, int], dict[str,
     differ: dict[str, int] = dict.fromkeys(
         ("observation", "reward", "life_lost", "terminated", "truncated", "reset", "valid"), 0
     )
-    for lane in range(2):
-        truth = reference(GAMES[game], actions[:, lane], seed + lane)
+    for lane, lane_seed in enumerate(lane_seeds(seed, 2)):
+        truth = reference(GAMES[game], actions[:, lane], lane_seed)
         lost = (truth["lives"][1:] < truth["lives"][:-1]) & ~truth["opens"][1:]
         pictures = np.concatenate([first[None, lane], obs[:, lane]])
         differ["observation"] += int((pictures != truth["obs"]).any(axis=(1, 2, 3)).sum())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engram.envs.adapters.gymnax import NAMES as GYMNAX
+from engram.envs.host.pool import lane_seeds
 from engram.envs.registry import make, make_vector
 from engram.envs.spaces import Box, Discrete
 from engram.envs.wrappers import flat_size, flatten
@@ -176,7 +177,7 @@ def test_envpool_equals_its_own_python_step(name, options, steps):
     env = make_vector(f"envpool/{name}" + ("?episodic_life=true" if options else ""), 3, seed=7)
     actions = random_actions(env, steps)
     first, (obs, reward, terminated, truncated, _) = play(env, actions)
-    pool = envpool.make(name, env_type="gymnasium", num_envs=3, seed=7, **options)
+    pool = envpool.make(name, env_type="gymnasium", num_envs=3, seed=lane_seeds(7, 3), **options)
     raw_actions = np.asarray(actions, pool.action_space.dtype if actions.dtype == np.float32 else np.int32)
     expected_first, expected = in_python(pool, raw_actions)
     dtype = np.uint8 if first.dtype == np.uint8 else np.float32
@@ -193,10 +194,11 @@ def test_gymnasium_equals_its_own_python_step(name, steps):
     env = make_vector(f"gymnasium/{name}", 3, seed=7)
     actions = random_actions(env, steps)
     first, (obs, reward, terminated, truncated, _) = play(env, actions)
-    expected_first, expected = in_python(gymnasium.make_vec(name, num_envs=3), actions, seed=7)
-    if name == "CartPole-v1":
-        # gymnasium's own vectorised CartPole draws in another order: compare with separate copies.
-        expected_first, expected = in_python(gymnasium.make_vec(name, 3, "sync"), actions, seed=7)
+    # gymnasium's own vectorised CartPole draws in another order: compare with separate copies.
+    how = "vector_entry_point" if name.startswith("ALE/") else "sync"
+    seeds = lane_seeds(7, 3)
+    pool = gymnasium.make_vec(name, 3, how)
+    expected_first, expected = in_python(pool, actions, np.array(seeds) if name.startswith("ALE/") else seeds)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, np.asarray(y, x.dtype)), first, expected_first)
     if isinstance(obs, tuple):
         rows = expected[0]
@@ -208,16 +210,42 @@ def test_gymnasium_equals_its_own_python_step(name, steps):
     assert reward.dtype == np.float32
 
 
-@pytest.mark.parametrize("env_id", ["envpool/CartPole-v1", "gymnasium/CartPole-v1"])
-def test_agents_under_vmap_share_one_pool_of_all_lanes(env_id):
+@pytest.mark.parametrize("env_id", ["envpool/CartPole-v1", "gymnasium/CartPole-v1", "atari/Asterix?noop_max=30"])
+def test_agents_under_vmap_have_the_lanes_of_pools_of_their_own(env_id):
+    steps = 20 if env_id.startswith("atari") else STEPS
     copied = make_vector(env_id, 3, copies=2, seed=3)
-    actions = random_actions(copied, STEPS, copies=2)
+    actions = random_actions(copied, steps, copies=2)
     first, rows = play(copied, actions, copies=2)
-    double = make_vector(env_id, 6, seed=3)
-    expected_first, expected = play(double, actions.reshape(STEPS, 6))
-    np.testing.assert_array_equal(first.reshape(6, 4), expected_first)
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x.reshape(y.shape), y), rows, expected)
-    assert expected[2].sum() > 12
+    assert steps < STEPS or rows[2].sum() > 12
+    for agent in range(2):
+        alone_first, alone = play(make_vector(env_id, 3, seed=3 + agent), actions[:, agent])
+        np.testing.assert_array_equal(first[agent], alone_first)
+        jax.tree.map(lambda x, y, agent=agent: np.testing.assert_array_equal(x[:, agent], y), rows, alone)
+
+
+@pytest.mark.parametrize("env_id", ["envpool/Pendulum-v1", "gymnasium/Pendulum-v1", "atari/Asterix?noop_max=30"])
+def test_no_two_seeds_and_no_two_purposes_share_a_lane(env_id):
+    """32 lanes of neighbouring seeds, and of pools that evaluate and continue; of Atari 30 openings could be drawn."""
+    seeds = [0, 1, 2, 3, (0, 1), (1, 1), (0, 2, 1), (0, 2, 512)]
+
+    def openings(seed):
+        env = make_vector(env_id, 4, seed=seed)
+        atari = env_id.startswith("atari")
+        first, (obs, *_) = play(env, np.zeros((2, 4) if atari else (2, 4, 1), np.int32 if atari else np.float32))
+        env.close()
+        return np.asarray(obs if atari else first).reshape(-1, 4, *first.shape[1:])[0].reshape(4, -1)
+
+    lanes = np.concatenate([openings(seed) for seed in seeds])
+    assert len(np.unique(lanes, axis=0)) >= (16 if env_id.startswith("atari") else 32)
+
+
+def test_lanes_of_ale_are_seeded_one_by_one():
+    seeds: Any = np.array(lane_seeds(3, 2))
+    assert (np.array(lane_seeds(2, 2, copies=2))[2:] == seeds).all()
+    theirs, _ = gymnasium.make_vec("ALE/Breakout-v5", 2, noop_max=30).reset(seed=seeds)
+    ours, _ = play(make_vector("gymnasium/ALE/Breakout-v5?noop_max=30", 2, seed=3), np.zeros((1, 2), np.int32))
+    np.testing.assert_array_equal(ours, theirs)
+    assert len({*lane_seeds(0, 100, copies=50)}) == 5000
 
 
 @pytest.mark.parametrize("env_id", ["envpool/CartPole-v1", "gymnasium/CartPole-v1"])

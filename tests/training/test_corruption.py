@@ -217,7 +217,7 @@ def test_a_manifest_of_an_earlier_version_is_read_and_its_damage_found(intact, t
     file.write_text(json.dumps(old))
     found = checkpoint.restore(root, template())
     assert found is not None
-    assert found[1] == Progress(2, 1.5, None, 7, None, None)
+    assert found[1] == Progress(2, 1.5, None, 7, None, None, None)
     assert_same(found[0], state(2))
     for changed in ({"chunk": 3}, {"rows": 3}, {"rows": 60, "chunk": 60}, {"action_bytes": -1}, {"wall_s": "1"}):
         file.write_text(json.dumps(old | changed))
