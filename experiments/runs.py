@@ -188,7 +188,10 @@ def _is_summary(summary: Any) -> bool:
     """Whether what a file holds has what every summary has."""
     if not isinstance(summary, dict) or not all(is_number(summary.get(name)) for name in COUNTS):
         return False
-    for of_seeds in (summary.get(name) for name in RETURNS):
+    ended = summary.get("eval_finished", [1.0])
+    if not isinstance(ended, list) or not ended or not all(map(is_number, ended)):
+        return False
+    for of_seeds in (summary.get(name) for name in (*RETURNS, *(["eval_score"] if "eval_score" in summary else []))):
         if not isinstance(of_seeds, dict) or "mean" not in of_seeds:
             return False
         per_seed = of_seeds.get("per_seed")

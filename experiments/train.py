@@ -27,6 +27,7 @@ from engram.training.folder import RunFolder, notify, read_config
 from engram.training.loop import LoopSettings
 from engram.training.loop import train as run_loop
 from engram.training.metrics import read_metrics
+from engram.training.statistics import in_words
 
 
 def train(
@@ -113,9 +114,8 @@ def _train_in(
     if spec.summary is not None:
         numbers |= spec.summary(read_metrics(folder.path / "metrics.jsonl"))
     folder.write_summary({"preset": preset, **config.identity, **numbers})
-    final = numbers["eval_return"]["mean"]
     notify(
-        f"done: eval return {'n/a' if final is None else f'{final:.3f}'} (mean of {config.seeds}), "
+        f"done: eval return {in_words(numbers['eval_return'])}, "
         f"{numbers['steps_per_s']:,.0f} steps/s, {numbers['wall_s']:.0f} s + {numbers['compile_s']:.0f} s to compile, "
         f"in {folder.path}"
     )

@@ -108,7 +108,7 @@ SUMMARY = {"seeds": 2, "env_steps": 10, "wall_s": 1.0, "compile_s": 1.0, "steps_
 SUMMARY |= {"eval_return": OF_SEEDS, "train_return": OF_SEEDS}
 SUMMARIES = NOT_TEXT | {
     f"{name} is {value!r}": json.dumps(SUMMARY | {name: value})
-    for name in SUMMARY
+    for name in (*SUMMARY, "eval_finished", "eval_score")
     for value in (None, "a", True, [], {}, float("nan"), {"per_seed": 3, "mean": 1}, {"per_seed": ["a"], "mean": 1})
 }
 

@@ -13,7 +13,6 @@ from engram.configs.presets import PRESETS
 from engram.experiments.cells import Cell
 from engram.experiments.compare import draw_bars
 from engram.experiments.tables import csv_table, markdown_table
-from engram.training.statistics import summarise
 
 
 def cells_of(out: Path, scores: Mapping[str, Mapping[str, Sequence[float | None] | None]]) -> list[Cell]:
@@ -25,9 +24,10 @@ def cells_of(out: Path, scores: Mapping[str, Mapping[str, Sequence[float | None]
             cell = Cell(config, out / f"{env.replace('/', '-')}-{memory}")
             if per_seed is not None:
                 cell.folder.mkdir(parents=True)
-                cost = {"env_steps": 1000, "steps_per_s": 10.0, "wall_s": 60.0, "compile_s": 0.0}
-                summary = {"seeds": len(per_seed), "eval_return": summarise(per_seed), "train_return": summarise([0.0])}
-                (cell.folder / "summary.json").write_text(json.dumps({**summary, **cost}))
+                summary: dict[str, Any] = {"seeds": len(per_seed), "env_steps": 1000, "steps_per_s": 10.0}
+                summary |= {"wall_s": 60.0, "compile_s": 0.0, "train_return": {"per_seed": [0.0], "mean": 0.0}}
+                summary |= {"eval_return": {"per_seed": per_seed, "mean": None}}
+                (cell.folder / "summary.json").write_text(json.dumps(summary))
             cells.append(cell)
     return cells
 
