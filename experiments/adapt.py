@@ -35,8 +35,9 @@ from engram.errors import BadRequest
 from engram.experiments import adaptation, bandit_oracles, runs
 from engram.experiments.adaptation import Played
 from engram.experiments.options import Adapt as Options
-from engram.training.folder import notify, write_atomically
+from engram.training.folder import write_atomically
 from engram.training.programs import seed_keys
+from engram.training.stderr import notify
 
 AS_TRAINED = ("kept", "off")
 """Treatment of the memory, and the detector that clears it, in training."""

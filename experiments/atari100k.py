@@ -24,7 +24,7 @@ from engram.experiments.cells import Cell, make_folder
 from engram.experiments.options import Atari100k as Options
 from engram.experiments.options import Output
 from engram.experiments.runs import Run, read_summary
-from engram.training.folder import notify, write_atomically
+from engram.training.folder import write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import (
     bootstrap_interval,
@@ -35,6 +35,7 @@ from engram.training.statistics import (
     median_of_tasks,
     t_interval,
 )
+from engram.training.stderr import notify
 
 BUDGET = 100_000
 """Agent steps of the benchmark."""

@@ -20,9 +20,10 @@ from engram.experiments.options import Adapt, Output
 from engram.experiments.options import Compare as Options
 from engram.experiments.runs import folder_name
 from engram.experiments.tables import WORDS, csv_table, markdown_table, rows_and_columns
-from engram.training.folder import notify, write_atomically
+from engram.training.folder import write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import summarise
+from engram.training.stderr import notify
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ from engram.experiments.recording import (
 )
 from engram.experiments.runs import RECORDINGS, Run, folder_name
 from engram.experiments.train import train
-from engram.training.folder import notify, versions, write_atomically
+from engram.training.folder import versions, write_atomically
+from engram.training.stderr import notify
 
 MIXED = ("medium", "expert")
 """Tiers that medium-expert consists of."""

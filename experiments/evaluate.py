@@ -15,10 +15,11 @@ from engram.envs.base import VectorEnvironment
 from engram.errors import BadRequest
 from engram.experiments.options import Evaluate as Options
 from engram.experiments.runs import Run
-from engram.training.folder import notify, write_atomically
+from engram.training.folder import write_atomically
 from engram.training.metrics import finite_or_none
 from engram.training.programs import evaluation, jit, seed_keys
 from engram.training.statistics import in_words, summarise
+from engram.training.stderr import notify
 
 FRAME_MS = 150
 CAPTION = 22  # height in pixels of the line under each picture

@@ -23,11 +23,12 @@ from engram.experiments.options import Output
 from engram.experiments.policy import write_spaces
 from engram.experiments.runs import Run, default_folder
 from engram.kernels.cache import keep_compiled_programs
-from engram.training.folder import RunFolder, notify, read_config
-from engram.training.loop import LoopSettings
+from engram.training.folder import RunFolder, read_config
+from engram.training.loop import PARENT, POLITE, LoopSettings
 from engram.training.loop import train as run_loop
 from engram.training.metrics import read_metrics
 from engram.training.statistics import in_words
+from engram.training.stderr import notify
 
 
 def train(
@@ -152,15 +153,19 @@ def train_apart(
         [sys.executable, "-m", "engram.scripts.train", *arguments],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        },  # its modules are found too
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # its modules are found too
+            PARENT: str(os.getpid()),
+        },
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     timer = threading.Timer(seconds or 0.0, process.terminate)
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate()) if in_main_thread else None
+    before = {}
+    for name in POLITE if in_main_thread else ():
+        if signal.getsignal(name) is not signal.SIG_IGN:
+            before[name] = signal.signal(name, lambda *_: process.terminate())
     last = ""
     assert process.stdin is not None
     assert process.stderr is not None
@@ -171,15 +176,15 @@ def train_apart(
             process.stdin.write(yaml.safe_dump(store.describe(preset, config), sort_keys=False))
         for line in process.stderr:
             last = line.strip() or last
-            print(line, end="", file=sys.stderr, flush=True)
+            notify(line.rstrip("\n"))
         code = process.wait()
     except KeyboardInterrupt:  # the same Ctrl-C reached the child: let it write its checkpoint
         process.wait()
         code = Interrupted.exit_code
     finally:
         timer.cancel()
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)
-    if code in (Interrupted.exit_code, -signal.SIGTERM):  # the latter before it listened
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    if code in (Interrupted.exit_code, *(-name for name in POLITE)):  # the latter before it listened
         raise Interrupted("stopped; repeat the command to go on where it was")
     return None if code == 0 else f"exit code {code}: {last}"

@@ -14,20 +14,22 @@ from engram.errors import BadRequest, EngramError, Interrupted
 from engram.kernels.cache import keep_compiled_programs
 from engram.kernels.malloc import keep_freed_memory, no_search_for_garbage
 from engram.training.folder import DISK_FULL, FILE_TROUBLE
+from engram.training.stderr import notify, open_what_is_closed
 
 
 def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a script's `main(arguments)`: errors of ours become one line on stderr and their exit code, others show
     their traceback."""
+    open_what_is_closed()
     keep_freed_memory()
     keep_compiled_programs()
     try:
         code = main(sys.argv[1:])
     except EngramError as error:
-        print(str(error) if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
+        notify(str(error) if isinstance(error, Interrupted) else f"error: {error}")
         code = error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        notify("interrupted")
         code = Interrupted.exit_code
     except BrokenPipeError:  # the reader of our output went away (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -35,9 +37,9 @@ def run_script(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         if error.errno in DISK_FULL:
-            print(f"error: cannot write{where}: {error.strerror}; what was written before is intact", file=sys.stderr)
+            notify(f"error: cannot write{where}: {error.strerror}; what was written before is intact")
         elif where and error.errno in FILE_TROUBLE:
-            print(f"error:{where}: {error.strerror}", file=sys.stderr)
+            notify(f"error:{where}: {error.strerror}")
         else:
             raise
         code = BadRequest.exit_code

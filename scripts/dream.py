@@ -17,7 +17,7 @@ from engram.scripts.command_line import parse, run_script
 def main(arguments: Sequence[str]) -> int:
     (options,) = parse([Dream], arguments, "dream.py", Dream.__doc__ or "")
     from engram.experiments.dream import dream  # with JAX, which help does without
-    from engram.training.folder import notify
+    from engram.training.stderr import notify
 
     for picture in dream(options):
         notify(f"wrote {picture}")

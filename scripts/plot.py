@@ -12,7 +12,7 @@ from engram.scripts.command_line import parse, run_script
 def main(arguments: Sequence[str]) -> int:
     (options,) = parse([Plot], arguments, "plot.py", Plot.__doc__ or "")
     from engram.experiments.figures import draw_curves  # with JAX, which help does without
-    from engram.training.folder import notify
+    from engram.training.stderr import notify
 
     draw_curves(options.runs, options.out)
     notify(f"wrote {options.out}")

@@ -19,7 +19,7 @@ from engram.envs.regular_files import opened
 from engram.envs.wrappers import EpisodeStatistics, Wrapper
 from engram.errors import BadRequest
 from engram.training.checkpoint import Progress
-from engram.training.folder import notify
+from engram.training.stderr import notify
 from engram.training.types import Key, PyTree
 
 EXACT_STEPS = 1_000_000

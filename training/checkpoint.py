@@ -31,8 +31,8 @@ import numpy as np
 from engram.envs.atomic_files import set_aside, sync
 from engram.envs.regular_files import read_json
 from engram.errors import BadRequest
-from engram.training.folder import notify
 from engram.training.metrics import Row, read_metrics, text_of
+from engram.training.stderr import notify
 from engram.training.types import PyTree
 
 KEEP = 2

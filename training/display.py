@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import IO, cast
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
@@ -11,8 +12,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from engram.training.folder import notify
 from engram.training.metrics import Row
+from engram.training.stderr import Unfailing, notify
 
 COMPILING = "compiling init, chunk, evaluation"
 """What a run waits for at first."""
@@ -31,7 +32,9 @@ class Display:
         self.label, self.total, self.seeds, self.quiet = label, total_steps, seeds, quiet
         self.bar = None
         self.announced, self.ready = False, False
-        console = console or Console(file=sys.stderr)
+        if sys.stderr is None:  # nobody would see it
+            self.quiet = quiet = True
+        console = console or Console(file=cast(IO[str], Unfailing(sys.stderr)))
         if quiet:
             return
         if not console.is_interactive:

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,8 +186,3 @@ def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
             d for key in {*a, *b} for d in _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
         }
     return set() if a == b else {prefix}
-
-
-def notify(message: str) -> None:
-    """Prints one line for the user, beside the progress display."""
-    print(message, file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ a run that is resumed from any checkpoint repeats what an unbroken run does, bit
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -25,14 +26,19 @@ from engram.errors import BadRequest, Diverged, Interrupted
 from engram.kernels.host_call import errors_as_raised
 from engram.training import action_log, checkpoint, compile_times
 from engram.training.display import Display
-from engram.training.folder import RunFolder, is_disk_trouble, notify
+from engram.training.folder import RunFolder, is_disk_trouble
 from engram.training.metrics import LastKnown, MetricsLog, Row, WandbLog, aggregate, finite_or_none, read_metrics
 from engram.training.programs import Compiled, compile_agent, seed_keys
 from engram.training.statistics import summarise
+from engram.training.stderr import notify
 from engram.training.types import Agent, Key, PyTree
 
 Keep = Callable[[int, Any, PyTree], None]
 """Takes the number of a chunk, its metric `replay/record` `[updates, seeds, ...]`, and the states after it."""
+POLITE = (signal.SIGTERM, signal.SIGHUP)
+"""Signals by which a process is asked to end, beside Ctrl-C."""
+PARENT = "ENGRAM_PARENT"
+"""Variable of the environment with the number of the process that waits for this one, and without which it stops."""
 
 
 @dataclass(frozen=True)
@@ -314,14 +320,14 @@ class TrainingRun:
 
     def save(self, chunk: int) -> None:
         """Makes a checkpoint if one is due or the user asked to stop; in that case raises Interrupted after it."""
-        last = chunk == self.settings.plan.chunks
+        last, stops = chunk == self.settings.plan.chunks, self.stop.requested
         due = time.perf_counter() - self.saved_at >= self.settings.checkpoint_seconds
-        if due or last or self.stop.requested:
+        if due or last or stops:
             logged = {} if self.actions is None else self.actions.so_far
             progress = checkpoint.Progress(chunk, self.wall, self.log.rows, lanes=self.progress.lanes, **logged)
             checkpoint.save(self.folder.checkpoints, self.states, progress)
             self.saved_at = time.perf_counter()
-        if self.stop.requested and not last:
+        if stops and not last:
             where = f"chunk {chunk} of {self.settings.plan.chunks}"
             raise Interrupted(f"stopped after {where}; continue with --resume --out {self.folder.path}")
 
@@ -346,22 +352,33 @@ class TrainingRun:
 
 
 class StopRequest:
-    """Turns Ctrl-C (and a polite kill) into a request that the loop honours after the running chunk."""
+    """Turns Ctrl-C, a polite kill, a closed terminal and the end of the process that waits for this one into a request
+    that the loop honours after the running chunk."""
 
     def __init__(self):
-        self.requested = False
+        self._asked: set[int] = set()
+        # A run that nobody waits for would hold its folder. (Another parent is a launcher between the two.)
+        self._parent = os.getppid() if os.environ.get(PARENT) == str(os.getppid()) else None
         self._before = {}
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, *POLITE):
+            if name == signal.SIGHUP and signal.getsignal(name) is signal.SIG_IGN:  # `nohup`
+                continue
             try:
                 self._before[name] = signal.signal(name, self._ask)
             except ValueError:  # not in the main thread: the caller handles signals
                 return
 
+    @property
+    def requested(self) -> bool:
+        """Whether the run shall stop."""
+        return bool(self._asked) or self._parent not in (None, os.getppid())
+
     def _ask(self, signum, frame):
-        if self.requested:  # asked twice: now
+        if signum in self._asked and signum != signal.SIGHUP:  # asked twice: now. A terminal alone may hang up twice
             raise KeyboardInterrupt
-        self.requested = True
-        notify("stopping after this chunk (once more to stop at once) ...")
+        self._asked.add(signum)
+        with contextlib.suppress(RuntimeError):  # in the middle of another line, which does not let it in
+            notify("stopping after this chunk (once more to stop at once) ...")
 
     def restore(self) -> None:
         """Gives the signals back to whoever had them."""

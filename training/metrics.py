@@ -14,7 +14,7 @@ import numpy as np
 from engram.envs.atomic_files import is_at, replacing, set_aside
 from engram.envs.regular_files import opened
 from engram.errors import BadRequest
-from engram.training.folder import notify
+from engram.training.stderr import notify
 
 Row = dict[str, Any]
 """One line of `metrics.jsonl`: numbers of the run, and under `loss/`, `train/` and `eval/` lists of one number per seed

@@ -30,8 +30,8 @@ from engram.errors import BadRequest, UnknownName
 from engram.memory import make_memory
 from engram.memory.mixers import make_mixer, mixer_options
 from engram.memory.registry import options_of
-from engram.training.folder import notify
 from engram.training.statistics import summarise
+from engram.training.stderr import notify
 
 VALUE_METHODS: dict[str, type[OfflineAgent]] = {
     "bc": BC,

@@ -1,4 +1,5 @@
-"""Kill a training run again and again, resume it each time, and compare its end with that of an unbroken run.
+"""Kill a training run again and again, while it starts, trains or saves, resume it each time, and compare its end with
+that of an unbroken run.
 
 python -m tests.scripts.kill_resume --kills 20
 python -m tests.scripts.kill_resume --kills 2 --env atari/Pong --options atari100k-small --total-steps 1200 ...
@@ -27,6 +28,8 @@ DEBUG = (
 )
 IMPORTS = 5.0
 """About the seconds until a process that trains begins to compile."""
+SAVING = 0.1
+"""About the seconds in which a checkpoint is written."""
 
 
 def start(folder: Path, env: str, options: Sequence[str] = DEBUG) -> subprocess.Popen:
@@ -66,6 +69,12 @@ def first_chunk(folder: Path, process: subprocess.Popen) -> float:
     return time.monotonic() - started
 
 
+def saving(folder: Path, process: subprocess.Popen) -> None:
+    """Waits until the run begins to write a checkpoint."""
+    while process.poll() is None and not any((folder / "checkpoints").glob("*.partial")):
+        time.sleep(0.001)
+
+
 def compare(parent: Path, kills: int, seed: int, env: str, options: Sequence[str] = DEBUG) -> None:
     """Asserts bitwise equality of final state and metrics after `kills` kills at random moments. What is resumed last
     was begun by another process: only the folder connects them."""
@@ -76,8 +85,11 @@ def compare(parent: Path, kills: int, seed: int, env: str, options: Sequence[str
     done = 0
     while done < kills:
         process = start(broken, env, options)
-        # Mostly while it trains and checkpoints, sometimes before the first chunk.
-        if rng.random() < 0.8:
+        when = rng.choices(("while it saves", "while it trains", "before the first chunk"), (0.4, 0.4, 0.2))[0]
+        if when == "while it saves":
+            saving(broken, process)
+            time.sleep(rng.uniform(0, SAVING))
+        elif when == "while it trains":
             first_chunk(broken, process)
             time.sleep(rng.uniform(0, 1.5 * training / max(kills, 4)))
         else:
@@ -87,7 +99,8 @@ def compare(parent: Path, kills: int, seed: int, env: str, options: Sequence[str
             done += 1
         assert process.wait() in (0, -signal.SIGKILL)
         lines = len((broken / "metrics.jsonl").read_text().splitlines()) if (broken / "metrics.jsonl").exists() else 0
-        print(f"kill {done}: {lines} log points on disk", flush=True)
+        left = ", a checkpoint half written" if any((broken / "checkpoints").glob("*.partial")) else ""
+        print(f"kill {done} {when}: {lines} log points on disk{left}", flush=True)
         if (broken / "summary.json").exists():
             # It got to its end: begin a new broken run after checking this one.
             check(whole, broken)

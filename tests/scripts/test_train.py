@@ -1,5 +1,6 @@
 """Training from the command line: what is refused, how it is stopped, and that kills lose nothing."""
 
+import fcntl
 import runpy
 import signal
 import subprocess
@@ -101,10 +102,13 @@ def test_a_file_that_a_run_wrote_is_a_preset(tmp_path, monkeypatch):
     assert config.lsd == PRESETS["lsd"].lsd  # type: ignore[attr-defined]
 
 
+LONG = ["--total-steps", "20480000", "--log-points", "40000", "--checkpoint-seconds", "1000"]
+"""Far from its end, though chunks are short."""
+
+
 def test_ctrl_c_checkpoints_and_exits_130(tmp_path):
     folder = tmp_path / "run"
-    command = [*kill_resume.TRAIN, *TINY, "--out", str(folder), "--checkpoint-seconds", "1000"]
-    command += ["--total-steps", "20480000", "--log-points", "40000"]  # far from its end, though chunks are short
+    command = [*kill_resume.TRAIN, *TINY, *LONG, "--out", str(folder)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     kill_resume.first_chunk(folder, process)
     process.send_signal(signal.SIGINT)
@@ -114,10 +118,48 @@ def test_ctrl_c_checkpoints_and_exits_130(tmp_path):
     assert checkpoint.checkpoints(folder / "checkpoints")
 
 
+def test_a_closed_terminal_stops_a_run_and_the_lost_reader_of_its_lines_does_not(tmp_path):
+    """It trains on without a reader, and what was trained is kept when the terminal hangs up."""
+    folder = tmp_path / "run"
+    command = [*kill_resume.TRAIN, *(word for word in TINY if word != "--quiet"), *LONG, "--out", str(folder)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "compiling" in process.stderr.readline()
+    process.stderr.close()
+    for _ in range(3):
+        kill_resume.first_chunk(folder, process)
+    assert process.poll() is None
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) == 130
+    (chunk,) = checkpoint.checkpoints(folder / "checkpoints")
+    assert chunk == len((folder / "metrics.jsonl").read_text().splitlines()) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_run_whose_comparison_was_killed_checkpoints_and_frees_its_folder(tmp_path, quiet):
+    """Nobody waits for it any more: it would hold its folder against the one that goes on with the comparison."""
+    out = tmp_path / "comparison"
+    script = str(kill_resume.ROOT / "scripts" / "compare.py")
+    options = [word for word in TINY if word not in ("--memory", "none", "--quiet")] + ["--quiet"] * quiet
+    command = [sys.executable, script, *options, *LONG, "--memories", "none", "--out", str(out)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    while process.poll() is None and not list(out.glob("*/metrics.jsonl")):
+        time.sleep(0.05)
+    (folder,) = (path.parent for path in out.glob("*/metrics.jsonl"))
+    kill_resume.first_chunk(folder, process)
+    process.kill()
+    process.communicate()
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for the end of the run
+    assert checkpoint.checkpoints(folder / "checkpoints")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["popgym/RepeatPreviousEasy", "envpool/CartPole-v1"])
 def test_killed_runs_end_bit_for_bit_where_unbroken_ones_end(env, tmp_path):
-    kill_resume.compare(tmp_path, kills=1, seed=int(time.time()), env=env)
+    kill_resume.compare(tmp_path, kills=3, seed=int(time.time()), env=env)
 
 
 def test_scripts_run_as_a_user_starts_them(tmp_path, monkeypatch, capsys):
