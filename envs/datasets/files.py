@@ -8,7 +8,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ EXPANSION = 256
 """The arrays of a file may take this many times its own size in memory, as they may be compressed."""
 ALWAYS = 64 * 2**20
 """Bytes that the arrays of the smallest file may take."""
+MOST_INFLATED = 1032
+"""Bytes that one byte of deflate can become."""
+CHECKSUM = 4
+"""Bytes of a checksum behind a chunk."""
 
 
 @contextmanager
@@ -144,9 +148,32 @@ class HDF5:
                 raise BadRequest(f"{name} lies in other files, which are not read")
             item = dataset.dtype.itemsize
             self.room.take(name, math.prod(max(n, 1) for n in dataset.shape) * item)
-            if dataset.chunks is not None and math.prod(dataset.chunks) * item > max(self.room.left, ALWAYS):
-                raise BadRequest(f"declares more than a file of its size can hold: chunks {dataset.chunks} of {name}")
+            if dataset.chunks is not None:
+                self._check_chunks(name, dataset, math.prod(dataset.chunks) * item)
         return dataset
+
+    def _check_chunks(self, name: str, dataset: Any, size: int) -> None:
+        """Raises BadRequest where reading chunks of `size` bytes would take more memory than there is room for: HDF5
+        inflates a chunk to its end, which may be a thousand times what is stored, whatever size was declared."""
+        z, limit = self._h5py.h5z, max(self.room.left, ALWAYS)
+        if size > limit:
+            raise BadRequest(f"declares more than a file of its size can hold: chunks {dataset.chunks} of {name}")
+        described = dataset.id.get_create_plist()
+        filters = [described.get_filter(index)[0] for index in range(described.get_nfilters())]
+        usual = [z.FILTER_SHUFFLE, z.FILTER_DEFLATE, z.FILTER_LZF, z.FILTER_FLETCHER32]
+        if filters != [kind for kind in usual if kind in filters]:
+            raise BadRequest(f"{name} is compressed in a way that is not read (filters {filters})")
+        if z.FILTER_DEFLATE not in filters or dataset.id.get_storage_size() * MOST_INFLATED <= limit:
+            return
+        large: list[tuple[int, ...]] = []
+        dataset.id.chunk_iter(
+            lambda chunk: large.append(chunk.chunk_offset) if chunk.size * MOST_INFLATED > limit else None
+        )
+        for offset in large:
+            _, stored = dataset.id.read_direct_chunk(offset)
+            with suppress(zlib.error):  # which HDF5 will say
+                if len(zlib.decompressobj().decompress(stored, size + CHECKSUM + 1)) > size + CHECKSUM:
+                    raise BadRequest(f"declares less than it holds: a chunk of {name}")
 
 
 @contextmanager

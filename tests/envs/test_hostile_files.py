@@ -7,6 +7,7 @@ import socket
 import struct
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,40 @@ for _what, _put in PUTS.items():
         CASES[f"minari: {_name} is {_what}"] = minari(_name, lambda f, d, put=_put, name=_name: put(f, d, name))
 
 
+def bomb(filters: list[str]) -> Callable[[Any, Path], None]:
+    """Rewards in one chunk of 24 bytes, which inflates to 300 MB."""
+
+    def put(file: Any, folder: Path) -> None:
+        options = {name: True for name in filters if name != "gzip"} | (
+            {"compression": "gzip"} if "gzip" in filters else {}
+        )
+        rewards = file.create_dataset("rewards", (ROWS,), np.float32, chunks=(ROWS,), **options)
+        rewards.id.write_direct_chunk((0,), zlib.compress(bytes(300 * 2**20)))
+
+    return put
+
+
+def inflated_twice(file: Any, folder: Path) -> None:
+    kind = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    kind.set_chunk((ROWS,))
+    kind.set_deflate(9)
+    kind.set_deflate(9)
+    space = h5py.h5s.create_simple((ROWS,))
+    h5py.h5d.create(file.id, b"rewards", h5py.h5t.NATIVE_FLOAT, space, kind)
+
+
+CASES |= {
+    "hdf5: a chunk that inflates": hdf5("rewards", bomb(["gzip"])),
+    "hdf5: a chunk that inflates, shuffled and with a checksum": hdf5(
+        "rewards", bomb(["gzip", "shuffle", "fletcher32"])
+    ),
+    "hdf5: a chunk that is inflated twice": hdf5("rewards", inflated_twice),
+    "hdf5: a filter that is not usual": hdf5(
+        "rewards", lambda f, d: f.create_dataset("rewards", (ROWS,), np.int32, chunks=(ROWS,), scaleoffset=0)
+    ),
+}
+
+
 def described(**metadata: Any) -> Case:
     return hdf5("", lambda file, folder: file.update({f"metadata/{name}": value for name, value in metadata.items()}))
 
@@ -440,6 +475,24 @@ def test_there_are_many_cases():
 
 
 # -------------------------------------------------------------------------------------------------- damaged at random
+
+
+def test_large_files_that_are_compressed_are_read(tmp_path):
+    """Chunks of which all are inflated to see whether they stay in theirs."""
+    rng = np.random.default_rng(0)
+    rows = 2**19
+    with h5py.File(tmp_path / "set.hdf5", "w") as file:
+        noise = rng.integers(0, 2**16, (rows, 2)).astype(np.float32)
+        for name, column in {
+            "observations": noise,
+            "actions": np.zeros((rows, 1), np.float32),
+            "rewards": np.zeros(rows, np.float32),
+            "terminals": np.arange(rows) == rows - 1,
+        }.items():
+            options = {"shuffle": True, "fletcher32": True, "compression": "gzip", "compression_opts": 1}
+            file.create_dataset(name, data=column, chunks=(rows // 2, *column.shape[1:]), **options)
+    read = load(tmp_path / "set.hdf5", max_episode_steps=rows)
+    np.testing.assert_array_equal(read.obs[:rows], noise)
 
 
 @pytest.mark.parametrize(
