@@ -326,6 +326,15 @@ class RunningStatistics:
         )
 
 
+ABSURD = 1e9
+"""Size beyond which a number of an emulator is taken for its fault: one of 1e20 would spoil statistics for ever."""
+
+
+def is_sane(x: jax.Array) -> jax.Array:
+    """`x[B, ...]` -> bool `[B]`, whether all of a row is finite and of a size that is no fault."""
+    return (jnp.abs(x) <= ABSURD).reshape(x.shape[0], -1).all(axis=1)
+
+
 @struct.dataclass
 class NormaliseParams:
     """Parameters of the wrapped environment; `statistics`, when given, are used in place of running ones and stay."""
@@ -377,7 +386,8 @@ class NormaliseObservation(Normaliser):
     """Vector observations shifted and scaled to zero mean and unit variance by running statistics, cut at +-10.
 
     The statistics count every observation on which an agent acts, once; final observations are normalised by them and
-    not counted. They are updated before they are used, as is usual.
+    not counted. They are updated before they are used, as is usual. Of emulators, observations with a number beyond
+    `ABSURD` are not counted.
     """
 
     def __post_init__(self):
@@ -391,7 +401,8 @@ class NormaliseObservation(Normaliser):
         obs, env_state = self.env.reset(key, params.env)
         statistics = params.statistics
         if statistics is None:
-            statistics = RunningStatistics.empty(obs.shape[1:]).update(obs, jnp.ones(self.num_envs, bool))
+            counted = is_sane(obs) if self.is_host_pool else jnp.ones(self.num_envs, bool)
+            statistics = RunningStatistics.empty(obs.shape[1:]).update(obs, counted)
         return self._apply(statistics, obs), NormaliseObservationState(env_state, statistics)
 
     def step(self, key: jax.Array, state: NormaliseObservationState, action: Any, params: NormaliseParams):
@@ -401,6 +412,8 @@ class NormaliseObservation(Normaliser):
         if statistics is None:
             # An emulator returns the final observation itself in the step that ends an episode: nobody acts on it.
             acted_on = info["reset"] | ~(terminated | truncated)
+            if self.is_host_pool:
+                acted_on &= is_sane(obs)
             statistics = state.statistics.update(obs, acted_on)
         info = {**info, "final_observation": self._apply(statistics, info["final_observation"])}
         state = NormaliseObservationState(env_state, statistics)
@@ -421,7 +434,8 @@ class NormaliseRewardState:
 class NormaliseReward(Normaliser):
     """Rewards divided by the running standard deviation of the discounted return so far, cut at +-10.
 
-    The return `R_t = discount * R_{t-1} + r_t` starts afresh with every episode; only valid steps count.
+    The return `R_t = discount * R_{t-1} + r_t` starts afresh with every episode; only valid steps count, and of
+    emulators only returns up to `ABSURD`.
     """
 
     discount: float = 0.99
@@ -438,7 +452,8 @@ class NormaliseReward(Normaliser):
         discounted_return = jnp.where(valid, self.discount * state.discounted_return + reward, state.discounted_return)
         statistics = params.statistics
         if statistics is None:
-            statistics = state.statistics.update(discounted_return, valid)
+            counted = valid & is_sane(discounted_return) if self.is_host_pool else valid
+            statistics = state.statistics.update(discounted_return, counted)
         scaled = jnp.clip(reward / jnp.sqrt(statistics.var + self.epsilon), -self.bound, self.bound)
         discounted_return = jnp.where(terminated | truncated, 0.0, discounted_return)
         state = NormaliseRewardState(env_state, statistics, discounted_return)

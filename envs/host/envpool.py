@@ -40,8 +40,13 @@ class XlaPool(HostPool):
         observation_space, action_space = self.pool_spaces
         given = to_gymnasium(action_space, action)
         handle, (obs, reward, terminated, truncated, _) = self._xla_step(token ^ self._handle, given)
-        obs = from_gymnasium(observation_space, obs)
-        return handle ^ self._handle, (obs, reward.astype(jnp.float32), terminated, truncated, {"executed": action})
+        obs, reward = jax.tree.map(_finite, (from_gymnasium(observation_space, obs), reward.astype(jnp.float32)))
+        return handle ^ self._handle, (obs, reward, terminated, truncated, {"executed": action})
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    """Zeros where real numbers are not finite, of which nobody is told here: no Python runs."""
+    return jnp.where(jnp.isfinite(x), x, 0.0) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options: Any) -> HostPool:

@@ -6,6 +6,8 @@ rewards are clipped (`?reward_clipping=false`), and with `episodic_life` a lost 
 `gymnasium/my_module:MyEnv-v0` is an environment that `my_module` registers when it is imported.
 """
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -15,8 +17,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from engram import plugins
 from engram.envs.extras import needs
-from engram.envs.host.pool import HostPool, Seed, check_limits, lane_seeds
-from engram.envs.spec import check_options
+from engram.envs.host.pool import HostPool, Seed, check_limits, lane_seeds, wrong_shape
+from engram.envs.spec import UnknownEnvironment, check_options
 from engram.errors import BadRequest, MissingExtra
 
 IN_JAX = ("phys2d", "tabular")
@@ -78,14 +80,26 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options
             check_limits(f"gymnasium/{name}", options, none=-1)
             vector = {"autoreset_mode": AutoresetMode.NEXT_STEP}
             pool = gymnasium.make_vec(spec.id, lanes, "sync", vector_kwargs=vector, **options)
+        seeds: Any = lane_seeds(seed, num_envs, copies)
+        if spec.namespace == "ALE":
+            seeds = np.asarray(seeds)
+        elif not isinstance(pool, SyncVectorEnv):
+            seeds = seeds[0]
+        if isinstance(pool, SyncVectorEnv):
+            _name_wrong_shapes(f"gymnasium/{name}", pool)
+        first_observation, _ = pool.reset(seed=seeds)
     except gymnasium.error.Error as error:
         raise BadRequest(f"gymnasium/{name}: {' '.join(str(error).split())}") from error
-    seeds: Any = lane_seeds(seed, num_envs, copies)
-    if spec.namespace == "ALE":
-        seeds = np.asarray(seeds)
-    elif not isinstance(pool, SyncVectorEnv):
-        seeds = seeds[0]
-    first_observation, _ = pool.reset(seed=seeds)
+    except ImportError as error:
+        if not _is_gymnasiums(spec.entry_point):
+            raise
+        raise BadRequest(f"gymnasium/{name}: {error}") from error
+    except TypeError as error:
+        # What takes any option, and hands it on to what does not.
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in options:
+            raise
+        raise UnknownEnvironment(f"gymnasium/{name} has no option {unknown[1]!r}") from error
     if pool.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
         raise BadRequest(
             f"gymnasium/{name} does not restart in the step after the end (autoreset_mode of its metadata)"
@@ -100,10 +114,37 @@ def _creator(name: str, entry_point: Any) -> Any:
         return entry_point
     try:
         return load_env_creator(entry_point)
-    except ModuleNotFoundError as error:
-        if not entry_point.startswith("gymnasium."):  # a module of the user's own
+    except ImportError as error:
+        if not _is_gymnasiums(entry_point):
             raise
-        raise BadRequest(f"gymnasium/{name} needs the package {error.name}") from error
+        missing = f" needs the package {error.name}" if isinstance(error, ModuleNotFoundError) else f": {error}"
+        raise BadRequest(f"gymnasium/{name}{missing}") from error
+
+
+def _is_gymnasiums(entry_point: Any) -> bool:
+    """Whether an environment comes with gymnasium, and not from a module of the user's own."""
+    module = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+    return module.startswith("gymnasium.")
+
+
+def _name_wrong_shapes(what: str, pool: SyncVectorEnv) -> None:
+    """Has `pool` raise BadRequest where an environment gives an observation of another shape than it declares: the
+    arrays in which all are gathered only say that it is wrong."""
+
+    def named(call: Callable) -> Callable:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return call(*args, **kwargs)
+            except ValueError as error:
+                for lane, observation in enumerate(pool._env_obs):
+                    words = None if observation is None else wrong_shape(pool.single_observation_space, observation)
+                    if words:
+                        raise BadRequest(f"{what}: environment {lane} gave an {words}") from error
+                raise
+
+        return checked
+
+    pool.step, pool.reset = named(pool.step), named(pool.reset)
 
 
 def _max_steps(pool: VectorEnv) -> int | None:

@@ -56,6 +56,9 @@ def from_gymnasium(space: Any, x: Any) -> Any:
             return tuple(from_gymnasium(part, y) for part, y in zip(space.spaces, x, strict=True))
         case gymnasium_spaces.Dict():
             return {name: from_gymnasium(part, x[name]) for name, part in sorted(space.spaces.items())}
+    if isinstance(x, np.ndarray):
+        with np.errstate(over="ignore"):  # what is too large becomes infinite
+            return x if x.dtype == np.uint8 else x.astype(np.float32)
     return x if x.dtype == np.uint8 else x.astype(np.float32)
 
 

@@ -14,6 +14,7 @@ step t + 1 is a dummy (`valid` False: action ignored, reward 0, no flags) whose 
 (`reset` True).
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from engram.envs.vector import clip_action
 from engram.errors import BadRequest
 from engram.kernels.host_call import HostCall
 
+log = logging.getLogger(__name__)
 Seed = int | tuple[int, ...]
 """Seed of a pool's first agent, and behind it numbers that set the pool apart from others of the same agent."""
 Transition = tuple[Any, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]
@@ -56,6 +58,20 @@ class HostPoolState:
     pending: jax.Array
 
 
+def wrong_shape(space: Any, x: Any, where: str = "observation") -> str | None:
+    """What of `x` has another shape than its gymnasium space says, in words; None where nothing has."""
+    parts: Any = getattr(space, "spaces", None)
+    if isinstance(parts, Mapping) and isinstance(x, Mapping):
+        found = (wrong_shape(parts[name], x[name], f"{where}[{name!r}]") for name in parts if name in x)
+    elif isinstance(parts, tuple) and isinstance(x, tuple | list):
+        found = (wrong_shape(part, y, f"{where}[{i}]") for i, (part, y) in enumerate(zip(parts, x, strict=False)))
+    elif parts is None and space.shape is not None and np.shape(x) != space.shape:
+        return f"{where} of shape {np.shape(x)}, its space has shape {space.shape}"
+    else:
+        return None
+    return next((words for words in found if words), None)
+
+
 def check_limits(what: str, options: Mapping[str, Any], none: int | None = None) -> None:
     """Raises BadRequest for an option of length that no episode can have.
 
@@ -75,6 +91,9 @@ class HostPool(VectorEnvironment):
 
     `info["executed"]` are the actions as the emulator took them, bit for bit: those who repeat a pool keep these. A
     compiler that computes a number twice, once for the emulator and once for a log, may round it in two ways.
+
+    Where an observation or a reward is not finite, zeros stand in its place. The first time the log of this module
+    says in which environment and step.
     """
 
     is_host_pool = True
@@ -89,8 +108,8 @@ class HostPool(VectorEnvironment):
         self.num_envs, self.copies = num_envs, copies
         self.pool_spaces = spaces
         self._observation_space, self._action_space = convert(spaces[0]), convert(spaces[1])
-        self.first_observation = from_gymnasium(spaces[0], first_observation)
-        self._steps = 0
+        self._steps, self._told = 0, False
+        self.first_observation = jax.tree.map(self._finite, from_gymnasium(spaces[0], first_observation))
         self._open_call = HostCall(lambda _: (self.first_token, self.first_observation), is_pure=True)
         self._step_call = HostCall(self._host_step)
         self._wrong_call = HostCall(lambda *_: self._check(1))
@@ -130,13 +149,29 @@ class HostPool(VectorEnvironment):
         observation_space, action_space = self.pool_spaces
         obs, reward, terminated, truncated, info = self.pool.step(to_gymnasium(action_space, action))
         transition = (
-            from_gymnasium(observation_space, obs),
-            np.asarray(reward, np.float32),
+            jax.tree.map(self._finite, from_gymnasium(observation_space, obs)),
+            self._finite(np.asarray(reward, np.float32), "reward"),
             np.asarray(terminated, np.bool_),
             np.asarray(truncated, np.bool_),
             {"executed": action} | {name: np.asarray(info[name], np.bool_) for name in self.extra_info},
         )
         return np.int32(self._steps), transition
+
+    def _finite(self, x: np.ndarray, what: str = "observation") -> np.ndarray:
+        """`x[lanes, ...]` with zeros where it is not finite, which is said the first time."""
+        if x.dtype != np.float32 or np.isfinite(x).all():
+            return x
+        finite = np.isfinite(x)
+        if not self._told:
+            lane = int(np.argmax(~finite.reshape(len(x), -1).all(axis=1)))
+            agent = f" of seed {lane // self.num_envs}" if self.copies > 1 else ""
+            log.warning(
+                "%s: the %s of environment %d%s is not finite at step %d of the emulators: zeros take the place of "
+                "such numbers, here and later",
+                *(self.name, what, lane % self.num_envs, agent, self._steps),
+            )
+            self._told = True
+        return np.where(finite, x, np.float32(0))
 
     def reset(self, key: jax.Array, params: Any) -> tuple[Any, HostPoolState]:
         # The key only tells which axis is the agents'; the randomness is the pool's, from its seed.

@@ -1,0 +1,43 @@
+"""An environment of gymnasium's that goes wrong in the way that is asked for."""
+
+import gymnasium
+import numpy as np
+
+
+class Base(gymnasium.Env):
+    """Takes one option, as what is written on top of another environment does."""
+
+    def __init__(self, size=1):
+        self.size = size
+
+
+class Faulty(Base):
+    """Four numbers, zeros but for the fault `what`, which comes with step `at` of every episode of ten steps."""
+
+    def __init__(self, what="none", at=5, **more):
+        super().__init__(**more)
+        self.observation_space = gymnasium.spaces.Box(-1, 1, (4,), np.float64)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self.what, self.at, self.steps = what, at, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(5 if self.what == "opening" else 4), {}
+
+    def step(self, action):
+        self.steps += 1
+        obs, reward = np.full(4, 0.5), 1.0
+        if self.steps == self.at:
+            if self.what == "shape":
+                obs = np.zeros(5)
+            elif self.what == "reward":
+                reward = np.inf
+            elif self.what == "raise":
+                raise KeyError("a fault of the user's own")
+            else:
+                obs[1] = {"nan": np.nan, "large": 1e20, "too large": 1e300, "none": 0.5}[self.what]
+        return obs, reward, self.steps >= 10, False, {}
+
+
+gymnasium.register("Faulty-v0", Faulty)

@@ -1,0 +1,85 @@
+"""What emulators and their ids do wrong is named in one line, and spoils nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engram.envs.base import VectorEnvironment
+from engram.envs.registry import make_vector
+from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, NormaliseObservation, NormaliseReward
+from engram.errors import BadRequest
+from engram.kernels.host_call import errors_as_raised
+
+ID = "gymnasium/tests.envs.own_faults:Faulty-v0?disable_env_checker=true&what="
+
+
+def played(env: VectorEnvironment, steps: int = 30):
+    """The last state, and observations and rewards of `steps` steps."""
+    params = env.default_params
+
+    def run(key):
+        def one(state, _):
+            obs, state, reward, *_ = env.step(key, state, jnp.zeros(env.num_envs, jnp.int32), params)
+            return state, (obs, reward)
+
+        return jax.lax.scan(one, env.reset(key, params)[1], None, steps)
+
+    with errors_as_raised():
+        return jax.tree.map(np.asarray, jax.block_until_ready(jax.jit(run)(jax.random.key(0))))
+
+
+@pytest.mark.parametrize("fault", ["nan", "large", "too large", "reward"])
+def test_one_bad_number_does_not_spoil_running_statistics(fault):
+    env = NormaliseReward(
+        NormaliseObservation(FlattenObservation(EpisodeStatistics(make_vector(f"{ID}{fault}&at=7", 2))))
+    )
+    state, (obs, reward) = played(env)
+    assert np.isfinite(obs).all()
+    assert np.isfinite(reward).all()
+    statistics = state.env_state.statistics
+    assert (np.abs(statistics.mean) < 0.5).all()
+    assert (statistics.var < 0.1).all()
+    assert state.statistics.var < 100
+    assert statistics.count >= 50
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"), [("nan", "observation"), ("too large", "observation"), ("reward", "reward")]
+)
+def test_what_is_not_finite_becomes_zero_and_is_named_once(fault, what, caplog):
+    _, (obs, reward) = played(make_vector(f"{ID}{fault}&at=5", 3))
+    assert np.isfinite(obs).all()
+    assert np.isfinite(reward).all()
+    assert (obs[4, :, 1] if what == "observation" else reward[4] == 0).all() == (what == "reward")
+    assert (obs[3] == 0.5).all()
+    (record,) = caplog.records
+    assert f"the {what} of environment 0 is not finite at step 5" in record.getMessage()
+
+
+@pytest.mark.parametrize(("fault", "at"), [("shape", "step"), ("opening", "reset")])
+def test_an_observation_of_another_shape_is_named(fault, at):
+    words = r"Faulty-v0: environment 0 gave an observation of shape \(5,\), its space has shape \(4,\)"
+    with pytest.raises(BadRequest, match=words):
+        played(make_vector(f"{ID}{fault}", 2))
+
+
+def test_what_a_step_raises_is_raised_as_it_is():
+    with pytest.raises(KeyError, match="own") as error:
+        played(make_vector(f"{ID}raise", 2))
+    assert error.value.__cause__ is None
+    assert error.traceback[-1].name == "step"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        (f"{ID}none&wath=nan", "has no option 'wath'"),
+        ("gymnasium/CartPole-v1?sutton_barto=true", "has no option 'sutton_barto': did you mean sutton_barto_reward"),
+        ("gymnasium/HalfCheetah-v2", "gymnasium-robotics"),
+    ],
+)
+def test_what_gymnasium_cannot_make_is_one_line(env_id, words):
+    with pytest.raises(BadRequest, match=words) as error:
+        make_vector(env_id, 2)
+    assert "\n" not in str(error.value)
