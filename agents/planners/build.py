@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from engram.agents.common.environments import divide, is_emulator
 from engram.agents.common.spec import AgentSpec, Build, Panel
@@ -54,6 +55,17 @@ def check_stepmix(agent: Any, config: StepMixExperiment) -> None:
     agent.check(jax.jit(jax.vmap(agent.init))(seed_keys(config.seed, config.seeds)))
 
 
+def check_ucrl(agent: Any, config: UCRLExperiment) -> None:
+    """Raises BadRequest where a drawn MDP has no one best gain to measure regret against."""
+    gains = np.asarray(jax.jit(jax.vmap(agent.init))(seed_keys(config.seed, config.seeds)).gains)
+    if np.isnan(gains).any():
+        seed, segment = (int(i) for i in np.argwhere(np.isnan(gains))[0])
+        raise BadRequest(
+            f"{config.env}: the MDP of segment {segment}, seed {config.seed + seed}, has no one best gain: some of its "
+            "states are reached too seldom, or not at all"
+        )
+
+
 LSD_SPEC = AgentSpec(
     experiment=LSDExperiment,
     build=builder(lsd.LSD),
@@ -73,6 +85,7 @@ UCRL_SPEC = AgentSpec(
         Panel("train/last_alarm", "seed (bars: true changes, dots: alarms)", events="train/last_change"),
     ),
     columns=ucrl.ALGORITHMS,
+    check=check_ucrl,
 )
 
 STEPMIX_SPEC = AgentSpec(

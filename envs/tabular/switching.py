@@ -181,13 +181,35 @@ class SwitchingMDP(UniformEnvironment):
         return None
 
 
+def refuse_separate(kernels: np.ndarray, what: str = "the MDP") -> None:
+    """Raises BadRequest where an MDP does not communicate: from some state another cannot be reached by any policy. Its
+    best gain then depends on where it begins, and regret has no meaning.
+
+    Args:
+        kernels: `[segments, S, A, S]`.
+    """
+    for segment, kernel in enumerate(kernels):
+        reached = np.any(kernel > 0, axis=1) | np.eye(len(kernel), dtype=bool)
+        for _ in range(len(kernel).bit_length()):  # in twice as many steps each time
+            reached = reached @ reached
+        if not reached.all():
+            here, there = (int(i) for i in np.argwhere(~reached)[0])
+            raise BadRequest(
+                f"{what} does not communicate: in segment {segment} state {there} cannot be reached from state {here}, "
+                "so that there is no one best gain to measure regret against"
+            )
+
+
 def optimal_gain(kernel: jax.Array, means: jax.Array, max_iterations: int = 20_000) -> jax.Array:
-    """The largest reward per step of a communicating MDP, by relative value iteration.
+    """The largest reward per step of a communicating MDP, by relative value iteration (see `refuse_separate`).
 
     Args:
         kernel: `[S, A, S]`.
         means: `[S, A]`.
         max_iterations: bound on the sweeps; they stop when the gain is known to rounding.
+
+    Returns:
+        the gain, NaN where the bound came first: some states are reached too seldom, or not at all.
 
     Every step is taken with probability 0.9 only (Puterman 1994, 8.5.4), which scales the gain, keeps the best policy
     and makes periodic MDPs converge.
@@ -205,8 +227,9 @@ def optimal_gain(kernel: jax.Array, means: jax.Array, max_iterations: int = 20_0
         return (count < max_iterations) & (jnp.max(change) - jnp.min(change) > precision * (1 + jnp.max(u)))
 
     start = jnp.zeros(means.shape[0], means.dtype)
-    _, change, _ = jax.lax.while_loop(unfinished, sweep, sweep((start, start, 0)))
-    return (jnp.max(change) + jnp.min(change)) / (2 * (1 - stay))
+    u, change, _ = jax.lax.while_loop(unfinished, sweep, sweep((start, start, 0)))
+    gain = (jnp.max(change) + jnp.min(change)) / (2 * (1 - stay))
+    return jnp.where(unfinished((u, change, 0)), jnp.nan, gain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +260,8 @@ def from_arrays(
     """The MDPs `kernels [segments, S, A, S]`, `means [segments, S, A]` in turn; the i-th change opens segment i + 1.
 
     Raises:
-        BadRequest: shapes that do not fit, rows that are not distributions, means outside [0, 1].
+        BadRequest: shapes that do not fit, rows that are not distributions, means outside [0, 1], an MDP that does not
+            communicate.
     """
     kernels, means = np.asarray(kernels), np.asarray(means)
     if kernels.ndim != 4 or kernels.shape[1] != kernels.shape[3] or means.shape != kernels.shape[:3]:
@@ -254,6 +278,7 @@ def from_arrays(
         )
     if not (means.min() >= 0 and means.max() <= 1):
         raise BadRequest(f"mean rewards must lie in [0, 1], got {means.min():.6g} .. {means.max():.6g}")
+    refuse_separate(kernels)
     return GivenMDP(kernels, means, changes=tuple(changes), rewards=rewards)
 
 

@@ -17,6 +17,9 @@ from engram.envs.tabular.switching import (
     optimal_gain,
 )
 
+ONE_WAY = np.array([[[0.4, 0.3, 0.3]], [[0.4, 0.3, 0.3]], [[0.0, 0.0, 1.0]]])
+"""From everywhere to state 2, and never back."""
+
 
 def rollout(env, actions, uniforms, key=0):
     def one(state, now):
@@ -143,6 +146,15 @@ def test_every_cell_of_a_grid_is_reached():
         assert 0 not in goals
 
 
+def test_where_the_best_gain_depends_on_the_state_there_is_none():
+    kernel, means = jnp.asarray(np.eye(2)[:, None]), jnp.asarray([[0.0], [1.0]])
+    assert jnp.isnan(jax.jit(optimal_gain)(kernel, means))
+    seldom = jnp.asarray([[[1 - 1e-7, 1e-7]], [[1e-7, 1 - 1e-7]]])
+    assert jnp.isnan(jax.jit(optimal_gain)(seldom, means))
+    often = jnp.asarray([[[0.9, 0.1]], [[0.3, 0.7]]])
+    np.testing.assert_allclose(jax.jit(optimal_gain)(often, means), 0.25, rtol=1e-4)  # its share of time in state 1
+
+
 def test_walls_and_slips_of_a_grid():
     """Cell 4, the middle of 3 x 3: closed in by walls left and right, open up and down; up, right, down, left."""
     for walls, targets in ((1.0, (1, 4, 7, 4)), (0.0, (1, 5, 7, 3))):
@@ -166,6 +178,16 @@ def test_walls_and_slips_of_a_grid():
         (lambda: from_arrays(np.full((1, 2, 1, 2), np.nan), np.zeros((1, 2, 1))), "must be a distribution"),
         (lambda: from_arrays(np.full((1, 2, 1, 3), 0.5), np.zeros((1, 2, 1))), "must fit"),
         (lambda: from_arrays(np.full((1, 2, 1, 2), 0.5), np.zeros((1, 2, 1)), (5,)), "one fewer"),
+        # Two absorbing states, one of which pays: 0 or 1 a step, by where it begins.
+        (
+            lambda: from_arrays(np.eye(2)[None, :, None], np.array([[[0.0], [1.0]]])),
+            "in segment 0 state 1 cannot be reached from state 0",
+        ),
+        # The second segment has a way to state 2 and none back.
+        (
+            lambda: from_arrays(np.stack([np.full((3, 1, 3), 1 / 3), ONE_WAY]), np.zeros((2, 3, 1)), (5,)),
+            "in segment 1 state 0 cannot be reached from state 2",
+        ),
         (lambda: RandomMDP(changes="8,4"), "increasing positive"),
         (lambda: RandomMDP(changes="a,4"), "changes must be steps with commas"),
         (lambda: RandomMDP(changes="4", random_changes=2), "exclude each other"),

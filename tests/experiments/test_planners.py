@@ -47,6 +47,14 @@ def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(preset, tmp_pa
     assert_same_end(whole, broken)
 
 
+def test_an_mdp_without_one_best_gain_is_refused(tmp_path):
+    env = "switching/Random?states=6&actions=1&concentration=0.001&instance_seed=0"  # it falls apart
+    with pytest.raises(BadRequest, match="has no one best gain") as error:
+        api.train("rbocpd-ucrl2", env=env, out=tmp_path / "run", quiet=True)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_compare_plot_and_evaluate(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "train_apart", train_here)
     small: dict[str, Any] = {"total_steps": 4000, "log_points": 4}
