@@ -235,11 +235,11 @@ class Convert:
     """Write a dataset in another format, by the ending of its name: .npz, .hdf5 (D4RL), or none (Minari folder)."""
 
     source: Positional[Path]
-    """File or Minari folder."""
+    """File (.npz, .hdf5, .csv) or Minari folder."""
     out: Positional[Path]
     """File, or Minari folder <root>/<namespace>/<name>-v0."""
     max_episode_steps: int | None = None
-    """Steps after which the environment cut episodes; only for D4RL files without timeouts."""
+    """Steps after which the environment cut episodes, of files with D4RL's columns. Those without timeouts need it."""
 
     def __post_init__(self):
         require_at_least(self, "--", 1, "max_episode_steps")

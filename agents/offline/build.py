@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,9 +47,12 @@ LAST = 5
 
 def load(dataset: str) -> Episodes:
     """The episodes in a file. Raises BadRequest, which says how to make that of the presets."""
-    if not Path(dataset).exists():
-        raise BadRequest(f"{dataset}: no such file (make_dataset.py pendulum-noise --out {dataset} makes a first one)")
-    return datasets.load(dataset)
+    try:
+        return datasets.load(dataset)
+    except BadRequest as error:
+        if str(error) == f"{dataset}: no such file":
+            raise BadRequest(f"{error} (make_dataset.py pendulum-noise --out {dataset} makes a first one)") from None
+        raise
 
 
 def resolve(config: OfflineExperiment) -> OfflineExperiment:
@@ -95,9 +97,10 @@ def make_environment(
     except BadRequest as error:
         raise BadRequest(f"{config.dataset} does not fit {env_id}: {error}") from None
     if cut := data_view.outside(episodes):
+        low, high = (np.asarray(bound).tolist() for bound in (episodes.action_low, episodes.action_high))
         notify(
-            f"{config.dataset}: {cut:,} of {len(episodes.reward):,} actions lie outside of their bounds "
-            f"[{episodes.action_low}, {episodes.action_high}] and are cut to these, as in environments"
+            f"{config.dataset}: {cut:,} of {len(episodes.reward):,} actions lie outside of their bounds, "
+            f"{low} to {high}, and are cut to these, as in environments"
         )
     return env, episodes
 

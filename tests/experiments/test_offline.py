@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from engram import api
+from engram.agents import registry
 from engram.configs.presets import PRESETS
 from engram.envs import datasets
 from engram.envs.datasets import Episodes, Origin
@@ -254,6 +255,19 @@ def test_td3bc_refuses_discrete_actions(tmp_path, monkeypatch):
 )
 def test_bad_requests_say_so_in_one_line(origin, changes, message, tmp_path, monkeypatch):
     refused(tiny("recorded.npz"), origin, changes, message, tmp_path, monkeypatch)
+
+
+def test_a_table_of_ones_own_is_learned_from_by_the_bounds_of_its_environment(tmp_path, capsys):
+    """It says nothing of actions; Pendulum's lie in [-2, 2], and one that was recorded does not."""
+    header = "observations_0,observations_1,observations_2,actions,rewards,terminals,timeouts"
+    rows = [f"1.0,0.0,{step / 10},{7.3 if step == 3 else 1.0},-1.0,0,{int(step % 5 == 4)}" for step in range(20)]
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join([header, *rows]))
+    config = api.make_config("offline-pendulum", dataset=str(path), env="gymnax/Pendulum-v1", **sizes_of("iql"))[1]
+    agent: Any = registry.build(config)
+    unit = np.asarray(agent.view.to_unit(agent.data.action))[:, 0]
+    assert sorted(unit.tolist()) == [0.5] * 15 + [1.0]
+    assert "mine.csv: 1 of 16 actions lie outside of their bounds, [-2.0] to [2.0]" in capsys.readouterr().err
 
 
 def test_histories_are_compared_by_their_memory_too():
