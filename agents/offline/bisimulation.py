@@ -154,6 +154,16 @@ class Bisimulation(OfflineAgent):
         """phi of the histories up to each row, `[T, B, width]`."""
         return self.encoder.apply({"params": params["encoder"]}, rows)
 
+    def before_and_after(self, params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        """phi of the histories of a step and of the next one, `[B, width]` each, both of `window` rows as in acting.
+
+        Args:
+            rows: `[window + 1, B, ...]`.
+        """
+        windows = jax.tree.map(lambda x: jnp.concatenate([x[:-1], x[1:]], axis=1), rows)
+        phi, phi_next = jnp.split(self.features(params, windows)[-1], 2)
+        return phi, phi_next
+
     def predict(self, params: Any, phi: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
         """P: mean and standard deviation, `[B, width]` each, of phi of the next history."""
         inputs = jnp.concatenate([phi, flatten(self.action_space, action)], axis=-1)
@@ -163,7 +173,7 @@ class Bisimulation(OfflineAgent):
 
     def loss(self, params: Any, target: Any, batch: Histories, key: jax.Array) -> tuple[jax.Array, Metrics]:
         method_key, pair_key = jax.random.split(key)
-        phi, phi_next = self.features(params, batch.rows)[-2:]
+        phi, phi_next = self.before_and_after(params, batch.rows)
         step = Transitions(phi, batch.action, batch.reward, jax.lax.stop_gradient(phi_next), batch.terminal)
         method_loss, metrics = self.method.loss(params, target, step, method_key)
         model_loss, distance_loss = self.losses(params, step, pair_key)

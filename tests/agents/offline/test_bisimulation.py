@@ -79,13 +79,15 @@ def test_steps_before_an_episode_are_not_seen():
 
 
 def test_acting_sees_what_training_sees():
-    """Played back step by step, the features on which an action is chosen are those of the drawn histories."""
+    """Played back step by step, the features on which an action is chosen are those of the drawn histories, as those of
+    a step and as those that came after the one before."""
     agent, episodes = on_grid(), cases.grid_episodes()
     params = cases.random_parameters(agent, 0)[0]
     long = int(np.argmax(episodes.lengths))
     start, length = int(episodes.starts[long]), int(episodes.lengths[long])
     drawn = histories(agent.data, agent.view, jnp.arange(start, start + length), WINDOW).rows
-    expected = cases.jit_once(partial(agent.features, params))(drawn)[-2]
+    expected, following = cases.jit_once(partial(agent.before_and_after, params))(drawn)
+    assert length > WINDOW + 1
     acting = agent.start_acting(1)
 
     @cases.jit_once
@@ -97,6 +99,8 @@ def test_acting_sees_what_training_sees():
         obs = jnp.asarray(episodes.obs[start + long + time][None])
         acting, features = act(acting, obs, jnp.array([time == 0]))
         np.testing.assert_allclose(features, expected[time], atol=1e-5)
+        if time > 0:
+            np.testing.assert_allclose(features, following[time - 1], atol=1e-5)
         taken = jax.nn.one_hot(episodes.action[start + time], 4)[None]
         acting = (acting[0], taken)  # whatever the agent would have done, the episode went on thus
 
