@@ -4,6 +4,8 @@ A line names the agent's `AgentSpec` by where it stands, and the module is impor
 of other packages come as entry points of the group `engram.agents`, or by the name `my_module:SPEC`.
 """
 
+import jax
+
 from engram import plugins
 from engram.agents.common.experiment import Experiment
 from engram.agents.common.spec import AgentSpec, Build
@@ -61,6 +63,8 @@ def build(config: Experiment, circumstances: Build = Build()) -> Agent:
     """The agent of `config`.
 
     Raises:
-        BadRequest: unknown names or impossible combinations.
+        BadRequest: unknown names or impossible combinations; JAX computes in float64.
     """
+    if jax.config.values["jax_enable_x64"]:
+        raise BadRequest("agents compute in float32 alone: take JAX_ENABLE_X64 (jax_enable_x64) back")
     return spec_of(config).build(config, circumstances)

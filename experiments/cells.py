@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engram.agents import registry
 from engram.agents.common.experiment import Experiment
-from engram.agents.common.spec import Build
-from engram.agents.registry import spec_of
 from engram.configs import store
 from engram.errors import BadRequest
 from engram.experiments.options import Output
@@ -48,7 +47,7 @@ class Cell:
 
     def refuse_impossible(self) -> None:
         """Raises BadRequest for a configuration that cannot be built, before hours of training and not after."""
-        spec_of(self.config).build(self.config, Build()).close()
+        registry.build(self.config).close()
 
     def refuse_other(self) -> None:
         """Raises BadRequest if the folder holds a run of another configuration: its scores would stand in one table."""

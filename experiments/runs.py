@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from engram.agents import registry
 from engram.agents.common.experiment import Experiment
 from engram.agents.common.spec import AgentSpec, Build
 from engram.agents.registry import spec_of
@@ -107,7 +108,7 @@ class Run:
 
     def build(self, circumstances: Build = Build()) -> Any:
         """The agent of the run, untrained. An emulator that was played needs a new one."""
-        return self.spec.build(self.config, dataclasses.replace(circumstances, record=self.is_recorded))
+        return registry.build(self.config, dataclasses.replace(circumstances, record=self.is_recorded))
 
     def restore(self, agent: Any) -> tuple[Any, checkpoint.Progress]:
         """The states of all seeds, leaves `[seeds, ...]`, and how far the run was, of the newest intact checkpoint.

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from engram.agents import registry
 from engram.agents.common.environments import DREAM, RESUMED, divide
 from engram.agents.common.experiment import Experiment
 from engram.agents.common.spec import AgentSpec, Build
@@ -55,7 +56,7 @@ def train(
     config = spec.resolve(config)
     if agent is not None:
         return _train(spec, agent, config, preset, output, keep)
-    with closing(spec.build(config, Build())) as made:  # refuses what cannot be built before anything is written
+    with closing(registry.build(config)) as made:  # refuses what cannot be built before anything is written
         return _train(spec, made, config, preset, output, keep)
 
 
@@ -106,7 +107,7 @@ def _train_in(
     )
 
     def remake(steps: int) -> Any:
-        return spec.build(config, Build(emulator_seed=(config.seed, RESUMED, steps)))
+        return registry.build(config, Build(emulator_seed=(config.seed, RESUMED, steps)))
 
     record = None if keep is None else partial(keep, folder.path)
     numbers = run_loop(agent, remake, settings, folder, described, partial(draw_views, run, agent), record)
@@ -132,7 +133,7 @@ def draw_views(run: Run, agent: Any, states: Any) -> list[Path]:
     if not agent.env.is_host_pool:
         return draw_dream(run.spec.dreaming, agent, states, run.folder)
     # An emulator that was evaluated cannot be opened again.
-    with closing(run.spec.build(run.config, Build(emulator_seed=(run.config.seed, DREAM)))) as fresh:
+    with closing(registry.build(run.config, Build(emulator_seed=(run.config.seed, DREAM)))) as fresh:
         return draw_dream(run.spec.dreaming, fresh, states, run.folder)
 
 

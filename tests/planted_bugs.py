@@ -625,8 +625,8 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "experiments/train.py",
-        "with closing(spec.build(config, Build())) as made:",
-        "if made := spec.build(config, Build()):",
+        "with closing(registry.build(config)) as made:",
+        "if made := registry.build(config):",
         "tests/test_api.py::test_emulators_are_closed_and_policies_open_none",
         "training leaves its emulators open",
     ),

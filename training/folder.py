@@ -22,7 +22,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of the operating system that only writing to a disk causes."""
 FILE_TROUBLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors of the operating system about the file that the error names."""
-RECORDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "brax", "envpool", "numpy")
+RECORDED = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *("gymnax", "gymnasium", "brax", "envpool", "ale-py", "opencv-python", "opencv-python-headless"),
+)
+"""Packages whose versions a run records."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -32,7 +36,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Versions of Engram, its packages and Python, device, platform and git commit, for `versions.json`."""
+    """Versions of Engram, its packages (None: not installed) and Python, JAX's random generator, device, platform and
+    git commit, for `versions.json`."""
     packages: dict[str, str | None] = {"engram": __version__}
     for name in RECORDED:
         try:
@@ -44,6 +49,7 @@ def versions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": packages,
+        "random_generator": jax.config.values["jax_default_prng_impl"],
         "device": jax.devices()[0].device_kind,
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "git_commit": git_commit(Path(__file__).resolve().parents[1]),

@@ -168,6 +168,8 @@ class WandbLog:
     ):
         self.run = None
         if mode != "disabled":
+            if os.path.expanduser("~") == "~":  # which it would fail to import without
+                raise BadRequest(f"--wandb {mode} needs a home folder: set HOME")
             import wandb  # slow to import, and most runs do not use it
 
             identity = folder / "wandb-id"  # kept in the folder, so that a resumed run continues its own page

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from engram import api
 from engram.configs.store import describe
 from engram.errors import BadRequest, Diverged, InUse
 from engram.experiments import evaluate
+from engram.experiments.runs import default_folder
 from engram.experiments.train import Output, train
 from engram.training import checkpoint
 from engram.training.folder import RunFolder
@@ -114,6 +116,26 @@ def test_a_folder_that_is_trained_in_is_in_use(tmp_path):
         api.train("debug", **TINY, seed=5, out=held.path, resume=True)
     RunFolder(held.path, stored, resume=True).close()
     assert error
+
+
+def test_two_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    config = api.make_config("debug", **TINY)[1]
+    folders = {default_folder("debug", config) for _ in range(3)}
+    assert len(folders) == 3
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_double_precision_is_refused_before_anything_is_written(finished, tmp_path):
+    with jax.enable_x64(True):
+        with pytest.raises(BadRequest, match="float32 alone: take JAX_ENABLE_X64"):
+            api.train("debug", **TINY, out=tmp_path / "run")
+        with pytest.raises(BadRequest, match="float32 alone"):
+            api.evaluate(finished, episodes=8)
+        with pytest.raises(BadRequest, match="float32 alone"):
+            api.load(finished).policy()
+    assert not (tmp_path / "run").exists()
 
 
 def test_divergence_is_reported_and_the_last_good_checkpoint_named(tmp_path):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from engram.errors import BadRequest, InUse
@@ -71,6 +72,14 @@ def test_versions_need_no_git(tmp_path, monkeypatch):
     assert found["git_commit"] is None
     assert found["packages"]["jax"]
     assert found["packages"]["engram"]
+
+
+def test_versions_name_what_random_numbers_and_pictures_depend_on():
+    with jax.default_prng_impl("rbg"):
+        found = versions()
+    assert found["random_generator"] == "rbg"
+    assert {"ale-py", "opencv-python", "opencv-python-headless"} <= found["packages"].keys()
+    assert versions()["random_generator"] == "threefry2x32"
 
 
 @pytest.mark.parametrize(

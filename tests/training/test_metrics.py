@@ -1,10 +1,13 @@
 """Aggregation of metrics over updates and seeds, and plans of runs."""
 
+import os
+
 import numpy as np
 import pytest
 
+from engram.errors import BadRequest
 from engram.training.loop import plan
-from engram.training.metrics import LastKnown, MetricsLog, aggregate, finite_or_none, read_metrics
+from engram.training.metrics import LastKnown, MetricsLog, WandbLog, aggregate, finite_or_none, read_metrics
 
 
 def test_episode_means_weigh_episodes_not_updates():
@@ -38,6 +41,29 @@ def test_a_resumed_log_drops_lines_of_the_killed_run(tmp_path):
     log.write({"env_steps": 20})
     log.close()
     assert [row["env_steps"] for row in read_metrics(path)] == [0, 1, 20]
+
+
+def test_damage_in_the_middle_is_one_line(tmp_path):
+    path, good = tmp_path / "metrics.jsonl", b'{"env_steps": 1, "eval/return": [null, 2.5]}\n'
+    values = (b'"text"', b"[[1]]", b"NaN", b"1e999", b"[" * 100_000)
+    rows = [b'{"env_steps": 2, "x": ' + value + b"}" for value in values]
+    for bad in (b"[]", b"", b"1", b"{}", b'{"env_steps": "1"}', b"\xff\xfe", *rows):
+        path.write_bytes(good + bad + b"\n" + good)
+        with pytest.raises(BadRequest, match=r"metrics.jsonl is damaged in line 2$"):
+            read_metrics(path)
+        path.write_bytes(good + bad)  # a kill may have cut the last one short
+        assert read_metrics(path) == [{"env_steps": 1, "eval/return": [None, 2.5]}]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BadRequest, match="no regular file"):
+        read_metrics(path)
+
+
+def test_wandb_without_a_home_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # nor an entry among the users
+    with pytest.raises(BadRequest, match="--wandb offline needs a home folder: set HOME"):
+        WandbLog("offline", tmp_path)
 
 
 def test_a_seed_whose_episodes_did_not_end_keeps_its_last_return():
