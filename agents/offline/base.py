@@ -108,15 +108,18 @@ class Network(nn.Module):
     """LayerNorm before each ReLU."""
     out_scale: float = 1.0
     """Gain of the orthogonal initialisation of the last layer."""
+    dropout: float = 0.0
+    """Dropout rate after each ReLU, in training."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, training: bool = False) -> jax.Array:
         for size in self.sizes:
             # Biases begin as PyTorch's do. If they were 0, LayerNorm would undo the scale of the input: of a single
             # number only its sign would be left.
             bias_init = uniform(x.shape[-1] ** -0.5) if self.norm else nn.initializers.zeros
             x = Dense(size, kernel_init=orthogonal(math.sqrt(2)), bias_init=bias_init)(x)
             x = nn.relu(nn.LayerNorm()(x) if self.norm else x)
+            x = nn.Dropout(self.dropout, deterministic=not training)(x)
         return Dense(self.out, kernel_init=orthogonal(self.out_scale))(x)
 
 
@@ -162,11 +165,13 @@ class Policy(nn.Module):
     space: Space
     bounded: bool = True
     """A tanh bounds the mean to [-1, 1]; else it is unbounded, and clipped when it acts."""
+    dropout: float = 0.0
+    """Dropout rate of the hidden layers, in training (with a key named "dropout")."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> Categorical | DiagonalGaussian:
+    def __call__(self, x: jax.Array, training: bool = False) -> Categorical | DiagonalGaussian:
         size = head_size(self.space)
-        out = Network(self.sizes, size, out_scale=1e-2)(x)
+        out = Network(self.sizes, size, out_scale=1e-2, dropout=self.dropout)(x, training)
         if isinstance(self.space, Discrete):
             return Categorical(out)
         log_std = self.param("log_std", nn.initializers.zeros, (size,))

@@ -17,7 +17,7 @@ from engram.agents.offline.bisimulation import Bisimulation
 from engram.agents.offline.cql import CQL
 from engram.agents.offline.data import OfflineData
 from engram.agents.offline.experiment import OfflineExperiment, SequenceExperiment, ValueExperiment
-from engram.agents.offline.iql import IQL
+from engram.agents.offline.iql import IQL, IQLSettings
 from engram.agents.offline.odice import ODICE
 from engram.agents.offline.sequence_policy import SequenceAgent, SequencePolicy, SequenceState
 from engram.agents.offline.td3bc import TD3BC
@@ -152,6 +152,8 @@ def make_values(
         raise UnknownName.among("algorithm", config.algorithm, VALUE_METHODS)
     episodes = episodes or load(config.dataset)
     settings = getattr(config, config.algorithm)
+    if isinstance(settings, IQLSettings) and settings.decay_steps is None:
+        settings = dataclasses.replace(settings, decay_steps=config.total_steps)
     env, episodes = make_environment(config, episodes, settings.eval_episodes, circumstances)
     if not config.memory:
         return method.of(episodes, env, settings)

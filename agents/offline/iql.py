@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from engram.agents.common.checks import require_inner_share, require_not_negative, require_positive
+from engram.agents.common.checks import (
+    require_inner_share,
+    require_not_negative,
+    require_positive,
+    require_share_below_one,
+)
 from engram.agents.offline.base import Network, OfflineAgent, Policy, TwinCritic, ValueSettings, example_action
 from engram.agents.offline.data import Transitions
 from engram.training.types import Metrics
@@ -30,9 +35,11 @@ class IQLSettings(ValueSettings):
     AntMaze 10)."""
     greatest_weight: float = 100.0
     """Largest weight of an action in the policy's loss (published: 100)."""
-    decay_steps: int = 1_000_000
-    """Gradient steps over which a cosine lowers the policy's learning rate to 0 (published: 1 000 000); 0 keeps it
-    constant."""
+    decay_steps: int | None = None
+    """Gradient steps over which a cosine lowers the policy's learning rate to 0 (None: those of the run, as published,
+    where these are 1 000 000); 0 keeps it constant."""
+    dropout: float = 0.0
+    """Dropout rate of the policy's hidden layers (published: 0; Adroit 0.1)."""
 
     method: ClassVar[str] = "iql"
 
@@ -41,6 +48,7 @@ class IQLSettings(ValueSettings):
         require_inner_share(self, "iql.", "expectile")
         require_positive(self, "iql.", "greatest_weight")
         require_not_negative(self, "iql.", "temperature", "decay_steps")
+        require_share_below_one(self, "iql.", "dropout")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +69,7 @@ class IQL(OfflineAgent):
 
     @property
     def policy(self) -> Policy:
-        return Policy(self.settings.hidden, self.action_space)
+        return Policy(self.settings.hidden, self.action_space, dropout=self.settings.dropout)
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
@@ -101,7 +109,8 @@ class IQL(OfflineAgent):
 
         # Eq. 7: imitation with weights that grow exponentially with the advantage.
         weight = jnp.minimum(jnp.exp(s.temperature * fixed(advantage)), s.greatest_weight)
-        policy: Any = self.policy.apply({"params": params["policy"]}, fixed(batch.obs))
+        rngs = {"dropout": key}
+        policy: Any = self.policy.apply({"params": params["policy"]}, fixed(batch.obs), training=True, rngs=rngs)
         policy_loss = -jnp.mean(weight * policy.log_prob(batch.action))
         return value_loss + critic_loss + policy_loss, {
             "loss/value": value_loss,

@@ -74,7 +74,7 @@ def numbers():
                         yield pytest.param(name, path, wrong, id=f"{name}-{path}-{wrong}")
 
 
-@pytest.mark.parametrize(("whole", "path", "wrong"), numbers())
+@pytest.mark.parametrize(("whole", "path", "wrong"), list(numbers()))
 def test_a_number_out_of_range_is_refused_by_name(whole, path, wrong):
     part = WHOLES[whole]
     *groups, last = path.split(".")

@@ -1,5 +1,6 @@
 """IQL: losses and gradients in float64, expectiles in closed form, the best that the data hold."""
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -8,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engram.agents.offline.base import Policy
+from engram.agents.offline.build import make_values
 from engram.agents.offline.iql import IQL, IQLSettings
+from engram.api import make_config
+from engram.envs.datasets.swing_up import noisy
 from engram.envs.spaces import Box, Discrete
 from tests.agents.offline import cases
 from tests.oracles import offline as mirror
@@ -97,8 +102,42 @@ def test_step_size_of_the_policy_decays_and_that_of_the_others_stays():
     np.testing.assert_allclose([critic, value], 0.1, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("given", "steps"), [({}, 30), ({"decay_steps": 0}, 0), ({"decay_steps": 7}, 7)])
+def test_the_schedule_is_that_of_the_run(given, steps):
+    _, config = make_config("offline", env="gymnax/Pendulum-v1", total_steps=30, iql=given)
+    episodes = noisy(1, 0, False, "{}")
+    assert make_values(config, episodes=episodes).settings.decay_steps == steps
+
+
+def test_dropout_is_of_the_policy_in_training_alone():
+    agent, plain = agent_of(SPACES["continuous"]), agent_of(SPACES["continuous"])
+    agent = replace(agent, settings=settings(hidden=(4,), dropout=0.5))
+    params, target = cases.random_parameters(agent, 0)
+    batch = cases.transitions(0, 24, 3, SPACES["continuous"])
+    run = cases.jit_once(lambda key: agent.loss(params, target, batch, key)[1])
+    one, other = run(jax.random.key(0)), run(jax.random.key(1))
+    without = cases.jit_once(lambda: plain.loss(params, target, batch, jax.random.key(0))[1])()
+    assert one["loss/policy"] != other["loss/policy"]
+    for name in ("loss/value", "loss/critic"):
+        assert one[name] == other[name] == without[name]
+    # The hidden layer's ReLUs are dropped half of the time, and twice as large else: unbiased before the tanh.
+    free = Policy((4,), SPACES["continuous"], bounded=False, dropout=0.5)
+
+    def mean_of(key):
+        out: Any = free.apply({"params": params["policy"]}, batch.obs, training=True, rngs={"dropout": key})
+        return out.mean
+
+    means = jax.jit(jax.vmap(mean_of))(jax.random.split(jax.random.key(2), 4000))
+    still: Any = free.apply({"params": params["policy"]}, batch.obs)
+    np.testing.assert_allclose(means.mean(0), still.mean, atol=0.07 * np.abs(still.mean).max())
+    assert np.asarray(means).std(0).max() > 0.01
+    acted = [np.asarray(a.act(params, (), batch.obs, jnp.zeros(24), jnp.zeros(24, bool))[1]) for a in (agent, plain)]
+    np.testing.assert_array_equal(*acted)
+
+
 @pytest.mark.parametrize(
-    "changed", [{"expectile": 1.0}, {"temperature": -1.0}, {"greatest_weight": 0.0}, {"decay_steps": -1}]
+    "changed",
+    [{"expectile": 1.0}, {"temperature": -1.0}, {"greatest_weight": 0.0}, {"decay_steps": -1}, {"dropout": 1.0}],
 )
 def test_settings_are_refused(changed):
     with pytest.raises(ValueError, match=f"iql.{next(iter(changed))} must"):
