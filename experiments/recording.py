@@ -56,7 +56,7 @@ def load_policy(path: Path, template: Policy) -> Policy:
     with reading(path):
         stored = archived(path)
         leaves = [stored[name] for index in range(len(stored)) if (name := f"arr_{index}") in stored]
-        if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in shapes]:
+        if [(leaf.shape, leaf.dtype) for leaf in leaves] != [(leaf.shape, leaf.dtype) for leaf in shapes]:
             raise BadRequest("is not a policy of this configuration")
         return structure.unflatten(leaves)
 

@@ -21,6 +21,10 @@ Row = dict[str, Any]
 (None where it is missing or not finite)."""
 
 
+OF_THE_RUN = ("env_steps", "updates", "wall_s", "steps_per_s")
+"""Names of what a row has one number of."""
+
+
 def finite_or_none(value: float) -> float | None:
     """`value` as a JSON number. NaN and infinities, which JSON lacks, become None."""
     value = float(value)
@@ -138,6 +142,8 @@ def rows_of(data: bytes, path: Path) -> list[Row]:
     """The lines of a metrics file with the content `data`; `path` is named where one is damaged."""
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
     rows = [_row(line) for line in lines]
+    seeds = next((len(value) for row in rows for value in (row or {}).values() if isinstance(value, list)), 0)
+    rows = [row if row is not None and _is_of(row, seeds) else None for row in rows]
     if rows and rows[-1] is None:  # cut short
         rows.pop()
     if None in rows:
@@ -155,6 +161,13 @@ def _row(line: bytes) -> Row | None:
         return None
     values = [v for value in row.values() for v in (value if isinstance(value, list) else [value])]
     return row if all(v is None or (type(v) in (int, float) and abs(v) <= sys.float_info.max) for v in values) else None
+
+
+def _is_of(row: Row, seeds: int) -> bool:
+    """Whether a row has lists of one number for each of `seeds`, and one number where the run has one."""
+    lists = {name: value for name, value in row.items() if isinstance(value, list)}
+    named = all(name in lists for name in row if "/" in name)
+    return named and not lists.keys() & {*OF_THE_RUN} and all(len(value) == seeds for value in lists.values())
 
 
 class WandbLog:

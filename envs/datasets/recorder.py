@@ -109,7 +109,18 @@ class Tape:
             missing = [field.name for field in fields(cls) if field.name not in stored]
             if missing:
                 raise BadRequest(f"lacks {', '.join(missing)}")
-            return cls(**{field.name: stored[field.name] for field in fields(cls)})
+            tape = cls(**{field.name: stored[field.name] for field in fields(cls)})
+            steps = tape.done.shape
+            fits = (
+                tape.obs.ndim == 3
+                and tape.obs.shape[:2] == tape.action.shape[:2] == tape.reward.shape == tape.terminated.shape == steps
+                and tape.final.shape == (np.count_nonzero(tape.done), tape.obs.shape[2])
+                and tape.done.dtype == tape.terminated.dtype == bool
+                and all(array.dtype.kind in "biuf" for array in vars(tape).values())
+            )
+            if not fits:
+                raise BadRequest("its arrays do not fit together")
+            return tape
 
     def save(self, path: Path) -> None:
         with replacing(path) as partial, partial.open("wb") as file:

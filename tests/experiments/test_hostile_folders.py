@@ -1,19 +1,24 @@
 """Configurations, and what runs leave behind, as others may write them: one line each, at once."""
 
+import io
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from engram import api
 from engram.configs import sources, store
+from engram.envs.datasets.recorder import Tape
 from engram.envs.spaces import Box, Discrete
 from engram.errors import BadRequest
-from engram.experiments import policy
+from engram.experiments import policy, recording
 from engram.experiments.cells import Cell
+from engram.experiments.datasets import Workshop
 from engram.experiments.runs import Run, read_summary
 from engram.training.folder import read_config
 from engram.training.metrics import read_metrics
@@ -184,6 +189,10 @@ METRICS = {
     "a deep row in the middle": ROW + "[" * 100_000 + "\n" + ROW,
     "digits in the middle": ROW + "9" * 5000 + "\n" + ROW,
     "a row without steps in the middle": ROW + '{"eval/return": [1.0]}\n' + ROW,
+    "more seeds in the middle": ROW + '{"env_steps": 1, "eval/return": [1.0, 2.0]}\n' + ROW,
+    "no seeds in the middle": ROW + '{"env_steps": 1, "eval/return": []}\n' + ROW,
+    "one number for all seeds in the middle": ROW + '{"env_steps": 1, "eval/return": 1.0}\n' + ROW,
+    "steps of each seed in the middle": ROW + '{"env_steps": 1, "wall_s": [1.0], "eval/return": [1.0]}\n' + ROW,
     "words in the middle": ROW + '{"env_steps": 1, "eval/return": ["a"]}\n' + ROW,
 }
 
@@ -197,6 +206,55 @@ def test_metrics_that_are_none(name, tmp_path):
     for read in (run.metrics, run.plot):
         with pytest.raises(BadRequest, match=r"metrics\.jsonl"):
             read()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: &a [*a]", b"a: " + b"x" * 10**6, b""])
+def test_a_standard_input_that_is_no_configuration(content, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
+    with pytest.raises(BadRequest, match="the standard input"):
+        sources.find("-")
+
+
+@pytest.mark.parametrize("name", [*NOT_TEXT, "an entry", "words", "infinity"])
+def test_measurements_that_are_none(name, tmp_path):
+    damaged = {"an entry": {"random": 3}, "infinity": {"random": {"episode_return": math.inf, "episode_length": 1.0}}}
+    damaged["words"] = {"random": {"episode_return": "a", "episode_length": 1.0}}
+    write(tmp_path / "measured.json", damaged.get(name, NOT_TEXT.get(name)))
+    config: Any = api.make_config("debug")[1]
+    workshop = Workshop(config, tmp_path, 10, "npz", tmp_path / "measured.json")
+    with pytest.raises(BadRequest, match=r"measured\.json"):
+        workshop.measure(cast(Any, None), None, "random")
+
+
+TAPE = {
+    "obs": np.zeros((4, 2, 3), np.float32),
+    "action": np.zeros((4, 2), np.int32),
+    "reward": np.zeros((4, 2), np.float32),
+    "terminated": np.zeros((4, 2), bool),
+    "done": np.arange(8).reshape(4, 2) > 5,
+    "final": np.zeros((2, 3), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", TAPE)
+def test_recordings_that_do_not_fit_together(name, tmp_path):
+    np.savez(tmp_path / "1.npz", **TAPE)
+    assert Tape.load(tmp_path / "1.npz").done.sum() == 2
+    for change in (None, np.zeros(7, np.float32), np.zeros((4, 3, 3)), np.full((4, 2), "a"), np.float32(1)):
+        arrays = {**TAPE, name: change}
+        np.savez(tmp_path / "1.npz", **{key: array for key, array in arrays.items() if array is not None})
+        with pytest.raises(BadRequest, match=r"1\.npz: "):
+            Tape.load(tmp_path / "1.npz")
+
+
+@pytest.mark.parametrize("leaf", [np.zeros(2), np.zeros(3, np.float32), np.zeros(2, "U1"), None])
+def test_policies_that_are_none(leaf, tmp_path):
+    policy = recording.Policy({"a": np.zeros(2, np.float32)}, [])
+    recording.save_policy(policy, tmp_path / "1.npz")
+    np.testing.assert_array_equal(recording.load_policy(tmp_path / "1.npz", policy).params["a"], [0, 0])
+    np.savez(tmp_path / "1.npz", **({} if leaf is None else {"arr_0": leaf}))
+    with pytest.raises(BadRequest, match="not a policy of this configuration"):
+        recording.load_policy(tmp_path / "1.npz", policy)
 
 
 def test_a_last_line_that_was_cut_is_left_out(tmp_path):
