@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+FLOAT32_MAX = np.finfo(np.float32).max
+"""Bounds of this size are none."""
+
 
 def uniform_below(key: jax.Array, n: int | np.ndarray | jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
     """Random integers 0 .. n - 1 of `shape`, int32, for `n` up to 2^16; probabilities are 1 / n to within 2^-32.
@@ -56,7 +59,10 @@ class MultiDiscrete:
 
 @dataclass(frozen=True)
 class Box:
-    """Real (or uint8) arrays between `low` and `high`, given as nested tuples or scalars; bounds may be infinite."""
+    """Real (or uint8) arrays between `low` and `high`, given as nested tuples or scalars; bounds may be infinite.
+
+    Samples are uniform between two bounds, exponential from a single one, normal where there is none, as gymnasium's.
+    """
 
     low: float | tuple
     high: float | tuple
@@ -64,9 +70,15 @@ class Box:
     dtype: str = "float32"
 
     def sample(self, key: jax.Array) -> jax.Array:
-        low = np.maximum(np.broadcast_to(np.asarray(self.low, np.float32), self.shape), -1e3)
-        high = np.minimum(np.broadcast_to(np.asarray(self.high, np.float32), self.shape), 1e3)
-        return jax.random.uniform(key, self.shape, minval=low, maxval=high).astype(self.dtype)
+        low, high = (np.broadcast_to(np.asarray(bound, np.float32), self.shape) for bound in (self.low, self.high))
+        below, above = low > -FLOAT32_MAX, high < FLOAT32_MAX
+        first, last = np.where(below & above, low, 0), np.where(below & above, high, 1)
+        uniform = jax.random.uniform(key, self.shape, minval=first, maxval=last)
+        if (below & above).all():
+            return uniform.astype(self.dtype)
+        normal, far = jax.random.normal(key, self.shape), -jnp.log1p(-uniform)
+        beyond_one = jnp.where(below, low + far, jnp.where(above, high - far, normal))
+        return jnp.where(below & above, uniform, beyond_one).astype(self.dtype)
 
 
 @dataclass(frozen=True)

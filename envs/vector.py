@@ -20,6 +20,26 @@ def clip_action(space: Space, action: Any) -> Any:
     return jnp.clip(action, jnp.asarray(space.low, space.dtype), jnp.asarray(space.high, space.dtype))
 
 
+NEAR_ONE = (0.5, 4.0)
+"""Bounds of actions of a size between these, on both sides of 0, are left as they are: so act the policies of published
+results in most environments of continuous control."""
+
+
+def action_scale(space: Space) -> tuple[np.ndarray, np.ndarray] | None:
+    """Middle and half width of the bounds of each entry of a `Box`, `[*shape]` each; 0 and 1 where an entry has no
+    bounds or those that are near +-1. None where this is so for all entries, and for other spaces."""
+    if not isinstance(space, Box):
+        return None
+    low, high = (np.broadcast_to(np.asarray(bound, np.float64), space.shape) for bound in (space.low, space.high))
+    least, most = NEAR_ONE
+    near = (np.minimum(-low, high) >= least) & (np.maximum(-low, high) <= most)
+    scaled = np.isfinite(low) & np.isfinite(high) & (low < high) & ~near
+    if not scaled.any():
+        return None
+    low, high = np.where(scaled, low, -1.0), np.where(scaled, high, 1.0)
+    return ((high + low) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+
 @struct.dataclass
 class VectorisedState:
     """States of the running episodes, and for each environment the opening of one to come; leaves `[B, ...]`."""

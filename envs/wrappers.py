@@ -16,7 +16,7 @@ from flax import struct
 
 from engram.envs.base import Environment, VectorEnvironment
 from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
-from engram.envs.vector import clip_action
+from engram.envs.vector import action_scale, clip_action
 from engram.errors import BadRequest
 from engram.kernels.rows import select_rows
 
@@ -157,6 +157,12 @@ def flatten(space: Space, x: Any) -> jax.Array:
             return jnp.concatenate([flatten(part, x[name]) for name, part in space.spaces], axis=-1)
 
 
+def action_vector(space: Space, action: Any) -> jax.Array:
+    """Actions `[..., *]` as inputs of a network: as `flatten`, but boxes by their bounds (see `action_scale`)."""
+    scale = action_scale(space)
+    return flatten(space, action if scale is None else (action - scale[0]) / scale[1])
+
+
 def vector_space(size: int) -> Box:
     return Box(-np.inf, np.inf, (size,))
 
@@ -249,7 +255,8 @@ class NoiseObservation(Wrapper):
 class PreviousAction(Wrapper):
     """Shows the agent what it did: observation ++ previous action ++ (previous reward) ++ start-of-episode flag.
 
-    Discrete actions are one-hot, Box actions as the environment executes them (clipped to their bounds). On the first
+    Discrete actions are one-hot, Box actions as the environment executes them (clipped to their bounds, rounded where
+    it takes whole numbers), scaled as `action_scale` says. On the first
     observation of an episode action and reward are zeros and the flag is 1; everywhere else, the final observation
     of an episode included, the flag is 0. Vector observations are extended; a picture becomes
     `{"extra": vector, "image": picture}`.
@@ -285,7 +292,8 @@ class PreviousAction(Wrapper):
     def step(self, key: jax.Array, state: Any, action: Any, params: Any):
         obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
         space = self.env.action_space(params)
-        parts = [flatten(space, clip_action(space, action)), *([reward[:, None]] if self.reward else [])]
+        executed = info.get("executed", action)  # an emulator may take whole numbers only
+        parts = [action_vector(space, clip_action(space, executed)), *([reward[:, None]] if self.reward else [])]
         going_on = jnp.concatenate([*parts, jnp.zeros((self.num_envs, 1))], axis=-1)
         extra = select_rows(info["reset"], self._opening(params), going_on)
         info = {**info, "final_observation": self._join(info["final_observation"], going_on, params)}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from engram.envs.spaces import Box, Discrete, MultiDiscrete, Space
+from engram.envs.vector import action_scale
 from engram.errors import BadRequest
 
 
@@ -84,6 +85,16 @@ class DiagonalGaussian:
     def entropy(self) -> jax.Array:
         per_component = self.log_std + 0.5 * (1 + math.log(2 * math.pi))
         return jnp.sum(jnp.broadcast_to(per_component, self.mean.shape), axis=-1)
+
+
+def gaussian(space: Box, mean: jax.Array, log_std: jax.Array) -> DiagonalGaussian:
+    """The policy over `space` whose `mean[..., d]` and deviation count in half widths of the bounds, from their middle,
+    so that a new policy covers them whatever they are (see `engram.envs.vector.action_scale`)."""
+    scale = action_scale(space)
+    if scale is None:
+        return DiagonalGaussian(mean, log_std)
+    middle, half = map(jnp.asarray, scale)
+    return DiagonalGaussian(middle + half * mean, log_std + jnp.log(half))
 
 
 Distribution = Categorical | MultiCategorical | DiagonalGaussian

@@ -19,7 +19,7 @@ import optax
 from flax import struct
 
 from engram.agents.common.control_flow import when
-from engram.agents.common.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
+from engram.agents.common.distributions import Categorical, Distribution, MultiCategorical, gaussian, head_size
 from engram.agents.common.evaluation import play_episodes, record_steps
 from engram.agents.common.flat import flattening
 from engram.agents.common.proximal import clipped_surrogate, deal_minibatches
@@ -27,8 +27,8 @@ from engram.agents.common.returns import lambda_returns
 from engram.agents.drama.laprop import laprop
 from engram.agents.drama.settings import DramaSettings
 from engram.envs.spaces import Box, MultiDiscrete, Space
-from engram.envs.vector import clip_action
-from engram.envs.wrappers import RunningStatistics, Wrapper, flat_size, flatten
+from engram.envs.vector import action_scale, clip_action
+from engram.envs.wrappers import RunningStatistics, Wrapper, action_vector, flat_size
 from engram.kernels.rows import clear, masked_mean, select_rows
 from engram.training.action_log import played_of
 from engram.training.types import Metrics
@@ -212,16 +212,17 @@ class Drama:
         return self.critic.apply({"params": params}, features)
 
     def _policy(self, params: Any, statistics: RunningStatistics, features: jax.Array) -> Distribution:
-        out: Any = self.actor.apply({"params": params}, normalise(statistics, features))
         space = self.action_space
+        params = params if action_scale(space) is None else params["scaled"]
+        out: Any = self.actor.apply({"params": params}, normalise(statistics, features))
         if isinstance(space, Box):
             mean, log_std = jnp.split(out, 2, axis=-1)
-            return DiagonalGaussian(mean, log_std)
+            return gaussian(space, mean, log_std)
         return MultiCategorical(out, space.nvec) if isinstance(space, MultiDiscrete) else Categorical(out)
 
     def _action_vector(self, action: Any) -> jax.Array:
-        """Actions as vectors, the world model's input: one-hot, or clipped to their bounds."""
-        return flatten(self.action_space, clip_action(self.action_space, action))
+        """Actions as vectors, the world model's input: one-hot, or clipped to their bounds and scaled by them."""
+        return action_vector(self.action_space, clip_action(self.action_space, action))
 
     def init(self, key: jax.Array) -> DramaState:
         n = self.settings.num_envs
@@ -232,8 +233,10 @@ class Drama:
         rows = Rows(obs[None], self._action_vector(action)[None], jnp.zeros((1, n)), jnp.zeros((1, n)), reset[None])
         variables = self.world.init(world_key, rows, key, self._loss_settings, method="loss")
         features = jnp.zeros((1, self.world.categoricals * self.world.classes + self.world.memory.width))
+        actor = self.actor.init(actor_key, features)["params"]
         behaviour = {
-            "actor": self.actor.init(actor_key, features)["params"],
+            # Of another form where actions are scaled: a checkpoint from before they were does not fit.
+            "actor": actor if action_scale(self.action_space) is None else {"scaled": actor},
             "critic": self.critic.init(critic_key, features)["params"],
         }
         step = Step(obs[0], action[0], jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), bool))

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from engram.agents.common.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical, head_size
+from engram.agents.common.distributions import Categorical, Distribution, MultiCategorical, gaussian, head_size
 from engram.envs.spaces import Box, Dict, MultiDiscrete, Space
+from engram.envs.vector import action_scale
 from engram.errors import BadRequest
 from engram.memory.base import Memory, State
 from engram.memory.layers import Convolution, Dense, orthogonal
@@ -98,7 +99,9 @@ class ActorCritic(nn.Module):
         self.actor_out = Dense(size, kernel_init=orthogonal(0.01))
         self.critic_out = Dense(1, kernel_init=orthogonal(1.0))
         if isinstance(self.action_space, Box):
-            self.log_std = self.param("log_std", nn.initializers.zeros, (size,))
+            # Of another name where actions are scaled: a checkpoint from before they were does not fit.
+            name = "log_std" if action_scale(self.action_space) is None else "log_std_scaled"
+            self.log_std = self.param(name, nn.initializers.zeros, (size,))
 
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
@@ -118,7 +121,7 @@ class ActorCritic(nn.Module):
         """The policy over actions `[...]` from features `[..., width]`."""
         out = self.actor_out(self.actor(features))
         if isinstance(self.action_space, Box):
-            return DiagonalGaussian(out, self.log_std)
+            return gaussian(self.action_space, out, self.log_std)
         if isinstance(self.action_space, MultiDiscrete):
             return MultiCategorical(out, self.action_space.nvec)
         return Categorical(out)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engram.envs.host.gymnasium_spaces import from_gymnasium, to_gymnasium
+from engram.envs.host.gymnasium_spaces import action_to_gymnasium, from_gymnasium
 from engram.envs.host.pool import HostPool, Seed, Transition, check_limits, lane_seeds
 from engram.envs.spec import UnknownEnvironment
 from engram.errors import BadRequest, close_matches
@@ -38,7 +38,7 @@ class XlaPool(HostPool):
         # carry its difference from the address of this very pool. That is zero, but the compiler cannot know, and so
         # the calls stay ordered.
         observation_space, action_space = self.pool_spaces
-        given = to_gymnasium(action_space, action)
+        given = action_to_gymnasium(action_space, action)
         handle, (obs, reward, terminated, truncated, _) = self._xla_step(token ^ self._handle, given)
         obs, reward = jax.tree.map(_finite, (from_gymnasium(observation_space, obs), reward.astype(jnp.float32)))
         return handle ^ self._handle, (obs, reward, terminated, truncated, {"executed": action})

@@ -76,6 +76,63 @@ def to_gymnasium(space: Any, x: Any) -> Any:
     return x.astype(space.dtype)
 
 
+def convert_action(space: Any) -> Space:
+    """A gymnasium space of actions as one that policies cover, as far as there is one: boxes of any shape and type as
+    vectors of float32, tuples and dicts of boxes as one vector, those of integers as one `MultiDiscrete`. Otherwise as
+    `convert`."""
+    match space:
+        case gymnasium_spaces.Box():
+            low, high = (_bound(np.ravel(x), missing) for x, missing in ((space.low, -np.inf), (space.high, np.inf)))
+            return Box(low, high, (int(np.prod(space.shape)),))
+        case gymnasium_spaces.MultiDiscrete():
+            return MultiDiscrete(tuple(int(n) for n in space.nvec.ravel()))
+        case gymnasium_spaces.Tuple() | gymnasium_spaces.Dict():
+            parts: list[Any] = [convert_action(part) for part in _parts(space)]
+            if parts and all(isinstance(part, Box) for part in parts):
+                low, high = (
+                    np.concatenate([np.broadcast_to(getattr(part, bound), part.shape) for part in parts])
+                    for bound in ("low", "high")
+                )
+                return Box(_bound(low, -np.inf), _bound(high, np.inf), (len(low),))
+            if parts and all(isinstance(part, Discrete | MultiDiscrete) for part in parts):
+                return MultiDiscrete(sum(((p.n,) if isinstance(p, Discrete) else p.nvec for p in parts), ()))
+    return convert(space)
+
+
+def _parts(space: Any) -> list[Any]:
+    return [*space.spaces.values()] if isinstance(space, gymnasium_spaces.Dict) else [*space.spaces]
+
+
+def action_to_gymnasium(space: Any, x: Any) -> Any:
+    """Members `x[B, ...]` of `convert_action(space)` as members of `space`, rounded where it has whole numbers."""
+    match space:
+        case gymnasium_spaces.Box():
+            x = x.reshape(x.shape[0], *space.shape)
+            return (x.round() if np.issubdtype(space.dtype, np.integer) else x).astype(space.dtype)
+        case gymnasium_spaces.MultiDiscrete():
+            return to_gymnasium(space, x.reshape(x.shape[0], *space.shape))
+        case gymnasium_spaces.Tuple() | gymnasium_spaces.Dict() if not isinstance(x, tuple | dict):
+            members, start = [], 0
+            for part in _parts(space):
+                flat: Any = convert_action(part)
+                width = flat.shape[0] if flat.shape else 1
+                member = x[:, start : start + width]
+                members.append(action_to_gymnasium(part, member if flat.shape else member[:, 0]))
+                start += width
+            return dict(zip(space.spaces, members, strict=True)) if isinstance(space.spaces, dict) else tuple(members)
+    return to_gymnasium(space, x)
+
+
+def whole_numbers(space: Any) -> np.ndarray | bool:
+    """Which entries of `convert_action(space)` are rounded, where it is a `Box`."""
+    match space:
+        case gymnasium_spaces.Box():
+            return np.full(int(np.prod(space.shape)), np.issubdtype(space.dtype, np.integer))
+        case gymnasium_spaces.Tuple() | gymnasium_spaces.Dict():
+            return np.concatenate([np.atleast_1d(whole_numbers(part)) for part in _parts(space)])
+    return False
+
+
 def structs(space: Space, batch: int) -> Any:
     """The shapes and dtypes of a batch of members of `space`."""
     match space:

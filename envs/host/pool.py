@@ -24,8 +24,15 @@ import numpy as np
 from flax import struct
 
 from engram.envs.base import NoParams, VectorEnvironment
-from engram.envs.host.gymnasium_spaces import convert, from_gymnasium, structs, to_gymnasium
-from engram.envs.spaces import Space
+from engram.envs.host.gymnasium_spaces import (
+    action_to_gymnasium,
+    convert,
+    convert_action,
+    from_gymnasium,
+    structs,
+    whole_numbers,
+)
+from engram.envs.spaces import Box, Space
 from engram.envs.vector import clip_action
 from engram.errors import BadRequest
 from engram.kernels.host_call import HostCall
@@ -86,8 +93,9 @@ def check_limits(what: str, options: Mapping[str, Any], none: int | None = None)
 
 
 class HostPool(VectorEnvironment):
-    """Emulators with the interface of gymnasium's vector environments. Box actions are clipped to the action space
-    before they reach the emulator. A state that is stepped out of turn raises RuntimeError.
+    """Emulators with the interface of gymnasium's vector environments. Box actions are clipped to the action space,
+    and rounded where it has whole numbers, before they reach the emulator; those of several axes or parts are one
+    vector here (see `convert_action`). A state that is stepped out of turn raises RuntimeError.
 
     `info["executed"]` are the actions as the emulator took them, bit for bit: those who repeat a pool keep these. A
     compiler that computes a number twice, once for the emulator and once for a log, may round it in two ways.
@@ -107,7 +115,7 @@ class HostPool(VectorEnvironment):
         self._name, self.pool, self._max_steps = name, pool, max_steps
         self.num_envs, self.copies = num_envs, copies
         self.pool_spaces = spaces
-        self._observation_space, self._action_space = convert(spaces[0]), convert(spaces[1])
+        self._observation_space, self._action_space = convert(spaces[0]), convert_action(spaces[1])
         self._steps, self._told = 0, False
         self.first_observation = jax.tree.map(self._finite, from_gymnasium(spaces[0], first_observation))
         self._open_call = HostCall(lambda _: (self.first_token, self.first_observation), is_pure=True)
@@ -147,7 +155,7 @@ class HostPool(VectorEnvironment):
             )
         self._steps += 1
         observation_space, action_space = self.pool_spaces
-        obs, reward, terminated, truncated, info = self.pool.step(to_gymnasium(action_space, action))
+        obs, reward, terminated, truncated, info = self.pool.step(action_to_gymnasium(action_space, action))
         transition = (
             jax.tree.map(self._finite, from_gymnasium(observation_space, obs)),
             self._finite(np.asarray(reward, np.float32), "reward"),
@@ -180,6 +188,8 @@ class HostPool(VectorEnvironment):
 
     def step(self, key: jax.Array, state: HostPoolState, action: Any, params: Any):
         action = clip_action(self._action_space, action)
+        if isinstance(self._action_space, Box):
+            action = jnp.where(whole_numbers(self.pool_spaces[1]), jnp.round(action), action)
         token, (obs, reward, terminated, truncated, extra) = self._step(state.token, action)
         info = {**extra, "reset": state.pending, "valid": ~state.pending, "final_observation": obs}
         return obs, HostPoolState(token, terminated | truncated), reward, terminated, truncated, info

@@ -1,6 +1,7 @@
 """Runs on emulators: which lanes each seed has, and how a run goes on where its emulators cannot be repeated."""
 
 import dataclasses
+import signal
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ def trained_to(monkeypatch):
         save = TrainingRun.save
 
         def stop(self, chunk):
-            self.stop.requested |= chunk == last_chunk
+            if chunk == last_chunk:
+                signal.raise_signal(signal.SIGINT)
             save(self, chunk)
 
         monkeypatch.setattr(TrainingRun, "save", stop)
