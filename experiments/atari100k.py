@@ -209,9 +209,10 @@ def results_in(out: Path) -> list[Result]:
         play = spec_of(config).play
         assert play is not None
         played = play.episodes(config)
-        evaluated = [
-            row["eval/finished"] for row in read_metrics(run.folder / "metrics.jsonl") if "eval/finished" in row
-        ]
+        metrics = run.folder / "metrics.jsonl"
+        evaluated = [row["eval/finished"] for row in read_metrics(metrics) if "eval/finished" in row]
+        if not evaluated or evaluated[-1][0] is None:
+            raise BadRequest(f"{metrics} tells of no evaluation: lines are missing")
         minutes = (summary["wall_s"] + summary["compile_s"]) / 60
         episodes = round(evaluated[-1][0] * played)
         results.append(Result(run, score, episodes, summary["env_steps"], minutes, summary["steps_per_s"]))

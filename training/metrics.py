@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engram.envs.atomic_files import is_at, replacing, set_aside
-from engram.envs.regular_files import opened
+from engram.envs.regular_files import opened, read_text
 from engram.errors import BadRequest
 from engram.training.stderr import notify
 
@@ -193,7 +193,7 @@ class WandbLog:
                 project="engram",
                 mode=mode,
                 dir=folder,
-                id=identity.read_text().strip(),
+                id=read_text(identity).strip(),
                 name=name,
                 config=config,
                 resume="allow",

@@ -10,7 +10,7 @@ import yaml
 
 from engram.configs.presets import PRESETS
 from engram.configs.store import describe
-from engram.errors import Interrupted
+from engram.errors import BadRequest, Interrupted
 from engram.experiments import atari100k, cells
 from engram.experiments.atari100k import Options
 from engram.experiments.train import Output, train_apart
@@ -105,6 +105,13 @@ def test_table_of_games_and_seeds(tmp_path, played):
     assert "Episodes of an evaluation: 100." in text
     assert "| Pong | 2 | 10.0 | 185.2 |" in text
     assert "not comparable" not in text
+
+
+def test_a_run_whose_metrics_lost_lines_is_named(tmp_path, played):
+    benchmark(tmp_path, "Pong", seeds=1, seed=3)
+    (tmp_path / "Pong" / "seed3" / "metrics.jsonl").write_text('{"env_steps": 99000}\n')
+    with pytest.raises(BadRequest, match=r"metrics\.jsonl tells of no evaluation"):
+        atari100k.results_in(tmp_path)
 
 
 def test_failed_runs_are_named_and_others_go_on(tmp_path, played):
