@@ -31,6 +31,9 @@ from engram.errors import BadRequest
 from engram.memory.layers import Dense, orthogonal, uniform
 from engram.training.types import Metrics
 
+OPENING_OVER = np.iinfo(np.int32).max
+"""Gradient steps after which no method learns otherwise than later."""
+
 
 @dataclass(frozen=True)
 class OfflineSettings:
@@ -124,15 +127,16 @@ class Network(nn.Module):
 
 
 class TwinValue(nn.Module):
-    """Two values of each state: `x[..., n]` -> `[2, ...]`."""
+    """Two values of each state (or another number): `x[..., n]` -> `[2, ...]`."""
 
     sizes: tuple[int, ...]
     norm: bool = False
+    count: int = 2
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # Two plain networks instead of one under `vmap`: batched matrix products are slow on CPUs.
-        return jnp.stack([Network(self.sizes, 1, self.norm, name=f"twin_{i}")(x)[..., 0] for i in range(2)])
+        return jnp.stack([Network(self.sizes, 1, self.norm, name=f"twin_{i}")(x)[..., 0] for i in range(self.count)])
 
 
 class TwinCritic(nn.Module):
@@ -258,7 +262,9 @@ class OfflineAgent:
         """Parameters by the names of the networks, for inputs `[..., size]`."""
         raise NotImplementedError
 
-    def loss(self, params: Any, target: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(
+        self, params: Any, target: Any, batch: Any, key: jax.Array, updates: jax.Array | int = OPENING_OVER
+    ) -> tuple[jax.Array, Metrics]:
         """The loss that a gradient step reduces, and metrics. `batch.action` is in units of `DataView.to_unit`."""
         raise NotImplementedError
 
@@ -305,14 +311,17 @@ class OfflineAgent:
         batch = self.data.draw_transitions(key, self.settings.batch_size)
         return batch.replace(action=self.view.to_unit(batch.action))
 
-    def gradient(self, params: Any, target: Any, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
+    def gradient(
+        self, params: Any, target: Any, batch: Any, key: jax.Array, updates: jax.Array | int = OPENING_OVER
+    ) -> tuple[Any, Metrics]:
         """The gradient of the loss, and metrics."""
-        return jax.grad(self.loss, has_aux=True)(params, target, batch, key)
+        return jax.grad(self.loss, has_aux=True)(params, target, batch, key, updates)
 
     def update(self, state: OfflineState) -> tuple[OfflineState, Metrics]:
         """One gradient step. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
         key, draw_key, loss_key = jax.random.split(state.key, 3)
-        gradient, metrics = self.gradient(state.params, state.target, self.draw(draw_key), loss_key)
+        batch = self.draw(draw_key)
+        gradient, metrics = self.gradient(state.params, state.target, batch, loss_key, state.updates)
         step, optimiser = self.optimiser.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, step)
         return state.replace(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from engram.agents.common.checks import require_positive
 from engram.agents.common.distributions import head_size
-from engram.agents.offline.base import Network, OfflineAgent, OfflineSettings, OfflineState
+from engram.agents.offline.base import OPENING_OVER, Network, OfflineAgent, OfflineSettings, OfflineState
 from engram.envs.spaces import Discrete
 from engram.errors import BadRequest
 from engram.training.types import Metrics
@@ -51,7 +51,9 @@ class BC(OfflineAgent):
         """The policy's inputs, from a batch."""
         return batch.obs
 
-    def loss(self, params: Any, target: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(
+        self, params: Any, target: Any, batch: Any, key: jax.Array, updates: jax.Array | int = OPENING_OVER
+    ) -> tuple[jax.Array, Metrics]:
         out = self._out(params, self.inputs(batch))
         if isinstance(self.action_space, Discrete):
             taken = jax.nn.one_hot(batch.action, self.action_space.n)

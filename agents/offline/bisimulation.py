@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from engram.agents.common.checks import require_at_least, require_not_negative, require_sizes
-from engram.agents.offline.base import Network, OfflineAgent
+from engram.agents.offline.base import OPENING_OVER, Network, OfflineAgent
 from engram.agents.offline.cql import CQL, CQLSettings
 from engram.agents.offline.data import OfflineData, Transitions
 from engram.agents.offline.iql import IQL, IQLSettings
@@ -171,11 +171,13 @@ class Bisimulation(OfflineAgent):
         mean, share = jnp.split(out, 2, axis=-1)
         return mean, SMALLEST_DEVIATION + (GREATEST_DEVIATION - SMALLEST_DEVIATION) * nn.sigmoid(share)
 
-    def loss(self, params: Any, target: Any, batch: Histories, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(
+        self, params: Any, target: Any, batch: Histories, key: jax.Array, updates: jax.Array | int = OPENING_OVER
+    ) -> tuple[jax.Array, Metrics]:
         method_key, pair_key = jax.random.split(key)
         phi, phi_next = self.before_and_after(params, batch.rows)
         step = Transitions(phi, batch.action, batch.reward, jax.lax.stop_gradient(phi_next), batch.terminal)
-        method_loss, metrics = self.method.loss(params, target, step, method_key)
+        method_loss, metrics = self.method.loss(params, target, step, method_key, updates)
         model_loss, distance_loss = self.losses(params, step, pair_key)
         return method_loss + model_loss + self.bisimulation.weight * distance_loss, metrics | {
             "loss/model": model_loss,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from engram.agents.common.checks import require_not_negative, require_positive
-from engram.agents.offline.base import Network, OfflineAgent, TwinCritic, ValueSettings, example_action
+from engram.agents.offline.base import OPENING_OVER, Network, OfflineAgent, TwinCritic, ValueSettings, example_action
 from engram.agents.offline.data import Transitions
 from engram.envs.spaces import Discrete
 from engram.training.types import Metrics
@@ -36,11 +36,15 @@ class CQLSettings(ValueSettings):
     """Samples of each of three kinds of actions that estimate the integral over actions (published: 10). Without effect
     for discrete actions."""
 
+    clone_steps: int = 40_000
+    """Gradient steps at the start in which the policy imitates the actions of the data instead of seeking values, of
+    which the critics know nothing yet (published: 40 000). Without effect for discrete actions."""
+
     method: ClassVar[str] = "cql"
 
     def __post_init__(self):
         super().__post_init__()
-        require_not_negative(self, "cql.", "weight")
+        require_not_negative(self, "cql.", "weight", "clone_steps")
         require_positive(self, "cql.", "policy_learning_rate", "samples")
 
 
@@ -53,14 +57,31 @@ def squashed(out: jax.Array, key: jax.Array, samples: int) -> tuple[jax.Array, j
     Returns:
         actions `[samples, ..., A]`, log-densities `[samples, ...]`.
     """
-    mean, log_std = jnp.split(out, 2, axis=-1)
-    log_std = jnp.clip(log_std, -20.0, 2.0)
+    mean, log_std = _gaussian(out)
     noise = jax.random.normal(key, (samples, *mean.shape))
     u = mean + jnp.exp(log_std) * noise
+    return jnp.tanh(u), _log_density(noise, log_std, u)
+
+
+def log_density_of(out: jax.Array, action: jax.Array) -> jax.Array:
+    """Log-density `[...]` of given actions `[..., A]` under the policy that `squashed` draws from. Actions at a bound,
+    which it never reaches, count as if they were 1e-6 away from it."""
+    mean, log_std = _gaussian(out)
+    u = jnp.arctanh(jnp.clip(action, -1.0 + 1e-6, 1.0 - 1e-6))
+    return _log_density((u - mean) * jnp.exp(-log_std), log_std, u)
+
+
+def _gaussian(out: jax.Array) -> tuple[jax.Array, jax.Array]:
+    mean, log_std = jnp.split(out, 2, axis=-1)
+    return mean, jnp.clip(log_std, -20.0, 2.0)
+
+
+def _log_density(noise: jax.Array, log_std: jax.Array, u: jax.Array) -> jax.Array:
+    """That of `tanh(u)`, for `u` that is `noise` standard deviations from its mean."""
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     # log(1 - tanh(u)^2), without loss of precision where |u| is large.
     log_slope = 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
-    return jnp.tanh(u), jnp.sum(log_prob - log_slope, axis=-1)
+    return jnp.sum(log_prob - log_slope, axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +120,12 @@ class CQL(OfflineAgent):
             params["log_temperature"] = jnp.zeros(())
         return params
 
-    def loss(self, params: Any, target: Any, batch: Transitions, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return (self.discrete_loss if self.discrete else self.continuous_loss)(params, target, batch, key)
+    def loss(
+        self, params: Any, target: Any, batch: Transitions, key: jax.Array, updates: jax.Array | int = OPENING_OVER
+    ) -> tuple[jax.Array, Metrics]:
+        if self.discrete:
+            return self.discrete_loss(params, target, batch, key)
+        return self.continuous_loss(params, target, batch, key, updates)
 
     def _critic_loss(
         self, values: jax.Array, target_value: jax.Array, logsumexp: jax.Array
@@ -135,7 +160,7 @@ class CQL(OfflineAgent):
         return self.critic.apply({"params": critic}, x, method="all_actions")
 
     def continuous_loss(
-        self, params: Any, target: Any, batch: Transitions, key: jax.Array
+        self, params: Any, target: Any, batch: Transitions, key: jax.Array, updates: jax.Array | int
     ) -> tuple[jax.Array, Metrics]:
         s, fixed = self.settings, jax.lax.stop_gradient
         uniform_key, current_key, following_key, next_key, policy_key = jax.random.split(key, 5)
@@ -170,11 +195,12 @@ class CQL(OfflineAgent):
         critic_loss, metrics = self._critic_loss(data_values, target_value, logsumexp)
 
         # SAC, eq. 7 for the policy, and eq. 18 of arXiv 1812.05905 for the temperature, which holds the policy's
-        # entropy at -A.
+        # entropy at -A. At the start the data's actions take the place of values.
         action, log_prob = squashed(out, policy_key, 1)
         value = jnp.min(values(fixed(params["critic"]), obs, action), axis=0)
         temperature = jnp.exp(params["log_temperature"])
-        policy_loss = jnp.mean(fixed(temperature) * log_prob - value)
+        goal = jnp.where(updates < s.clone_steps, log_density_of(out, batch.action), value[0])
+        policy_loss = jnp.mean(fixed(temperature) * log_prob[0] - goal)
         entropy = -jnp.mean(fixed(log_prob))
         temperature_loss = params["log_temperature"] * (entropy + size)
         return critic_loss + policy_loss + temperature_loss, metrics | {

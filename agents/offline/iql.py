@@ -16,7 +16,15 @@ from engram.agents.common.checks import (
     require_positive,
     require_share_below_one,
 )
-from engram.agents.offline.base import Network, OfflineAgent, Policy, TwinCritic, ValueSettings, example_action
+from engram.agents.offline.base import (
+    OPENING_OVER,
+    Network,
+    OfflineAgent,
+    Policy,
+    TwinCritic,
+    ValueSettings,
+    example_action,
+)
 from engram.agents.offline.data import Transitions
 from engram.training.types import Metrics
 
@@ -93,7 +101,9 @@ class IQL(OfflineAgent):
         out: Any = self.value.apply({"params": params["value"]}, x)
         return out[..., 0]
 
-    def loss(self, params: Any, target: Any, batch: Transitions, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(
+        self, params: Any, target: Any, batch: Transitions, key: jax.Array, updates: jax.Array | int = OPENING_OVER
+    ) -> tuple[jax.Array, Metrics]:
         s, fixed = self.settings, jax.lax.stop_gradient
         # Eq. 5: V(s) is an expectile of Q(s, a) over the data's actions, with the smaller of the two target critics.
         twins: Any = self.critic.apply({"params": target["critic"]}, batch.obs, batch.action)

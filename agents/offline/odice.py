@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from engram.agents.common.checks import require_inner_share, require_not_negative, require_sizes
-from engram.agents.offline.base import OfflineAgent, Policy, TwinValue, ValueSettings
+from engram.agents.offline.base import OPENING_OVER, OfflineAgent, Policy, TwinValue, ValueSettings
 from engram.agents.offline.data import Transitions
 from engram.training.types import Metrics
 
@@ -48,6 +48,8 @@ class ODICESettings(ValueSettings):
     """Use of the backward gradient: its component orthogonal to the forward gradient, all of it, or none of it."""
     layer_norm: bool = True
     """LayerNorm in the value networks (published: on, off for AntMaze)."""
+    twin: bool = True
+    """Two value networks, of which the smaller target value counts (published: on, off for AntMaze)."""
     bounded: bool = False
     """A tanh that bounds the policy's mean (published: off). Actions are clipped to their bounds either way."""
 
@@ -85,7 +87,7 @@ class ODICE(OfflineAgent):
 
     @property
     def value(self) -> TwinValue:
-        return TwinValue(self.settings.hidden, self.settings.layer_norm)
+        return TwinValue(self.settings.hidden, self.settings.layer_norm, count=2 if self.settings.twin else 1)
 
     @property
     def policy(self) -> Policy:
@@ -109,7 +111,7 @@ class ODICE(OfflineAgent):
         return self.value.apply({"params": params}, x)
 
     def residual(self, value: Any, next_value: Any, batch: Transitions) -> jax.Array:
-        """Bellman residuals r + gamma V(s') - V(s) of both value networks, `[2, B]`.
+        """Bellman residuals r + gamma V(s') - V(s) of each value network, `[2, B]` (of a single one `[1, B]`).
 
         Args:
             value, next_value: V(s) and V(s'), `[2, B]` or `[B]`.
@@ -142,7 +144,9 @@ class ODICE(OfflineAgent):
 
         return jax.grad(loss, has_aux=True)(value)
 
-    def gradient(self, params: Any, target: Any, batch: Transitions, key: jax.Array) -> tuple[Any, Metrics]:
+    def gradient(
+        self, params: Any, target: Any, batch: Transitions, key: jax.Array, updates: jax.Array | int = OPENING_OVER
+    ) -> tuple[Any, Metrics]:
         s, value, metrics = self.settings, params["value"], {}
         if s.variant == "true":
             g, residual = self.true_gradient(value, batch)

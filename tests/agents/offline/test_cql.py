@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from engram.agents.offline.cql import CQL, CQLSettings, squashed
+from engram.agents.offline.cql import CQL, CQLSettings, log_density_of, squashed
 from engram.envs.spaces import Box, Discrete
 from tests.agents.offline import cases
 from tests.oracles import offline as mirror
@@ -85,6 +85,47 @@ def test_squashed_samples_have_the_density_that_is_returned():
     near = (np.abs(a) < 0.99).all(1)  # arctanh of a float32 near 1 has few digits
     assert near.sum() > 30
     np.testing.assert_allclose(log_prob[near, 0], expected.sum(1)[near], atol=2e-3)
+
+
+def test_the_density_of_a_given_action_is_that_of_its_sample():
+    out = jnp.array([[0.3, -0.8, -1.0, 0.2]])
+    action, log_prob = cases.jit_once(squashed, static_argnums=2)(out, jax.random.key(0), 50)
+    near = (np.abs(action) < 0.99).all(-1)
+    found = cases.jit_once(log_density_of)(out, action)
+    np.testing.assert_allclose(np.asarray(found)[near], np.asarray(log_prob)[near], atol=2e-3)
+    at_bounds, gradient = jax.jit(jax.value_and_grad(lambda out: log_density_of(out, jnp.array([[1.0, -1.0]])).sum()))(
+        out
+    )
+    assert np.isfinite(at_bounds)
+    assert np.isfinite(gradient).all()
+
+
+def test_the_policy_imitates_before_it_seeks_values():
+    """At first its loss is that of cloning with SAC's entropy, in float64; those of the critics never change."""
+    agent, batch = continuous(clone_steps=7), cases.transitions(0, 24, 3, CONTINUOUS)
+    params, target = cases.random_parameters(agent, 1)
+    losses = cases.jit_once(agent.loss)
+    early, late, later = (losses(params, target, batch, jax.random.key(0), n)[1] for n in (6, 7, 8))
+    for name in early:
+        assert late[name] == later[name]
+        assert (early[name] == late[name]) == (name != "loss/policy")
+    p, b = mirror.float64((params, batch))
+    mean, log_std = np.split(mirror.network(p["policy"], b.obs), 2, axis=-1)
+    u = np.arctanh(b.action)
+    density = scipy.stats.norm.logpdf(u, mean, np.exp(log_std)) - np.log(1 - b.action**2)
+    expected = np.exp(p["log_temperature"]) * -float(early["loss/entropy"]) - density.mean()
+    np.testing.assert_allclose(early["loss/policy"], expected, rtol=1e-4)
+
+
+def test_an_imitating_policy_takes_the_actions_of_the_data():
+    """Each state has one action in the data, 0.5 or -0.5, and a reward that grows with the action."""
+    kind = {"action_low": -np.ones(1), "action_high": np.ones(1)}
+    obs, action = np.eye(4, 3), np.array([[0.5], [-0.5], [0.5], [-0.5]], np.float32)
+    episodes = cases.one_step_episodes(obs, action, 10 * action[:, 0], **kind)
+    options = {"hidden": (16,), "policy_learning_rate": 0.01, "weight": 0.0, "clone_steps": 2000}
+    agent = CQL.of(episodes, cases.playground(3, CONTINUOUS), settings(**options))
+    state = cases.trained(agent, 1500)
+    np.testing.assert_allclose(cases.greedy(agent, state.params, obs), action, atol=0.15)
 
 
 def test_conservative_term_of_continuous_actions_is_an_integral():

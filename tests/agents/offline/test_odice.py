@@ -147,6 +147,22 @@ def test_without_weight_the_backward_gradient_is_gone():
     assert np.abs(flat(gradient_of()[0]) - flat(semi)).max() > 1e-2
 
 
+def test_a_single_value_network_is_its_own_smaller_one():
+    """With twins that are alike every gradient is that of one network, but for the share that each twin has."""
+    (params, target, batch), _ = case()
+    one = {**params, "value": {"twin_0": params["value"]["twin_0"]}}
+    alike = {**params, "value": dict.fromkeys(("twin_0", "twin_1"), params["value"]["twin_0"])}
+    slow_one = {"value": {"twin_0": target["value"]["twin_0"]}}
+    slow = {"value": dict.fromkeys(("twin_0", "twin_1"), target["value"]["twin_0"])}
+    options = {"variant": "semi"}
+    single, metrics = gradient_program(twin=False, **options)(one, slow_one, batch, jax.random.key(0))
+    double, same = gradient_program(**options)(alike, slow, batch, jax.random.key(0))
+    for name in ("loss/residual", "loss/value", "loss/policy", "loss/weight"):
+        np.testing.assert_allclose(metrics[name], same[name], rtol=1e-5)
+    np.testing.assert_allclose(flat(single["policy"]), flat(double["policy"]), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(flat(single["value"]), 2 * flat(double["value"]["twin_0"]), rtol=1e-4, atol=1e-7)
+
+
 def test_policy_imitates_with_the_positive_residuals():
     (params, target, batch), (p, slow, b) = case()
     big = batch.replace(reward=batch.reward.at[0].set(300.0))
