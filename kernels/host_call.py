@@ -8,6 +8,7 @@ program with one of these is compiled anew by every process.
 import ctypes
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -94,7 +95,9 @@ class HostCall:
         try:
             return self.function(*jax.tree.map(np.asarray, inputs))
         except BaseException as error:
-            _raised.append(error)
+            _keep(error)
+            if _words(error) == type(error).__name__:
+                raise RuntimeError(_words(error)) from None
             raise
 
 
@@ -117,8 +120,14 @@ def errors_as_raised() -> Iterator[None]:
 
 _functions: dict[int, weakref.ref[HostCall]] = {}
 _raised: list[BaseException] = []
-_messages: list[ctypes.Array[ctypes.c_char]] = []
-"""What C++ still has to read."""
+"""The first error since `errors_as_raised` began, if there was one. Later ones may be many."""
+_messages: deque[ctypes.Array[ctypes.c_char]] = deque(maxlen=64)
+"""What C++ still has to read, from as many threads."""
+
+
+def _keep(error: BaseException) -> None:
+    if not _raised:
+        _raised.append(error)
 
 
 @ctypes.CFUNCTYPE(
@@ -141,10 +150,22 @@ def _call(number: int, place: int, inputs: Any, input_bytes: Any, results: Any, 
                 raise ValueError(f"a result of shape {np.shape(leaf)} should have shape {result.shape}")
             result[...] = leaf
     except BaseException as error:
-        _raised.append(error)
-        _messages[:] = [ctypes.create_string_buffer(f"{type(error).__name__}: {error}".encode())]
-        return ctypes.addressof(_messages[0])
+        _keep(error)
+        message = ctypes.create_string_buffer(_words(error).encode())
+        _messages.append(message)
+        return ctypes.addressof(message)
     return None
+
+
+def _words(error: BaseException) -> str:
+    """What JAX reports of `error`: its type alone where the rest cannot be told or is no text, which C++ would not
+    survive."""
+    try:
+        words = f"{type(error).__name__}: {error}"
+        words.encode()
+    except Exception:
+        return type(error).__name__
+    return words
 
 
 ffi.when_loaded[KERNEL] = lambda library: library.engram_call_python_by(_call)

@@ -97,6 +97,39 @@ def test_what_a_function_raises_is_raised_and_the_next_call_works():
         raise jax.errors.JaxRuntimeError("another")
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise KeyError("no words")
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize(
+    "error",
+    [OSError("no file \udcff"), ValueError("caf\u00e9 \0 end"), ValueError("x" * 10**6), Speechless(), SystemExit(3)],
+    ids=["surrogate", "nul", "long", "speechless", "exit"],
+)
+def test_whatever_is_raised_arrives_whatever_it_says(error):
+    def function(x):
+        raise error
+
+    with pytest.raises(type(error)) as caught, errors_as_raised():
+        jax.block_until_ready(jax.jit(partial(HostCall(function), NUMBER))(0))
+    assert caught.value is error
+
+
+@pytest.mark.usefixtures("either_way")
+def test_errors_that_nobody_asks_for_are_not_collected():
+    def function(x):
+        raise ValueError(int(x))
+
+    run = jax.jit(partial(HostCall(function), NUMBER))
+    with errors_as_raised():
+        for i in range(3):
+            with pytest.raises(jax.errors.JaxRuntimeError):
+                jax.block_until_ready(run(i))
+        assert [str(error) for error in host_call._raised] == ["0"]
+
+
 @needs_compiler
 def test_a_result_of_another_shape_is_refused():
     call = HostCall(lambda x: np.zeros((2, 2), np.float32))
