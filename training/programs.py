@@ -16,6 +16,7 @@ import numpy as np
 
 from engram.kernels import threefry
 from engram.kernels.cpu import ffi
+from engram.kernels.host_call import errors_as_raised
 from engram.kernels.malloc import no_search_for_garbage
 from engram.training import compile_times
 from engram.training.types import Agent, Key, PyTree
@@ -42,12 +43,13 @@ def options(wanted: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def jit(function: Callable, **how: Any) -> Any:
-    """`jax.jit`, for programs that run long, with the options that serve them."""
+    """`jax.jit`, for programs that run long, with the options that serve them. Calls return when the results are
+    there, and what an emulator raises is raised as it is."""
     program = jax.jit(function, compiler_options=options(QUICK), **how)
 
     def call(*args: Any) -> Any:
-        with threefry.in_cpp():
-            return program(*args)
+        with threefry.in_cpp(), errors_as_raised():
+            return jax.block_until_ready(program(*args))
 
     return call
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engram.kernels.cpu import ffi
+from engram.kernels.host_call import HostCall
 from engram.kernels.linear_scan import linear_scan
 from engram.training import compile_times, programs
 from engram.training.programs import EVALUATION, QUICK, QUICKEST, Program, compile_agent, options, seed_keys
@@ -148,6 +149,16 @@ def test_times_are_kept_where_there_is_a_place_and_bad_files_are_nothing(monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     compile_times.remember("x", 1.0)
     assert compile_times.recall("x") is None
+
+
+def test_what_an_emulator_raises_in_a_program_of_its_own_is_raised_as_it_is():
+    def step(x):
+        raise KeyError("a fault of the user's own")
+
+    call = HostCall(step)
+    with pytest.raises(KeyError, match="own") as error:
+        programs.jit(lambda x: call(x, x))(np.int32(0))
+    assert error.traceback[-1].name == "step"
 
 
 def test_data_are_an_argument():
