@@ -7,7 +7,7 @@ what was not a choice then. What a run did stays what it does.
 from collections.abc import Callable
 from typing import Any
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the form in which configurations are written. What runs wrote without a version is of version 1."""
 
 Values = dict[str, Any]
@@ -40,7 +40,13 @@ def from_1(values: Values) -> Values:
     return values
 
 
-STEPS: dict[int, Callable[[Values], Values]] = {1: from_1}
+def from_2(values: Values) -> Values:
+    """CQL's policy sought values from the first step on."""
+    default(values, "cql", "clone_steps", 0)
+    return values
+
+
+STEPS: dict[int, Callable[[Values], Values]] = {1: from_1, 2: from_2}
 """What brings a version to the next."""
 
 

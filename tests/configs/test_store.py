@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from engram.agents.common.experiment import Experiment
+from engram.agents.offline.cql import CQLSettings
 from engram.configs import store
 from engram.configs.migrations import SCHEMA
 from engram.configs.presets import PRESETS
@@ -123,6 +124,10 @@ def test_other_values_keep_what_they_do_not_name():
 # ---------------------------------------------------------------------------------------------------- earlier versions
 
 
+NEW = {("iql", "dropout"): 0.0, ("cql", "clone_steps"): 0, ("odice", "twin"): True}
+"""Settings that were no choice then, and what was done."""
+
+
 @pytest.mark.parametrize("name", OLD)
 def test_configurations_of_the_first_version_mean_what_they_meant(name):
     """Every value is still there, some under other names, and what is new was not a choice then."""
@@ -130,13 +135,18 @@ def test_configurations_of_the_first_version_mean_what_they_meant(name):
     now = flat(describe(name, config))
     expected = {(group, RENAMED.get((group, key), key)): value for (group, key), value in flat(old).items()}
     assert {key: now.get(key) for key in expected} == expected
-    assert {*now} - {*expected} == {("", "schema")}
+    assert {*now} - {*expected} <= {("", "schema"), *NEW}
+    assert all(now[key] == value for key, value in NEW.items() if key in now)
     assert store.upgrade(old) == describe(name, config)
 
 
 @pytest.mark.parametrize("name", OLD)
 def test_presets_have_the_values_of_the_first_version(name):
-    assert from_dict(OLD[name]) == PRESETS[name]
+    preset = PRESETS[name]
+    if name == "offline":  # whose defaults are now those published
+        iql = replace(preset.iql, decay_steps=preset.total_steps)
+        preset = replace(preset, iql=iql, cql=replace(preset.cql, clone_steps=0))
+    assert from_dict(OLD[name]) == preset
 
 
 def test_every_agent_is_among_the_old_configurations():
@@ -158,10 +168,20 @@ def test_runs_from_before_step_sizes_could_fall_keep_theirs():
 
 
 def test_runs_from_before_means_could_be_free_keep_theirs():
-    preset = PRESETS["offline"]
+    before = from_dict(OLD["offline"])
     stored = yaml.safe_load(yaml.safe_dump(OLD["offline"]))
     del stored["odice"]["bounded"]
-    assert from_dict(stored) == replace(preset, odice=replace(preset.odice, bounded=True))
+    assert from_dict(stored) == replace(before, odice=replace(before.odice, bounded=True))
+
+
+def test_runs_from_before_a_policy_could_imitate_first_keep_theirs():
+    stored = {**store.to_dict(PRESETS["offline"]), "agent": "values", "preset": "offline", "schema": 2}
+    del stored["cql"]["clone_steps"]
+    config: Any = from_dict(stored)
+    assert config.cql.clone_steps == 0
+    del stored["schema"], stored["preset"]  # as a person writes it
+    config = from_dict(stored)
+    assert config.cql.clone_steps == CQLSettings().clone_steps
 
 
 def test_reading_leaves_what_was_read_as_it_is():
