@@ -120,6 +120,47 @@ def is_image(space: Space) -> bool:
     return isinstance(space, Box) and space.dtype == "uint8" and len(space.shape) == 3
 
 
+LEAST_SIDES = {"uint8": 7, "float32": 36}
+"""Sides from which boxes of bytes with two axes, and boxes of real numbers, are taken for pictures."""
+
+
+def as_picture(space: Space) -> Box | None:
+    """The picture `[height, width, channels]` of bytes that a member of `space` shows, None where it shows none.
+
+    Pictures are boxes of bytes with three axes, the channels last or first (the first axis is then the shortest); those
+    with two axes that are not tiny; and large ones of real numbers between two bounds.
+    """
+    if not isinstance(space, Box) or len(space.shape) not in (2, 3):
+        return None
+    shape = (*space.shape, 1)[:3]
+    if shape[0] < min(shape[1:]):
+        shape = (*shape[1:], shape[0])
+    known = len(space.shape) == 3 and space.dtype == "uint8"
+    if not known and min(shape[:2]) < LEAST_SIDES.get(space.dtype, np.inf):
+        return None
+    if space.dtype != "uint8" and not (
+        isinstance(space.low, float | int) and np.isfinite([space.low, space.high]).all()
+    ):
+        return None
+    return Box(0, 255, shape, "uint8")
+
+
+def to_picture(space: Any, x: jax.Array) -> jax.Array:
+    """Members `x[..., *shape]` of `space` as members of `as_picture(space)`."""
+    if space.dtype != "uint8":
+        x = jnp.round(255.0 * (x - space.low) / (space.high - space.low)).astype(jnp.uint8)
+    if len(space.shape) == 2:
+        return x[..., None]
+    return jnp.moveaxis(x, -3, -1) if space.shape[0] < min(space.shape[1:]) else x
+
+
+def _parts(space: Space) -> list[tuple[Any, Space]]:
+    """Parts of a `Dict` or `Tuple`, by what picks them out of a member; none of other spaces."""
+    return (
+        [*space.spaces] if isinstance(space, Dict) else [*enumerate(space.spaces)] if isinstance(space, Tuple) else []
+    )
+
+
 def flat_size(space: Space) -> int:
     """The length of the vectors that `flatten` makes of members of `space`."""
     match space:
@@ -173,6 +214,8 @@ def require_vector(wrapper: Wrapper) -> int:
     if isinstance(space, Box) and space.dtype == "float32" and len(space.shape) == 1:
         return space.shape[0]
     kind = type(wrapper).__name__
+    if is_image(space) or isinstance(space, Dict):
+        raise BadRequest(f"{kind} needs vector observations, but {wrapper.name} shows pictures: leave it out")
     raise BadRequest(f"{kind} needs vector observations: wrap {wrapper.name} in FlattenObservation first")
 
 
@@ -193,15 +236,44 @@ class ObservationWrapper(Wrapper):
 
 
 class FlattenObservation(ObservationWrapper):
-    """Observations as float32 vectors by `flatten`; pictures (see `is_image`) pass unchanged."""
+    """Observations as float32 vectors by `flatten`, or as a picture `[height, width, channels]` of bytes where they
+    show one (see `as_picture`). Dicts and tuples with a picture become `{"extra": vector, "image": picture}`.
+
+    Raises BadRequest where several parts are pictures.
+    """
+
+    def _picture(self, space: Space) -> tuple[Any, Any]:
+        """What picks the picture out of an observation in `space`, and its space; twice None where there is none."""
+        pictures = [(name, part) for name, part in _parts(space) if as_picture(part) is not None]
+        if len(pictures) > 1:
+            names = ", ".join(str(name) for name, _ in pictures)
+            raise BadRequest(
+                f"{self.name} shows {len(pictures)} pictures ({names}): one is supported; stack their channels"
+            )
+        return pictures[0] if pictures else (None, None)
 
     def observation_space(self, params: Any) -> Space:
         space = self.env.observation_space(params)
-        return space if is_image(space) else vector_space(flat_size(space))
+        picture = as_picture(space)
+        if picture is not None:
+            return picture
+        name, part = self._picture(space)
+        if part is None:
+            return vector_space(flat_size(space))
+        image: Any = as_picture(part)
+        extra = sum(flat_size(other) for key, other in _parts(space) if key != name)
+        return Dict((("extra", vector_space(extra)), ("image", image))) if extra else image
 
     def transform(self, obs: Any, params: Any) -> Any:
-        space = self.env.observation_space(params)
-        return obs if is_image(space) else flatten(space, obs)
+        space: Any = self.env.observation_space(params)
+        if as_picture(space) is not None:
+            return to_picture(space, obs)
+        name, part = self._picture(space)
+        if part is None:
+            return flatten(space, obs)
+        others = [flatten(other, obs[key]) for key, other in _parts(space) if key != name]
+        image = to_picture(part, obs[name])
+        return {"extra": jnp.concatenate(others, axis=-1), "image": image} if others else image
 
 
 @dataclass(frozen=True)
@@ -265,7 +337,8 @@ class PreviousAction(Wrapper):
     reward: bool = False
 
     def __post_init__(self):
-        if not is_image(self.env.observation_space(self.env.default_params)):
+        space = self.env.observation_space(self.env.default_params)
+        if not is_image(space) and not isinstance(space, Dict):
             require_vector(self)
 
     def _extra_size(self, params: Any) -> int:
@@ -274,12 +347,17 @@ class PreviousAction(Wrapper):
     def _join(self, obs: Any, extra: jax.Array, params: Any) -> Any:
         if is_image(self.env.observation_space(params)):
             return {"extra": extra, "image": obs}
+        if isinstance(obs, dict):
+            return {**obs, "extra": jnp.concatenate([obs["extra"], extra], axis=-1)}
         return jnp.concatenate([obs, extra], axis=-1)
 
     def observation_space(self, params: Any) -> Space:
         space, extra = self.env.observation_space(params), self._extra_size(params)
         if is_image(space):
             return Dict((("extra", vector_space(extra)), ("image", space)))
+        if isinstance(space, Dict):
+            seen = dict(space.spaces)
+            return Dict((("extra", vector_space(flat_size(seen["extra"]) + extra)), ("image", seen["image"])))
         return vector_space(flat_size(space) + extra)
 
     def _opening(self, params: Any) -> jax.Array:

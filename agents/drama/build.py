@@ -93,10 +93,14 @@ def coders(sizes: WorldSettings, space: Any) -> tuple[nn.Module, nn.Module]:
         BadRequest: they do not fit it.
     """
     if sizes.encoder == "mlp":
-        if len(space.shape) != 1:
-            raise BadRequest(f"world.encoder=mlp needs vectors, observations have shape {space.shape}")
+        if not isinstance(space, Box) or len(space.shape) != 1:
+            raise BadRequest(f"world.encoder=mlp needs vectors, observations are of {space}")
         return VectorEncoder(sizes.dense), VectorDecoder(sizes.dense[::-1], space.shape[0])
     shrink = math.prod(sizes.strides)
+    if not isinstance(space, Box):
+        raise BadRequest(
+            f"world.encoder=conv needs pictures alone, observations are of {space}: take world.encoder=mlp"
+        )
     if len(space.shape) != 3 or space.shape[0] % shrink or space.shape[1] % shrink:
         raise BadRequest(
             f"world.encoder=conv needs pictures whose sides are multiples of {shrink}, observations have shape "

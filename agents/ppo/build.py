@@ -13,7 +13,7 @@ from engram.agents.ppo import conservative
 from engram.agents.ppo.agent import PPO, PPOState
 from engram.agents.ppo.conservative import Conservative
 from engram.agents.ppo.experiment import ConservativeExperiment, PPOExperiment
-from engram.agents.ppo.networks import ActorCritic, check_pictures
+from engram.agents.ppo.networks import ActorCritic
 from engram.envs.base import VectorEnvironment
 from engram.envs.datasets.recorder import Recorder
 from engram.envs.wrappers import (
@@ -87,7 +87,6 @@ def make_ppo(config: PPOExperiment, circumstances: Build = Build()) -> PPO:
     )
     action_space = env.action_space(env.default_params)
     head_size(action_space)  # refuses action spaces that no policy covers
-    check_pictures(env.observation_space(env.default_params))
     actor_critic = ActorCritic(
         memory=memory,
         action_space=action_space,

@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from engram.agents.common.distributions import Categorical, Distribution, MultiCategorical, gaussian, head_size
-from engram.envs.spaces import Box, Dict, MultiDiscrete, Space
+from engram.envs.spaces import Box, MultiDiscrete, Space
 from engram.envs.vector import action_scale
-from engram.errors import BadRequest
 from engram.memory.base import Memory, State
 from engram.memory.layers import Convolution, Dense, orthogonal
 from engram.training.types import PyTree
 
 ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": nn.tanh, "silu": nn.silu, "gelu": nn.gelu}
+
+
+LEAST_SIDE = 36
+"""Side from which a picture passes the convolutions of `NatureCNN`."""
 
 
 class MLP(nn.Module):
@@ -45,12 +48,23 @@ class NatureCNN(nn.Module):
         return x.reshape(*batch, 512)
 
 
-def check_pictures(space: Space) -> None:
-    """Raises BadRequest if observations in `space` hold pictures that are too small for `NatureCNN`, or that have their
-    channels first."""
-    for part in (part for _, part in space.spaces) if isinstance(space, Dict) else (space,):
-        if isinstance(part, Box) and len(part.shape) == 3 and min(part.shape[:2]) < 36:
-            raise BadRequest(f"pictures must be [height, width, channels], at least 36 x 36, but are {part.shape}")
+class SmallCNN(nn.Module):
+    """A convolutional network for pictures that are too small for `NatureCNN`, such as the 7 x 7 views of MiniGrid:
+    `[..., height, width, channels]` of bytes, of any size -> features `[..., 512]`."""
+
+    @nn.compact
+    def __call__(self, picture: jax.Array) -> jax.Array:
+        batch = picture.shape[:-3]
+        x = picture.reshape(-1, *picture.shape[-3:]).astype(jnp.float32) / 255.0
+        for features, stride in ((32, 1), (64, 2), (64, 2)):
+            x = nn.relu(Convolution(features, 3, stride, padding=1, kernel_init=orthogonal(math.sqrt(2)))(x))
+        x = nn.relu(nn.Dense(512, kernel_init=orthogonal(math.sqrt(2)))(x.reshape(x.shape[0], -1)))
+        return x.reshape(*batch, 512)
+
+
+def convolutions(picture: jax.Array) -> nn.Module:
+    """The network whose convolutions fit pictures `[..., height, width, channels]`."""
+    return NatureCNN() if min(picture.shape[-3:-1]) >= LEAST_SIDE else SmallCNN()
 
 
 class Encoder(nn.Module):
@@ -63,9 +77,9 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, obs: PyTree) -> jax.Array:
         if isinstance(obs, dict):
-            x = jnp.concatenate([NatureCNN()(obs["image"]), obs["extra"]], axis=-1)
+            x = jnp.concatenate([convolutions(obs["image"])(obs["image"]), obs["extra"]], axis=-1)
         elif obs.dtype == jnp.uint8:
-            x = NatureCNN()(obs)
+            x = convolutions(obs)(obs)
         else:
             x = obs
         return MLP(self.sizes, self.activation, math.sqrt(2))(x)

@@ -121,7 +121,7 @@ def broken(*_, **__):
 @pytest.mark.parametrize(
     ("preset", "place"),
     [
-        ("debug", "engram.agents.ppo.build.check_pictures"),
+        ("debug", "engram.agents.ppo.build.ActorCritic"),
         ("debug", "engram.agents.common.environments.registry.make_vector"),
         ("conservative", "engram.agents.ppo.build.Conservative"),
         ("drama-catch", "engram.agents.drama.build.coders"),

@@ -31,7 +31,6 @@ TINY = ["debug", "--quiet", "--memory", "none", "--total-steps", "1024", "--log-
         (["debug", "--eval-env", "gymnax/CartPole-v1"], "does not fit env .* observation space"),
         (["debug", "--eval-env", "?level=3"], "no option 'level': it takes none"),
         (["debug", "--env", "gymnax/CartPole-v1", "--eval-env", "envpool/CartPole-v1"], "does not fit|emulators"),
-        (["debug", "--env", "envpool/Pong-v5"], r"at least 36 x 36, but are \(4, 84, 84\)"),
         (["stepmix", "--eval-env", "episodic/Random"], "not for stepmix"),
         (["debug", "--total-steps", "-5"], "at least 1"),
         (["debug", "--resume"], "needs --out"),

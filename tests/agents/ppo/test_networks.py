@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engram.agents.ppo.networks import NatureCNN, check_pictures
-from engram.envs.spaces import Box, Dict
+from engram.agents.ppo.networks import Encoder, NatureCNN
 
 
 @pytest.mark.parametrize(("side", "channels", "grid"), [(64, 3, 4), (84, 4, 7)])
@@ -34,11 +33,11 @@ def test_pictures_are_divided_by_a_constant_and_seen_alone():
     assert (white > 0).any()
 
 
-def test_pictures_with_channels_first_or_too_small_are_refused():
-    vector = Box(-np.inf, np.inf, (4,))
-    check_pictures(vector)
-    check_pictures(Box(0, 255, (64, 64, 3), "uint8"))
-    check_pictures(Dict((("extra", vector), ("image", Box(0, 255, (36, 36, 1), "uint8")))))
-    for shape in ((4, 84, 84), (35, 64, 3)):
-        with pytest.raises(ValueError, match="at least 36 x 36"):
-            check_pictures(Dict((("extra", vector), ("image", Box(0, 255, shape, "uint8")))))
+@pytest.mark.parametrize("shape", [(7, 7, 3), (35, 64, 3), (1, 1, 1)])
+def test_small_pictures_are_convolved(shape):
+    encoder = Encoder((8,), "relu")
+    params = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((2, *shape), jnp.uint8))["params"]
+    assert params["SmallCNN_0"]["Convolution_0"]["kernel"].shape == (3, 3, shape[-1], 32)
+    assert (
+        "NatureCNN_0" in jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((2, 36, 36, 3), jnp.uint8))["params"]
+    )
