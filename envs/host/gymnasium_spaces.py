@@ -1,5 +1,6 @@
 """gymnasium's spaces, and arrays that live in them, in the suite's own terms."""
 
+import logging
 from typing import Any
 
 import jax
@@ -10,6 +11,9 @@ from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
 from engram.errors import BadRequest
 
 FLOAT32 = np.finfo(np.float32)
+EXACT = 2**24
+"""Whole numbers up to which each has a float32 of its own."""
+log = logging.getLogger(__name__)
 
 
 def _nested_tuple(values: Any) -> Any:
@@ -36,6 +40,9 @@ def convert(space: Any) -> Space:
         case gymnasium_spaces.MultiBinary():
             return MultiDiscrete((2,) * int(np.prod(space.shape)))
         case gymnasium_spaces.Box():
+            wide = np.issubdtype(space.dtype, np.integer) and np.dtype(space.dtype).itemsize > 2
+            if wide and max(-float(np.min(space.low)), float(np.max(space.high))) > EXACT:
+                log.warning("%r: whole numbers beyond +-%s lose their last digits as float32", space, f"{EXACT:,}")
             dtype = "uint8" if space.dtype == np.uint8 else "float32"
             return Box(_bound(space.low, -np.inf), _bound(space.high, np.inf), tuple(space.shape), dtype)
         case gymnasium_spaces.Tuple():

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from engram.envs.base import VectorEnvironment
+from engram.envs.host.gymnasium_spaces import convert
 from engram.envs.registry import make_vector
 from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, NormaliseObservation, NormaliseReward
 from engram.errors import BadRequest
@@ -83,3 +85,12 @@ def test_what_gymnasium_cannot_make_is_one_line(env_id, words):
     with pytest.raises(BadRequest, match=words) as error:
         make_vector(env_id, 2)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "high", "told"), [(np.int64, 2**24 + 1, 1), (np.int64, 2**24, 0), (np.float64, 1e12, 0)]
+)
+def test_whole_numbers_that_float32_does_not_hold_are_named(dtype, high, told, caplog):
+    convert(spaces.Box(0, high, (2,), dtype))
+    assert len(caplog.records) == told
+    assert all("beyond +-16,777,216" in record.getMessage() for record in caplog.records)
