@@ -57,7 +57,7 @@ def keep_compiled_programs() -> None:
 
     Machines with the same kind of processor share them, as a shared home may serve several. JAX's settings have
     precedence: `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` goes without.
-    Programs that call Python (emulators) are never kept.
+    Programs that hold addresses, of JAX's own callbacks for instance, are never kept.
     """
     folder = program_folder()
     if folder is None:

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -41,8 +42,11 @@ log = logging.getLogger(__name__)
 when_loaded: dict[str, Callable[[ctypes.CDLL], Any]] = {}
 """What to do with the library of a kernel before it is used, by name."""
 
+_turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""One thread at a time loads a kernel, by name: where the cache cannot be used each would build a library of its own,
+and XLA takes one."""
 
-@cache
+
 def load(name: str) -> bool:
     """Makes the targets of kernel `name` known to XLA; compiles them if this machine has not yet.
 
@@ -51,6 +55,12 @@ def load(name: str) -> bool:
     Returns:
         whether they can be called.
     """
+    with _turns[name]:
+        return _load(name)
+
+
+@cache
+def _load(name: str) -> bool:
     if switched_off():
         return False
     try:

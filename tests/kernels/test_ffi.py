@@ -4,6 +4,8 @@ import logging
 import os
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -180,9 +182,23 @@ def test_programs_for_other_platforms_do_without():
 @pytest.fixture
 def forgetful():
     """`ffi.load` asked anew inside the test, and again after it."""
-    ffi.load.cache_clear()
+    ffi._load.cache_clear()
     yield
-    ffi.load.cache_clear()
+    ffi._load.cache_clear()
+
+
+def test_threads_that_want_the_same_kernel_build_it_once(forgetful, monkeypatch):
+    built = []
+
+    def library(name):
+        built.append(name)
+        time.sleep(0.1)  # XLA refuses the handlers of a second library
+        raise OSError("none here")
+
+    monkeypatch.setattr(ffi, "_library", library)
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(ffi.load, ["linear_scan"] * 3)) == [False] * 3
+    assert built == ["linear_scan"]
 
 
 @pytest.mark.parametrize("trouble", ["none", "broken", "folder"])

@@ -81,9 +81,9 @@ class Summing(Counter):
 @pytest.fixture
 def forgetful():
     """Kernels are looked for anew inside the test, and again after it."""
-    ffi.load.cache_clear()
+    ffi._load.cache_clear()
     yield
-    ffi.load.cache_clear()
+    ffi._load.cache_clear()
 
 
 def test_a_kernel_that_cannot_be_built_is_done_without(forgetful, monkeypatch, tmp_path):
