@@ -105,7 +105,7 @@ class Workshop:
         seen = self.config.observation
         plain = ObservationSettings(previous_action=False, keep=seen.keep, time_limit=seen.time_limit)
         config = replace(self.config, observation=plain, seeds=1)
-        return random_player(make_environment(config, LANES, 0, Build(record=True)))
+        return random_player(make_environment(config, LANES, (0,), Build(record=True)))
 
     def measure(self, player: Player, policy: Any, name: str) -> Measured:
         """Means over the first episode in each of `LANES` environments."""

@@ -168,7 +168,7 @@ def test_runs_from_before_step_sizes_could_fall_keep_theirs():
 
 
 def test_runs_from_before_means_could_be_free_keep_theirs():
-    before = from_dict(OLD["offline"])
+    before: Any = from_dict(OLD["offline"])
     stored = yaml.safe_load(yaml.safe_dump(OLD["offline"]))
     del stored["odice"]["bounded"]
     assert from_dict(stored) == replace(before, odice=replace(before.odice, bounded=True))

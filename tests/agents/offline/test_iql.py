@@ -104,9 +104,9 @@ def test_step_size_of_the_policy_decays_and_that_of_the_others_stays():
 
 @pytest.mark.parametrize(("given", "steps"), [({}, 30), ({"decay_steps": 0}, 0), ({"decay_steps": 7}, 7)])
 def test_the_schedule_is_that_of_the_run(given, steps):
-    _, config = make_config("offline", env="gymnax/Pendulum-v1", total_steps=30, iql=given)
-    episodes = noisy(1, 0, False, "{}")
-    assert make_values(config, episodes=episodes).settings.decay_steps == steps
+    config: Any = make_config("offline", env="gymnax/Pendulum-v1", total_steps=30, iql=given)[1]
+    agent: Any = make_values(config, episodes=noisy(1, 0, False, "{}"))
+    assert agent.settings.decay_steps == steps
 
 
 def test_dropout_is_of_the_policy_in_training_alone():
@@ -131,8 +131,8 @@ def test_dropout_is_of_the_policy_in_training_alone():
     still: Any = free.apply({"params": params["policy"]}, batch.obs)
     np.testing.assert_allclose(means.mean(0), still.mean, atol=0.07 * np.abs(still.mean).max())
     assert np.asarray(means).std(0).max() > 0.01
-    acted = [np.asarray(a.act(params, (), batch.obs, jnp.zeros(24), jnp.zeros(24, bool))[1]) for a in (agent, plain)]
-    np.testing.assert_array_equal(*acted)
+    one, other = (a.act(params, (), batch.obs, jnp.zeros(24), jnp.zeros(24, bool))[1] for a in (agent, plain))
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
