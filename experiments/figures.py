@@ -125,7 +125,7 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
     panels = spec_of(runs[0][0]).panels
     plt.switch_backend("Agg")
     endings = sorted(FigureCanvasBase.get_supported_filetypes())
-    if out.suffix and out.suffix.removeprefix(".").lower() not in endings:
+    if out.suffix.removeprefix(".").lower() not in endings:
         raise BadRequest(f"{out}: the ending of a picture is one of {', '.join(endings)}")
     size = (7, 4.2) if len(panels) == 1 else (5.5 * len(panels), 4)
     tasks = {config.task for config, _ in runs}
