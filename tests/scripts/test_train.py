@@ -121,16 +121,23 @@ def test_a_closed_terminal_stops_a_run_and_the_lost_reader_of_its_lines_does_not
     """It trains on without a reader, and what was trained is kept when the terminal hangs up."""
     folder = tmp_path / "run"
     command = [*kill_resume.TRAIN, *(word for word in TINY if word != "--quiet"), *LONG, "--out", str(folder)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert "compiling" in process.stderr.readline()
-    process.stderr.close()
-    for _ in range(3):
-        kill_resume.first_chunk(folder, process)
-    assert process.poll() is None
-    for _ in range(2):
-        process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=120) == 130
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which is inherited
+    try:
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        assert process.stderr is not None
+        assert "compiling" in process.stderr.readline()
+        process.stderr.close()
+        for _ in range(3):
+            kill_resume.first_chunk(folder, process)
+        assert process.poll() is None
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=120) == 130
+    finally:
+        process.kill()
     (chunk,) = checkpoint.checkpoints(folder / "checkpoints")
     assert chunk == len((folder / "metrics.jsonl").read_text().splitlines()) >= 3
 

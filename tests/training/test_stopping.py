@@ -15,6 +15,14 @@ def stop():
     request.restore()
 
 
+@pytest.fixture(autouse=True)
+def no_nohup():
+    """These tests may run under nohup, which is inherited."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_a_request_and_the_second_one_stops_at_once(stop, name, capfd):
     assert not stop.requested
