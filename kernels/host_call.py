@@ -7,6 +7,7 @@ program with one of these is compiled anew by every process.
 
 import ctypes
 import math
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -64,8 +65,9 @@ class HostCall:
     def __init__(self, function: Callable[..., PyTree], is_pure: bool = False):
         self.function, self.is_pure = function, is_pure
         self.forms: list[tuple[Arrays, Arrays]] = []
-        self.number = next(i for i in range(len(_functions) + 1) if i not in _functions)
-        _functions[self.number] = weakref.ref(self)
+        with _numbering:
+            self.number = next(i for i in range(len(_functions) + 1) if i not in _functions)
+            _functions[self.number] = weakref.ref(self)
         self.close = weakref.finalize(self, _functions.pop, self.number)
 
     def __call__(self, results: PyTree, *inputs: PyTree) -> PyTree:
@@ -119,6 +121,7 @@ def errors_as_raised() -> Iterator[None]:
 
 
 _functions: dict[int, weakref.ref[HostCall]] = {}
+_numbering = threading.Lock()
 _raised: list[BaseException] = []
 """The first error since `errors_as_raised` began, if there was one. Later ones may be many."""
 _messages: deque[ctypes.Array[ctypes.c_char]] = deque(maxlen=64)

@@ -22,8 +22,8 @@ from engram.training import compile_times
 from engram.training.types import Agent, Key, PyTree
 
 QUICK = {"xla_backend_optimization_level": 1}
-"""XLA's options for programs that run long: on a CPU they compile faster than by default, and run as fast as far as
-was seen."""
+"""XLA's options for programs that run long: on a CPU they compile faster than by default. Most run as fast, attention
+a tenth to a fifth slower (measured in docs/compiling.md)."""
 QUICKEST: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """XLA's options for programs that run for less time than they compile: these compile several times faster on a CPU."""
 if jaxlib.version.__version_info__ < (0, 11):  # later ones do not know it

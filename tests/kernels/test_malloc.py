@@ -1,11 +1,15 @@
-"""The allocator's settings, seen in the page faults of a process that frees and takes a large block again."""
+"""The allocator's settings, seen in the page faults of a process that frees and takes a large block again; Python's
+search for garbage."""
 
+import gc
 import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from engram.kernels.malloc import no_search_for_garbage
 
 PROGRAM = """
 import resource, sys, threading
@@ -45,3 +49,16 @@ def test_a_freed_block_is_used_again_without_page_faults_in_any_thread():
 
 def test_the_users_own_settings_stay():
     assert run("keep", MALLOC_ARENA_MAX="8")[0] == "False"
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_garbage_is_searched_for_again_where_it_was_before(searches):
+    before = gc.isenabled()
+    (gc.enable if searches else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError), no_search_for_garbage():
+            assert not gc.isenabled()
+            raise ZeroDivisionError
+        assert gc.isenabled() == searches
+    finally:
+        (gc.enable if before else gc.disable)()
