@@ -56,8 +56,10 @@ def test_garbage_is_searched_for_again_where_it_was_before(searches):
     before = gc.isenabled()
     (gc.enable if searches else gc.disable)()
     try:
-        with pytest.raises(ZeroDivisionError), no_search_for_garbage():
+        with no_search_for_garbage():
             assert not gc.isenabled()
+        assert gc.isenabled() == searches
+        with pytest.raises(ZeroDivisionError), no_search_for_garbage():
             raise ZeroDivisionError
         assert gc.isenabled() == searches
     finally:
