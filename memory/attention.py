@@ -6,6 +6,7 @@ distances are all that actor and learner share.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -91,7 +92,8 @@ class Attention(Memory):
         position = np.arange(blocks)[:, None, None] * block + key
         visible = in_window & (position >= split(opened)[..., None])  # [B, blocks, block, block + W]
         bias = self.bias[:, np.clip(distance, 0, W)]
-        y = attend("bnqhd,bnkhd->bnhqk", "bnhqk,bnkhd->bnqhd", split(q), spans(keys), spans(values), bias, visible)
+        scores, mix = "bnqhd,bnkhd->bnhqk", "bnhqk,bnkhd->bnqhd"
+        y = attend(scores, mix, split(q), spans(keys), spans(values), bias, visible, self.dropped)
         y = y.reshape(y.shape[0], blocks * block, self.width)[:, :T].swapaxes(0, 1)
 
         length = jnp.minimum(T - opened[:, -1], W)
@@ -110,6 +112,10 @@ class Attention(Memory):
         length = jnp.minimum(length + 1, self.window)
         return (keys[:, 1:], values[:, 1:], length), self.out(y.reshape(x.shape))
 
+    def dropped(self, weights: jax.Array) -> jax.Array:
+        """The weights `[..., keys]` that mix the values of a sequence, for classes that drop some in training."""
+        return weights
+
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values `[..., heads, width / heads]`."""
         shape = (*x.shape[:-1], self.heads, self.width // self.heads)
@@ -118,10 +124,18 @@ class Attention(Memory):
 
 
 def attend(
-    scores: str, mix: str, q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, visible: Any
+    scores: str,
+    mix: str,
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    bias: jax.Array,
+    visible: Any,
+    dropped: Callable[[jax.Array], jax.Array] = lambda weights: weights,
 ) -> jax.Array:
-    """Softmax attention: `scores` and `mix` are einsums with the heads before the queries, if any, and the keys."""
+    """Softmax attention: `scores` and `mix` are einsums with the heads before the queries, if any, and the keys. What
+    `dropped` makes of the weights mixes the values."""
     logits = jnp.einsum(scores, q, keys) + bias
     heads_axis = -logits.ndim + scores.split("->")[1].index("h")
     logits = jnp.where(jnp.expand_dims(visible, heads_axis), logits, -jnp.inf)
-    return jnp.einsum(mix, jax.nn.softmax(logits, -1), values)
+    return jnp.einsum(mix, dropped(jax.nn.softmax(logits, -1)), values)

@@ -9,12 +9,34 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from engram.errors import BadRequest
 from engram.memory import MEMORIES, make_memory, memory_options
+from engram.memory.attention import Attention
 from engram.memory.base import Memory, State
 from engram.memory.decision_mamba import DecisionMamba
 from engram.memory.stack import Stack
 
-MIXERS: dict[str, type[Memory]] = {**MEMORIES, "dm": DecisionMamba}
+
+class TokenAttention(Attention):
+    """Attention that drops weights in training, as GPT-2 does, when it has a random key named "dropout"."""
+
+    weight_dropout: float = 0.0
+    """Dropout rate of the attention weights."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight_dropout < 1:
+            raise BadRequest(f"attention: weight_dropout must lie in [0, 1), got {self.weight_dropout}")
+        super().__post_init__()
+
+    def setup(self) -> None:
+        super().setup()
+        self.drop = nn.Dropout(self.weight_dropout)
+
+    def dropped(self, weights: jax.Array) -> jax.Array:
+        return self.drop(weights, deterministic=not self.has_rng("dropout"))
+
+
+MIXERS: dict[str, type[Memory]] = {**MEMORIES, "attention": TokenAttention, "dm": DecisionMamba}
 """Layers by name: `dm` is the block of Decision Mamba, `attention` makes a Decision Transformer."""
 
 
@@ -76,15 +98,22 @@ def mixer_options(name: str) -> dict[str, Any]:
     return memory_options(name, MIXERS)
 
 
-def make_mixer(name: str, width: int, layers: int, **options: Any) -> TokenMixer:
-    """`layers` layers of one kind after RMSNorm, each added to its input. Raises as `make_memory`."""
+def make_mixer(name: str, width: int, layers: int, dropout: float = 0.0, **options: Any) -> TokenMixer:
+    """`layers` layers of one kind after RMSNorm, each added to its input. Raises as `make_memory`.
+
+    Args:
+        dropout: rate, in training, at which entries of each layer's output and weights of attention are dropped.
+    """
     whole_steps = name == "dm"
+    if name == "attention":
+        options = {"weight_dropout": dropout, **options}
     mixer: Any = StepMixer if whole_steps else TokenMixer
     stack = make_memory(
         name,
         width,
         layers,
         rms=True,
+        dropout=dropout,
         kinds=MIXERS,
         stack=StepStack if whole_steps else Stack,
         **options,

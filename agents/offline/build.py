@@ -123,7 +123,7 @@ def make_sequence(
     env, episodes = make_environment(config, episodes, settings.eval_episodes, circumstances)
     view = data_view.DataView.of(episodes, settings.targets)
     policy = SequencePolicy(
-        mixer=make_mixer(config.memory, sizes.width, sizes.layers, **options),
+        mixer=make_mixer(config.memory, sizes.width, sizes.layers, sizes.dropout, **options),
         obs_size=episodes.obs.shape[1],
         actions=episodes.num_actions or episodes.action.shape[1],
         discrete=episodes.discrete,
@@ -131,6 +131,8 @@ def make_sequence(
         span=int(episodes.lengths.max()),
         deep=sizes.deep,
         see_actions=sizes.see_actions,
+        time_first=sizes.add_time == "before",
+        dropout=sizes.dropout,
     )
     data = OfflineData.of(episodes, view.mean, view.deviation)
     agent = SequenceAgent(env, policy, data, settings, view, total_updates=1)

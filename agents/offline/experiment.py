@@ -2,9 +2,9 @@
 concerns histories is ours."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from engram.agents.common.checks import require_at_least
+from engram.agents.common.checks import require_at_least, require_share_below_one
 from engram.agents.common.experiment import Experiment
 from engram.agents.offline.bc import BCSettings, RCBCSettings
 from engram.agents.offline.bisimulation import BisimulationSettings
@@ -47,11 +47,18 @@ class MixerSettings:
     action."""
     see_actions: bool = True
     """Earlier actions in the input. Recorded ones may tell which policy took them; the policy's own then mislead it."""
+    add_time: Literal["after", "before"] = "after"
+    """Place where the embedding of the time is added to a token: after its normalisation, or before (published Decision
+    Transformer)."""
+    dropout: float = 0.0
+    """Dropout rate, in training, of tokens, of each layer's output and of the weights of attention (published Decision
+    Transformer: 0.1)."""
     memory_options: tuple[str, ...] = ()
     """Options of mixers as `mixer.option=value` (see the memory page in docs; dm has those of mamba)."""
 
     def __post_init__(self):
         require_at_least(self, "mixer.", 1, "width", "layers")
+        require_share_below_one(self, "mixer.", "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,6 +132,8 @@ class SequencePolicy(nn.Module):
         span: steps of the longest recorded episode, which scales the initial time embeddings.
         deep: embeddings and action head have a hidden layer; else they are linear, and a tanh bounds the action.
         see_actions: if False, action tokens are blank, so that no prediction depends on earlier actions.
+        time_first: the embedding of the time is added before the normalisation of a token, not after it.
+        dropout: rate at which entries of tokens are dropped, where a random key named "dropout" is given.
     """
 
     mixer: TokenMixer
@@ -142,6 +144,8 @@ class SequencePolicy(nn.Module):
     span: int
     deep: bool
     see_actions: bool = True
+    time_first: bool = False
+    dropout: float = 0.0
 
     def setup(self):
         width = self.mixer.width
@@ -149,6 +153,7 @@ class SequencePolicy(nn.Module):
         self.embed_obs = Embedding(width, self.deep)
         self.embed_action = Embedding(width, self.deep)
         self.norm = nn.LayerNorm()
+        self.drop = nn.Dropout(self.dropout)
         self.embed_timestep = nn.Embed(self.max_timestep + 1, width, embedding_init=slow_waves(self.span + 1))
         if self.deep:
             self.action_hidden = Dense(width)
@@ -207,7 +212,9 @@ class SequencePolicy(nn.Module):
 
     def token(self, embedded: jax.Array, timestep: jax.Array) -> jax.Array:
         """The token of an embedding: normalised, then the time is added (the Decision Transformer adds it before)."""
-        return self.norm(embedded) + self.embed_timestep(jnp.minimum(timestep, self.max_timestep))
+        time = self.embed_timestep(jnp.minimum(timestep, self.max_timestep))
+        token = self.norm(embedded + time) if self.time_first else self.norm(embedded) + time
+        return self.drop(token, deterministic=not self.has_rng("dropout"))
 
     def action_head(self, y: jax.Array) -> jax.Array:
         """The action head: the mixer's output at an observation -> an action in [-1, 1], or logits."""
@@ -289,8 +296,10 @@ class SequenceAgent:
         action = self.view.numbers(windows.action)
         return to_go, windows.obs, action, windows.timestep, windows.mask, windows.reset
 
-    def predict(self, params: Any, windows: Windows) -> Predictions:
-        out: Any = self.policy.apply({"params": params}, *self.inputs(windows))
+    def predict(self, params: Any, windows: Windows, dropout: jax.Array | None = None) -> Predictions:
+        """Predictions of `windows`, with the dropout of training where its random key is given."""
+        rngs = {} if dropout is None else {"dropout": dropout}
+        out: Any = self.policy.apply({"params": params}, *self.inputs(windows), rngs=rngs)
         return out
 
     def alpha(self, updates: jax.Array) -> jax.Array:
@@ -299,15 +308,23 @@ class SequenceAgent:
         epochs = -(-self.total_updates // s.epoch)
         return jnp.minimum(s.alpha_cap, s.alpha_T * (updates // s.epoch) / epochs)
 
-    def loss(self, params: Any, teacher: Any, windows: Windows, alpha: jax.Array | float) -> tuple[jax.Array, Metrics]:
+    def loss(
+        self,
+        params: Any,
+        teacher: Any,
+        windows: Windows,
+        alpha: jax.Array | float,
+        dropout: jax.Array | None = None,
+    ) -> tuple[jax.Array, Metrics]:
         """The loss of `windows`, a mean over all steps but padding, and its parts.
 
         Args:
             teacher: parameters of the earlier policy, whose action has the share `alpha` in the target, or None.
             alpha: in [0, 1].
+            dropout: random key of what `params` drop. The earlier policy acts, and drops nothing.
         """
         s = self.settings
-        out = self.predict(params, windows)
+        out = self.predict(params, windows, dropout)
         to_go, obs, target, _, mask, _ = self.inputs(windows)
         if teacher is not None:
             taught = self.predict(teacher, windows).action
@@ -334,11 +351,11 @@ class SequenceAgent:
     def update(self, state: SequenceState) -> tuple[SequenceState, Metrics]:
         """One gradient step. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
         s = self.settings
-        key, draw_key = jax.random.split(state.key)
+        key, draw_key, drop_key = jax.random.split(state.key, 3)
         windows = self.data.draw_windows(draw_key, s.batch_size, s.context)
         alpha = self.alpha(state.updates)
         value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
-        (total, parts), gradient = value_and_grad(state.params, state.teacher, windows, alpha)
+        (total, parts), gradient = value_and_grad(state.params, state.teacher, windows, alpha, drop_key)
         change, optimiser = self.optimiser.update(gradient, state.optimiser, state.params)
         params: Any = optax.apply_updates(state.params, change)
         updates = state.updates + 1

@@ -107,6 +107,25 @@ PRESETS = {
     "dm": Preset(
         "Decision Mamba for locomotion, with a smaller network.", SEQUENCE, {"log_points": 40, "eval_points": 40}
     ),
+    "dt": Preset(
+        "Decision Transformer for locomotion, trained as published.",
+        "dm",
+        {
+            "memory": "attention",
+            "mixer.memory_options": ("attention.heads=1",),
+            "mixer.deep": False,
+            "mixer.add_time": "before",
+            "mixer.dropout": 0.1,
+            "sequence.warmup": 10_000,
+            "sequence.weight_decay": 1e-4,
+            "sequence.adam_eps": 1e-8,
+            "sequence.action_weight": 1.0,
+            "sequence.obs_weight": 0.0,
+            "sequence.to_go_weight": 0.0,
+            "sequence.alpha_T": 0.0,
+            "sequence.eval_episodes": 100,
+        },
+    ),
     "offline-pendulum": Preset(
         "Value methods on Pendulum, in a minute.",
         "offline+small",

@@ -124,7 +124,13 @@ def test_other_values_keep_what_they_do_not_name():
 # ---------------------------------------------------------------------------------------------------- earlier versions
 
 
-NEW = {("iql", "dropout"): 0.0, ("cql", "clone_steps"): 0, ("odice", "twin"): True}
+NEW = {
+    ("iql", "dropout"): 0.0,
+    ("cql", "clone_steps"): 0,
+    ("odice", "twin"): True,
+    ("mixer", "dropout"): 0.0,
+    ("mixer", "add_time"): "after",
+}
 """Settings that were no choice then, and what was done."""
 
 

@@ -33,7 +33,7 @@ def tiny(path: Any, **changes: Any) -> Any:
     """A sequence policy, as small as can be."""
     evolving = {"alpha_T": 0.85, "epoch": 4, "targets": [-40, -20], "acting": "window"}
     sequence = {"context": 3, "batch_size": 4, "eval_episodes": 2} | evolving
-    sizes = {"mixer": {"width": 8, "layers": 1} | changes.pop("mixer", {}), "sequence": sequence}
+    sizes = {"mixer": {"width": 8, "layers": 1, "dropout": 0.3} | changes.pop("mixer", {}), "sequence": sequence}
     values: dict[str, Any] = {"dataset": path, "memory": "none", "seeds": 2, **sizes, **RUN, **changes}
     return api.make_config("dm-pendulum", **values)[1]
 
@@ -239,11 +239,24 @@ def test_td3bc_refuses_discrete_actions(tmp_path, monkeypatch):
         api.train("offline-pendulum", dataset="recorded.npz", algorithm="td3bc")
 
 
+def test_the_preset_of_decision_transformers_drops_everywhere(tmp_path):
+    write(tmp_path / "recorded.npz")
+    _, config = api.make_config("dt", dataset=str(tmp_path / "recorded.npz"), env="gymnax/Pendulum-v1")
+    agent: Any = registry.build(config)
+    policy = agent.policy
+    assert policy.time_first
+    assert policy.dropout == policy.mixer.stack.dropout == 0.1
+    assert [(layer.heads, layer.weight_dropout, layer.window) for layer in policy.mixer.stack.layers] == [
+        (1, 0.1, 59)
+    ] * 3
+
+
 @pytest.mark.parametrize(
     ("origin", "changes", "message"),
     [
         ({}, {"memory": "mambo"}, "did you mean mamba"),
         ({}, {"mixer": {"memory_options": ["dm.size=3"]}}, "no option 'size'"),
+        ({}, {"mixer": {"dropout": 1.0}}, r"mixer.dropout must lie in \[0, 1\)"),
         ({}, {"dataset": "nowhere.npz"}, "nowhere.npz: no such file"),
         ({}, {"env": "gymnax/CartPole-v1"}, r"does not fit gymnax/CartPole-v1.*2 discrete actions"),
         ({}, {"eval_env": "gymnax/CartPole-v1"}, r"does not fit gymnax/CartPole-v1"),

@@ -22,6 +22,8 @@ from engram.envs.datasets import Episodes, Origin
 from engram.envs.spaces import Box, Discrete
 from engram.envs.vector import Vectorised
 from engram.envs.wrappers import FlattenObservation
+from engram.errors import BadRequest
+from engram.memory import make_memory
 from engram.memory.base import Memory
 from engram.memory.layers import Dense
 from engram.memory.mamba import Mamba
@@ -597,6 +599,152 @@ def test_share_of_the_teacher():
     assert float(agent.alpha(jnp.asarray(24))) == 0.0
     shares = [float(m["train/alpha"]) for m in history()[1]]
     np.testing.assert_allclose(shares, [min(0.5, 0.85 * (i // EPOCH) / 4) for i in range(7)], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ the Decision Transformer's
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+def test_time_is_added_after_or_before_the_normalisation(time_first):
+    """Against NumPy in float64: LayerNorm of a linear map, and the row of the time."""
+    policy = policy_of(mixer_of("none")).copy(time_first=time_first)
+    rng = np.random.default_rng(2)
+    obs, timestep = rng.normal(size=(6, OBS)), np.arange(6)
+    shapes: Any = jax.eval_shape(partial(policy.init, method="obs_token"), KEY, obs, timestep)
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape), shapes)["params"]
+    linear, norm = params["embed_obs"]["Dense_0"], params["norm"]
+
+    def normalised(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
+
+    h, time = obs @ linear["kernel"] + linear["bias"], params["embed_timestep"]["embedding"][:6]
+    expected = normalised(h + time) if time_first else normalised(h) + time
+    float32 = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    token: Any = policy.apply({"params": float32}, jnp.asarray(obs, jnp.float32), timestep, method="obs_token")
+    np.testing.assert_allclose(token, expected, atol=1e-4)
+
+
+def test_entries_of_tokens_are_dropped():
+    """A quarter becomes 0, the rest grows by 4/3; without a key nothing is dropped."""
+    policy = policy_of(mixer_of("none")).copy(dropout=0.25)
+    obs, timestep = jax.random.normal(jax.random.key(1), (4000, OBS)), jnp.zeros(4000, jnp.int32)
+    variables: Any = policy.init(KEY, obs, timestep, method="obs_token")
+    whole = np.asarray(policy.apply(variables, obs, timestep, method="obs_token"))
+    dropped: Any = policy.apply(variables, obs, timestep, method="obs_token", rngs={"dropout": KEY})
+    zero = np.asarray(dropped) == 0
+    assert zero.mean() == pytest.approx(0.25, abs=0.01)  # four deviations of 32,000 entries
+    np.testing.assert_allclose(dropped, np.where(zero, 0, whole / 0.75), rtol=1e-5)
+    assert not np.any(whole == 0)
+
+
+def test_outputs_of_layers_are_dropped_before_they_are_added():
+    stack = make_memory("none", WIDTH, dropout=0.25)
+    x = jax.random.normal(jax.random.key(1), (1, 4000, WIDTH))
+    inputs = (stack.initial_state(4000), x, jnp.ones((1, 4000), bool))
+    variables: Any = stack.init(KEY, *inputs)
+    outputs: Any = [stack.apply(variables, *inputs, rngs=rngs) for rngs in ({}, {"dropout": KEY})]
+    added, dropped = (np.asarray(y - x) for _, y in outputs)
+    kept = np.isclose(dropped, added / 0.75, atol=1e-5)
+    assert 1 - kept.mean() == pytest.approx(0.25, abs=0.01)
+    np.testing.assert_allclose(dropped[~kept], 0, atol=1e-5)
+
+
+def test_weights_of_attention_are_dropped_by_head():
+    """A step that sees itself alone has weight 1, which becomes 0 or 2 in each of two heads: NumPy in float64."""
+    rows = 2000
+    layer = MIXERS["attention"](WIDTH, window=1, heads=2, weight_dropout=0.5)  # type: ignore[call-arg]
+    x = jax.random.normal(jax.random.key(1), (1, rows, WIDTH))
+    inputs = (layer.initial_state(rows), x, jnp.ones((1, rows), bool))
+    variables: Any = layer.init(KEY, *inputs)
+    y: Any = layer.apply(variables, *inputs, rngs={"dropout": KEY})
+    whole: Any = layer.apply(variables, *inputs)
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), variables["params"])
+    values = np.asarray(x[0], np.float64) @ params["qkv"]["kernel"][:, 2 * WIDTH :]
+
+    def output(weights):
+        u = np.repeat(weights, WIDTH // 2) * values
+        u = 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
+        value, gate = np.split(u @ params["out"]["out"]["kernel"] + params["out"]["out"]["bias"], 2, -1)
+        return value * scipy.special.expit(gate)
+
+    found = np.stack(
+        [np.isclose(y[1][0], output(np.array(w)), atol=1e-4).all(-1) for w in ([0, 0], [0, 2], [2, 0], [2, 2])]
+    )
+    np.testing.assert_array_equal(found.sum(0), 1)
+    np.testing.assert_allclose(found.mean(1), 0.25, atol=0.04)  # four deviations
+    np.testing.assert_allclose(whole[1][0], output(np.ones(2)), atol=1e-4)
+    with pytest.raises(BadRequest, match=r"weight_dropout must lie in \[0, 1\)"):
+        layer.copy(weight_dropout=1.0)
+
+
+@cache
+def dropping() -> SequenceAgent:
+    """An agent with dropout everywhere and an earlier policy."""
+    agent = agent_of("attention", epoch=EPOCH, total_updates=4 * EPOCH)
+    layers = tuple(layer.copy(weight_dropout=0.4) for layer in agent.policy.mixer.stack.layers)
+    mixer = agent.policy.mixer.copy(stack=agent.policy.mixer.stack.copy(layers=layers, dropout=0.4))
+    return replace(agent, policy=agent.policy.copy(mixer=mixer, dropout=0.4))
+
+
+def test_dropout_is_of_training_alone():
+    """Evaluations and the earlier policy drop nothing."""
+    agent, plain = dropping(), agent_of("attention", epoch=EPOCH, total_updates=4 * EPOCH)
+    params = params_of(0, "attention")
+    metrics = [
+        quick(lambda params, agent=agent: [agent.play(params, KEY, mode) for mode in ("window", "recurrent")])(params)
+        for agent in (agent, plain)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *metrics)
+    windows = agent.data.windows(jnp.arange(0, 320, 5), LIMIT)
+    taught = {name: x.predict(params, windows).action for name, x in (("dropping", agent), ("plain", plain))}
+    np.testing.assert_array_equal(taught["dropping"], taught["plain"])
+    assert np.all(taught["plain"] != agent.predict(params, windows, KEY).action)
+
+
+def test_updates_with_dropout_are_repeated_by_their_state():
+    """What is dropped follows from the state's key alone, and differs from update to update. Runs without dropout go on
+    with the keys that they had before there was any."""
+    agent = dropping()
+    update, start = quick(agent.update), quick(agent.init)(KEY)
+    once, again = update(start), update(start)
+    jax.tree.map(np.testing.assert_array_equal, *(jax.tree.map(_plain, x) for x in (once, again)))
+    np.testing.assert_array_equal(_plain(once[0].key), _plain(jax.random.split(start.key)[0]))
+    windows = agent.data.windows(jnp.arange(0, 320, 5), LIMIT)
+    keys = [jax.random.split(state.key, 3)[2] for state in (start, once[0])]
+    losses = [float(agent.loss(start.params, None, windows, 0.0, key)[0]) for key in (*keys, None)]
+    assert len(set(losses)) == 3
+
+
+def _plain(leaf: jax.Array) -> Any:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def test_gradients_flow_through_dropout():
+    """Every parameter has a gradient."""
+    agent = dropping()
+    params = params_of(0, "attention")
+    windows = agent.data.windows(jnp.arange(0, 320, 5), LIMIT)
+    gradient = quick(jax.grad(lambda p, key: agent.loss(p, None, windows, 0.0, key)[0]))(params, KEY)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.all(np.isfinite(leaf)), path
+        assert np.any(np.asarray(leaf) != 0), path
+
+
+def test_the_preset_has_the_published_values():
+    """Those of `gym/experiment.py` in kzl/decision-transformer; the dropout of tokens is the default of GPT2Config."""
+    preset: Any = PRESETS["dt"]
+    s, sizes = preset.sequence, preset.mixer
+    assert (s.context, s.batch_size, s.learning_rate, s.learning_rate_end) == (20, 64, 1e-4, 1e-4)
+    assert (s.warmup, s.weight_decay, s.max_grad_norm, s.adam_eps) == (10_000, 1e-4, 0.25, 1e-8)
+    assert (s.action_weight, s.obs_weight, s.to_go_weight, s.alpha_T) == (1.0, 0.0, 0.0, 0.0)
+    assert (s.return_scale, s.eval_episodes, preset.total_steps) == (1000.0, 100, 100_000)
+    assert (preset.memory, sizes.width, sizes.layers, sizes.memory_options) == (
+        "attention",
+        128,
+        3,
+        ("attention.heads=1",),
+    )
+    assert (sizes.deep, sizes.dropout, sizes.add_time) == (False, 0.1, "before")
 
 
 # ------------------------------------------------------------------------------------------------------------ optimiser
