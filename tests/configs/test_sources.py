@@ -13,6 +13,7 @@ from engram.configs import sources
 from engram.configs.presets import PRESETS
 from engram.configs.store import describe
 from engram.errors import BadRequest, UnknownName
+from engram.memory import options_of
 from engram.scripts import train
 from engram.scripts.command_line import experiment_named
 
@@ -131,6 +132,13 @@ def test_python_takes_the_same_names(write):
     assert "popgym-fast+debug" in engram.presets()
     with pytest.raises(UnknownName, match=r"unknown setting 'gamma': did you mean ppo.discount"):
         api.make_config("debug", gamma=0.9)
+
+
+def test_options_of_memories_replace_those_of_the_preset():
+    published = api.make_config("paper/popgym-s5")[1]
+    changed = api.make_config("paper/popgym-s5", network__memory_options=["s5.state=128"])[1]
+    made = [options_of("s5", config.network.memory_options) for config in (published, changed)]
+    assert made == [{"state": "256", "dt_max": "0.1"}, {"state": "128"}]
 
 
 def test_train_lists_presets(capsys):

@@ -248,6 +248,35 @@ def test_lanes_of_ale_are_seeded_one_by_one():
     assert len({*lane_seeds(0, 100, copies=50)}) == 5000
 
 
+@pytest.mark.parametrize(
+    ("env_id", "rewards"),
+    [
+        ("envpool/Asterix-v5", {0, 50}),
+        ("gymnasium/ALE/Asterix-v5", {0, 1}),
+        ("gymnasium/ALE/Asterix-v5?reward_clipping=false", {0, 50}),
+    ],
+)
+def test_ale_clips_rewards_unless_told_otherwise(env_id, rewards):
+    env = make_vector(env_id, 2)
+    _, (_, reward, *_) = play(env, random_actions(env))
+    assert set(reward.ravel()) == rewards
+
+
+def test_a_lost_life_ends_the_game_of_ale():
+    """With `episodic_life`. With envpool's the same game goes on, which a test of the Atari games shows."""
+    pool = gymnasium.make_vec("ALE/Breakout-v5", 1, episodic_life=True)
+    pool.reset(seed=np.array([1]))
+    lives, ended = [], []
+    for _ in range(120):
+        _, _, terminated, _, info = pool.step(np.ones(1, np.int64))
+        lives.append(info["lives"].item())
+        ended.append(terminated.item())
+    pool.close()
+    lost = np.flatnonzero(ended)
+    assert len(lost) >= 2
+    assert all((lives[t], lives[t + 1]) == (4, 5) for t in lost if t + 1 < len(lives))
+
+
 @pytest.mark.parametrize("env_id", ["envpool/CartPole-v1", "gymnasium/CartPole-v1"])
 def test_a_pool_repeats_itself_under_its_seed_alone(env_id):
     def run(seed):

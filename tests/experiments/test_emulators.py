@@ -9,7 +9,7 @@ import pytest
 from engram import api
 from engram.errors import Interrupted
 from engram.experiments.train import Output, train
-from engram.training import checkpoint
+from engram.training import action_log, checkpoint
 from engram.training.loop import TrainingRun
 from tests.experiments.runs import TINY, assert_same_end, rows_of
 
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 PENDULUM = TINY | {
     **{"env": "gymnasium/Pendulum-v1?max_episode_steps=20", "checkpoint_seconds": 0},
     **{"ppo__num_envs": 4, "ppo__eval_envs": 4, "total_steps": 512, "log_points": 4},
+    "eval_points": 3,
 }
 
 
@@ -50,6 +51,10 @@ def trained_to(monkeypatch):
     return go_on
 
 
+def test_a_run_on_emulators_is_evaluated_once_at_its_end(whole):
+    assert ["eval/return" in row for row in rows_of(whole)] == [False, False, False, True]
+
+
 def test_a_resumed_run_repeats_its_emulators(whole, tmp_path, trained_to, capsys):
     trained_to(tmp_path / "run", 2)
     trained_to(tmp_path / "run")
@@ -77,6 +82,23 @@ def test_a_run_whose_emulators_were_seeded_otherwise_goes_on_in_new_episodes(
     assert ours[0] == theirs[0]
     assert len(ours) == 4
     assert not any(a["loss/total"] == b["loss/total"] for a, b in zip(ours[1:], theirs[1:], strict=True))
+
+
+def test_a_run_that_is_too_long_to_be_repeated_goes_on_in_new_episodes(
+    whole, tmp_path, trained_to, monkeypatch, capsys
+):
+    assert action_log.EXACT_STEPS == 1_000_000, "as documented"
+    trained_to(tmp_path / "run", 2)
+    monkeypatch.setattr(action_log, "EXACT_STEPS", 511)  # two chunks of 128 steps, of two seeds each
+    capsys.readouterr()
+    trained_to(tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "too far to repeat exactly: going on with new episodes" in said
+    assert "repeating" not in said
+    ours, theirs = rows_of(tmp_path / "run"), rows_of(whole)
+    assert ours[:2] == theirs[:2]
+    assert len(ours) == 4
+    assert not any(a["loss/total"] == b["loss/total"] for a, b in zip(ours[2:], theirs[2:], strict=True))
 
 
 def _older(progress):

@@ -32,6 +32,7 @@ TINY = ["debug", "--quiet", "--memory", "none", "--total-steps", "1024", "--log-
         (["debug", "--eval-env", "?level=3"], "no option 'level': it takes none"),
         (["debug", "--env", "gymnax/CartPole-v1", "--eval-env", "envpool/CartPole-v1"], "does not fit|emulators"),
         (["stepmix", "--eval-env", "episodic/Random"], "not for stepmix"),
+        (["debug", "--env", "envpool/CartPole-v1", "--observation.time-limit", "5"], "not for emulators"),
         (["debug", "--total-steps", "-5"], "at least 1"),
         (["debug", "--resume"], "needs --out"),
         (["debug", "--network.memory-options", "gru.size=3"], "no option 'size'"),

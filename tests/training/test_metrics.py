@@ -5,6 +5,8 @@ import os
 import numpy as np
 import pytest
 
+from engram.agents.ppo.experiment import PPOExperiment
+from engram.configs.presets import PRESETS
 from engram.errors import BadRequest
 from engram.training.loop import plan
 from engram.training.metrics import LastKnown, MetricsLog, WandbLog, aggregate, finite_or_none, read_metrics
@@ -89,3 +91,11 @@ def test_plans_cover_the_budget_in_equal_chunks(steps, points):
     assert division.updates == division.chunks * division.updates_per_chunk
     assert division.chunks <= points
     assert (division.updates - division.updates_per_chunk) * 8192 < steps
+
+
+def test_the_budget_of_popgym_fast_is_rounded_up_to_whole_updates():
+    config = PRESETS["popgym-fast"]
+    assert isinstance(config, PPOExperiment)
+    steps = config.ppo.num_envs * config.ppo.num_steps
+    division = plan(config.total_steps, steps, config.log_points)
+    assert (config.total_steps, division.updates, division.updates * steps) == (400_000, 49, 401_408)

@@ -48,6 +48,18 @@ def test_a_limit_leaves_quotas_unfilled():
     assert float(metrics["eval/length"]) == 2.0
 
 
+@pytest.mark.parametrize(("length", "finished"), [(10_000, 1.0), (10_001, 0.0)])
+def test_where_the_environment_has_no_limit_10_000_steps_are_played(length, finished):
+    def play(time, key):
+        del key
+        time += 1
+        done = jnp.full(1, time == length)
+        return time, {"episode_done": done, "episode_return": jnp.ones(1), "episode_length": jnp.full(1, time)}
+
+    metrics = jax.jit(lambda: play_episodes(play, 0, jax.random.key(0), 1, 1, None))()
+    assert float(metrics["eval/finished"]) == finished
+
+
 # ---------------------------------------------------------------------------------------------------------- emulators
 
 
