@@ -120,7 +120,9 @@ def is_image(space: Space) -> bool:
     return isinstance(space, Box) and space.dtype == "uint8" and len(space.shape) == 3
 
 
-LEAST_SIDES = {"uint8": 7, "float32": 36}
+LEAST_SIDE = 36
+"""Side from which a picture passes the convolutions of Mnih et al. (2015)."""
+LEAST_SIDES = {"uint8": 7, "float32": LEAST_SIDE}
 """Sides from which boxes of bytes with two axes, and boxes of real numbers, are taken for pictures."""
 
 

@@ -25,7 +25,6 @@ from engram.agents.registry import spec_of
 from engram.envs.datasets import Episodes, Origin, load, save
 from engram.envs.datasets.episodes import normalised_score
 from engram.envs.datasets.recorder import Step, Tape, joined
-from engram.envs.regular_files import is_number, read_json
 from engram.envs.spaces import Space
 from engram.errors import BadRequest, Interrupted
 from engram.experiments.options import TIERS, Convert, Expert, Format, Output, PendulumNoise, Tier, Tiers
@@ -41,6 +40,7 @@ from engram.experiments.recording import (
 )
 from engram.experiments.runs import RECORDINGS, Run, folder_name
 from engram.experiments.train import train
+from engram.regular_files import is_number, read_json
 from engram.training.folder import versions, write_atomically
 from engram.training.stderr import notify
 

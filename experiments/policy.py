@@ -16,10 +16,10 @@ from engram.agents.common.spec import Build
 from engram.configs import store
 from engram.envs.base import VectorEnvironment
 from engram.envs.external import External, Seen, space_from_json, space_to_json
-from engram.envs.regular_files import read_json
 from engram.envs.spaces import Space
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
+from engram.regular_files import read_json
 from engram.training.folder import write_atomically
 from engram.training.programs import jit
 

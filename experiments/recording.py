@@ -15,7 +15,7 @@ from flax import struct
 
 from engram.agents.common.evaluation import GIVE_UP
 from engram.agents.ppo.agent import PPO, Carry, PPOState
-from engram.envs.atomic_files import replacing
+from engram.atomic_files import replacing
 from engram.envs.datasets.files import archived, reading
 from engram.envs.datasets.recorder import Tape
 from engram.envs.spaces import Space

@@ -16,8 +16,8 @@ from engram.agents.common.experiment import Experiment
 from engram.agents.common.spec import AgentSpec, Build
 from engram.agents.registry import spec_of
 from engram.configs import store
-from engram.envs.regular_files import is_number, read_json
 from engram.errors import BadRequest
+from engram.regular_files import is_number, read_json
 from engram.training import checkpoint
 from engram.training.folder import read_config
 from engram.training.metrics import read_metrics

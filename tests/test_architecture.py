@@ -19,7 +19,9 @@ MAY_IMPORT = {
     "experiments": {"kernels", "memory", "worldmodels", "envs", "training", "agents", "configs"},
     "scripts": {"kernels", "memory", "worldmodels", "envs", "training", "agents", "configs", "experiments"},
 }
-"""Folders, and of which others they may import; all may import `engram.errors`."""
+"""Folders, and of which others they may import; all may import the modules of `engram` itself."""
+SHARED = ("atomic_files", "errors", "plugins", "regular_files")
+"""Modules of `engram` itself that all folders may import, and that import none of them."""
 FAMILIES = ("ppo", "drama", "offline", "planners")
 
 
@@ -43,6 +45,12 @@ def test_imports_go_one_way(folder):
         parts = [name.split(".") for name in imported(file)]
         assert not {p[1] for p in parts if p[0] == "engram" and len(p) > 1} & foreign, file
         assert not {p[0] for p in parts} & {*MAY_IMPORT, "tests", "benchmarks"}, file
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_all_folders_share_imports_none_of_them(name):
+    found = {tuple(module.split(".")[:2]) for module in imported(ROOT / "src" / "engram" / f"{name}.py")}
+    assert {second for first, *rest in found if first == "engram" for second in rest} <= {*SHARED}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

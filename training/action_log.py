@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engram.envs.regular_files import opened
+from engram.envs.spaces import Discrete, MultiDiscrete, Space
 from engram.envs.wrappers import EpisodeStatistics, Wrapper
 from engram.errors import BadRequest
+from engram.regular_files import opened
 from engram.training.checkpoint import Progress
 from engram.training.stderr import notify
 from engram.training.types import Key, PyTree
@@ -34,9 +35,10 @@ ACTIONS = "actions.bin"
 class ActionLog:
     """The actions of a run, `[updates, seeds, T, B, ...]` of every chunk, raw, in the smallest type that holds them."""
 
-    def __init__(self, path: Path, progress: Progress):
-        """Opens `path` for appending after what `progress` counts. What follows is of a run that was killed."""
-        self._file = path.open("ab")
+    def __init__(self, path: Path, progress: Progress, space: Space):
+        """Opens `path` for appending actions of `space` after what `progress` counts. What follows is of a run that was
+        killed."""
+        self._file, self._space = path.open("ab"), space
         self._file.truncate(progress.action_bytes)
         self._size, crc32 = progress.action_bytes, progress.action_crc32
         self._actions = zlib.crc32(path.read_bytes()) if crc32 is None else crc32
@@ -44,7 +46,7 @@ class ActionLog:
 
     def write(self, actions: np.ndarray, played: np.ndarray) -> None:
         """Appends the actions of a chunk, and takes note of what they led to (see `played_of`)."""
-        data = compact(actions).tobytes()
+        data = actions.astype(stored_as(self._space, actions.dtype)).tobytes()
         self._actions = zlib.crc32(data, self._actions)
         if self._played is not None:
             self._played = zlib.crc32(played.tobytes(), self._played)
@@ -67,13 +69,13 @@ def played_of(episode_return: jax.Array, episode_length: jax.Array) -> jax.Array
     return jnp.stack([jax.lax.bitcast_convert_type(episode_return, jnp.int32), episode_length], axis=-1)
 
 
-def compact(actions: np.ndarray) -> np.ndarray:
-    """Integers as int8 (no emulator has more than 127 actions per component), real numbers as they are."""
-    if not np.issubdtype(actions.dtype, np.integer):
-        return actions
-    if actions.max(initial=0) > np.iinfo(np.int8).max:
-        raise ValueError("an action above 127 cannot be logged")
-    return actions.astype(np.int8)
+def stored_as(space: Space, dtype: np.dtype) -> np.dtype:
+    """The type in which actions of `space`, which programs hold as `dtype`, are logged: integers in the smallest that
+    holds all of them, real numbers as they are."""
+    if not isinstance(space, Discrete | MultiDiscrete):
+        return np.dtype(dtype)
+    greatest = (space.n if isinstance(space, Discrete) else max(space.nvec)) - 1
+    return next(np.dtype(kind) for kind in (np.int8, np.int16, np.int32) if greatest <= np.iinfo(kind).max)
 
 
 def episode_state(env: Wrapper, state: PyTree) -> PyTree:
@@ -102,7 +104,8 @@ def repeat(
     Raises:
         BadRequest: the log is damaged or cannot be read, or the emulator did something else this time.
     """
-    stored = np.dtype(np.int8) if np.issubdtype(action.dtype, np.integer) else np.dtype(action.dtype)
+    params = env.default_params
+    stored = stored_as(env.action_space(params), action.dtype)
     size = updates * math.prod(action.shape) * stored.itemsize
     lost = "the emulators cannot be brought back to where the run was"
     try:
@@ -118,7 +121,6 @@ def repeat(
     # [updates, seeds, T, ...] -> [seeds, updates * T, ...]
     actions = np.moveaxis(actions, 0, 1).reshape(action.shape[0], -1, *action.shape[2:])
     notify(f"repeating {actions[0].shape[0]:,} steps of {env.name} x {action.shape[0] * action.shape[2]} ...")
-    params = env.default_params
 
     def one_seed(key: Key, actions: jax.Array) -> PyTree:
         def step(env_state, action):

@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engram.envs.atomic_files import set_aside, sync
-from engram.envs.regular_files import read_json
+from engram.atomic_files import set_aside, sync
 from engram.errors import BadRequest
+from engram.regular_files import read_json
 from engram.training.metrics import Row, read_metrics, text_of
 from engram.training.stderr import notify
 from engram.training.types import PyTree

@@ -6,10 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engram.envs.atomic_files import replacing
-from engram.envs.regular_files import is_number, read_json
+from engram.atomic_files import replacing
 from engram.errors import BadRequest
 from engram.kernels.cache import user_folder
+from engram.regular_files import is_number, read_json
 
 MOST = 500
 """Programs that are remembered, the latest ones."""

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from engram import __version__
-from engram.envs.atomic_files import is_at, replacing
+from engram.atomic_files import is_at, replacing
 from engram.errors import BadRequest, InUse
 from engram.training.yaml_files import read_yaml
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 import jax
 import numpy as np
 
-from engram.envs.atomic_files import set_aside
+from engram.atomic_files import set_aside
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest, Diverged, Interrupted
 from engram.kernels.host_call import errors_as_raised
@@ -272,7 +272,8 @@ class TrainingRun:
         for row in self.log.rows:
             self.last_known.fill(row)
         if self.agent.env.is_host_pool:
-            self.actions = action_log.ActionLog(self.folder.path / action_log.ACTIONS, self.progress)
+            space = self.agent.env.action_space(self.agent.env.default_params)
+            self.actions = action_log.ActionLog(self.folder.path / action_log.ACTIONS, self.progress, space)
             self._open.callback(self.actions.close)
         self.wandb = WandbLog(self.settings.wandb, self.folder.path, config)
         self.saved_at = time.perf_counter()

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engram.envs.atomic_files import is_at, replacing, set_aside
-from engram.envs.regular_files import opened, read_text
+from engram.atomic_files import is_at, replacing, set_aside
 from engram.errors import BadRequest
+from engram.regular_files import opened, read_text
 from engram.training.stderr import notify
 
 Row = dict[str, Any]

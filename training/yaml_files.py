@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from engram.envs.regular_files import read_text
 from engram.errors import BadRequest
+from engram.regular_files import read_text
 
 MOST_YAML = 2**18
 """Bytes of the largest YAML text, which takes seconds to read."""

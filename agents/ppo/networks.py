@@ -9,15 +9,12 @@ import jax.numpy as jnp
 from engram.agents.common.distributions import Categorical, Distribution, MultiCategorical, gaussian, head_size
 from engram.envs.spaces import Box, MultiDiscrete, Space
 from engram.envs.vector import action_scale
+from engram.envs.wrappers import LEAST_SIDE
 from engram.memory.base import Memory, State
 from engram.memory.layers import Convolution, Dense, orthogonal
 from engram.training.types import PyTree
 
 ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": nn.tanh, "silu": nn.silu, "gelu": nn.gelu}
-
-
-LEAST_SIDE = 36
-"""Side from which a picture passes the convolutions of `NatureCNN`."""
 
 
 class MLP(nn.Module):

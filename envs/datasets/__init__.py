@@ -6,8 +6,8 @@ from engram.envs.datasets import d4rl, minari, npz, table
 from engram.envs.datasets.d4rl import episodes_of
 from engram.envs.datasets.episodes import Episodes, Origin
 from engram.envs.datasets.files import reading
-from engram.envs.regular_files import size_of
 from engram.errors import BadRequest
+from engram.regular_files import size_of
 
 __all__ = ["Episodes", "Origin", "episodes_of", "load", "save"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engram.envs.atomic_files import replacing
+from engram.atomic_files import replacing
 from engram.envs.datasets.episodes import Episodes, Origin
 from engram.envs.datasets.files import HDF5, actions, dump_origin, h5py_for, load_origin, numbers, reading
 from engram.errors import BadRequest

@@ -16,8 +16,8 @@ import numpy as np
 
 from engram.envs.datasets.episodes import Origin
 from engram.envs.extras import needs
-from engram.envs.regular_files import opened, parse_json, size_of
 from engram.errors import BadRequest, MissingExtra
+from engram.regular_files import opened, parse_json, size_of
 
 EXPANSION = 256
 """The arrays of a file may take this many times its own size in memory, as they may be compressed."""

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from engram.envs.atomic_files import replacing
+from engram.atomic_files import replacing
 from engram.envs.datasets.episodes import Episodes, Origin
 from engram.envs.datasets.files import HDF5, actions, dump_origin, h5py_for, load_origin, numbers, reading
-from engram.envs.regular_files import parse_json, read_json
 from engram.envs.spec import EnvSpec
 from engram.errors import BadRequest
+from engram.regular_files import parse_json, read_json
 
 DATA, METADATA, NAMESPACE = "main_data.hdf5", "metadata.json", "namespace_metadata.json"
 FORMAT_VERSION = "0.5.4"

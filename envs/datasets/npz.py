@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engram.envs.atomic_files import replacing
+from engram.atomic_files import replacing
 from engram.envs.datasets import d4rl
 from engram.envs.datasets.episodes import Episodes
 from engram.envs.datasets.files import actions, archived, dump_origin, load_origin, numbers, reading
-from engram.envs.regular_files import parse_json
 from engram.errors import BadRequest
+from engram.regular_files import parse_json
 
 ARRAYS = {"obs": np.float32, "reward": np.float32, "terminated": np.bool_, "lengths": np.int64}
 """Arrays of every file; besides these there are `action`, and its bounds where these are known."""

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from engram.envs.atomic_files import replacing
+from engram.atomic_files import replacing
 from engram.envs.datasets.episodes import Episodes, Origin
 from engram.envs.datasets.files import archived, reading
 from engram.envs.spaces import Box, Discrete, Space

@@ -14,8 +14,8 @@ import numpy as np
 from engram.envs.datasets.d4rl import COLUMNS, REQUIRED, episodes_of
 from engram.envs.datasets.episodes import Episodes
 from engram.envs.datasets.files import reading
-from engram.envs.regular_files import read_text
 from engram.errors import BadRequest
+from engram.regular_files import read_text
 
 MOST = 2**30
 """Bytes of the largest table; what is larger is better stored in binary."""

@@ -40,4 +40,24 @@ class Faulty(Base):
         return obs, reward, self.steps >= 10, False, {}
 
 
+class Many(gymnasium.Env):
+    """`actions` discrete actions, or two such numbers at once, whose sum is the reward; episodes of four steps."""
+
+    def __init__(self, actions=2, pair=False):
+        self.observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        one = gymnasium.spaces.Discrete(actions)
+        self.action_space = gymnasium.spaces.MultiDiscrete([actions, 2]) if pair else one
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.full(2, 0.5, np.float32), float(np.sum(action)), self.steps >= 4, False, {}
+
+
 gymnasium.register("Faulty-v0", Faulty)
+gymnasium.register("Many-v0", "tests.envs.own_faults:Many")

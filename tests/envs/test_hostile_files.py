@@ -18,8 +18,8 @@ import pytest
 
 from engram.envs.datasets import Episodes, load, save
 from engram.envs.datasets.files import ALWAYS
-from engram.envs.regular_files import read_json, read_text
 from engram.errors import BadRequest
+from engram.regular_files import read_json, read_text
 from tests.envs.test_datasets import random_episodes
 
 SECONDS = 20

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from engram.envs import registry
+from engram.envs.spaces import Discrete
 from engram.envs.wrappers import EpisodeStatistics
 from engram.errors import BadRequest
 from engram.training import action_log
@@ -19,6 +21,7 @@ from engram.training.programs import seed_keys
 SEEDS, LANES, STEPS, UPDATES = 2, 2, 5, 6
 ACTION = jax.ShapeDtypeStruct((SEEDS, STEPS, LANES), jnp.int32)
 """Of one update."""
+TWO = Discrete(2)
 
 
 def pool(seed: int = 3) -> EpisodeStatistics:
@@ -51,7 +54,7 @@ def played(tmp_path_factory):
     assert np.any(outcomes[-1, :, -1, :, 1] < UPDATES * STEPS), "some episodes have ended"
     progress = Progress(0)
     for chunk in (slice(0, 2), slice(2, UPDATES)):
-        log = ActionLog(path, progress)
+        log = ActionLog(path, progress, TWO)
         log.write(actions[chunk], outcomes[chunk])
         progress = replace(progress, **log.so_far)
         log.close()
@@ -74,9 +77,37 @@ def test_the_log_brings_a_fresh_pool_to_where_the_run_was(played, tmp_path):
     longer = tmp_path / "longer"
     longer.write_bytes(path.read_bytes() + b"\x07")  # of a chunk after the checkpoint
     repeat(longer, progress, state)
-    log = ActionLog(longer, replace(progress, action_crc32=None))
+    log = ActionLog(longer, replace(progress, action_crc32=None), TWO)
     assert log.so_far == {name: getattr(progress, name) for name in ("action_bytes", "action_crc32", "played_crc32")}
     log.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "bytes_each"),
+    [("actions=128", 1), ("actions=129", 2), ("actions=1000&pair=true", 2), ("actions=32768", 2), ("actions=70000", 4)],
+)
+def test_large_numbers_of_actions_are_logged_and_repeated(options, bytes_each, tmp_path):
+    """The greatest action among them; the reward is the action."""
+    env_id, path = f"gymnasium/tests.envs.own_faults:Many-v0?{options}", tmp_path / "actions.bin"
+    env = EpisodeStatistics(registry.make_vector(env_id, LANES, copies=SEEDS, seed=3))
+    space: Any = env.action_space(env.default_params)
+    greatest, more = (space.n, ()) if isinstance(space, Discrete) else (space.nvec[0], (2,))
+    actions = np.zeros((1, SEEDS, STEPS, LANES, *more), np.int32)
+    actions[0, :, :, 0] = [greatest - 1, 1] if more else greatest - 1
+    state, outcomes = play(env, actions[0])
+    env.close()
+    sums = np.asarray(outcomes)[:, :4, 0, 0].view(np.float32)
+    np.testing.assert_array_equal(sums, np.tile((greatest - 1 + len(more)) * np.arange(1, 5), (SEEDS, 1)))
+    log = ActionLog(path, Progress(0), space)
+    log.write(actions, np.asarray(outcomes)[None])
+    progress = replace(Progress(1), **log.so_far)
+    log.close()
+    assert progress.action_bytes == actions.size * bytes_each
+    env = EpisodeStatistics(registry.make_vector(env_id, LANES, copies=SEEDS, seed=3))
+    action_log.repeat(
+        env, seed_keys(0, SEEDS), path, progress, jax.ShapeDtypeStruct(actions.shape[1:], jnp.int32), 1, state
+    )
+    env.close()
 
 
 def test_emulators_that_did_something_else_on_the_way_are_refused(played):
