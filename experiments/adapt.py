@@ -36,7 +36,7 @@ from engram.experiments import adaptation, bandit_oracles, runs
 from engram.experiments.adaptation import Played
 from engram.experiments.options import Adapt as Options
 from engram.training.folder import write_atomically
-from engram.training.programs import seed_keys
+from engram.training.programs import keys_afterwards
 from engram.training.stderr import notify
 
 AS_TRAINED = ("kept", "off")
@@ -160,7 +160,7 @@ def player(
     env, trials = observed(run.config, Vectorised(task, options.trials)), trials_of(task)
     play = adaptation.make_player(run.agent, env, opening_of(run, task), trials.episodes or limit, limit, detector)
     # Train and test may be one distribution: their tasks must still be different ones.
-    keys = seed_keys(options.seed + SPLIT_SEEDS * SPLITS.index(trials.split), run.seeds)
+    keys = keys_afterwards(options.seed + SPLIT_SEEDS * SPLITS.index(trials.split), run.seeds)
 
     def play_one(seed: int, treatment: adaptation.Treatment) -> Played:
         state = run.state(seed)

@@ -18,7 +18,7 @@ from engram.agents.common.spec import Build, Dreaming
 from engram.errors import BadRequest
 from engram.experiments.options import Dream as Options
 from engram.experiments.runs import Run
-from engram.training.programs import jit
+from engram.training.programs import jit, keys_afterwards
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,7 +67,7 @@ def draw_dream(
     where that is an emulator. Returns the pictures' paths."""
     state = jax.tree.map(lambda x: x[0], states)
     compiled = jit(partial(dreaming.dream, agent), static_argnums=(2, 3))
-    dream = compiled(state, jax.random.key(seed), context, horizon)
+    dream = compiled(state, keys_afterwards(seed, 1)[0], context, horizon)
     dream = jax.tree.map(lambda x: np.asarray(x)[:, :LANES], dream)
     played, seen, imagined = (
         to_pictures(x, dreaming.shape(agent)) for x in (dream.steps.obs, dream.reconstruction, dream.imagined)

@@ -17,7 +17,7 @@ from engram.experiments.options import Evaluate as Options
 from engram.experiments.runs import Run
 from engram.training.folder import write_atomically
 from engram.training.metrics import finite_or_none
-from engram.training.programs import evaluation, jit, seed_keys
+from engram.training.programs import evaluation, jit, keys_afterwards
 from engram.training.statistics import in_words, summarise
 from engram.training.stderr import notify
 
@@ -46,7 +46,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     with closing(run.build(Build(emulator_seed=(options.seed, EVALUATE)))) as learner:
         states, progress = run.restore(learner)
         agent, states = play.player(learner, states)
-        keys = seed_keys(options.seed, config.seeds)
+        keys = keys_afterwards(options.seed, config.seeds)
         metrics = jax.device_get(jit(evaluation(agent, config.seeds))(states, keys))
     result: dict[str, Any] = {
         "preset": run.preset,
@@ -85,7 +85,7 @@ def draw_episodes(run: Run, agent: Any, states: Any, options: Options) -> None:
         notify(f"{run.config.evaluated} runs in an emulator that cannot be drawn: no eval.gif")
     else:
         state = jax.tree.map(lambda x: x[0], states)
-        picture, key = run.folder / "eval.gif", jax.random.key(options.seed)
+        picture, key = run.folder / "eval.gif", keys_afterwards(options.seed, 1)[0]
         if draw(agent, play.scene(agent), state, key, options.gif_steps, picture):
             notify(f"wrote {picture}")
         else:

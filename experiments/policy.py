@@ -21,7 +21,7 @@ from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
 from engram.regular_files import read_json
 from engram.training.folder import write_atomically
-from engram.training.programs import jit
+from engram.training.programs import AFTERWARDS, jit
 
 if TYPE_CHECKING:
     from engram.experiments.runs import Run
@@ -99,7 +99,7 @@ class Policy:
         learner = offscreen(run)
         agent, states = spec.play.player(learner, run.restore(learner)[0])
         state = jax.tree.map(lambda x: x[seed], states)
-        return cls(run, agent, state, jax.random.key(key))
+        return cls(run, agent, state, jax.random.fold_in(jax.random.key(key), AFTERWARDS))
 
     def __post_init__(self):
         acting = self.run.spec.acting

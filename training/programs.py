@@ -31,7 +31,10 @@ if jaxlib.version.__version_info__ < (0, 11):  # later ones do not know it
 
 
 EVALUATION = 0x5EED
-"""What distinguishes the keys of evaluations from those of training."""
+"""What distinguishes the keys of a run's own evaluations from those of its training."""
+AFTERWARDS = 0xAF7E4
+"""What distinguishes the keys of what a trained run does (evaluations, dreams, trials, acting) from those of training,
+where the seeds are the same number."""
 
 
 def options(wanted: dict[str, Any]) -> dict[str, Any] | None:
@@ -61,6 +64,11 @@ def seed_keys(seed: int, seeds: int) -> Key:
         return jax.vmap(jax.random.key)(numbers)
     # The same without a program to compile: the two halves of a number of 64 bits.
     return jax.random.wrap_key_data(jnp.asarray(np.stack([np.zeros_like(numbers), numbers], axis=-1)))
+
+
+def keys_afterwards(seed: int, seeds: int) -> Key:
+    """One key per seed, `[seeds]`, for what is done with a trained run; no key of the training of any run."""
+    return jax.vmap(jax.random.fold_in, (0, None))(seed_keys(seed, seeds), AFTERWARDS)
 
 
 def over_seeds(f: Callable, seeds: int) -> Callable:

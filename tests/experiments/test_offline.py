@@ -21,7 +21,7 @@ from engram.experiments import cells, compare, evaluate
 from engram.experiments.train import Output
 from engram.experiments.train import train as train_run
 from engram.training import loop
-from engram.training.programs import seed_keys
+from engram.training.programs import EVALUATION, seed_keys
 from tests.experiments.runs import assert_same_end, rows_of, train_here
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -154,6 +154,26 @@ def test_evaluate_and_plot(finished, tmp_path):
     assert api.plot([finished.run], tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(BadRequest, match="none to sample"):
         api.evaluate(finished.run, greedy=False)
+
+
+def test_an_evaluation_shares_no_key_with_a_run_of_its_seed(finished, monkeypatch):
+    """Neither with those that training splits, nor with those of the run's own evaluations."""
+    handed, jit = [], evaluate.jit
+    monkeypatch.setattr(
+        evaluate, "jit", lambda f, **how: lambda *given: handed.append(given[1]) or jit(f, **how)(*given)
+    )
+    api.evaluate(finished.run, episodes=2, seed=finished.config.seed, gif_steps=0)
+
+    def words(keys):
+        return {tuple(key) for key in np.asarray(jax.random.key_data(keys)).reshape(-1, 2).tolist()}
+
+    trained = seed_keys(finished.config.seed, finished.config.seeds)
+    evaluated = jax.vmap(lambda key: jax.random.fold_in(key, EVALUATION))(trained)
+    own, used = words(handed[0]), set()
+    for keys in (trained, evaluated):
+        used |= words(keys) | words(jax.vmap(lambda key: jax.random.split(key, 1000))(keys))
+    assert len(own) == finished.config.seeds
+    assert not own & used
 
 
 def test_single_steps_are_trained_and_evaluated(valued):
