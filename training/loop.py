@@ -176,8 +176,9 @@ class TrainingRun:
 
     def compile(self) -> None:
         """Has the programs of the agent compiled, which goes on in threads."""
+        plan = self.settings.plan
         self.programs = compile_agent(
-            self.agent, self.settings.seeds, self.settings.plan.updates_per_chunk, self.done + 1 in self.evaluations
+            self.agent, self.settings.seeds, plan.updates_per_chunk, self.done + 1 in self.evaluations, plan.chunks
         )
         expected = compile_times.recall(self.programs.key)
 

@@ -17,13 +17,18 @@ import numpy as np
 from engram.kernels import threefry
 from engram.kernels.cpu import ffi
 from engram.kernels.host_call import errors_as_raised
-from engram.kernels.malloc import no_search_for_garbage
-from engram.training import compile_times
+from engram.kernels.malloc import give_back_freed_memory, no_search_for_garbage
+from engram.training import compile_times, work
 from engram.training.types import Agent, Key, PyTree
 
 QUICK = {"xla_backend_optimization_level": 1}
-"""XLA's options for programs that run long: on a CPU they compile faster than by default. Most run as fast, attention
-a tenth to a fifth slower (measured in docs/compiling.md)."""
+"""XLA's options for programs that run for seconds: on a CPU they compile faster than by default. Most run as fast,
+attention a tenth to a fifth slower (measured in docs/compiling.md)."""
+THOROUGH: dict[str, Any] = {}
+"""XLA's options for programs that run long: its own."""
+LONG = 15.0
+"""Estimated seconds of training from which on its program is compiled thoroughly. Quick compilation saves one to two,
+which is a tenth of this, and a tenth is what the slowest memories lose by it."""
 QUICKEST: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """XLA's options for programs that run for less time than they compile: these compile several times faster on a CPU."""
 if jaxlib.version.__version_info__ < (0, 11):  # later ones do not know it
@@ -159,13 +164,16 @@ class Compiled:
         return max(program.finished for program in self.all) - self.started
 
 
-def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_first: bool = True) -> Compiled:
+def compile_agent(
+    agent: Agent, seeds: int, updates_per_chunk: int, evaluates_first: bool = True, chunks: int = 1
+) -> Compiled:
     """Compiles `init`, one chunk of updates, and `evaluate`, for all seeds together.
 
     It returns once all three are traced. XLA works on them in threads, as it needs no Python.
 
     Args:
         evaluates_first: whether the first chunk is evaluated. If not, `evaluate` is compiled while that chunk runs.
+        chunks: chunks of the whole run. A long one is compiled to be fast, a short one to begin soon.
     """
     started = time.perf_counter()
     data = getattr(agent, "data", None)
@@ -189,19 +197,21 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_fi
         ) -> Program:
             """A program that is `lowered`, or would be anew by `lower`."""
 
-            def work() -> tuple[Any, float]:
+            def compile_it() -> tuple[Any, float]:
                 if after is not None:
                     after.wait()
                 program = lowered if built() else lower()  # a kernel that was counted on cannot be had
-                return program.compile(compiler_options=options(wanted)), time.perf_counter()
+                compiled = program.compile(compiler_options=options(wanted))
+                give_back_freed_memory()
+                return compiled, time.perf_counter()
 
-            return Program(name, data, threads.submit(work))
+            return Program(name, data, threads.submit(compile_it))
 
         def trace_init() -> Any:
             return jax.jit(functools.partial(init_all)).trace(keys, data=data)  # a new function, which is traced anew
 
-        def lower_chunk() -> Any:
-            return jax.jit(functools.partial(chunk), donate_argnums=0).lower(template, data=data)
+        def trace_chunk() -> Any:
+            return jax.jit(functools.partial(chunk), donate_argnums=0).trace(template, data=data)
 
         def lower_evaluate() -> Any:
             return jax.jit(functools.partial(evaluate_all)).lower(template, keys, np.uint32(0), data=data)
@@ -210,8 +220,10 @@ def compile_agent(agent: Agent, seeds: int, updates_per_chunk: int, evaluates_fi
         first = trace_init()
         template = first.out_info
         # The chunk takes longest, so XLA gets it first. Of init it only needs to know what comes out.
-        lowered = lower_chunk()
-        update = compiling("chunk", lowered, lower_chunk, QUICK)
+        traced = trace_chunk()
+        lowered = traced.lower()
+        is_long = work.seconds(traced.jaxpr.jaxpr) * chunks > LONG
+        update = compiling("chunk", lowered, lambda: trace_chunk().lower(), THOROUGH if is_long else QUICK)
         init = compiling("init", first.lower(), lambda: trace_init().lower(), QUICKEST)
         after = None if evaluates_first else update
         evaluate = compiling("evaluation", lower_evaluate(), lower_evaluate, QUICK, after)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from engram.kernels.malloc import no_search_for_garbage
+from engram.kernels.malloc import give_back_freed_memory, no_search_for_garbage
 
 PROGRAM = """
 import resource, sys, threading
@@ -64,3 +64,17 @@ def test_garbage_is_searched_for_again_where_it_was_before(searches):
         assert gc.isenabled() == searches
     finally:
         (gc.enable if before else gc.disable)()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_what_was_freed_goes_back_to_the_system():
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    # Small blocks, which are not mapped one by one. The last one stays, so that what is free has no end to cut off.
+    blocks = [b"x" * 8000 for _ in range(20_000)]
+    del blocks[:-1]
+    before = resident()
+    give_back_freed_memory()
+    assert resident() < before - 100e6

@@ -14,7 +14,7 @@ from engram.kernels.cpu import ffi
 from engram.kernels.host_call import HostCall
 from engram.kernels.linear_scan import linear_scan
 from engram.training import compile_times, programs
-from engram.training.programs import EVALUATION, QUICK, QUICKEST, Program, compile_agent, options, seed_keys
+from engram.training.programs import EVALUATION, QUICK, QUICKEST, THOROUGH, Program, compile_agent, options, seed_keys
 
 
 class Counter:
@@ -120,6 +120,25 @@ def test_users_own_flags_take_precedence(monkeypatch):
     monkeypatch.undo()
     jax.config.update("jax_disable_most_optimizations", True)
     assert options(QUICK) is None
+
+
+def test_a_long_run_is_compiled_to_be_fast_and_a_short_one_to_begin_soon(monkeypatch):
+    wanted, compile_ = [], jax.stages.Lowered.compile
+
+    def watched(self, compiler_options=None):
+        wanted.append(compiler_options)
+        return compile_(self)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", watched)
+    monkeypatch.setattr(programs, "options", lambda wanted: wanted)
+    agent, options_of = cast(Any, Counter()), {}
+    for chunks in (1, 10**12):
+        made = compile_agent(agent, 1, 2, True, chunks)
+        assert made.seconds > 0
+        options_of[chunks] = sorted(map(str, wanted))
+        wanted.clear()
+    assert options_of[1] == sorted(map(str, (QUICK, QUICKEST, QUICK)))
+    assert options_of[10**12] == sorted(map(str, (THOROUGH, QUICKEST, QUICK)))
 
 
 def test_every_option_is_one_that_xla_knows():
