@@ -169,6 +169,14 @@ def test_killed_runs_end_bit_for_bit_where_unbroken_ones_end(env, tmp_path):
     kill_resume.compare(tmp_path, kills=3, seed=int(time.time()), env=env)
 
 
+@pytest.mark.slow
+def test_killed_runs_of_a_world_model_on_ale_frames_end_bit_for_bit_where_unbroken_ones_end(tmp_path):
+    sizes = ("--total-steps", "640", "--log-points", "20", "--drama.replay", "640", "--checkpoint-seconds", "0")
+    evaluation = ("--drama.eval-envs", "1", "--drama.eval-episodes", "1", "--eval-env", "?max_episode_steps=20")
+    env = "atari/Breakout?episodic_life=true&max_episode_steps=60"  # many openings, of games and within them
+    kill_resume.compare(tmp_path, 2, int(time.time()), env, ("atari100k+debug", *sizes, *evaluation, "--quiet"))
+
+
 def test_scripts_run_as_a_user_starts_them(tmp_path, monkeypatch, capsys):
     """From another folder, with --help: the first in a process of its own, whose output nobody reads to its end, the
     others in this one, which has imported what all of them take seconds to import."""
