@@ -10,8 +10,7 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -103,17 +102,24 @@ class HostCall:
             raise
 
 
-@contextmanager
-def errors_as_raised() -> Iterator[None]:
-    """Raises what a `HostCall` raised within it, in place of JAX's report of it."""
-    _raised.clear()
-    try:
-        yield
-    except jax.errors.JaxRuntimeError:
-        if not _raised:
-            raise
-        error = _raised[0]
-        _raised.clear()
+class errors_as_raised:
+    """A context that raises what a `HostCall` raised within it, in place of JAX's report of it. Threads may have one
+    each at a time. (It is no generator, which would not let a StopIteration pass.)"""
+
+    def __enter__(self) -> "errors_as_raised":
+        self.kept: list[BaseException] = []
+        _contexts.append(self)
+        return self
+
+    def __exit__(self, kind: Any, report: BaseException | None, traceback: Any) -> None:
+        _contexts.remove(self)
+        if not isinstance(report, jax.errors.JaxRuntimeError):
+            return
+        # What another thread's program raised meanwhile is kept here too, but its words are not in this report.
+        told = str(report)
+        error = next((error for error in self.kept if _beginning(error) in told), None)
+        if error is None:
+            return
         # When the process ends, JAX asks how the last program with effects went, and would report this one again.
         nothing = HostCall(lambda x: x)
         jax.block_until_ready(jax.jit(lambda x: nothing(x, x))(np.int32(0)))
@@ -122,15 +128,18 @@ def errors_as_raised() -> Iterator[None]:
 
 _functions: dict[int, weakref.ref[HostCall]] = {}
 _numbering = threading.Lock()
-_raised: list[BaseException] = []
-"""The first error since `errors_as_raised` began, if there was one. Later ones may be many."""
+_contexts: list[errors_as_raised] = []
+"""Those that are open, in any thread. Calls come in threads of XLA's, so each keeps the errors of all."""
+MOST_KEPT = 64
+"""Errors that a context keeps, the first ones: later ones may be many."""
 _messages: deque[ctypes.Array[ctypes.c_char]] = deque(maxlen=64)
 """What C++ still has to read, from as many threads."""
 
 
 def _keep(error: BaseException) -> None:
-    if not _raised:
-        _raised.append(error)
+    for context in [*_contexts]:
+        if len(context.kept) < MOST_KEPT:
+            context.kept.append(error)
 
 
 @ctypes.CFUNCTYPE(
@@ -169,6 +178,11 @@ def _words(error: BaseException) -> str:
     except Exception:
         return type(error).__name__
     return words
+
+
+def _beginning(error: BaseException) -> str:
+    """What a report of `error` has at least: C++ ends a text at its first NUL, and reports may be cut."""
+    return _words(error).partition("\0")[0][:200]
 
 
 ffi.when_loaded[KERNEL] = lambda library: library.engram_call_python_by(_call)

@@ -35,6 +35,8 @@ class Faulty(Base):
                 reward = np.inf
             elif self.what == "raise":
                 raise KeyError("a fault of the user's own")
+            elif self.what == "stop":
+                raise StopIteration("no more")
             else:
                 obs[1] = {"nan": np.nan, "large": 1e20, "too large": 1e300, "none": 0.5}[self.what]
         return obs, reward, self.steps >= 10, False, {}

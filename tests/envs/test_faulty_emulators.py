@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from engram import api
 from engram.envs.base import VectorEnvironment
 from engram.envs.host.gymnasium_spaces import convert
 from engram.envs.registry import make_vector
@@ -70,6 +71,13 @@ def test_what_a_step_raises_is_raised_as_it_is():
     with pytest.raises(KeyError, match="own") as error:
         played(make_vector(f"{ID}raise", 2))
     assert error.value.__cause__ is None
+    assert error.traceback[-1].name == "step"
+
+
+def test_a_run_whose_step_stops_iterating_says_so_as_it_was_raised(tmp_path):
+    """A generator on the way would make a RuntimeError of it."""
+    with pytest.raises(StopIteration, match="no more") as error:
+        api.train("debug", env=f"{ID}stop", memory="none", total_steps=1024, out=tmp_path / "run", quiet=True)
     assert error.traceback[-1].name == "step"
 
 

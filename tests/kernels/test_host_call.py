@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import jax
@@ -103,10 +104,41 @@ class Speechless(Exception):
 
 
 @pytest.mark.usefixtures("either_way")
+def test_each_thread_gets_its_own_error():
+    """Two programs at once: each begins before the other has raised, and each ends after it."""
+    both_called, both_raised, caught = threading.Barrier(2), threading.Barrier(2), {}
+
+    def run(name):
+        def function(x):
+            both_called.wait(60)
+            raise ValueError(f"of {name}")
+
+        program = jax.jit(partial(HostCall(function), NUMBER))
+        try:
+            with errors_as_raised():
+                try:
+                    jax.block_until_ready(program(0))
+                finally:
+                    both_raised.wait(60)
+        except ValueError as error:
+            caught[name] = str(error)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "AB"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert caught == {"A": "of A", "B": "of B"}
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     "error",
-    [OSError("no file \udcff"), ValueError("caf\u00e9 \0 end"), ValueError("x" * 10**6), Speechless(), SystemExit(3)],
-    ids=["surrogate", "nul", "long", "speechless", "exit"],
+    [
+        *(OSError("no file \udcff"), ValueError("caf\u00e9 \0 end"), ValueError("x" * 10**6)),
+        *(Speechless(), SystemExit(3), StopIteration("the end")),
+    ],
+    ids=["surrogate", "nul", "long", "speechless", "exit", "stop"],
 )
 def test_whatever_is_raised_arrives_whatever_it_says(error):
     def function(x):
@@ -118,16 +150,19 @@ def test_whatever_is_raised_arrives_whatever_it_says(error):
 
 
 @pytest.mark.usefixtures("either_way")
-def test_errors_that_nobody_asks_for_are_not_collected():
+def test_errors_that_nobody_asks_for_are_not_collected(monkeypatch):
+    monkeypatch.setattr(host_call, "MOST_KEPT", 2)
+
     def function(x):
         raise ValueError(int(x))
 
     run = jax.jit(partial(HostCall(function), NUMBER))
-    with errors_as_raised():
+    with errors_as_raised() as context:
         for i in range(3):
             with pytest.raises(jax.errors.JaxRuntimeError):
                 jax.block_until_ready(run(i))
-        assert [str(error) for error in host_call._raised] == ["0"]
+        assert [str(error) for error in context.kept] == ["0", "1"]
+    assert not host_call._contexts
 
 
 @needs_compiler
