@@ -41,8 +41,9 @@ def from_1(values: Values) -> Values:
 
 
 def from_2(values: Values) -> Values:
-    """CQL's policy sought values from the first step on."""
+    """CQL's policy sought values from the first step on; masks of actions were not heeded."""
     default(values, "cql", "clone_steps", 0)
+    default(values, "observation", "action_mask", False)
     return values
 
 

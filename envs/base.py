@@ -139,6 +139,11 @@ class VectorEnvironment:
     def max_steps(self, params: Any) -> int | None:
         raise NotImplementedError
 
+    def action_mask(self, state: Any) -> jax.Array | None:
+        """Which actions are allowed in `state`, bool `[B, n]`, one entry for each action of each component; None where
+        all are, always (see `engram.envs.wrappers.ActionMask`)."""
+        return None
+
     def render(self, state: Any, params: Any, index: int = 0) -> np.ndarray:
         """Environment `index` of a batch state (host arrays) as an RGB picture `[height, width, 3]` uint8."""
         raise NotImplementedError(f"{self.name} cannot be drawn")

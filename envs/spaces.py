@@ -104,3 +104,21 @@ class Dict:
 
 
 Space = Discrete | MultiDiscrete | Box | Tuple | Dict
+
+MASK, REST = "action_mask", "observation"
+"""Names of parts of observations: which actions are allowed, and what else there is to see."""
+
+
+def has_mask(space: Space) -> bool:
+    """Whether observations in `space` say which actions are allowed."""
+    return isinstance(space, Dict) and MASK in dict(space.spaces)
+
+
+def allows_nothing(space: Space, mask: np.ndarray) -> np.ndarray:
+    """Whether `mask[B, n]` leaves no choice in an action of `space`, or in one of its components, bool `[B]`. Never of
+    masks that do not fit the space."""
+    sizes = space.nvec if isinstance(space, MultiDiscrete) else (space.n,) if isinstance(space, Discrete) else ()
+    if mask.shape[1] != sum(sizes):
+        return np.zeros(len(mask), bool)
+    some = np.logical_or.reduceat(mask != 0, np.cumsum((0, *sizes[:-1])), axis=1)  # of each component
+    return np.any(~some, axis=1)

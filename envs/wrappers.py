@@ -2,7 +2,7 @@
 
 All compose. Each shows the same `VectorEnvironment` interface, treats `info["final_observation"]` exactly as it treats
 observations, and keeps what it remembers in the state, so everything stays pure. The usual order, inside out:
-`EpisodeStatistics` (sees the raw reward), `FlattenObservation`, `MaskObservation` / `NoiseObservation` /
+`EpisodeStatistics` (sees the raw reward), `ActionMask`, `FlattenObservation`, `MaskObservation` / `NoiseObservation` /
 `NormaliseObservation`, `PreviousAction`, `NormaliseReward`.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from engram.envs.base import Environment, VectorEnvironment
-from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
+from engram.envs.spaces import MASK, REST, Box, Dict, Discrete, MultiDiscrete, Space, Tuple
 from engram.envs.vector import action_scale, clip_action
 from engram.errors import BadRequest
 from engram.kernels.rows import select_rows
@@ -69,6 +69,9 @@ class Wrapper(VectorEnvironment):
     def max_steps(self, params: Any) -> int | None:
         return self.env.max_steps(params)
 
+    def action_mask(self, state: Any) -> jax.Array | None:
+        return self.env.action_mask(self.env_state(state))
+
     def render(self, state: Any, params: Any, index: int = 0) -> np.ndarray:
         return self.env.render(self.env_state(state), params, index)
 
@@ -109,6 +112,81 @@ class EpisodeStatistics(Wrapper):
             env_state, jnp.where(done, 0.0, episode_return), jnp.where(done, 0, episode_length)
         )
         return obs, state, reward, terminated, truncated, info
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Action masks
+
+
+def _mask_size(space: Space) -> int:
+    """Entries of a mask in `space`: one for each number that it holds."""
+    if isinstance(space, Tuple):
+        return sum(_mask_size(part) for part in space.spaces)
+    return 0 if isinstance(space, Dict) else int(np.prod(space.shape))
+
+
+@struct.dataclass
+class ActionMaskState:
+    env_state: Any
+    mask: jax.Array
+
+
+@dataclass(frozen=True)
+class ActionMask(Wrapper):
+    """Takes the part `action_mask` out of observations in a `Dict`, and keeps it for `action_mask(state)`.
+
+    A mask has an entry for each action of a `Discrete`, and those of all components, one after another, of a
+    `MultiDiscrete`, in any shape; what is not 0 is allowed. If the only other part is called `observation`, it becomes
+    the observation by itself.
+
+    Raises BadRequest where `used` and the mask does not fit the actions; where there is nothing else to see.
+    """
+
+    used: bool = True
+    """Whether masks are handed on; if not, they are dropped."""
+
+    def __post_init__(self):
+        parts = dict(self._space(self.default_params).spaces)
+        if len(parts) == 1:
+            raise BadRequest(f"{self.name} shows nothing but its action_mask")
+        space, entries = self.action_space(self.default_params), _mask_size(parts[MASK])
+        if not self.used:
+            return
+        if not isinstance(space, Discrete | MultiDiscrete):
+            raise BadRequest(f"{self.name} has an action_mask, which needs integers as actions, not {space}")
+        if entries != flat_size(space):
+            raise BadRequest(f"{self.name} has an action_mask of {entries} entries for {flat_size(space)} actions")
+
+    def _space(self, params: Any) -> Dict:
+        space = self.env.observation_space(params)
+        assert isinstance(space, Dict)
+        return space
+
+    def _without(self, parts: dict[str, Any]) -> Any:
+        rest = {name: part for name, part in parts.items() if name != MASK}
+        return rest[REST] if [*rest] == [REST] else rest
+
+    def observation_space(self, params: Any) -> Space:
+        rest = self._without(dict(self._space(params).spaces))
+        return Dict(tuple(rest.items())) if isinstance(rest, dict) else rest
+
+    def env_state(self, state: ActionMaskState) -> Any:
+        return state.env_state
+
+    def action_mask(self, state: ActionMaskState) -> jax.Array | None:
+        return state.mask if self.used else None
+
+    def _split(self, obs: dict[str, Any], env_state: Any) -> tuple[Any, ActionMaskState]:
+        entries = [x.reshape(self.num_envs, -1) != 0 for x in jax.tree.leaves(obs[MASK])]
+        return self._without(obs), ActionMaskState(env_state, jnp.concatenate(entries, axis=1))
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, ActionMaskState]:
+        return self._split(*self.env.reset(key, params))
+
+    def step(self, key: jax.Array, state: ActionMaskState, action: Any, params: Any):
+        obs, env_state, reward, terminated, truncated, info = self.env.step(key, state.env_state, action, params)
+        info = {**info, "final_observation": self._without(info["final_observation"])}
+        return *self._split(obs, env_state), reward, terminated, truncated, info
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def make_player(
             action_key, env_key = jax.random.split(jax.random.fold_in(key, step))
             moved, features = apply(params, "features_step", memory, obs, reset)
             memory = select_rows(episode >= treat.freeze_after, memory, moved)
-            policy = apply(params, "policy", features)
+            policy = apply(params, "policy", features, env.action_mask(env_state))
             action = policy.mode() if agent.settings.eval_greedy else policy.sample(action_key)
             obs, env_state, _, _, _, info = env.step(env_key, env_state, action, env_params)
             playing = ~played.over & info["valid"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ from engram.agents.common.spec import Build
 from engram.configs import store
 from engram.envs.base import VectorEnvironment
 from engram.envs.external import External, Seen, space_from_json, space_to_json
-from engram.envs.spaces import Space
-from engram.envs.wrappers import Wrapper
+from engram.envs.spaces import MASK, REST, Space, allows_nothing
+from engram.envs.wrappers import ActionMask, Wrapper, flat_size
 from engram.errors import BadRequest
 from engram.regular_files import read_json
 from engram.training.folder import write_atomically
@@ -107,8 +108,10 @@ class Policy:
         self._start = jit(partial(acting.start, self.agent))
         self._observe = jit(partial(acting.observe, self.agent))
         self._act = jit(partial(acting.act, self.agent))
-        env = getattr(self.agent, "eval_env", self.agent.env)
+        env: Any = getattr(self.agent, "eval_env", self.agent.env)
+        self._masks = None
         while not isinstance(env, External):
+            self._masks = env.used if isinstance(env, ActionMask) else self._masks
             env = env.env
         self.observation_space, self.action_space = env.spaces
         self._example = jax.eval_shape(self.observation_space.sample, jax.random.key(0))
@@ -117,19 +120,20 @@ class Policy:
         """Forgets the episode: the next observation opens a new one."""
         self.carry, self.action, self.info = None, None, {}
 
-    def __call__(self, obs: Any, reward: float = 0.0) -> Any:
+    def __call__(self, obs: Any, reward: float = 0.0, action_mask: Any = None) -> Any:
         """The action for `obs`, an observation without batch axis as the environment gives it.
 
         Args:
             reward: what the action before earned; matters only to agents that see it.
+            action_mask: which actions are allowed, where the environment says so and `obs` does not.
 
         Returns:
             the action as a NumPy array, an int where the actions are integers.
 
         Raises:
-            BadRequest: `obs` is not in the observation space.
+            BadRequest: `obs` is not in the observation space, or it is not known which actions are allowed.
         """
-        seen = self._seen(obs, reward)
+        seen = self._seen(self._with_mask(obs, action_mask), reward)
         self.steps += 1
         observe_key, act_key = jax.random.split(jax.random.fold_in(self.key, self.steps))
         if self.carry is None:
@@ -152,6 +156,32 @@ class Policy:
         """Value of the last observation, where the agent has one."""
         value = self.info.get("value")
         return None if value is None else float(value)
+
+    def _with_mask(self, obs: Any, mask: Any) -> Any:
+        """`obs` with the part that says which actions are allowed, where the environment has one."""
+        if self._masks is None:
+            if mask is not None:
+                raise BadRequest("the environment of this policy gives no action_mask, and the policy heeds none")
+            return obs
+        is_whole = isinstance(obs, Mapping) and MASK in obs
+        if mask is None and self._masks and not is_whole:
+            raise BadRequest("this policy must be told which actions are allowed: policy(obs, action_mask=...)")
+        if not is_whole or mask is not None:
+            size = flat_size(self.action_space)
+            given: Any = np.ones(size) if mask is None else mask
+            parts = given if isinstance(given, tuple) else (given,)
+            flat = np.concatenate([np.ravel(part) for part in parts]) != 0
+            if flat.shape != (size,):
+                raise BadRequest(f"an action_mask has {size} entries here, got {flat.size}")
+            leaves, structure = jax.tree.flatten(self._example[MASK])
+            ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+            pieces = [x.reshape(leaf.shape) for x, leaf in zip(np.split(flat, ends), leaves, strict=True)]
+            others = obs if isinstance(obs, Mapping) else {REST: obs}
+            obs = {**others, MASK: jax.tree.unflatten(structure, pieces)}
+        flat = np.concatenate([np.ravel(part) for part in jax.tree.leaves(obs[MASK])])
+        if self._masks and allows_nothing(self.action_space, flat[None]).any():
+            raise BadRequest("this action_mask allows no action")
+        return obs
 
     def _seen(self, obs: Any, reward: Any) -> Seen:
         example = self._example

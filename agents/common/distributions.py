@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from engram.envs.spaces import Box, Discrete, MultiDiscrete, Space
@@ -98,6 +99,18 @@ def gaussian(space: Box, mean: jax.Array, log_std: jax.Array) -> DiagonalGaussia
 
 
 Distribution = Categorical | MultiCategorical | DiagonalGaussian
+
+FORBIDDEN = float(np.finfo(np.float32).min) / 2
+"""Logit of what is forbidden. Its probability is 0 in float32, and yet the logarithm of that stays a number."""
+
+
+def allowed(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`logits[..., n]` of a categorical policy, or of several one after another, where `mask[..., n]` (bool; None: all)
+    forbids some actions: these have probability 0, count for nothing in the entropy, and pass no gradient.
+
+    Where a mask allows no action at all, all are equally likely.
+    """
+    return logits if mask is None else jnp.where(mask, logits, FORBIDDEN)
 
 
 def head_size(space: Space) -> int:

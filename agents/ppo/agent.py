@@ -142,6 +142,8 @@ class Rollout(struct.PyTreeNode):
     """Sum of the rewards of the episode up to this step, undiscounted and not rescaled."""
     episode_length: jax.Array
     """int32, steps of the episode up to this one."""
+    mask: jax.Array | None = None
+    """bool `[T, B, n]`: the actions that were allowed, where the environment says so."""
     executed: jax.Array | None = None
     """Actions as an emulator took them (see `engram.envs.host.pool.HostPool`)."""
     record: PyTree = None
@@ -158,6 +160,7 @@ class Batch(struct.PyTreeNode):
     value: jax.Array
     advantage: jax.Array
     valid: jax.Array
+    mask: jax.Array | None = None
 
 
 class Carry(NamedTuple):
@@ -256,7 +259,8 @@ class PPO:
         """
         env_state, obs, reset, memory = carry
         memory, features = self._apply(params, "features_step", memory, obs, reset)
-        policy = self._apply(params, "policy", features)
+        mask = self.env.action_mask(env_state)
+        policy = self._apply(params, "policy", features, mask)
         action = choose(policy)
         next_obs, env_state, reward, terminated, truncated, info = self.env.step(
             key, env_state, action, self.env.default_params
@@ -276,6 +280,7 @@ class PPO:
             episode_done=info["episode_done"],
             episode_return=info["episode_return"],
             episode_length=info["episode_length"],
+            mask=mask,
             executed=info.get("executed"),
             record=info.get("record"),
         )
@@ -315,7 +320,7 @@ class PPO:
             loss to minimise, metrics.
         """
         s = self.settings
-        _, policy, value = self._apply(params, "__call__", memory, batch.obs, batch.reset)
+        _, policy, value = self._apply(params, "__call__", memory, batch.obs, batch.reset, batch.mask)
         advantage = batch.advantage
         if s.normalise_advantage:
             mean = masked_mean(advantage, batch.valid)
@@ -370,7 +375,16 @@ class PPO:
             s.discount,
             s.gae_lambda,
         )
-        batch = Batch(rollout.obs, rollout.reset, rollout.action, rollout.log_prob, value, advantage, rollout.valid)
+        batch = Batch(
+            rollout.obs,
+            rollout.reset,
+            rollout.action,
+            rollout.log_prob,
+            value,
+            advantage,
+            rollout.valid,
+            rollout.mask,
+        )
 
         learning_rate = self._schedule(s.learning_rate, s.learning_rate_end, state.updates)
         entropy_weight = self._schedule(s.entropy, s.entropy_end, state.updates)
@@ -419,7 +433,7 @@ class PPO:
         env_state, obs, reset, memory = carry
         action_key, env_key = jax.random.split(key)
         memory, features = self._apply(params, "features_step", memory, obs, reset)
-        policy = self._apply(params, "policy", features)
+        policy = self._apply(params, "policy", features, self.eval_env.action_mask(env_state))
         action = policy.mode() if self.settings.eval_greedy else policy.sample(action_key)
         obs, env_state, _, _, _, info = self.eval_env.step(env_key, env_state, action, env_params)
         return Carry(env_state, obs, info["reset"], memory), info, action

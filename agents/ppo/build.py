@@ -16,7 +16,9 @@ from engram.agents.ppo.experiment import ConservativeExperiment, PPOExperiment
 from engram.agents.ppo.networks import ActorCritic
 from engram.envs.base import VectorEnvironment
 from engram.envs.datasets.recorder import Recorder
+from engram.envs.spaces import has_mask
 from engram.envs.wrappers import (
+    ActionMask,
     EpisodeStatistics,
     FlattenObservation,
     MaskObservation,
@@ -50,7 +52,13 @@ def observed(config: PPOExperiment, env: VectorEnvironment, record: bool = False
         BadRequest: a wrapper does not fit it.
     """
     view = config.observation
-    env = FlattenObservation(EpisodeStatistics(env))
+    if env.is_host_pool:
+        pool: Any = env
+        pool.heeds_masks = view.action_mask
+    env = EpisodeStatistics(env)
+    if has_mask(env.observation_space(env.default_params)):
+        env = ActionMask(env, view.action_mask)
+    env = FlattenObservation(env)
     if view.keep:
         env = MaskObservation(env, view.keep)
     if record:
@@ -134,7 +142,7 @@ def _act(agent: PPO, state: PPOState, carry: tuple, key: jax.Array) -> tuple[tup
         return agent.network.apply({"params": state.params}, *args, method=method)
 
     memory, features = apply("features_step", memory, obs, reset)
-    policy, value = apply("policy", features), apply("value", features)
+    policy, value = apply("policy", features, agent.eval_env.action_mask(env_state)), apply("value", features)
     action = policy.mode() if agent.settings.eval_greedy else policy.sample(key)
     return (env_state, obs, reset, memory), action, {"memory": memory, "value": value}
 

@@ -26,6 +26,9 @@ class ObservationSettings:
     """Normalisation of observations by their running mean and standard deviation."""
     normalise_reward: bool = False
     """Division of the rewards that PPO learns from by the running standard deviation of the discounted return."""
+    action_mask: bool = True
+    """Masks of actions, where the environment says which are allowed: the policy takes no others. When off, masks are
+    dropped."""
     time_limit: int = 0
     """Steps after which an episode is truncated (0: the environment's own limit only)."""
 

@@ -6,7 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from engram.agents.common.distributions import Categorical, Distribution, MultiCategorical, gaussian, head_size
+from engram.agents.common.distributions import (
+    Categorical,
+    Distribution,
+    MultiCategorical,
+    allowed,
+    gaussian,
+    head_size,
+)
 from engram.envs.spaces import Box, MultiDiscrete, Space
 from engram.envs.vector import action_scale
 from engram.envs.wrappers import LEAST_SIDE
@@ -119,18 +126,21 @@ class ActorCritic(nn.Module):
         """The state of the memory before anything was seen, leaves `[batch, ...]`."""
         return self.memory.initial_state(batch)
 
-    def __call__(self, state: State, obs: PyTree, reset: jax.Array) -> tuple[State, Distribution, jax.Array]:
-        """Learner: `obs[T, B, ...]`, `reset[T, B]` -> state, policy over `[T, B]`, value `[T, B]`."""
+    def __call__(
+        self, state: State, obs: PyTree, reset: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[State, Distribution, jax.Array]:
+        """Learner: `obs[T, B, ...]`, `reset[T, B]`, `mask[T, B, n]` of allowed actions -> state, policy over `[T, B]`,
+        value `[T, B]`."""
         state, features = self.memory(state, self.encode(obs), reset)
-        return state, self.policy(features), self.value(features)
+        return state, self.policy(features, mask), self.value(features)
 
     def features_step(self, state: State, obs: PyTree, reset: jax.Array) -> tuple[State, jax.Array]:
         """Actor: `obs[B, ...]`, `reset[B]` -> state, features `[B, width]`."""
         return self.memory.step(state, self.encode(obs), reset)
 
-    def policy(self, features: jax.Array) -> Distribution:
-        """The policy over actions `[...]` from features `[..., width]`."""
-        out = self.actor_out(self.actor(features))
+    def policy(self, features: jax.Array, mask: jax.Array | None = None) -> Distribution:
+        """The policy over actions `[...]` from features `[..., width]`; `mask[..., n]` says which are allowed."""
+        out = allowed(self.actor_out(self.actor(features)), mask)
         if isinstance(self.action_space, Box):
             return gaussian(self.action_space, out, self.log_std)
         if isinstance(self.action_space, MultiDiscrete):

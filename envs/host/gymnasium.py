@@ -87,7 +87,7 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options
             seeds = seeds[0]
         if isinstance(pool, SyncVectorEnv):
             _name_wrong_shapes(f"gymnasium/{name}", pool)
-        first_observation, _ = pool.reset(seed=seeds)
+        first_observation, first_info = pool.reset(seed=seeds)
     except gymnasium.error.Error as error:
         raise BadRequest(f"gymnasium/{name}: {' '.join(str(error).split())}") from error
     except ImportError as error:
@@ -105,7 +105,8 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options
             f"gymnasium/{name} does not restart in the step after the end (autoreset_mode of its metadata)"
         )
     spaces = pool.single_observation_space, pool.single_action_space
-    return HostPool(f"gymnasium/{name}", pool, first_observation, num_envs, copies, spaces, _max_steps(pool))
+    limit = _max_steps(pool)
+    return HostPool(f"gymnasium/{name}", pool, first_observation, num_envs, copies, spaces, limit, first_info)
 
 
 def _creator(name: str, entry_point: Any) -> Any:

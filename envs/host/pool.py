@@ -32,7 +32,7 @@ from engram.envs.host.gymnasium_spaces import (
     structs,
     whole_numbers,
 )
-from engram.envs.spaces import Box, Space
+from engram.envs.spaces import MASK, REST, Box, Dict, MultiDiscrete, Space, allows_nothing, has_mask
 from engram.envs.vector import clip_action
 from engram.errors import BadRequest
 from engram.kernels.host_call import HostCall
@@ -100,6 +100,10 @@ class HostPool(VectorEnvironment):
     `info["executed"]` are the actions as the emulator took them, bit for bit: those who repeat a pool keep these. A
     compiler that computes a number twice, once for the emulator and once for a log, may round it in two ways.
 
+    If the `info` of every reset and step has an `action_mask`, observations are dicts of it and of what they are
+    otherwise (see `engram.envs.wrappers.ActionMask`). An environment that allows no action while its episode goes on
+    raises BadRequest.
+
     Where an observation or a reward is not finite, zeros stand in its place. The first time the log of this module
     says in which environment and step.
     """
@@ -109,15 +113,22 @@ class HostPool(VectorEnvironment):
     """What the first state holds to order the calls: the number of steps so far."""
     extra_info: tuple[str, ...] = ()
     """Flags (bool) beyond those of every environment that the pool's own info holds and `step` passes on."""
+    heeds_masks = True
+    """Whether masks of actions are of use. If not, they are not checked."""
 
     def __init__(self, name: str, pool: Any, first_observation: Any, num_envs: int, copies: int,
-                 spaces: tuple[Any, Any], max_steps: int | None):  # fmt: skip
+                 spaces: tuple[Any, Any], max_steps: int | None, first_info: Mapping[str, Any] = {}):  # fmt: skip
         self._name, self.pool, self._max_steps = name, pool, max_steps
         self.num_envs, self.copies = num_envs, copies
         self.pool_spaces = spaces
         self._observation_space, self._action_space = convert(spaces[0]), convert_action(spaces[1])
         self._steps, self._told = 0, False
-        self.first_observation = jax.tree.map(self._finite, from_gymnasium(spaces[0], first_observation))
+        self._lifts_masks = MASK in first_info and not has_mask(self._observation_space)
+        running = np.zeros(num_envs * copies, bool)
+        self.first_observation = self._shown(first_observation, first_info, running)
+        if self._lifts_masks:
+            mask = MultiDiscrete((2,) * self.first_observation[MASK].shape[1])
+            self._observation_space = Dict(((MASK, mask), (REST, self._observation_space)))
         self._open_call = HostCall(lambda _: (self.first_token, self.first_observation), is_pure=True)
         self._step_call = HostCall(self._host_step)
         self._wrong_call = HostCall(lambda *_: self._check(1))
@@ -154,16 +165,62 @@ class HostPool(VectorEnvironment):
                 "an emulator cannot be reset or rewound, make it again"
             )
         self._steps += 1
-        observation_space, action_space = self.pool_spaces
-        obs, reward, terminated, truncated, info = self.pool.step(action_to_gymnasium(action_space, action))
+        obs, reward, terminated, truncated, info = self.pool.step(action_to_gymnasium(self.pool_spaces[1], action))
+        terminated, truncated = np.asarray(terminated, np.bool_), np.asarray(truncated, np.bool_)
         transition = (
-            jax.tree.map(self._finite, from_gymnasium(observation_space, obs)),
+            self._shown(obs, info, terminated | truncated),
             self._finite(np.asarray(reward, np.float32), "reward"),
-            np.asarray(terminated, np.bool_),
-            np.asarray(truncated, np.bool_),
+            terminated,
+            truncated,
             {"executed": action} | {name: np.asarray(info[name], np.bool_) for name in self.extra_info},
         )
         return np.int32(self._steps), transition
+
+    def _shown(self, obs: Any, info: Mapping[str, Any], done: np.ndarray) -> Any:
+        """Observations of all lanes as members of the observation space.
+
+        Args:
+            done: `[lanes]` bool: the episode has ended, and what is allowed after it does not matter.
+        """
+        shown = jax.tree.map(self._finite, from_gymnasium(self.pool_spaces[0], obs))
+        if self._lifts_masks:
+            shown = {MASK: self._mask(info, done), REST: shown}
+        elif MASK in info and self.heeds_masks and not has_mask(self._observation_space):
+            raise BadRequest(f"{self.name} gives info['action_mask'] in a step, but gave none at its reset")
+        if isinstance(shown, dict) and MASK in shown and self.heeds_masks:
+            mask = np.concatenate([np.reshape(x, (len(done), -1)) for x in jax.tree.leaves(shown[MASK])], axis=1)
+            stuck = np.asarray(allows_nothing(self._action_space, mask) & ~done)
+            if stuck.any():
+                raise BadRequest(f"{self.name}: {self._lane(stuck)} allows no action, and its episode goes on")
+        return shown
+
+    def _mask(self, info: Mapping[str, Any], done: np.ndarray) -> np.ndarray:
+        """`info["action_mask"]` of all lanes, int32 `[lanes, n]`; ones where an episode has ended without it."""
+        lanes = len(done)
+        if not self.heeds_masks:
+            return np.ones((lanes, self.first_observation[MASK].shape[1]), np.int32)
+        given = info.get(MASK, np.full(lanes, None))
+        there: Any = np.broadcast_to(info.get(f"_{MASK}", MASK in info), lanes)
+        if not (there | done).all():
+            raise BadRequest(f"{self.name}: {self._lane(~there & ~done)} gave no info['action_mask']")
+        # A tuple has a mask for each component of an action.
+        rows = [
+            np.concatenate([np.ravel(part) for part in row]) if isinstance(row, tuple) else np.ravel(row)
+            for row, is_there in zip(given, there, strict=True)
+            if is_there
+        ]
+        size = len(rows[0]) if self._steps == 0 else self.first_observation[MASK].shape[1]
+        if any(len(row) != size for row in rows):
+            raise BadRequest(f"{self.name} gave an info['action_mask'] of {len(rows[0])} entries, not of {size}")
+        mask = np.ones((lanes, size), np.int32)
+        mask[there] = np.asarray(rows).reshape(-1, size) != 0
+        return mask
+
+    def _lane(self, which: Any) -> str:
+        """The first lane of `which [lanes]`, and the step, in words."""
+        lane = int(np.argmax(which))
+        agent = f" of seed {lane // self.num_envs}" if self.copies > 1 else ""
+        return f"environment {lane % self.num_envs}{agent} at step {self._steps} of the emulators"
 
     def _finite(self, x: np.ndarray, what: str = "observation") -> np.ndarray:
         """`x[lanes, ...]` with zeros where it is not finite, which is said the first time."""
@@ -171,12 +228,10 @@ class HostPool(VectorEnvironment):
             return x
         finite = np.isfinite(x)
         if not self._told:
-            lane = int(np.argmax(~finite.reshape(len(x), -1).all(axis=1)))
-            agent = f" of seed {lane // self.num_envs}" if self.copies > 1 else ""
+            lane = self._lane(~finite.reshape(len(x), -1).all(axis=1))
             log.warning(
-                "%s: the %s of environment %d%s is not finite at step %d of the emulators: zeros take the place of "
-                "such numbers, here and later",
-                *(self.name, what, lane % self.num_envs, agent, self._steps),
+                "%s: the %s of %s is not finite: zeros take the place of such numbers, here and later",
+                *(self.name, what, lane),
             )
             self._told = True
         return np.where(finite, x, np.float32(0))

@@ -57,7 +57,7 @@ def test_what_is_not_finite_becomes_zero_and_is_named_once(fault, what, caplog):
     assert (obs[4, :, 1] if what == "observation" else reward[4] == 0).all() == (what == "reward")
     assert (obs[3] == 0.5).all()
     (record,) = caplog.records
-    assert f"the {what} of environment 0 is not finite at step 5" in record.getMessage()
+    assert f"the {what} of environment 0 at step 5 of the emulators is not finite" in record.getMessage()
 
 
 @pytest.mark.parametrize(("fault", "at"), [("shape", "step"), ("opening", "reset")])
