@@ -1,6 +1,7 @@
 """Seconds that a program will run, estimated from what it computes: never from a clock, as the same run must always be
 compiled to the same bits."""
 
+import math
 from collections.abc import Iterator
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -24,16 +25,18 @@ def _seconds(equation: JaxprEqn) -> float:
     inner = [seconds(program) for program in _programs(equation)]
     if inner:
         return max(inner) if name == "cond" else sum(inner) * parameters.get("length", 1)
-    size = sum(out.aval.size for out in equation.outvars)
+    # Tokens, which order calls to the host, have no shape.
+    shapes = [getattr(x.aval, "shape", (0,)) for x in equation.invars]
+    size = sum(math.prod(getattr(x.aval, "shape", (0,))) for x in equation.outvars)
     products = 0.0
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
         products = size
         for axis in contracted:
-            products *= equation.invars[0].aval.shape[axis]
+            products *= shapes[0][axis]
     elif name == "conv_general_dilated":
-        kernel, out_axis = equation.invars[1].aval, parameters["dimension_numbers"].rhs_spec[0]
-        products = size * kernel.size / max(kernel.shape[out_axis], 1)
+        kernel, out_axis = shapes[1], parameters["dimension_numbers"].rhs_spec[0]
+        products = size * math.prod(kernel) / max(kernel[out_axis], 1)
     spent = 2 * products / FLOPS_PER_SECOND if products else size / ELEMENTS_PER_SECOND
     return spent + 1 / EQUATIONS_PER_SECOND
 

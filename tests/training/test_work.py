@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import io_callback
 
 from engram.training.work import ELEMENTS_PER_SECOND, EQUATIONS_PER_SECOND, FLOPS_PER_SECOND, seconds
 
@@ -53,3 +54,11 @@ def test_both_passes_of_a_gradient_are_counted():
 
     product = 2 * 512**3 / FLOPS_PER_SECOND
     assert 3 * product < estimate(jax.grad(loss, (0, 1)), (512, 512), (512, 512)) < 3.5 * product
+
+
+def test_what_is_called_outside_of_xla_is_nothing():
+    def called(x):
+        io_callback(lambda x: None, None, x, ordered=True)
+        return jnp.sin(x)
+
+    assert estimate(called, (1000,)) == pytest.approx(estimate(jnp.sin, (1000,)) + EQUATION)
