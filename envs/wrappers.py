@@ -6,6 +6,7 @@ observations, and keeps what it remembers in the state, so everything stays pure
 `NormaliseObservation`, `PreviousAction`, `NormaliseReward`.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from engram.envs.spaces import MASK, REST, Box, Dict, Discrete, MultiDiscrete, S
 from engram.envs.vector import action_scale, clip_action
 from engram.errors import BadRequest
 from engram.kernels.rows import select_rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ class EpisodeStatistics(Wrapper):
 # Action masks
 
 
+DROP = "--observation.no-action-mask drops it"
+"""What can be done about a mask."""
+
+
 def _mask_size(space: Space) -> int:
     """Entries of a mask in `space`: one for each number that it holds."""
     if isinstance(space, Tuple):
@@ -153,9 +160,12 @@ class ActionMask(Wrapper):
         if not self.used:
             return
         if not isinstance(space, Discrete | MultiDiscrete):
-            raise BadRequest(f"{self.name} has an action_mask, which needs integers as actions, not {space}")
+            raise BadRequest(f"{self.name} has an action_mask, which needs integers as actions, not {space}: {DROP}")
         if entries != flat_size(space):
-            raise BadRequest(f"{self.name} has an action_mask of {entries} entries for {flat_size(space)} actions")
+            raise BadRequest(
+                f"{self.name} has an action_mask of {entries} entries for actions of {flat_size(space)} (of one "
+                f"component after another): {DROP}"
+            )
 
     def _space(self, params: Any) -> Dict:
         space = self.env.observation_space(params)
@@ -177,7 +187,7 @@ class ActionMask(Wrapper):
         return state.mask if self.used else None
 
     def _split(self, obs: dict[str, Any], env_state: Any) -> tuple[Any, ActionMaskState]:
-        entries = [x.reshape(self.num_envs, -1) != 0 for x in jax.tree.leaves(obs[MASK])]
+        entries = [x.reshape(x.shape[0], -1) != 0 for x in jax.tree.leaves(obs[MASK])]
         return self._without(obs), ActionMaskState(env_state, jnp.concatenate(entries, axis=1))
 
     def reset(self, key: jax.Array, params: Any) -> tuple[Any, ActionMaskState]:
@@ -284,6 +294,16 @@ def action_vector(space: Space, action: Any) -> jax.Array:
     return flatten(space, action if scale is None else (action - scale[0]) / scale[1])
 
 
+EXACT = 2**24
+"""Whole numbers up to which each has a float32 of its own."""
+
+
+def _may_lose_digits(space: Space) -> bool:
+    if isinstance(space, Box):
+        return "int" in space.dtype and max(np.max(np.abs(bound)) for bound in (space.low, space.high)) > EXACT
+    return any(_may_lose_digits(part) for _, part in _parts(space))
+
+
 def vector_space(size: int) -> Box:
     return Box(-np.inf, np.inf, (size,))
 
@@ -315,12 +335,23 @@ class ObservationWrapper(Wrapper):
         return self.transform(obs, params), state, reward, terminated, truncated, info
 
 
+@dataclass(frozen=True)
 class FlattenObservation(ObservationWrapper):
     """Observations as float32 vectors by `flatten`, or as a picture `[height, width, channels]` of bytes where they
     show one (see `as_picture`). Dicts and tuples with a picture become `{"extra": vector, "image": picture}`.
 
-    Raises BadRequest where several parts are pictures.
+    Raises BadRequest where several parts are pictures, and where integers of very many kinds would be one-hot.
     """
+
+    def __post_init__(self):
+        space = self.env.observation_space(self.env.default_params)
+        if flat_size(space) > EXACT:
+            raise BadRequest(f"{self.name}: observations would be vectors of {flat_size(space):,} numbers")
+        if not self.is_host_pool and _may_lose_digits(space):  # emulators show what they do
+            log.warning(
+                "%s: observations may hold whole numbers beyond +-%s, which lose their last digits in float32",
+                *(self.name, f"{EXACT:,}"),
+            )
 
     def _picture(self, space: Space) -> tuple[Any, Any]:
         """What picks the picture out of an observation in `space`, and its space; twice None where there is none."""

@@ -103,7 +103,9 @@ class Workshop:
     @cached_property
     def random_player(self) -> Player:
         seen = self.config.observation
-        plain = ObservationSettings(previous_action=False, keep=seen.keep, time_limit=seen.time_limit)
+        plain = ObservationSettings(
+            previous_action=False, keep=seen.keep, action_mask=seen.action_mask, time_limit=seen.time_limit
+        )
         config = replace(self.config, observation=plain, seeds=1)
         return random_player(make_environment(config, LANES, (0,), Build(record=True)))
 

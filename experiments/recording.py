@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from engram.agents.common.distributions import Categorical, allowed
 from engram.agents.common.evaluation import GIVE_UP
 from engram.agents.ppo.agent import PPO, Carry, PPOState
 from engram.atomic_files import replacing
@@ -110,13 +111,17 @@ class Player:
 
 
 def random_player(env: Wrapper) -> Player:
-    """Uniform actions in `env`; the policy is None."""
+    """Uniform actions in `env`, of those that are allowed; the policy is None."""
     params = env.default_params
     actions = env.action_space(params)
 
     def step(_, state, key):
         action_key, env_key = jax.random.split(key)
-        action = jax.vmap(actions.sample)(jax.random.split(action_key, env.num_envs))
+        mask = env.action_mask(state)
+        if mask is None:
+            action = jax.vmap(actions.sample)(jax.random.split(action_key, env.num_envs))
+        else:
+            action = Categorical(allowed(jnp.zeros(mask.shape), mask)).sample(action_key)
         _, state, _, _, _, info = env.step(env_key, state, action, params)
         return state, info
 

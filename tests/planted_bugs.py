@@ -184,8 +184,8 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "agents/offline/sequence_policy.py",
-        "mask = age <= t",
-        "mask = age < t",
+        "seen = age <= t",
+        "seen = age < t",
         "tests/agents/offline/test_sequence_policy.py::test_both_ways_of_acting_are_the_same_where_the_window_holds_the_episode",
         "acting does not see the first step",
     ),

@@ -113,17 +113,24 @@ def allowed(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
     return logits if mask is None else jnp.where(mask, logits, FORBIDDEN)
 
 
+MOST = 2**24
+"""Integers that a policy chooses from at most."""
+
+
 def head_size(space: Space) -> int:
     """The number of outputs that a policy head needs for actions in `space`.
 
     Raises:
-        BadRequest: the actions are neither integers nor a vector.
+        BadRequest: the actions are neither integers nor a vector, or there are more than 2^24 of them.
     """
     match space:
-        case Discrete(n):
+        case Discrete(n) if n <= MOST:
             return n
-        case MultiDiscrete(nvec):
+        case MultiDiscrete(nvec) if sum(nvec) <= MOST:
             return sum(nvec)
         case Box(shape=(size,)):
             return size
-    raise BadRequest(f"no policy for the action space {space}: Discrete, MultiDiscrete and one-axis Box are supported")
+    raise BadRequest(
+        f"no policy for the action space {space}: Discrete and MultiDiscrete (of up to 2^24 integers) and one-axis Box "
+        "are supported"
+    )

@@ -5,6 +5,7 @@ from typing import Any
 from engram.agents.common.experiment import Experiment
 from engram.envs import registry
 from engram.envs.base import VectorEnvironment
+from engram.envs.spaces import has_mask
 from engram.envs.vector import Vectorised
 from engram.envs.wrappers import TimeLimit, Wrapper
 from engram.errors import BadRequest
@@ -42,6 +43,12 @@ def make_vector(
     if not env.is_host_pool and env.max_steps(env.default_params) is None:
         raise BadRequest(f"{env_id} never ends: give its episodes a length with --observation.time-limit N")
     return env
+
+
+def refuse_masks(env_id: str, env: VectorEnvironment, agent: str) -> None:
+    """Raises BadRequest where `env` says which actions are allowed, which `agent` would not heed."""
+    if has_mask(env.observation_space(env.default_params)):
+        raise BadRequest(f"{env_id} has an action_mask, which {agent} do not heed: ppo and the sequence policy do")
 
 
 def refuse_mismatch(config: Experiment, env: Wrapper, eval_env: Wrapper) -> None:

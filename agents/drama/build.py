@@ -11,7 +11,7 @@ import numpy as np
 
 from engram.agents.common.acting import acting
 from engram.agents.common.distributions import head_size
-from engram.agents.common.environments import EVALUATION, refuse_mismatch
+from engram.agents.common.environments import EVALUATION, refuse_masks, refuse_mismatch
 from engram.agents.common.spec import AgentSpec, Build, Dreaming, Panel, Play
 from engram.agents.drama.agent import Drama, DramaState
 from engram.agents.drama.experiment import DramaExperiment, WorldSettings
@@ -39,6 +39,8 @@ def make_drama(config: DramaExperiment, circumstances: Build = Build()) -> Drama
             (config.evaluated, config.drama.eval_envs, (*seed, EVALUATION)),
         )
     )
+    for env_id, each in ((config.env, env), (config.evaluated, eval_env)):
+        refuse_masks(env_id, each, "world models")
     refuse_mismatch(config, env, eval_env)
     refuse_reconstruction(sizes, env.observation_space(env.default_params))
     if sizes.encoder == "mlp":

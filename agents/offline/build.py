@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engram.agents.common.environments import divide, is_emulator
+from engram.agents.common.environments import divide, is_emulator, refuse_masks
 from engram.agents.common.spec import Acting, AgentSpec, Build, Panel, Play
 from engram.agents.offline import view as data_view
 from engram.agents.offline.base import OfflineAgent, OfflineState
@@ -24,7 +24,8 @@ from engram.agents.offline.td3bc import TD3BC
 from engram.envs import datasets
 from engram.envs.datasets import Episodes
 from engram.envs.external import Seen
-from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, MaskObservation, Wrapper
+from engram.envs.spaces import has_mask
+from engram.envs.wrappers import ActionMask, EpisodeStatistics, FlattenObservation, MaskObservation, Wrapper
 from engram.errors import BadRequest, UnknownName
 from engram.memory import make_memory
 from engram.memory.mixers import make_mixer, mixer_options
@@ -85,9 +86,14 @@ def make_environment(
             "name one with --env"
         )
     batch = circumstances.make_vector(env_id, num_envs, time_limit=origin.time_limit or 0)
+    if not isinstance(config, SequenceExperiment):
+        refuse_masks(env_id, batch, "value methods")
     if batch.max_steps(batch.default_params) is None:
         raise BadRequest(f"{env_id} never ends, and {config.dataset} names no time limit")
-    env = FlattenObservation(EpisodeStatistics(batch))
+    env = EpisodeStatistics(batch)
+    if has_mask(env.observation_space(env.default_params)):
+        env = ActionMask(env)
+    env = FlattenObservation(env)
     if origin.keep:
         env = MaskObservation(env, origin.keep)
     actions = env.action_space(env.default_params)
@@ -236,7 +242,9 @@ def _act_sequence(
 ) -> tuple[tuple, Any, dict[str, Any]]:
     env_state, obs, to_go, time, memory = carry
     _, choose = _choose(agent)
-    memory, action = choose(state.params, memory, to_go, agent.view.normalise(obs), time)
+    memory, action = choose(
+        state.params, memory, to_go, agent.view.normalise(obs), time, agent.env.action_mask(env_state)
+    )
     # A window is [time, batch, ...], where who looks at a memory finds the batch first.
     recurrent = agent.settings.acting == "recurrent"
     shown = memory if recurrent else jax.tree.map(lambda x: x.swapaxes(0, 1), memory)

@@ -415,7 +415,9 @@ class SequenceAgent:
 
         def step(carry, t):
             env_state, obs, to_go, memory, alive, returns, lengths = carry
-            memory, action = choose(params, memory, to_go, view.normalise(obs.reshape(lanes, -1)), t)
+            mask = env.action_mask(env_state)
+            mask = None if mask is None else mask.reshape(lanes, -1)
+            memory, action = choose(params, memory, to_go, view.normalise(obs.reshape(lanes, -1)), t, mask)
             action = action.reshape(len(view.targets), episodes, *action.shape[1:])
             key = jax.random.fold_in(step_key, t)
             obs, env_state, reward, terminated, truncated, _ = env_step(key, env_state, action, env_params)
@@ -434,21 +436,22 @@ class SequenceAgent:
     def windowed(self, lanes: int):
         """Acting from the last `context` steps, computed anew at each step -> initial carry, `choose`.
 
-        `choose(params, carry, to_go, obs, t)` gives the next carry and the actions of `lanes` episodes at time `t`.
+        `choose(params, carry, to_go, obs, t, mask)` gives the next carry and the actions of `lanes` episodes at time
+        `t`, among those that `mask[lanes, n]` allows (None: all).
         """
         K, policy, view = self.settings.context, self.policy, self.view
         empty = (jnp.zeros((K, lanes)), jnp.zeros((K, lanes, policy.obs_size)), jnp.zeros((K, lanes, policy.actions)))
 
-        def choose(params, past, to_go, obs, t):
+        def choose(params, past, to_go, obs, t, mask=None):
             newest = (to_go, obs, jnp.zeros((lanes, policy.actions)))
             past = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), past, newest)
             past_to_go, past_obs, past_action = past
             age = jnp.broadcast_to(jnp.arange(K - 1, -1, -1)[:, None], (K, lanes))
-            mask = age <= t
+            seen = age <= t
             reset = age >= jnp.minimum(t, K - 1)
             timestep = jnp.maximum(t - age, 0)
-            out: Any = policy.apply({"params": params}, *past, timestep, mask, reset)
-            action, vector = view.decide(out.action[-1])
+            out: Any = policy.apply({"params": params}, *past, timestep, seen, reset)
+            action, vector = view.decide(out.action[-1], mask)
             return (past_to_go, past_obs, past_action.at[-1].set(vector)), action
 
         return empty, choose
@@ -457,11 +460,11 @@ class SequenceAgent:
         """Acting with the mixer's state carried from step to step; see `windowed`."""
         policy, view = self.policy, self.view
 
-        def choose(params, memory, to_go, obs, t):
+        def choose(params, memory, to_go, obs, t, mask=None):
             timestep, reset = jnp.full(lanes, t), jnp.full(lanes, t == 0)
             stepped: Any = policy.apply({"params": params}, memory, to_go, obs, timestep, reset, method="observe")
             memory, out = stepped
-            action, vector = view.decide(out)
+            action, vector = view.decide(out, mask)
             return policy.apply({"params": params}, memory, vector, timestep, method="act"), action
 
         return policy.initial_state(lanes), choose

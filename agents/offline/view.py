@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from engram.agents.common.distributions import allowed
 from engram.envs.datasets import Episodes
 from engram.envs.datasets.episodes import normalised_score
 from engram.envs.spaces import Box, Discrete, Space
@@ -113,11 +114,11 @@ class DataView:
             return jax.nn.one_hot(action, self.num_actions)
         return self.to_unit(action)
 
-    def decide(self, out: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def decide(self, out: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """The greedy actions of a policy's output `[..., n]` (logits, or actions in units of `to_unit`), and the same
-        actions as vectors."""
+        actions as vectors. `mask[..., n]` (bool) says which discrete actions are allowed."""
         if self.num_actions is not None:
-            action = jnp.argmax(out, -1).astype(jnp.int32)
+            action = jnp.argmax(allowed(out, mask), -1).astype(jnp.int32)
             return action, self.numbers(action)
         return self.from_unit(out), jnp.clip(out, -self.bound, self.bound)
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engram.envs.host.gymnasium_spaces import action_to_gymnasium, from_gymnasium
+from engram.envs.host.gymnasium_spaces import action_to_gymnasium, convert, from_gymnasium, may_lose_digits
 from engram.envs.host.pool import HostPool, Seed, Transition, check_limits, lane_seeds
+from engram.envs.spaces import has_mask
 from engram.envs.spec import UnknownEnvironment
 from engram.errors import BadRequest, close_matches
 
@@ -69,14 +70,16 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options
     config = pool.spec.config._asdict()
     if config["max_num_players"] > 1:
         raise BadRequest(f"envpool/{name} is a game of several players")
-    first_observation, _ = pool.reset()
+    first_observation, first_info = pool.reset()
     arrays = [*pool.spec.state_array_spec.values(), *pool.spec.action_array_spec.values()]
     wide = any(np.dtype(array.dtype).itemsize > 4 for array in arrays)
     spaces = pool.observation_space, pool.action_space
     # Real numbers as actions are called back too: the interface does not say which it got, see `HostPool`.
     real = any(np.issubdtype(array.dtype, np.floating) for array in pool.spec.action_array_spec.values())
-    kind = HostPool if wide or real else XlaPool
-    return kind(f"envpool/{name}", pool, first_observation, num_envs, copies, spaces, config.get("max_episode_steps"))
+    # And what has to be looked at: masks of actions, and whole numbers that float32 may not hold.
+    looked_at = has_mask(convert(spaces[0])) or may_lose_digits(spaces[0])
+    kind, limit = HostPool if wide or real or looked_at else XlaPool, config.get("max_episode_steps")
+    return kind(f"envpool/{name}", pool, first_observation, num_envs, copies, spaces, limit, first_info)
 
 
 def _check_options(what: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """gymnasium's spaces, and arrays that live in them, in the suite's own terms."""
 
-import logging
 from typing import Any
 
 import jax
@@ -13,7 +12,6 @@ from engram.errors import BadRequest
 FLOAT32 = np.finfo(np.float32)
 EXACT = 2**24
 """Whole numbers up to which each has a float32 of its own."""
-log = logging.getLogger(__name__)
 
 
 def _nested_tuple(values: Any) -> Any:
@@ -40,9 +38,6 @@ def convert(space: Any) -> Space:
         case gymnasium_spaces.MultiBinary():
             return MultiDiscrete((2,) * int(np.prod(space.shape)))
         case gymnasium_spaces.Box():
-            wide = np.issubdtype(space.dtype, np.integer) and np.dtype(space.dtype).itemsize > 2
-            if wide and max(-float(np.min(space.low)), float(np.max(space.high))) > EXACT:
-                log.warning("%r: whole numbers beyond +-%s lose their last digits as float32", space, f"{EXACT:,}")
             dtype = "uint8" if space.dtype == np.uint8 else "float32"
             return Box(_bound(space.low, -np.inf), _bound(space.high, np.inf), tuple(space.shape), dtype)
         case gymnasium_spaces.Tuple():
@@ -50,6 +45,34 @@ def convert(space: Any) -> Space:
         case gymnasium_spaces.Dict():
             return Dict(tuple(sorted((name, convert(part)) for name, part in space.spaces.items())))
     raise BadRequest(f"spaces like {space!r} are not supported")
+
+
+def may_lose_digits(space: Any) -> bool:
+    """Whether a gymnasium space has whole numbers of which float32 does not hold the last digits."""
+    match space:
+        case gymnasium_spaces.Tuple() | gymnasium_spaces.Dict():
+            return any(map(may_lose_digits, _parts(space)))
+        case gymnasium_spaces.Box() if np.issubdtype(space.dtype, np.integer):
+            return max(-float(np.min(space.low, initial=0)), float(np.max(space.high, initial=0))) > EXACT
+    return False
+
+
+def lost_digits(space: Any, x: Any) -> np.ndarray | None:
+    """Members `x[B, ...]` of a gymnasium space -> the first whole number that float32 does not hold, of each of the
+    `B`, as `[B]` of integers, and 0 where there is none; None where there is none at all."""
+    match space:
+        case gymnasium_spaces.Tuple() | gymnasium_spaces.Dict():
+            values = x if isinstance(space, gymnasium_spaces.Tuple) else [x[name] for name in space.spaces]
+            found = (lost_digits(part, y) for part, y in zip(_parts(space), values, strict=True))
+            return next((lost for lost in found if lost is not None), None)
+        case gymnasium_spaces.Box() if np.issubdtype(x.dtype, np.integer) and x.dtype.itemsize > 2:
+            flat = x.reshape(len(x), -1)
+            if not flat.size or (flat.max() <= EXACT and flat.min() >= -EXACT):
+                return None
+            with np.errstate(invalid="ignore"):  # what is rounded to 2^63 is none of its integers
+                lost = flat.astype(np.float32).astype(x.dtype) != flat
+            return np.where(lost.any(axis=1), flat[np.arange(len(x)), lost.argmax(axis=1)], 0) if lost.any() else None
+    return None
 
 
 def from_gymnasium(space: Any, x: Any) -> Any:

@@ -25,10 +25,13 @@ from flax import struct
 
 from engram.envs.base import NoParams, VectorEnvironment
 from engram.envs.host.gymnasium_spaces import (
+    EXACT,
     action_to_gymnasium,
     convert,
     convert_action,
     from_gymnasium,
+    lost_digits,
+    may_lose_digits,
     structs,
     whole_numbers,
 )
@@ -122,7 +125,7 @@ class HostPool(VectorEnvironment):
         self.num_envs, self.copies = num_envs, copies
         self.pool_spaces = spaces
         self._observation_space, self._action_space = convert(spaces[0]), convert_action(spaces[1])
-        self._steps, self._told = 0, False
+        self._steps, self._told, self._told_of_digits = 0, False, not may_lose_digits(spaces[0])
         self._lifts_masks = MASK in first_info and not has_mask(self._observation_space)
         running = np.zeros(num_envs * copies, bool)
         self.first_observation = self._shown(first_observation, first_info, running)
@@ -182,6 +185,8 @@ class HostPool(VectorEnvironment):
         Args:
             done: `[lanes]` bool: the episode has ended, and what is allowed after it does not matter.
         """
+        if not self._told_of_digits:
+            self._tell_of_digits(obs)
         shown = jax.tree.map(self._finite, from_gymnasium(self.pool_spaces[0], obs))
         if self._lifts_masks:
             shown = {MASK: self._mask(info, done), REST: shown}
@@ -193,6 +198,19 @@ class HostPool(VectorEnvironment):
             if stuck.any():
                 raise BadRequest(f"{self.name}: {self._lane(stuck)} allows no action, and its episode goes on")
         return shown
+
+    def _tell_of_digits(self, obs: Any) -> None:
+        """Says the first time that an observation holds a whole number that float32 does not."""
+        lost = lost_digits(self.pool_spaces[0], obs)
+        if lost is None:
+            return
+        value = int(lost[lost != 0][0])
+        log.warning(
+            "%s: the observation of %s holds %s, which agents see as %s: whole numbers beyond +-%s lose their last "
+            "digits in float32, here and later; a gymnasium.ObservationWrapper can shift them, or show them in parts",
+            *(self.name, self._lane(lost != 0), f"{value:,}", f"{int(np.float32(value)):,}", f"{EXACT:,}"),
+        )
+        self._told_of_digits = True
 
     def _mask(self, info: Mapping[str, Any], done: np.ndarray) -> np.ndarray:
         """`info["action_mask"]` of all lanes, int32 `[lanes, n]`; ones where an episode has ended without it."""

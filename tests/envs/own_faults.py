@@ -1,5 +1,7 @@
 """An environment of gymnasium's that goes wrong in the way that is asked for."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 
@@ -61,5 +63,29 @@ class Many(gymnasium.Env):
         return np.full(2, 0.5, np.float32), float(np.sum(action)), self.steps >= 4, False, {}
 
 
+class Whole(gymnasium.Env):
+    """Shows the whole number `value` from step 5 on, in an observation of `dtype`, which may lie in a dict."""
+
+    def __init__(self, value=0, high=2**40, dtype: Any = "int64", nested=False):
+        self.value, self.dtype, self.nested = value, dtype, nested
+        box = gymnasium.spaces.Box(-min(high, np.iinfo(dtype).max), min(high, np.iinfo(dtype).max), (2,), dtype)
+        self.observation_space = gymnasium.spaces.Dict({"a": box}) if nested else box
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._show(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._show(), 0.0, self.steps >= 10, False, {}
+
+    def _show(self):
+        shown = np.array([1, self.value if self.steps >= 5 else 0], self.dtype)
+        return {"a": shown} if self.nested else shown
+
+
 gymnasium.register("Faulty-v0", Faulty)
+gymnasium.register("Whole-v0", Whole)  # type: ignore[arg-type]
 gymnasium.register("Many-v0", "tests.envs.own_faults:Many")

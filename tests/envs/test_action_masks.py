@@ -129,7 +129,7 @@ class Odd(Ranked):
 @pytest.mark.parametrize(
     ("env", "words"),
     [
-        (Odd(Box(0, 1, (4,)), Discrete(5), rest=Box(0, 1, (1,))), "an action_mask of 4 entries for 5 actions"),
+        (Odd(Box(0, 1, (4,)), Discrete(5), rest=Box(0, 1, (1,))), "an action_mask of 4 entries for actions of 5"),
         (Odd(Box(0, 1, (4,)), Box(0, 1, (4,)), rest=Box(0, 1, (1,))), "which needs integers as actions"),
         (Odd(Box(0, 1, (5,)), Discrete(5)), "shows nothing but its action_mask"),
     ],

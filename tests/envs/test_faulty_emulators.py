@@ -1,15 +1,18 @@
 """What emulators and their ids do wrong is named in one line, and spoils nothing."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gymnasium import spaces
 
 from engram import api
-from engram.envs.base import VectorEnvironment
-from engram.envs.host.gymnasium_spaces import convert
+from engram.agents.common.distributions import head_size
+from engram.envs.base import Environment, VectorEnvironment
 from engram.envs.registry import make_vector
+from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete
+from engram.envs.vector import Vectorised
 from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, NormaliseObservation, NormaliseReward
 from engram.errors import BadRequest
 from engram.kernels.host_call import errors_as_raised
@@ -95,10 +98,54 @@ def test_what_gymnasium_cannot_make_is_one_line(env_id, words):
     assert "\n" not in str(error.value)
 
 
+WHOLE = "gymnasium/tests.envs.own_faults:Whole-v0?disable_env_checker=true"
+
+
 @pytest.mark.parametrize(
-    ("dtype", "high", "told"), [(np.int64, 2**24 + 1, 1), (np.int64, 2**24, 0), (np.float64, 1e12, 0)]
+    ("options", "told"),
+    [
+        (f"value={2**24 + 1}", "16,777,217, which agents see as 16,777,216"),
+        (f"value={-(2**24) - 1}&dtype=int32", "-16,777,217, which agents see as -16,777,216"),
+        (f"value={2**40 + 1}&nested=true", "1,099,511,627,777, which agents see as 1,099,511,627,776"),
+        (f"value={2**24 + 2}", None),
+        (f"value={2**40}", None),
+        (f"value={2**24}&high={2**24}", None),
+    ],
 )
-def test_whole_numbers_that_float32_does_not_hold_are_named(dtype, high, told, caplog):
-    convert(spaces.Box(0, high, (2,), dtype))
-    assert len(caplog.records) == told
-    assert all("beyond +-16,777,216" in record.getMessage() for record in caplog.records)
+def test_whole_numbers_that_float32_does_not_hold_are_named_once(options, told, caplog):
+    """And those that it holds are not, whatever the bounds."""
+    state, _ = played(make_vector(f"{WHOLE}&{options}", 3))
+    assert int(state.token) == 30
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (told is not None)
+    if told is not None:
+        assert f"of environment 0 at step 5 of the emulators holds {told}: " in messages[0]
+        assert "ObservationWrapper can shift them" in messages[0]
+
+
+def test_whole_numbers_of_environments_in_jax_are_named_where_their_bounds_allow_too_large_ones(caplog):
+    @dataclass(frozen=True)
+    class Counter(Environment):
+        high: int
+
+        def observation_space(self, params):
+            return Dict((("count", Box(0, self.high, (1,), "int32")),))
+
+    FlattenObservation(Vectorised(Counter(2**24), 2))
+    assert not caplog.records
+    FlattenObservation(Vectorised(Counter(2**24 + 1), 2))
+    (record,) = caplog.records
+    assert "beyond +-16,777,216" in record.getMessage()
+
+
+@pytest.mark.parametrize("space", [Discrete(2**33), MultiDiscrete((2**23, 2**23, 2))])
+def test_integers_of_too_many_kinds_for_a_vector_are_one_line(space):
+    @dataclass(frozen=True)
+    class Ids(Environment):
+        def observation_space(self, params):
+            return space
+
+    with pytest.raises(BadRequest, match="would be vectors of"):
+        FlattenObservation(Vectorised(Ids(), 2))
+    with pytest.raises(BadRequest, match="no policy for"):
+        head_size(space)

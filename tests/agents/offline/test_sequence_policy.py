@@ -382,7 +382,7 @@ class Spender(SequenceAgent):
     """Takes as reward, at each step, all that is left of the return asked for, at most 2."""
 
     def windowed(self, lanes: int) -> Any:
-        return (), lambda params, memory, to_go, obs, t: (memory, jnp.minimum(to_go * 8.0, 2.0)[:, None])
+        return (), lambda params, memory, to_go, obs, t, mask: (memory, jnp.minimum(to_go * 8.0, 2.0)[:, None])
 
 
 def test_the_return_to_go_falls_by_the_rewards():
