@@ -41,6 +41,48 @@ class Bug:
 
 BUGS: tuple[Bug, ...] = (
     Bug(
+        "agents/ppo/agent.py",
+        "batch.reset, batch.mask)",
+        "batch.reset)",
+        "tests/agents/ppo/test_action_masks.py::test_an_emulator_that_takes_nothing_forbidden_plays_on[give=info-more0]",
+        "PPO learns without the masks under which it acted",
+    ),
+    Bug(
+        "agents/ppo/agent.py",
+        "features, self.eval_env.action_mask(env_state))",
+        "features)",
+        "tests/agents/ppo/test_action_masks.py::test_an_emulator_that_takes_nothing_forbidden_plays_on[give=info-more0]",
+        "evaluations take forbidden actions",
+    ),
+    Bug(
+        "agents/common/distributions.py",
+        "jnp.where(mask, logits, FORBIDDEN)",
+        "jnp.where(mask, logits, logits - 8.0)",
+        "tests/agents/common/test_distributions.py::test_a_masked_categorical_draws_what_is_allowed_alone",
+        "forbidden actions are only unlikely",
+    ),
+    Bug(
+        "experiments/recording.py",
+        "allowed(jnp.zeros(mask.shape), mask)",
+        "jnp.zeros(mask.shape)",
+        "tests/envs/test_action_masks.py::test_random_play_that_is_recorded_takes_what_is_allowed_alone",
+        "random play takes forbidden actions",
+    ),
+    Bug(
+        "agents/offline/view.py",
+        "jnp.argmax(allowed(out, mask), -1)",
+        "jnp.argmax(out, -1)",
+        "tests/agents/offline/test_masked_play.py::test_the_best_of_the_allowed_actions_is_chosen",
+        "the sequence policy takes forbidden actions",
+    ),
+    Bug(
+        "envs/host/pool.py",
+        "if lost is None:",
+        "if lost is not None:",
+        "tests/envs/test_faulty_emulators.py::test_whole_numbers_that_float32_does_not_hold_are_named_once",
+        "lost digits are not named",
+    ),
+    Bug(
         "agents/offline/base.py",
         "optax.incremental_update(learned, target, ",
         "optax.incremental_update(target, learned, ",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engram.envs.base import VectorEnvironment
+from engram.envs.datasets.recorder import Recorder
 from engram.envs.registry import make_vector
 from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete
 from engram.envs.vector import Vectorised
@@ -21,6 +22,7 @@ from engram.envs.wrappers import (
     flatten,
 )
 from engram.errors import BadRequest
+from engram.experiments.recording import random_player
 from engram.kernels.host_call import errors_as_raised
 from tests.envs.own_masks import SIZES, Ranked
 
@@ -64,6 +66,25 @@ def test_emulators_masks_are_those_of_the_observation_that_is_acted_on(give, of)
     assert mask[valid].any(axis=-1).all()
     assert (mask & action)[valid].sum() == action[valid].sum()
     assert 0 < mask[valid].mean() < 1
+
+
+def test_tours_that_keep_to_their_masks_visit_every_city():
+    """In envpool's TSP a city that was visited is forbidden, and going there ends the tour of 20 cities."""
+    env = ActionMask(EpisodeStatistics(make_vector("envpool/TSP-v1", 2)))
+    mask, action, _, _, info = random_play(env, 45)
+    np.testing.assert_array_equal(info["episode_length"][info["episode_done"]], 20)
+    assert info["episode_done"].sum() == 2 * 2
+    valid = info["valid"]
+    assert (mask & action)[valid].sum() == valid.sum()
+    np.testing.assert_array_equal(mask[:20].sum(axis=-1), np.repeat(np.arange(20, 0, -1)[:, None], 2, axis=1))
+
+
+def test_random_play_that_is_recorded_takes_what_is_allowed_alone():
+    env = Recorder(FlattenObservation(ActionMask(EpisodeStatistics(Vectorised(Ranked(), 8)))))
+    tape = random_player(env).play(None, jax.random.key(0), np.ones(8, int))
+    assert tape.done.sum() >= 8
+    assert tape.reward.min() >= 0  # a forbidden action costs 1000
+    assert {*np.unique(tape.action)} == {*range(6)}
 
 
 def test_masks_pass_through_the_wrappers_of_training():
