@@ -7,7 +7,7 @@ from engram.envs import registry
 from engram.envs.base import VectorEnvironment
 from engram.envs.spaces import has_mask
 from engram.envs.vector import Vectorised
-from engram.envs.wrappers import TimeLimit, Wrapper
+from engram.envs.wrappers import ActionMask, TimeLimit, Wrapper
 from engram.errors import BadRequest
 from engram.training.loop import Plan, plan
 
@@ -60,8 +60,18 @@ def refuse_mismatch(config: Experiment, env: Wrapper, eval_env: Wrapper) -> None
                 f"eval_env {config.evaluated} does not fit env {config.env}: its {what.replace('_', ' ')} is "
                 f"{evaluated}, not {trained}"
             )
+    if _is_masked(env) != _is_masked(eval_env):
+        masked, other = ("env", "eval_env") if _is_masked(env) else ("eval_env", "env")
+        raise BadRequest(
+            f"eval_env {config.evaluated} does not fit env {config.env}: {masked} has an action_mask, {other} has none"
+        )
     if env.is_host_pool != eval_env.is_host_pool:
         raise BadRequest(f"eval_env {config.evaluated} and env {config.env}: either both are emulators or neither")
+
+
+def _is_masked(env: VectorEnvironment) -> bool:
+    """Whether one of the wrappers around an environment hands on masks of actions."""
+    return isinstance(env, Wrapper) and ((isinstance(env, ActionMask) and env.used) or _is_masked(env.env))
 
 
 def divide(config: Experiment, agent: Any) -> Plan:

@@ -111,6 +111,13 @@ def test_without_masks_a_rollout_holds_none():
     assert rollout.mask is None
 
 
+@pytest.mark.parametrize(("env", "eval_env"), [("", "?shown=false"), ("?shown=false", "?shown=true")])
+def test_training_and_evaluation_have_masks_or_neither(env, eval_env):
+    with pytest.raises(BadRequest, match=r"(env|eval_env) has an action_mask, (eval_env|env) has none"):
+        built({"env": RANKED + env, "eval_env": RANKED + eval_env})
+    built({"env": RANKED + env, "eval_env": RANKED + eval_env, "observation__action_mask": False})
+
+
 @pytest.mark.parametrize("fault", ["stuck", "late"])
 def test_wrong_masks_are_one_line_unless_they_are_dropped(fault, tmp_path):
     env = TINY | {"env": f"gymnasium/tests.envs.own_masks:Loose-v0?disable_env_checker=true&fault={fault}"}
