@@ -93,9 +93,14 @@ class EpisodeStatisticsState:
     episode_length: jax.Array
 
 
+OBSERVATION_FAULT, REWARD_FAULT = 1, 2
+"""What of a step is not sane (see `is_sane`), 0 where all is."""
+
+
 class EpisodeStatistics(Wrapper):
     """Adds to `info`, each `[B]`: `episode_return` (float32, undiscounted) and `episode_length` (int32, valid steps)
-    of the running episode up to and including this step, and `episode_done`, True where they are final."""
+    of the running episode up to and including this step, and `episode_done`, True where they are final; and `fault`
+    (int8), what the environment itself gave that is not sane."""
 
     def env_state(self, state: EpisodeStatisticsState) -> Any:
         return state.env_state
@@ -110,7 +115,16 @@ class EpisodeStatistics(Wrapper):
         episode_return = state.episode_return + jnp.where(valid, reward, 0.0)
         episode_length = state.episode_length + valid
         done = (terminated | truncated) & valid
-        info = {**info, "episode_return": episode_return, "episode_length": episode_length, "episode_done": done}
+        sane = jnp.ones(self.num_envs, bool)
+        for leaf in jax.tree.leaves((obs, info["final_observation"])):
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                sane &= is_sane(leaf)
+        fault = jnp.where(is_sane(reward), jnp.where(sane, 0, OBSERVATION_FAULT), REWARD_FAULT).astype(jnp.int8)
+        info = {
+            **info,
+            **{"episode_return": episode_return, "episode_length": episode_length, "episode_done": done},
+            "fault": fault,
+        }
         state = EpisodeStatisticsState(
             env_state, jnp.where(done, 0.0, episode_return), jnp.where(done, 0, episode_length)
         )
@@ -233,6 +247,16 @@ def as_picture(space: Space) -> Box | None:
     ):
         return None
     return Box(0, 255, shape, "uint8")
+
+
+def has_loose_bytes(space: Space) -> bool:
+    """Whether `flatten` makes large numbers of bytes: those of `space` that are no picture, and mean more than a few
+    levels."""
+    if _parts(space):
+        return any(has_loose_bytes(part) for _, part in _parts(space))
+    if not isinstance(space, Box) or space.dtype != "uint8" or as_picture(space) is not None:
+        return False
+    return bool(np.max(space.high) > 10)
 
 
 def to_picture(space: Any, x: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ from engram.errors import BadRequest, Diverged, Interrupted
 from engram.kernels.host_call import errors_as_raised
 from engram.training import action_log, checkpoint, compile_times
 from engram.training.display import Display
+from engram.training.faults import in_words
 from engram.training.folder import RunFolder, is_disk_trouble
 from engram.training.metrics import LastKnown, MetricsLog, Row, WandbLog, aggregate, finite_or_none, read_metrics
 from engram.training.programs import Compiled, compile_agent, seed_keys
@@ -151,6 +152,8 @@ class TrainingRun:
     log: MetricsLog = field(init=False)
     last_known: LastKnown = field(default_factory=LastKnown)
     actions: action_log.ActionLog | None = None
+    fault: str | None = None
+    """The first number of an environment, in words, that may have made training diverge."""
     wandb: WandbLog = field(default_factory=WandbLog)
 
     def __post_init__(self):
@@ -288,6 +291,11 @@ class TrainingRun:
             self.actions.write(metrics["replay/action"], metrics["replay/played"])
         if self.keep is not None:
             self.keep(chunk, metrics["replay/record"], self.states)
+        if self.fault is None and "replay/fault" in metrics:
+            env: Any = self.agent.env  # a batch, which the metric is of
+            faults, plan, lanes = metrics["replay/fault"], self.settings.plan, env.num_envs
+            before, steps = (chunk - 1) * plan.updates_per_chunk, self.agent.steps_per_update // lanes
+            self.fault = in_words(faults.reshape(len(faults), -1), lanes, before, steps)
         metrics = aggregate(metrics)
         seconds = time.perf_counter() - started
         self._check_finite(metrics, chunk)
@@ -311,7 +319,8 @@ class TrainingRun:
         root = self.folder.checkpoints
         good = checkpoint.checkpoints(root)
         kept = f"last good checkpoint: {root / str(good[-1])}" if good else "no checkpoint was due before"
-        raise Diverged(f"training diverged in chunk {chunk}: {', '.join(bad)} not finite; {kept}")
+        cause = f"{self.fault}; " if self.fault else ""
+        raise Diverged(f"training diverged in chunk {chunk}: {cause}{', '.join(bad)} not finite; {kept}")
 
     def write(self, row: Row) -> None:
         """Hands a line of metrics to all that take it."""

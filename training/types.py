@@ -29,7 +29,8 @@ class Agent(Protocol[State]):
 
     If `env` is a host pool, `update` also returns the `executed` actions of its info, `[T, B, ...]`, as the metric
     `replay/action`, and what they led to as `replay/played` (see `engram.training.action_log.played_of`). The state
-    has the fields `env`, `obs` and `reset`.
+    has the fields `env`, `obs` and `reset`. Where `update` steps environments it may also return the metric
+    `replay/fault` (see `engram.training.faults`).
     """
 
     @property

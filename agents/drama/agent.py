@@ -31,6 +31,7 @@ from engram.envs.vector import action_scale, clip_action
 from engram.envs.wrappers import RunningStatistics, Wrapper, action_vector, flat_size
 from engram.kernels.rows import clear, masked_mean, select_rows
 from engram.training.action_log import played_of
+from engram.training.faults import first_fault
 from engram.training.types import Metrics
 from engram.worldmodels import latents
 from engram.worldmodels.networks import MLP, behaviour_mlp
@@ -351,8 +352,10 @@ class Drama:
         add_lost_lives = self.settings.life_loss_term and "life_lost" in info
         return terminated | info["life_lost"] if add_lost_lives else terminated
 
-    def _collect(self, state: DramaState, key: jax.Array) -> tuple[DramaState, tuple[jax.Array, jax.Array, Metrics]]:
-        """One step in every environment."""
+    def _collect(
+        self, state: DramaState, key: jax.Array
+    ) -> tuple[DramaState, tuple[jax.Array, jax.Array, jax.Array, Metrics]]:
+        """One step in every environment -> the actions, what they led to, faults (see `EpisodeStatistics`), metrics."""
         s = self.settings
         act_key, env_key = jax.random.split(key)
         prefilling = jnp.sum(state.replay.filled) < s.prefill
@@ -378,7 +381,8 @@ class Drama:
             env_steps=state.env_steps + jnp.sum(info["valid"], dtype=jnp.int32),
         )
         executed = info.get("executed", action)
-        return state, (executed, played_of(info["episode_return"], info["episode_length"]), metrics)
+        played = played_of(info["episode_return"], info["episode_length"])
+        return state, (executed, played, info["fault"], metrics)
 
     # --------------------------------------------------------------------------------------------------- learning
 
@@ -616,7 +620,7 @@ class Drama:
         """Act, then learn. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
         key, collect_key = jax.random.split(state.key)
         keys = jax.random.split(collect_key, self.settings.train_every)
-        state, (actions, played, metrics) = jax.lax.scan(self._collect, state.replace(key=key), keys)
+        state, (actions, played, fault, metrics) = jax.lax.scan(self._collect, state.replace(key=key), keys)
         metrics = jax.tree.map(jnp.sum, metrics)
 
         # The stored rows, which are only read, stay out of the carry of the loop that `when` makes.
@@ -631,7 +635,7 @@ class Drama:
         no_losses = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn)[1])
         after, losses = when(enough, learn, (light, no_losses))
         state = after.replace(replay=after.replay.replace(rows=rows), updates=state.updates + 1)
-        metrics |= losses | {"train/learned": enough.astype(jnp.float32)}
+        metrics |= losses | {"train/learned": enough.astype(jnp.float32), "replay/fault": first_fault(fault)}
         if self.env.is_host_pool:
             metrics["replay/action"], metrics["replay/played"] = actions, played
         return state, metrics

@@ -16,7 +16,7 @@ from engram.agents.common.spec import AgentSpec, Build, Dreaming, Panel, Play
 from engram.agents.drama.agent import Drama, DramaState
 from engram.agents.drama.experiment import DramaExperiment, WorldSettings
 from engram.envs.spaces import Box, Space
-from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, is_image
+from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, as_picture, is_image
 from engram.errors import BadRequest
 from engram.memory import make_memory
 from engram.memory.registry import options_of
@@ -42,9 +42,10 @@ def make_drama(config: DramaExperiment, circumstances: Build = Build()) -> Drama
     for env_id, each in ((config.env, env), (config.evaluated, eval_env)):
         refuse_masks(env_id, each, "world models")
     refuse_mismatch(config, env, eval_env)
-    refuse_reconstruction(sizes, env.observation_space(env.default_params))
-    if sizes.encoder == "mlp":
-        env, eval_env = FlattenObservation(env), FlattenObservation(eval_env)
+    space: Any = env.observation_space(env.default_params)
+    if sizes.encoder == "mlp" or (as_picture(space) is not None and space.dtype == "uint8"):
+        env, eval_env = FlattenObservation(env), FlattenObservation(eval_env)  # pictures with their channels last
+    refuse_reconstruction(sizes, env.observation_space(env.default_params) if sizes.encoder == "conv" else space)
     head_size(env.action_space(env.default_params))  # refuses action spaces that no policy covers
     world = make_world(config.memory, sizes, env.observation_space(env.default_params))
     return Drama(env, eval_env, world, config.drama)

@@ -34,6 +34,7 @@ from engram.errors import BadRequest
 from engram.kernels.rows import masked_mean
 from engram.memory.base import State
 from engram.training.action_log import played_of
+from engram.training.faults import first_fault
 from engram.training.types import Key, Metrics, Params, PyTree
 
 
@@ -142,6 +143,8 @@ class Rollout(struct.PyTreeNode):
     """Sum of the rewards of the episode up to this step, undiscounted and not rescaled."""
     episode_length: jax.Array
     """int32, steps of the episode up to this one."""
+    fault: jax.Array
+    """int8: what the environment gave that is not sane (see `engram.envs.wrappers.EpisodeStatistics`)."""
     mask: jax.Array | None = None
     """bool `[T, B, n]`: the actions that were allowed, where the environment says so."""
     executed: jax.Array | None = None
@@ -280,6 +283,7 @@ class PPO:
             episode_done=info["episode_done"],
             episode_return=info["episode_return"],
             episode_length=info["episode_length"],
+            fault=info["fault"],
             mask=mask,
             executed=info.get("executed"),
             record=info.get("record"),
@@ -419,6 +423,7 @@ class PPO:
             "train/return_sum": jnp.sum(jnp.where(done, rollout.episode_return, 0.0)),
             "train/length_sum": jnp.sum(jnp.where(done, rollout.episode_length, 0)),
         }
+        metrics["replay/fault"] = first_fault(rollout.fault)
         if self.env.is_host_pool:
             metrics["replay/action"] = rollout.executed
             metrics["replay/played"] = played_of(rollout.episode_return, rollout.episode_length)

@@ -16,7 +16,7 @@ from engram.agents.ppo.experiment import ConservativeExperiment, PPOExperiment
 from engram.agents.ppo.networks import ActorCritic
 from engram.envs.base import VectorEnvironment
 from engram.envs.datasets.recorder import Recorder
-from engram.envs.spaces import has_mask
+from engram.envs.spaces import Space, has_mask
 from engram.envs.wrappers import (
     ActionMask,
     EpisodeStatistics,
@@ -27,10 +27,12 @@ from engram.envs.wrappers import (
     NormaliseReward,
     PreviousAction,
     Wrapper,
+    has_loose_bytes,
 )
 from engram.errors import BadRequest
 from engram.memory import make_memory
 from engram.memory.registry import options_of
+from engram.training.stderr import notify
 
 
 def make_environment(config: PPOExperiment, num_envs: int, seed: tuple[int, ...], circumstances: Build) -> Wrapper:
@@ -74,6 +76,13 @@ def observed(config: PPOExperiment, env: VectorEnvironment, record: bool = False
     return env
 
 
+def underneath(env: VectorEnvironment) -> Space:
+    """The space of observations underneath all wrappers."""
+    while isinstance(env, Wrapper):
+        env = env.env
+    return env.observation_space(env.default_params)
+
+
 def make_ppo(config: PPOExperiment, circumstances: Build = Build()) -> PPO:
     """The PPO agent of `config`.
 
@@ -85,6 +94,11 @@ def make_ppo(config: PPOExperiment, circumstances: Build = Build()) -> PPO:
     eval_config = dataclasses.replace(config, env=config.evaluated)
     eval_env = make_environment(eval_config, config.ppo.eval_envs, (*seed, EVALUATION), circumstances)
     refuse_mismatch(config, env, eval_env)
+    if has_loose_bytes(underneath(env)) and not config.observation.normalise:
+        notify(
+            f"{env.name} shows bytes that are no picture, which are not scaled: --observation.normalise does it by "
+            "running statistics"
+        )
     memory = make_memory(
         config.memory,
         network.width,

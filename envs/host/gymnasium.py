@@ -7,6 +7,7 @@ rewards are clipped (`?reward_clipping=false`), and with `episodic_life` a lost 
 """
 
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from engram import plugins
 from engram.envs.extras import needs
 from engram.envs.host.pool import HostPool, Seed, check_limits, lane_seeds, wrong_shape
 from engram.envs.spec import UnknownEnvironment, check_options
-from engram.errors import BadRequest, MissingExtra
+from engram.errors import BadRequest, EngramError, MissingExtra
 
 IN_JAX = ("phys2d", "tabular")
 """Namespaces of gymnasium's functional programs, which a call back from a program must not run."""
@@ -64,10 +65,11 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options
 
     Raises:
         UnknownEnvironment: the environment has no such option.
-        BadRequest: gymnasium cannot make it, for want of a package for instance. What goes wrong inside a user's own
-            environment shows as it is.
+        BadRequest: gymnasium cannot make it, for want of a package for instance, or it fails with these options, in
+            making, opening or its first step. What goes wrong inside a user's own environment shows as it is.
     """
     spec, lanes = gymnasium.spec(name.rpartition(":")[2]), copies * num_envs
+    is_own = ":" in name  # of a module of the user's
     try:
         if spec.namespace == "ALE" or spec.entry_point is None:
             creator = _creator(name, spec.vector_entry_point)
@@ -78,6 +80,8 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options
             own = {option: value for option, value in options.items() if option not in OF_GYMNASIUM}
             check_options(f"gymnasium/{name}", {**spec.kwargs, **own}, _creator(name, spec.entry_point))
             check_limits(f"gymnasium/{name}", options, none=-1)
+            if options and not is_own:
+                _try(spec.id, options)
             vector = {"autoreset_mode": AutoresetMode.NEXT_STEP}
             pool = gymnasium.make_vec(spec.id, lanes, "sync", vector_kwargs=vector, **options)
         seeds: Any = lane_seeds(seed, num_envs, copies)
@@ -94,12 +98,19 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options
         if not _is_gymnasiums(spec.entry_point):
             raise
         raise BadRequest(f"gymnasium/{name}: {error}") from error
-    except TypeError as error:
+    except EngramError:
+        raise
+    except Exception as error:
         # What takes any option, and hands it on to what does not.
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None or unknown[1] not in options:
+        if isinstance(error, TypeError) and unknown is not None and unknown[1] in options:
+            raise UnknownEnvironment(f"gymnasium/{name} has no option {unknown[1]!r}") from error
+        if is_own or not options:
             raise
-        raise UnknownEnvironment(f"gymnasium/{name} has no option {unknown[1]!r}") from error
+        # Packages raise what comes of it where they use a value, such as KeyError.
+        values = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadRequest(f"gymnasium/{name} fails with {values} ({textwrap.shorten(words, 200)})") from error
     if pool.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
         raise BadRequest(
             f"gymnasium/{name} does not restart in the step after the end (autoreset_mode of its metadata)"
@@ -107,6 +118,17 @@ def make(name: str, num_envs: int, *, copies: int = 1, seed: Seed = 0, **options
     spaces = pool.single_observation_space, pool.single_action_space
     limit = _max_steps(pool)
     return HostPool(f"gymnasium/{name}", pool, first_observation, num_envs, copies, spaces, limit, first_info)
+
+
+def _try(env_id: str, options: dict[str, Any]) -> None:
+    """Makes one environment, opens it and takes a step, which many first use the values of options for."""
+    env = gymnasium.make(env_id, **options)
+    try:
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        env.step(env.action_space.sample())
+    finally:
+        env.close()
 
 
 def _creator(name: str, entry_point: Any) -> Any:

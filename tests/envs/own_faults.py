@@ -1,9 +1,14 @@
-"""An environment of gymnasium's that goes wrong in the way that is asked for."""
+"""Environments that go wrong in the way that is asked for, of gymnasium and in JAX."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+import jax.numpy as jnp
 import numpy as np
+
+from engram.envs.base import Environment
+from engram.envs.spaces import Box, Discrete
 
 
 class Base(gymnasium.Env):
@@ -84,6 +89,33 @@ class Whole(gymnasium.Env):
     def _show(self):
         shown = np.array([1, self.value if self.steps >= 5 else 0], self.dtype)
         return {"a": shown} if self.nested else shown
+
+
+@dataclass(frozen=True)
+class InJax(Environment):
+    """Episodes of ten steps. In step `at` a number of that `size` stands in the observation, or for the reward."""
+
+    what: str = "observation"
+    size: str = "nan"
+    at: int = 5
+
+    def reset(self, key, params):
+        return jnp.zeros(3), jnp.zeros((), jnp.int32)
+
+    def step(self, key, state, action, params):
+        t = state + 1
+        x = jnp.where(t == self.at, {"nan": jnp.nan, "inf": -jnp.inf, "huge": 1e20, "large": 1e8}[self.size], 0.5)
+        obs = jnp.full(3, 0.5).at[1].set(x if self.what == "observation" else 0.5)
+        return obs, t, x if self.what == "reward" else jnp.ones(()), jnp.zeros((), bool), t >= 10, {}
+
+    def observation_space(self, params):
+        return Box(-1.0, 1.0, (3,))
+
+    def action_space(self, params):
+        return Discrete(2)
+
+    def max_steps(self, params):
+        return 10
 
 
 gymnasium.register("Faulty-v0", Faulty)

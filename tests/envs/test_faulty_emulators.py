@@ -77,6 +77,22 @@ def test_what_a_step_raises_is_raised_as_it_is():
     assert error.traceback[-1].name == "step"
 
 
+@pytest.mark.parametrize(
+    ("broken", "env_id"),
+    [
+        ("gymnasium.envs.classic_control.CartPoleEnv.reset", "gymnasium/CartPole-v1"),
+        ("tests.envs.own_faults.Faulty.reset", f"{ID}nan"),
+    ],
+)
+def test_what_fails_without_options_or_in_a_module_of_the_users_is_a_defect(broken, env_id, monkeypatch):
+    def reset(self, *args, **kwargs):
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(broken, reset)
+    with pytest.raises(KeyError, match="a defect"):
+        make_vector(env_id, 2)
+
+
 def test_a_run_whose_step_stops_iterating_says_so_as_it_was_raised(tmp_path):
     """A generator on the way would make a RuntimeError of it."""
     with pytest.raises(StopIteration, match="no more") as error:
@@ -90,6 +106,13 @@ def test_a_run_whose_step_stops_iterating_says_so_as_it_was_raised(tmp_path):
         (f"{ID}none&wath=nan", "has no option 'wath'"),
         ("gymnasium/CartPole-v1?sutton_barto=true", "has no option 'sutton_barto': did you mean sutton_barto_reward"),
         ("gymnasium/HalfCheetah-v2", "gymnasium-robotics"),
+        ("gymnasium/FrozenLake-v1?map_name=9x9", r"fails with map_name='9x9' \(KeyError: '9x9'\)"),
+        ("gymnasium/FrozenLake-v1?desc=[]", r"fails with desc=\[\] \("),
+        ("gymnasium/FrozenLake-v1?success_rate=high", "fails with success_rate='high'"),
+        ("gymnasium/Pendulum-v1?g=strong", "fails with g='strong'"),  # made, and fails in its first step
+        ("gymnasium/CartPole-v1?render_mode=3", "render_mode"),
+        ("gymnasium/ALE/Pong-v5?frameskip=fast", "frameskip"),
+        ("gymnasium/ALE/Pong-v5?game=Pongo", "game"),
     ],
 )
 def test_what_gymnasium_cannot_make_is_one_line(env_id, words):

@@ -8,6 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engram import api
+from engram.agents.common.spec import Build
+from engram.agents.drama.build import make_drama
+from engram.agents.ppo.build import make_ppo
 from engram.agents.ppo.networks import Encoder
 from engram.envs.base import VectorEnvironment
 from engram.envs.spaces import Box, Dict, Discrete, Tuple
@@ -99,3 +103,47 @@ def test_several_pictures_and_what_needs_vectors_are_refused_with_the_way_out():
         FlattenObservation(two).observation_space(None)
     with pytest.raises(BadRequest, match="shows pictures: leave it out"):
         NormaliseObservation(FlattenObservation(Shows(Dict((("a", Discrete(2)), ("b", uint8(40, 40, 3)))))))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (64, 64)])
+def test_world_models_see_pictures_with_their_channels_last(shape):
+    """The two agents of one world, which differ in where the channels stand, begin and see alike."""
+    shown = uint8(*shape)
+
+    def agent_in(space):
+        config: Any = api.make_config("atari100k+debug", env="own/Shows")[1]
+        return make_drama(config, Build(make_vector=lambda env_id, num_envs, **_: Shows(space)))
+
+    given, last = agent_in(shown), agent_in(as_picture(shown))
+    assert given.env.observation_space(None) == last.env.observation_space(None) == uint8(64, 64, len(shape) * 2 - 3)
+    obs, _ = given.env.reset(jax.random.key(0), None)
+    raw, _ = Shows(shown).reset(jax.random.key(0), None)
+    np.testing.assert_array_equal(obs, np.moveaxis(raw, 1, -1) if len(shape) == 3 else np.asarray(raw)[..., None])
+    states = [jax.eval_shape(agent.init, jax.random.key(0)) for agent in (given, last)]
+    assert jax.tree.map(lambda x: x.shape, states[0]) == jax.tree.map(lambda x: x.shape, states[1])
+
+
+@pytest.mark.parametrize(
+    ("space", "loose"),
+    [
+        (uint8(128), True),
+        (Dict((("ram", uint8(128)), ("more", Discrete(3)))), True),
+        (Tuple((uint8(84, 84), uint8(4, 4))), True),
+        (uint8(84, 84, 3), False),
+        (Box(0, 3, (128,), "uint8"), False),
+        (Box(0.0, 255.0, (128,)), False),
+    ],
+)
+def test_bytes_that_are_no_picture_are_named(space, loose, capsys):
+    ppo_in(space)
+    assert ("bytes that are no picture, which are not scaled" in capsys.readouterr().err) == loose
+
+
+def test_bytes_that_running_statistics_scale_need_no_word(capsys):
+    ppo_in(uint8(128), observation__normalise=True)
+    assert not capsys.readouterr().err
+
+
+def ppo_in(space, **changes):
+    config: Any = api.make_config("debug", env="own/Shows", **changes)[1]
+    return make_ppo(config, Build(make_vector=lambda env_id, num_envs, **_: Shows(space)))

@@ -144,6 +144,34 @@ def test_divergence_is_reported_and_the_last_good_checkpoint_named(tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+JAX, EMULATOR = "tests.envs.own_faults:InJax", "gymnasium/tests.envs.own_faults:Faulty-v0"
+
+
+@pytest.mark.parametrize(
+    ("env", "fault"),
+    [
+        (f"{JAX}?at=7", "environment 0 of seed 0 gave an observation"),
+        (f"{JAX}?at=7&size=huge", "environment 0 of seed 0 gave an observation"),
+        (f"{JAX}?at=7&what=reward", "environment 0 of seed 0 gave a reward"),
+        (f"{EMULATOR}?at=7&what=large", "environment 0 of seed 0 gave an observation"),
+    ],
+)
+def test_divergence_by_a_number_of_the_environment_names_it(env, fault, tmp_path):
+    """A whole line: in which environment, of which seed, in which step."""
+    with pytest.raises(Diverged) as error:
+        api.train("debug", **TINY, env=env, seeds=2, ppo__learning_rate=1e30, out=tmp_path / "run", quiet=True)
+    words = r"training diverged in chunk 1: FAULT that is not finite or beyond 1e\+09 in step 7 of its training; loss/"
+    assert re.match(words.replace("FAULT", fault), str(error.value)), str(error.value)
+
+
+@pytest.mark.slow
+def test_divergence_of_a_world_model_names_the_number_too(tmp_path):
+    changes = {"total_steps": 600, "log_points": 3, "eval_points": 1, "world__encoder": "mlp"}
+    changes["world__reconstruction"] = "symlog"
+    with pytest.raises(Diverged, match=r"gave an observation that is not finite .* in step 7 of its training; loss/"):
+        api.train("drama-catch+debug", **changes, env=f"{JAX}?at=7", out=tmp_path / "run", quiet=True)
+
+
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     folder, save = tmp_path / "run", checkpoint.save
     preset, config = api.make_config("debug", **TINY, checkpoint_seconds=0)
