@@ -1,6 +1,12 @@
 """Gated linear attention (Yang et al., ICML 2024): a matrix of keys and values, whose rows forget at their own rates.
 
 S[t] = diag(a) S[t-1] + k v^T      y[t] = S[t]^T q      a = sigmoid(W2 W1 x + b)^(1/16)
+
+Options make its relatives:
+
+- RetNet (Sun et al. 2023): `decay=fixed`, a = 1 - 2^(-5 - h) for the h-th head.
+- The linear transformer (Katharopoulos et al., ICML 2020; "FART" in POPGym): `decay=none feature=elu normalise=running`.
+- Fast weight programmers (Schlag et al., ICML 2021; "FWP"): `decay=none feature=dpfp normalise=sum`.
 """
 
 import flax.linen as nn
@@ -8,16 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from engram.errors import BadRequest
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
 from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, head_sizes
 
 GATE_RANK, GATE_ROOT = 16, 16
 """Rank of the gate's projection, and the root that is taken of it: decays start near 1 and move slowly."""
+DECAYS, NORMALISERS = ("data", "fixed", "none"), ("none", "running", "sum")
+EPSILON = 1e-6
+"""What keeps a running sum of weights from 0, as in the authors' code."""
+
+
+def _dpfp(x: jax.Array, rolls: int = 3) -> jax.Array:
+    """The deterministic parameter-free projection (Schlag et al. 2021, eq. 37), `[..., n]` -> `[..., 2 n rolls]`."""
+    both = nn.relu(jnp.concatenate([x, -x], -1))
+    return jnp.concatenate([both * jnp.roll(both, i, -1) for i in range(1, rolls + 1)], -1)
+
+
+FEATURES = {"none": lambda x: x, "elu": lambda x: nn.elu(x) + 1, "relu": nn.relu, "dpfp": _dpfp}
 
 
 class GLA(Memory):
-    """One layer. State: `[B, heads, keys, values]`."""
+    """One layer. State: `[B, heads, keys, values]`; six times as many keys with `feature="dpfp"`, one value more with
+    `normalise="running"`.
+    """
 
     heads: int = 4
     """Number of heads; must divide `expand_k * width` and `expand_v * width`."""
@@ -25,6 +46,13 @@ class GLA(Memory):
     """Size of all keys in widths."""
     expand_v: float = 1.0
     """Size of all values in widths."""
+    decay: str = "data"
+    """Forgetting: data (each key at a rate that depends on the input), fixed (one rate for each head) or none."""
+    feature: str = "none"
+    """Map of queries and keys: none, elu (elu + 1), relu or dpfp. Sums without decay grow with an episode."""
+    normalise: str = "none"
+    """Normalisation: none, running (by the sum of weights so far) or sum (queries and keys sum to 1). The last two need a
+    feature that is not negative."""
     chunk: int = 0
     """Steps that the learner takes together, a power of 2; 0 for the kernel's choice."""
     backend: str = "auto"
@@ -32,6 +60,11 @@ class GLA(Memory):
 
     def __post_init__(self) -> None:
         _ = self.sizes  # raises where they do not fit
+        for option, known in (("decay", DECAYS), ("feature", tuple(FEATURES)), ("normalise", NORMALISERS)):
+            if getattr(self, option) not in known:
+                raise BadRequest(f"gla: unknown {option} {getattr(self, option)!r}: choose from {', '.join(known)}")
+        if self.normalise != "none" and self.feature == "none":
+            raise BadRequest(f"gla: normalise={self.normalise} needs a feature that is not negative: elu, relu or dpfp")
         super().__post_init__()
 
     @property
@@ -40,21 +73,28 @@ class GLA(Memory):
         return head_sizes("gla", self.width, self.heads, self.expand_k, self.expand_v)
 
     @property
+    def features(self) -> int:
+        """Features of a key for each of its numbers."""
+        return FEATURES[self.feature](np.zeros(1)).size
+
+    @property
     def forgets_nan_inside(self) -> bool:
         return False
 
     def setup(self) -> None:
         (keys, values), dtype = self.sizes, self.param_dtype
         self.inp = Dense(2 * keys + 2 * values, use_bias=False, param_dtype=dtype)  # q, k, v, output gate
-        self.gate_in = Dense(GATE_RANK, use_bias=False, param_dtype=dtype)
-        self.gate_out = Dense(keys, param_dtype=dtype)
+        if self.decay == "data":
+            self.gate_in = Dense(GATE_RANK, use_bias=False, param_dtype=dtype)
+            self.gate_out = Dense(keys * self.features, param_dtype=dtype)
         self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
         self.out = Dense(self.width, use_bias=False, param_dtype=dtype)
 
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
-        keys, values = self.sizes
-        return jnp.zeros((batch, self.heads, keys // self.heads, values // self.heads), self.param_dtype)
+        keys, values = (size // self.heads for size in self.sizes)
+        size = (batch, self.heads, keys * self.features, values + (self.normalise == "running"))
+        return jnp.zeros(size, self.param_dtype)
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         q, k, v, log_decay, gate = self.write(x)
@@ -67,12 +107,24 @@ class GLA(Memory):
         return state, self.read(y, gate)
 
     def write(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Input -> q, k, v and log decay, each `[..., heads, size]`; output gate `[..., values]`."""
+        """Input -> q, k, v `[..., heads, size]`, log decay `[..., heads (, keys)]`; output gate `[..., values]`."""
         keys, values = self.sizes
         q, k, v, gate = jnp.split(self.inp(x), np.cumsum([keys, keys, values]), -1)
-        log_decay = nn.log_sigmoid(self.gate_out(self.gate_in(x))) / GATE_ROOT
-        q, k, v, log_decay = (part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, k, v, log_decay))
-        return q * q.shape[-1] ** -0.5, k, v, log_decay, gate
+        q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, k, v))
+        scale = q.shape[-1] ** -0.5 if self.normalise == "none" else 1.0
+        q, k = FEATURES[self.feature](q * scale), FEATURES[self.feature](k)
+        if self.normalise == "sum":
+            q, k = (part / (part.sum(-1, keepdims=True) + EPSILON) for part in (q, k))
+        if self.normalise == "running":
+            v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
+        if self.decay == "data":
+            log_decay = nn.log_sigmoid(self.gate_out(self.gate_in(x))).reshape(k.shape) / GATE_ROOT
+        else:
+            rates = jnp.log1p(-(2.0 ** (-5 - jnp.arange(self.heads, dtype=k.dtype)))) if self.decay == "fixed" else 0
+            log_decay = jnp.broadcast_to(jnp.asarray(rates, k.dtype), k.shape[:-1])
+        return q, k, v, log_decay, gate
 
     def read(self, y: jax.Array, gate: jax.Array) -> jax.Array:
+        if self.normalise == "running":
+            y = y[..., :-1] / (y[..., -1:] + EPSILON)
         return self.out(self.norm(y).reshape(gate.shape) * nn.silu(gate))

@@ -19,6 +19,7 @@ from engram.memory.aaren import Aaren
 from engram.memory.attention import Attention
 from engram.memory.base import Memory
 from engram.memory.deltanet import DeltaNet
+from engram.memory.ffm import FFM
 from engram.memory.gla import GLA
 from engram.memory.gru import GRU
 from engram.memory.lru import LRU
@@ -26,6 +27,7 @@ from engram.memory.lstm import LSTM
 from engram.memory.mamba import Mamba
 from engram.memory.mamba2 import Mamba2
 from engram.memory.mingru import MinGRU
+from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
 from engram.memory.s5 import S5
 from engram.memory.stack import Stack
@@ -34,6 +36,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "aaren": Aaren,
     "attention": Attention,
     "deltanet": DeltaNet,
+    "ffm": FFM,
     "gla": GLA,
     "gru": GRU,
     "lru": LRU,
@@ -41,6 +44,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "mamba": Mamba,
     "mamba2": Mamba2,
     "mingru": MinGRU,
+    "mlstm": MLSTM,
     "none": NoMemory,
     "s5": S5,
 }

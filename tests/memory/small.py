@@ -6,9 +6,19 @@ SMALL: dict[str, dict[str, Any]] = {
     "aaren": {"heads": 2},
     "attention": {"window": 5, "heads": 2},
     "deltanet": {"heads": 2, "updates": 2, "negative": True, "decay": True, "chunk": 4},
+    "ffm": {"traces": 3, "contexts": 2},
     "gla": {"heads": 2, "chunk": 4},
     "lru": {"state": 4},
     "mamba": {"state": 3, "expand": 2, "conv": 4},
     "mamba2": {"state": 3, "head": 8, "chunk": 4},
+    "mlstm": {"heads": 2, "chunk": 4},
     "s5": {"state": 8, "blocks": 2},
 }
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("gla", {"heads": 2, "chunk": 4, "decay": "fixed"}),
+    ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "elu", "normalise": "running"}),
+    ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "dpfp", "normalise": "sum"}),
+    ("mlstm", {"heads": 2, "chunk": 4, "input_gate": "sigmoid", "gate_cap": 15.0}),
+]
+"""Options that make another memory of one, each tested as such."""

@@ -13,7 +13,7 @@ import pytest
 
 from engram import testing
 from engram.memory import MEMORIES, Memory, make_memory
-from tests.memory.small import SMALL
+from tests.memory.small import SMALL, VARIANTS
 
 WIDTH = 8
 
@@ -24,6 +24,20 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
 def test_contract(check, name):
     check(make_memory(name, WIDTH, norm=False, residual=False, **SMALL.get(name, {})))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    "check",
+    [
+        testing.check_steps_equal_sequence,
+        testing.check_reset_equals_separate_episodes,
+        testing.check_no_gradient_crosses_reset,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_options_keep_the_contract(check, name, options):
+    check(make_memory(name, WIDTH, norm=False, residual=False, **options))
 
 
 @pytest.mark.parametrize("name", ["attention", "mamba"])

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from engram.kernels.gla_scan import gla_scan
+from engram.kernels.max_plus_scan import max_plus_scan
 from engram.memory import Memory
 from engram.memory.aaren import Aaren
 from engram.memory.attention import Attention
 from engram.memory.deltanet import DeltaNet
+from engram.memory.ffm import FFM
 from engram.memory.gla import GLA
 from engram.memory.gru import GRU
 from engram.memory.layers import Dense, orthogonal
@@ -21,6 +24,7 @@ from engram.memory.lstm import LSTM
 from engram.memory.mamba import Mamba
 from engram.memory.mamba2 import Mamba2
 from engram.memory.mingru import MinGRU
+from engram.memory.mlstm import MLSTM
 
 T, B, WIDTH = 9, 2, 4
 KEY = jax.random.key(0, impl="unsafe_rbg")  # the default generator takes long to compile
@@ -195,6 +199,15 @@ def test_mamba2_has_the_published_size():
     assert sum(p.size for p in jax.tree.leaves(parameters)) == 1_604_304 - 512
 
 
+def elu_feature(x):
+    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+
+def dpfp_feature(x):
+    both = np.maximum(np.concatenate([x, -x]), 0)
+    return np.concatenate([both * np.roll(both, i) for i in (1, 2, 3)])
+
+
 def test_gla():
     heads, keys = 2, 1
 
@@ -213,6 +226,145 @@ def test_gla():
         return of_episode
 
     check(GLA(WIDTH, heads=heads, chunk=2, param_dtype=jnp.float64), recurrence)
+
+
+@pytest.mark.parametrize("relative", ["retnet", "linear transformer", "fast weights"])
+def test_relatives_of_gla(relative):
+    """Sums over the whole past of an episode by their definition, with no state."""
+    heads, keys = 2, 2
+    options: Any = {
+        "retnet": {"decay": "fixed"},
+        "linear transformer": {"decay": "none", "feature": "elu", "normalise": "running"},
+        "fast weights": {"decay": "none", "feature": "dpfp", "normalise": "sum"},
+    }[relative]
+
+    def recurrence(p):
+        def of_episode(x):
+            q, k, v, gate = np.split(x @ p["inp"]["kernel"], [4, 8, 8 + WIDTH], -1)
+            q, k, v = (a.reshape(len(x), heads, -1) for a in (q, k, v))
+            y = np.zeros_like(v)
+            for t in range(len(x)):
+                for i in range(heads):
+                    weights = np.zeros(t + 1)
+                    for s in range(t + 1):
+                        if relative == "retnet":
+                            weights[s] = (1 - 2.0 ** (-5 - i)) ** (t - s) * (q[t, i] @ k[s, i]) / np.sqrt(keys)
+                        elif relative == "linear transformer":
+                            weights[s] = elu_feature(q[t, i]) @ elu_feature(k[s, i])
+                        else:
+                            a, b = dpfp_feature(q[t, i]), dpfp_feature(k[s, i])
+                            weights[s] = (a / (a.sum() + 1e-6)) @ (b / (b.sum() + 1e-6))
+                    if relative == "linear transformer":
+                        weights /= weights.sum() + 1e-6
+                    y[t, i] = weights @ v[: t + 1, i]
+            return (rms(p, y).reshape(-1, WIDTH) * silu(gate)) @ p["out"]["kernel"]
+
+        return of_episode
+
+    check(GLA(WIDTH, heads=heads, expand_k=1.0, chunk=2, param_dtype=jnp.float64, **options), recurrence)
+
+
+def published_mlstm(p, heads, sigmoid_gate, cap, x):
+    """One episode of the published cell, not stabilised."""
+    u, z = np.split(x @ p["up"]["kernel"], 2, -1)
+    mixed = silu(convolved(u, p["conv_weight"]) + p["conv_bias"])
+    blocks = p["qkv"].shape[-1]
+
+    def product(a, weight):
+        return np.einsum("tgi,gij->tgj", a.reshape(len(x), -1, blocks), weight).reshape(len(x), -1)
+
+    q, k, v = product(mixed, p["qkv"][0]), product(mixed, p["qkv"][1]), product(u, p["qkv"][2])
+    qkv = np.concatenate([q, k, v], -1)
+    i, f = (qkv @ p[gate]["kernel"] + p[gate]["bias"] for gate in ("input", "forget"))
+    if cap:
+        i, f = cap * np.tanh(i / cap), cap * np.tanh(f / cap)
+    q, k, v = (a.reshape(len(x), heads, -1) for a in (q, k, v))
+    i, f, size = sigmoid(i) if sigmoid_gate else np.exp(i), sigmoid(f), k.shape[-1]
+    C, n, y = np.zeros((heads, size, size)), np.zeros((heads, size)), np.zeros_like(v)
+    for t in range(len(x)):
+        for h in range(heads):
+            key = k[t, h] / np.sqrt(size)
+            C[h] = f[t, h] * C[h] + i[t, h] * np.outer(key, v[t, h])
+            n[h] = f[t, h] * n[h] + i[t, h] * key
+            y[t, h] = C[h].T @ q[t, h] / (1 if sigmoid_gate else max(abs(n[h] @ q[t, h]), 1))
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+    y = y.reshape(z.shape) * p["norm_scale"] + p["skip"] * mixed
+    return (y * silu(z)) @ p["down"]["kernel"]
+
+
+@pytest.mark.parametrize(("input_gate", "cap"), [("exp", 0.0), ("exp", 1.5), ("sigmoid", 0.0)])
+def test_mlstm(input_gate, cap):
+    def recurrence(p):
+        return lambda x: published_mlstm(p, 2, input_gate == "sigmoid", cap, x)
+
+    options: Any = {"heads": 2, "chunk": 2, "input_gate": input_gate, "gate_cap": cap}
+    check(MLSTM(WIDTH, **options, param_dtype=jnp.float64), recurrence)
+
+
+def mlstm_found(bias, q=1.0, steps=12):
+    """What queries `q` find where every key and value is 1, by the bias of the input gate: `y[t]` and its gradient."""
+    memory = MLSTM(4, heads=1, expand=1)
+    state = memory.initial_state(1)
+    reset = jnp.zeros((steps, 1), bool).at[0].set(True)
+    x = jnp.ones((steps, 1, 1, 4))
+
+    def found(log_i):
+        log_i = jnp.full((steps, 1, 1), log_i)
+        log_f = jnp.zeros_like(log_i)  # nothing is forgotten
+        before, m, _ = max_plus_scan(log_f, log_i, reset, state[2])
+        k, v, log_decay = memory.stabilised(x / 2, x, log_i, log_f, before, m)
+        y, _ = gla_scan(q * x, k, v, log_decay, reset, state[1], backend="reference")
+        return (y[..., :-1] / jnp.maximum(jnp.abs(y[..., -1]), jnp.exp(-m))[..., None])[:, 0, 0, 0]
+
+    return found(bias), jax.grad(lambda bias: found(bias).sum())(bias)
+
+
+def test_mlstm_of_one_write_and_of_many():
+    # The key's product with the query is 2, over the square root of 4 numbers in a key: more than 1, so it is divided by.
+    np.testing.assert_allclose(mlstm_found(0.0)[0], 1, rtol=1e-6)
+    # Queries so small that the sum stays below 1: t + 1 writes of 0.02 each.
+    np.testing.assert_allclose(mlstm_found(0.0, q=0.01)[0], 0.02 * np.arange(1, 13), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [-1000.0, -100.0, -60.0, 80.0, 1000.0])
+def test_no_input_gate_of_an_mlstm_is_too_small_or_too_large(bias):
+    y, gradient = mlstm_found(bias)
+    np.testing.assert_allclose(y, 0.0 if bias < 0 else 1.0, atol=1e-6)
+    assert np.isfinite(gradient)
+
+
+def test_ffm():
+    traces, contexts = 3, 2
+
+    def recurrence(p):
+        decay = np.exp(-np.exp(p["log_rate"])[:, None] + 1j * p["frequency"])
+
+        def of_episode(x):
+            u, open_, skip, gate = np.split(x @ p["inp"]["kernel"] + p["inp"]["bias"], [3, 6, 6 + WIDTH], -1)
+            u, gate = u * sigmoid(open_), sigmoid(gate)
+            # The closed form: every input so far, by its age.
+            ages = np.arange(len(x))
+            S = np.stack([(u[t::-1, :, None] * decay ** ages[: t + 1, None, None]).sum(0) for t in ages])
+            S = S.reshape(len(x), -1)
+            y = np.concatenate([S.real, S.imag], -1) @ p["mix"]["kernel"] + p["mix"]["bias"]
+            y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+            return y * gate + skip * (1 - gate)
+
+        return of_episode
+
+    check(FFM(WIDTH, traces=traces, contexts=contexts, param_dtype=jnp.float64), recurrence)
+
+
+def test_ffm_starts_with_traces_from_two_steps_to_a_thousand():
+    memory = FFM(8)
+    parameters: Any = memory.init(KEY, memory.initial_state(1), jnp.zeros((1, 1, 8)), jnp.zeros((1, 1), bool))
+    factors = np.asarray(memory.apply(parameters, method="decay")).reshape(32, 4)
+    np.testing.assert_allclose(abs(factors[0]), np.exp(-0.673), rtol=1e-5)
+    np.testing.assert_allclose(abs(factors[-1]) ** 1024, 0.01, rtol=1e-2)
+    # The first context does not oscillate, the last one once in 1024 steps.
+    np.testing.assert_allclose(
+        np.angle(factors[0]) % (2 * np.pi), [0, *2 * np.pi / np.array([342, 683, 1024])], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
