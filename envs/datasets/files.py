@@ -162,7 +162,14 @@ class HDF5:
         filters = [described.get_filter(index)[0] for index in range(described.get_nfilters())]
         usual = [z.FILTER_SHUFFLE, z.FILTER_DEFLATE, z.FILTER_LZF, z.FILTER_FLETCHER32]
         if filters != [kind for kind in usual if kind in filters]:
-            raise BadRequest(f"{name} is compressed in a way that is not read (filters {filters})")
+            known = {z.FILTER_SZIP: "szip", z.FILTER_NBIT: "nbit", z.FILTER_SCALEOFFSET: "scaleoffset"}
+            unread = [known.get(kind, f"number {kind}") for kind in filters if kind not in usual] or [
+                "an unusual order"
+            ]
+            raise BadRequest(
+                f"{name} is compressed with filters that are not read here ({', '.join(unread)}): "
+                "h5repack -f GZIP=1 OLD NEW writes the file anew with one that is"
+            )
         if z.FILTER_DEFLATE not in filters or dataset.id.get_storage_size() * MOST_INFLATED <= limit:
             return
         large: list[tuple[int, ...]] = []

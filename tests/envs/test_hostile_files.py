@@ -534,3 +534,27 @@ def test_text_and_json_of_hostile_files(tmp_path):
         read_text(Path("a\0b"))
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["SZIP", "NBIT", "SCALEOFFSET"])
+def test_a_filter_that_is_not_read_is_named_with_the_way_out(name, tmp_path):
+    number = getattr(h5py.h5z, f"FILTER_{name}")
+    if not h5py.h5z.filter_avail(number):
+        pytest.skip(f"this HDF5 has no filter {name}")
+
+    def put(file: Any, folder: Path) -> None:
+        kind = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        kind.set_chunk((ROWS,))
+        if name == "SZIP":
+            kind.set_szip(h5py.h5z.SZIP_NN_OPTION_MASK, 2)
+        elif name == "SCALEOFFSET":
+            kind.set_scaleoffset(h5py.h5z.SO_INT, 0)
+        else:
+            kind.set_filter(number)
+        space = h5py.h5s.create_simple((ROWS,))
+        h5py.h5d.create(file.id, b"rewards", h5py.h5t.NATIVE_INT32, space, kind)
+
+    path = hdf5("rewards", put)(tmp_path)
+    with pytest.raises(BadRequest, match=rf"rewards .*\({name.lower()}\): h5repack -f GZIP=1 OLD NEW") as error:
+        load(path)
+    assert "\n" not in str(error.value)
