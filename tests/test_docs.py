@@ -159,7 +159,7 @@ def test_drama_is_documented():
     )
     state = jax.eval_shape(plain.init, jax.random.key(0))
     update = {*jax.eval_shape(plain.update, state)[1], *jax.eval_shape(ppo.update, state)[1]}
-    collected = {"train/episodes", "train/return_sum", "train/length_sum"}
+    collected = {"train/episodes", "train/return_sum", "train/length_sum", "replay/fault"}
     assert set(defined(section(page, "## Metrics"))) == update - collected
 
 
