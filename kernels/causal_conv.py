@@ -1,13 +1,51 @@
-"""Depthwise causal convolution over time that never looks across a reset, its past inputs in a state.
+"""Windows over time that never look across a reset, the past inputs in a state: taps, and a depthwise convolution.
 
 `y[t] = bias + sum_k weight[k] x[t - (K-1) + k]`, where inputs from before the last reset count as zero, by select.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from engram.kernels.rows import clear
+
+
+def causal_taps(
+    x: jax.Array, lags: Sequence[int], reset: jax.Array, past: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """What each step of a chunk sees of the steps before it.
+
+    Args:
+        x: input `[T, B, D]`.
+        lags: how many steps back each tap looks, 0 to `reach`.
+        reset: bool `[T, B]`, True where `x[t]` opens an episode.
+        past: the `reach` inputs before the chunk, oldest first, `[B, reach, D]`; zeros before an episode's first.
+
+    Returns:
+        For each lag the inputs that lie so far back `[T, B, D]`, zeros before the episode's first; and the past after
+        the chunk `[B, reach, D]`, in the dtype of the past before it.
+    """
+    T, reach = x.shape[0], past.shape[1]
+    seen = jnp.concatenate([past.transpose(1, 0, 2).astype(x.dtype), x])  # seen[reach + t] is x[t]
+    t = jnp.arange(T)[:, None]
+    # Step at which the episode opened; where it opened before the chunk, all of the past belongs to it.
+    opened = lax.cummax(jnp.where(reset, t, -reach), axis=0)
+    taps = [
+        jnp.where((t - lag >= opened)[..., None], seen[reach - lag : reach - lag + T], 0) if lag else x for lag in lags
+    ]
+    position = jnp.arange(T - reach, T)[:, None]
+    after = jnp.where((position >= opened[-1])[..., None], seen[T:], 0)
+    return taps, after.transpose(1, 0, 2).astype(past.dtype)
+
+
+def causal_taps_step(
+    past: jax.Array, x: jax.Array, lags: Sequence[int], reset: jax.Array
+) -> tuple[jax.Array, list[jax.Array]]:
+    """One step of `causal_taps`: `past[B, reach, D]`, `x[B, D]`, `reset[B]` -> past, for each lag `[B, D]`."""
+    seen = jnp.concatenate([clear(reset, past).astype(x.dtype), x[:, None]], 1)
+    return seen[:, 1:].astype(past.dtype), [seen[:, -1 - lag] for lag in lags]
 
 
 def causal_conv(
@@ -25,23 +63,17 @@ def causal_conv(
     Returns:
         `y[T, B, D]` and the taps after the chunk `[B, K - 1, D]`.
     """
-    T, lags = x.shape[0], weight.shape[0] - 1
-    past = jnp.concatenate([taps.transpose(1, 0, 2).astype(x.dtype), x])  # past[lags + t] is x[t]
-    t = jnp.arange(T)[:, None]
-    # Steps since the episode opened; where it opened before the chunk, every tap belongs to it.
-    opened = lax.cummax(jnp.where(reset, t, -lags), axis=0)
+    lags = range(len(weight))
+    seen, taps = causal_taps(x, lags, reset, taps)
     y = bias
-    for lag in range(lags + 1):
-        seen = past[lags - lag : lags - lag + T]
-        y = y + weight[lags - lag] * jnp.where((t - lag >= opened)[..., None], seen, 0)
-    position = jnp.arange(T - lags, T)[:, None]
-    taps = jnp.where((position >= opened[-1])[..., None], past[T:], 0)
-    return y, taps.transpose(1, 0, 2)
+    for lag in lags:
+        y = y + weight[-1 - lag] * seen[lag]
+    return y, taps
 
 
 def causal_conv_step(
     taps: jax.Array, x: jax.Array, weight: jax.Array, bias: jax.Array, reset: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """One step of `causal_conv`: `taps[B, K - 1, D]`, `x[B, D]`, `reset[B]` -> taps, output `[B, D]`."""
-    past = jnp.concatenate([clear(reset, taps).astype(x.dtype), x[:, None]], 1)
-    return past[:, 1:], bias + (past * weight).sum(1)
+    seen = jnp.concatenate([clear(reset, taps).astype(x.dtype), x[:, None]], 1)
+    return seen[:, 1:].astype(taps.dtype), bias + (seen * weight).sum(1)

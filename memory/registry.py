@@ -20,6 +20,7 @@ from engram.memory.attention import Attention
 from engram.memory.base import Memory
 from engram.memory.deltanet import DeltaNet
 from engram.memory.ffm import FFM
+from engram.memory.framestack import FrameStack
 from engram.memory.gla import GLA
 from engram.memory.gru import GRU
 from engram.memory.lru import LRU
@@ -31,12 +32,14 @@ from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
 from engram.memory.s5 import S5
 from engram.memory.stack import Stack
+from engram.memory.tcn import TCN
 
 MEMORIES: dict[str, type[Memory]] = {
     "aaren": Aaren,
     "attention": Attention,
     "deltanet": DeltaNet,
     "ffm": FFM,
+    "framestack": FrameStack,
     "gla": GLA,
     "gru": GRU,
     "lru": LRU,
@@ -47,6 +50,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "mlstm": MLSTM,
     "none": NoMemory,
     "s5": S5,
+    "tcn": TCN,
 }
 
 GROUP = "engram.memories"

@@ -913,6 +913,20 @@ BUGS: tuple[Bug, ...] = (
         "the output is gated before it is normalised",
     ),
     Bug(
+        "memory/framestack.py",
+        "causal_taps_step(state, x, range(self.frames), reset)",
+        "causal_taps_step(state, x, range(self.frames)[::-1], reset)",
+        "tests/memory/test_contract.py -k framestack",
+        "the actor stacks frames in another order than the learner",
+    ),
+    Bug(
+        "memory/tcn.py",
+        "range(0, self.taps * self.dilation, self.dilation)",
+        "range(self.taps)",
+        "tests/memory/test_layers.py::test_tcn",
+        "taps of a dilated convolution have no gaps between them",
+    ),
+    Bug(
         "memory/gla.py",
         "2.0 ** (-5 - ",
         "2.0 ** (-4 - ",

@@ -49,6 +49,14 @@ def test_steps_equal_the_sequence(inputs):
     np.testing.assert_array_equal(taps, after)
 
 
+def test_taps_keep_their_dtype(inputs):
+    x, bias, reset = inputs
+    x, weight, taps = x.astype(jnp.bfloat16), jnp.ones((4, D)), jnp.ones((B, 3, D))
+    y, after = causal_conv(x, weight, bias, reset, taps)
+    after_one, y_one = causal_conv_step(taps, x[0], weight, bias, reset[0])
+    assert y.dtype == y_one.dtype == after.dtype == after_one.dtype == jnp.float32
+
+
 def test_nan_does_not_cross_a_reset(inputs):
     x, bias, reset = inputs
     reset = reset.copy()

@@ -16,6 +16,7 @@ from engram.memory.aaren import Aaren
 from engram.memory.attention import Attention
 from engram.memory.deltanet import DeltaNet
 from engram.memory.ffm import FFM
+from engram.memory.framestack import FrameStack
 from engram.memory.gla import GLA
 from engram.memory.gru import GRU
 from engram.memory.layers import Dense, orthogonal
@@ -25,6 +26,8 @@ from engram.memory.mamba import Mamba
 from engram.memory.mamba2 import Mamba2
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
+from engram.memory.none import NoMemory
+from engram.memory.tcn import TCN
 
 T, B, WIDTH = 9, 2, 4
 KEY = jax.random.key(0, impl="unsafe_rbg")  # the default generator takes long to compile
@@ -441,6 +444,58 @@ def test_attention(window):
         return of_episode
 
     check(Attention(WIDTH, window=window, heads=heads, param_dtype=jnp.float64), recurrence)
+
+
+def stacked(x, lags):
+    """Inputs of one episode that lie `lags` steps back, side by side; zeros before its first."""
+    return np.concatenate([np.pad(x, ((lag, 0), (0, 0)))[: len(x)] for lag in lags], -1)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 12])
+def test_framestack(frames):
+    def recurrence(p):
+        return lambda x: gated(p["out"], stacked(x, range(frames)) @ p["inp"]["kernel"] + p["inp"]["bias"])
+
+    check(FrameStack(WIDTH, frames=frames, param_dtype=jnp.float64), recurrence)
+
+
+def test_one_frame_is_no_memory():
+    shapes = [
+        jax.eval_shape(memory.init, KEY, memory.initial_state(B), jnp.zeros((T, B, WIDTH)), jnp.zeros((T, B), bool))
+        for memory in (FrameStack(WIDTH, frames=1), NoMemory(WIDTH))
+    ]
+    assert shapes[0] == shapes[1]
+    np.testing.assert_array_equal(run(FrameStack(WIDTH, frames=1))[-1], run(NoMemory(WIDTH))[-1])
+
+
+@pytest.mark.parametrize(("taps", "dilation"), [(1, 3), (3, 1), (3, 2), (2, 12)])
+def test_tcn(taps, dilation):
+    def recurrence(p):
+        def of_episode(x):
+            # Bai et al. 2018, eq. of section 3.2: a convolution with a step between the taps.
+            lags = [k * dilation for k in range(taps)]
+            hidden = stacked(x, lags) @ p["inp"]["kernel"] + p["inp"]["bias"]
+            return np.maximum(hidden, 0) @ p["out"]["kernel"] + p["out"]["bias"]
+
+        return of_episode
+
+    check(TCN(WIDTH, taps=taps, dilation=dilation, param_dtype=jnp.float64), recurrence)
+
+
+@pytest.mark.parametrize(
+    ("memory", "seen"), [(FrameStack(16, frames=3), [0, 1, 2]), (TCN(16, taps=3, dilation=2), [0, 2, 4])]
+)
+def test_a_window_sees_its_taps_and_nothing_else(memory, seen):
+    """Steps of a sequence of 20 whose output a change of input 10 changes."""
+    x, reset = np.random.default_rng(0).normal(size=(20, 1, 16)).astype(np.float32), np.zeros((20, 1), bool)
+    state = memory.initial_state(1)
+    parameters = jax.jit(memory.init)(KEY, state, x, reset)
+    apply: Any = jax.jit(memory.apply)
+    after, y = apply(parameters, state, x, reset)
+    x[10] += 1
+    after_changed, changed = apply(parameters, state, x, reset)
+    np.testing.assert_array_equal(np.flatnonzero(np.abs(changed - y).max((1, 2))), 10 + np.array(seen))
+    np.testing.assert_array_equal(after, after_changed)  # the change lies too far back
 
 
 def flax_cell(cell, parameters):

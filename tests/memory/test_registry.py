@@ -45,6 +45,8 @@ def test_strings_are_converted():
         ("mingru", {"expand": 0}, "mingru: needs"),
         ("gru", {"max_timescale": 0.5}, "gru: max_timescale must be at least 1"),
         ("gru", {"max_timescale": float("nan")}, "gru: max_timescale must be at least 1"),
+        ("framestack", {"frames": 0}, "framestack: frames must be at least 1, got 0"),
+        ("tcn", {"dilation": 0}, "tcn: needs taps >= 1 and dilation >= 1, got 4 and 0"),
         ("mamba", {"conv": 0}, "mamba: needs"),
         ("mamba2", {"head": 5}, "mamba2: heads of 5 channels do not divide 16 channels"),
         ("gla", {"heads": 3}, "gla: heads=3 must divide keys and values of sizes (4, 8)"),

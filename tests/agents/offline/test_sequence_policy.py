@@ -44,7 +44,8 @@ WHOLE, SHORT, GARBAGE, CUT = range(4)  # rows of the batch of windows
 
 def mixer_of(name: str) -> TokenMixer:
     """One layer of `name`; two of dm, whose layers hand on what two tokens of a step share."""
-    options = SMALL.get(name, {}) | ({"window": 3 * K - 1} if name == "attention" else {})
+    whole = {"attention": {"window": 3 * K - 1}, "framestack": {"frames": 3 * K}, "tcn": {"taps": 3 * K, "dilation": 1}}
+    options = SMALL.get(name, {}) | whole.get(name, {})
     return make_mixer(name, WIDTH, 2 if name == "dm" else 1, **options)
 
 
