@@ -12,9 +12,10 @@ import pytest
 from engram.agents.common.control_flow import when
 from engram.agents.ppo.agent import PPO, PPOSettings
 from engram.agents.ppo.networks import ActorCritic
+from engram.configs.presets import PRESETS
 from engram.envs.spaces import Box, MultiDiscrete
 from engram.envs.vector import Vectorised
-from engram.envs.wrappers import EpisodeStatistics, FlattenObservation
+from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, NormaliseReward
 from engram.memory import MEMORIES, make_memory
 from tests.agents.ppo.probes import ActOnObservation, ConstantReward, CutConstantReward, OneOf, Recall, ResetLeak
 
@@ -223,6 +224,26 @@ class Reach(ActOnObservation):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_noise_moves_a_policy_by_the_step_size_where_rewards_say_nothing_of_actions():
+    """Standardised advantages are then noise. Nats that 16 updates take a policy away from chance, as documented."""
+
+    def lost(learning_rate):
+        settings = replace(PRESETS["gymnax"].ppo, num_envs=16, learning_rate=learning_rate)  # type: ignore[attr-defined]
+        agent = make_ppo(Vectorised(CutConstantReward(500), 16), "none", 60, settings)
+        agent = replace(agent, env=NormaliseReward(agent.env, settings.discount))
+
+        @jax.jit
+        @jax.vmap
+        def entropies(key):
+            return jax.lax.scan(lambda s, _: agent.update(s), agent.init(key), None, length=16)[1]["loss/entropy"]
+
+        return float(np.log(2) - entropies(jax.random.split(jax.random.key(0), 8))[:, -1].mean())
+
+    assert lost(2e-3) == pytest.approx(0.10, abs=0.04)
+    assert lost(5e-4) == pytest.approx(0.02, abs=0.01)
+
+
 def test_multi_discrete_actions():
     agent = make_ppo(vectorised(TwoSwitches(1)), "none", 60)
     state, _ = train(agent, 60)
