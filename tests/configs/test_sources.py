@@ -135,8 +135,8 @@ def test_python_takes_the_same_names(write):
 
 
 def test_options_of_memories_replace_those_of_the_preset():
-    published = api.make_config("paper/popgym-s5")[1]
-    changed = api.make_config("paper/popgym-s5", network__memory_options=["s5.state=128"])[1]
+    published: Any = api.make_config("paper/popgym-s5")[1]
+    changed: Any = api.make_config("paper/popgym-s5", network__memory_options=["s5.state=128"])[1]
     made = [options_of("s5", config.network.memory_options) for config in (published, changed)]
     assert made == [{"state": "256", "dt_max": "0.1"}, {"state": "128"}]
 

@@ -265,7 +265,8 @@ def test_ale_clips_rewards_unless_told_otherwise(env_id, rewards):
 def test_a_lost_life_ends_the_game_of_ale():
     """With `episodic_life`. With envpool's the same game goes on, which a test of the Atari games shows."""
     pool = gymnasium.make_vec("ALE/Breakout-v5", 1, episodic_life=True)
-    pool.reset(seed=np.array([1]))
+    seed: Any = np.array([1])
+    pool.reset(seed=seed)
     lives, ended = [], []
     for _ in range(120):
         _, _, terminated, _, info = pool.step(np.ones(1, np.int64))
