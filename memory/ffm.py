@@ -3,8 +3,8 @@
     S[t] = exp(-a) exp(i b)^T * S[t-1] + u 1^T      u = (W1 x + b1) * sigmoid(W2 x + b2)
     y = LayerNorm(W5 [Re S, Im S] + b5) * g + (W3 x + b3) * (1 - g)      g = sigmoid(W4 x + b4)
 
-Rows of `S` are traces with decay rates `a`, columns contexts with frequencies `b`: what happened is in the rows, when it
-happened in the phases.
+Rows of `S` are traces with decay rates `a`, columns contexts with frequencies `b`: what happened is in the rows, when
+it happened in the phases.
 """
 
 import math

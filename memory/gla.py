@@ -5,7 +5,7 @@ S[t] = diag(a) S[t-1] + k v^T      y[t] = S[t]^T q      a = sigmoid(W2 W1 x + b)
 Options make its relatives:
 
 - RetNet (Sun et al. 2023): `decay=fixed`, a = 1 - 2^(-5 - h) for the h-th head.
-- The linear transformer (Katharopoulos et al., ICML 2020; "FART" in POPGym): `decay=none feature=elu normalise=running`.
+- Linear transformer (Katharopoulos et al., ICML 2020; "FART" in POPGym): `decay=none feature=elu normalise=running`.
 - Fast weight programmers (Schlag et al., ICML 2021; "FWP"): `decay=none feature=dpfp normalise=sum`.
 """
 
@@ -51,8 +51,8 @@ class GLA(Memory):
     feature: str = "none"
     """Map of queries and keys: none, elu (elu + 1), relu or dpfp. Sums without decay grow with an episode."""
     normalise: str = "none"
-    """Normalisation: none, running (by the sum of weights so far) or sum (queries and keys sum to 1). The last two need a
-    feature that is not negative."""
+    """Normalisation: none, running (by the sum of weights so far) or sum (queries and keys sum to 1). The last two need
+    a feature that is not negative."""
     chunk: int = 0
     """Steps that the learner takes together, a power of 2; 0 for the kernel's choice."""
     backend: str = "auto"

@@ -71,6 +71,13 @@ class GatedOutput(nn.Module):
         return value * sigmoid(gate)
 
 
+def normalised_heads(y: jax.Array, scale: jax.Array) -> jax.Array:
+    """LayerNorm of each head of `y[..., heads, size]`, times `scale[heads * size]` -> `[..., heads * size]`."""
+    mean = y.mean(-1, keepdims=True)
+    y = (y - mean) * jax.lax.rsqrt(((y - mean) ** 2).mean(-1, keepdims=True) + 1e-5)
+    return y.reshape(*y.shape[:-2], -1) * scale
+
+
 def orthogonal(scale: float = 1.0) -> Callable:
     """Orthogonal matrices times `scale`: the matrices of flax's initialiser, to rounding.
 

@@ -3,8 +3,8 @@
 Per head:  C[t] = f C[t-1] + i k v^T      n[t] = f n[t-1] + i k      y[t] = C[t]^T q / max(|n[t]^T q|, 1)
            f = sigmoid(f~)      i = exp(i~)
 
-Products of exponentials overflow, so `C` and `n` are kept divided by exp(m), with m = max(m + log f, i~, 0) (the floor of
-0 is ours: with it nothing overflows however small all gates are). `y` does not depend on `m`, which therefore has no
+Products of exponentials overflow, so `C` and `n` are kept divided by exp(m), with m = max(m + log f, i~, 0) (the floor
+of 0 is ours: with it nothing overflows however small all gates are). `y` does not depend on `m`, which therefore has no
 gradient. `n` is one more column of `C`, and the whole is a gated linear attention (`engram.kernels.gla_scan`).
 """
 
@@ -19,7 +19,7 @@ from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
 from engram.kernels.max_plus_scan import max_plus_scan, max_plus_scan_step
 from engram.memory.base import Memory, State
-from engram.memory.layers import Dense, uniform
+from engram.memory.layers import Dense, normalised_heads, uniform
 
 INPUT_GATES = ("exp", "sigmoid")
 
@@ -35,7 +35,7 @@ def _forget_bias(key, shape, dtype):
 
 class MLSTM(Memory):
     """One mLSTM block. State: `(taps, C, m)`, the convolution's past inputs `[B, conv - 1, expand * width]`, keys times
-    values and their normaliser `[B, heads, keys, values + 1]`, and the exponent by which these are divided `[B, heads]`.
+    values and their normaliser `[B, heads, keys, values + 1]`, and the exponent by which they are divided `[B, heads]`.
     With `input_gate="sigmoid"` the last two are `[B, heads, keys, values]` and zeros.
     """
 
@@ -151,7 +151,5 @@ class MLSTM(Memory):
         """What the queries found `[..., heads, size (+ 1)]`; m `[..., heads]` or None -> output `[..., width]`."""
         if m is not None:
             y = y[..., :-1] / jnp.maximum(jnp.abs(y[..., -1]), jnp.exp(-m))[..., None]
-        mean = y.mean(-1, keepdims=True)
-        y = (y - mean) * jax.lax.rsqrt(((y - mean) ** 2).mean(-1, keepdims=True) + 1e-5)
-        y = y.reshape(z.shape) * self.norm_scale
+        y = normalised_heads(y, self.norm_scale)
         return self.down((y + self.skip * nn.silu(mixed)) * nn.silu(z))

@@ -31,6 +31,7 @@ from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
 from engram.memory.s5 import S5
+from engram.memory.slstm import SLSTM
 from engram.memory.stack import Stack
 from engram.memory.tcn import TCN
 
@@ -50,6 +51,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "mlstm": MLSTM,
     "none": NoMemory,
     "s5": S5,
+    "slstm": SLSTM,
     "tcn": TCN,
 }
 

@@ -906,6 +906,20 @@ BUGS: tuple[Bug, ...] = (
         "the normaliser of an mLSTM is at least 1 after it was divided",
     ),
     Bug(
+        "kernels/slstm_scan.py",
+        "m = select_rows(reset, jnp.full_like(m, NOTHING), m)",
+        "m = clear(reset, m)",
+        "tests/memory/test_layers.py::test_a_constant_input_gate_of_an_slstm_does_not_matter",
+        "a cleared sLSTM divides by the exponential of a very small gate",
+    ),
+    Bug(
+        "kernels/slstm_scan.py",
+        "dn = back_n - dh * h_t / n_t",
+        "dn = back_n",
+        "tests/kernels/test_scans.py -k slstm",
+        "the normaliser of an sLSTM has no gradient",
+    ),
+    Bug(
         "memory/ffm.py",
         "self.norm(self.mix(h)) * gate",
         "self.norm(self.mix(h) * gate)",

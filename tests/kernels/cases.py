@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from engram.kernels import aaren_scan as aaren
+from engram.kernels import slstm_scan as slstm
 from engram.kernels.aaren_scan import aaren_scan, aaren_scan_step
 from engram.kernels.delta_scan import delta_scan, delta_scan_step
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
@@ -17,6 +18,7 @@ from engram.kernels.gru_scan import gru_scan, gru_scan_step
 from engram.kernels.linear_scan import join, linear_scan, linear_scan_planes, linear_scan_step, split
 from engram.kernels.lstm_scan import lstm_scan, lstm_scan_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
+from engram.kernels.slstm_scan import slstm_scan, slstm_scan_step
 
 D, N = 5, 3
 HEADS, KEYS, VALUES = 2, 3, 2
@@ -80,6 +82,11 @@ def _gru(key, T, B):
 def _lstm(key, T, B):
     x, Wh, c0, h0 = _normal(key, (T, B, 4 * D), (D, 4 * D), (B, D), (B, D))
     return Wh, x, (c0, h0)
+
+
+def _slstm(key, T, B):
+    x, Wh, c, n, m, h = _normal(key, (T, B, HEADS, 4 * D), (HEADS, D, 4 * D), *4 * [(B, HEADS, D)])
+    return Wh, 2 * x, (c, 1 + jnp.abs(n), m, h)
 
 
 def _gla(each_row, key, T, B):
@@ -176,6 +183,12 @@ CASES = {
         _lstm,
         lambda w, x, reset, state, backend="auto": lstm_scan(x, w, reset, state, backend=backend),
         lambda w, state, x, r: lstm_scan_step(state, x, w, r),
+    ),
+    "slstm": Case(
+        _slstm,
+        lambda w, x, reset, state, backend="auto": slstm_scan(x, w, reset, state, backend=backend),
+        lambda w, state, x, r: slstm_scan_step(state, x, w, r),
+        fresh=lambda state: slstm.initial_state(*state[0].shape),
     ),
     "gla, one decay": Case(partial(_gla, False), _scan_gla, _step(gla_scan_step), backends=FFI, tolerance=1e-5),
     "gla, decay of each row": Case(partial(_gla, True), _scan_gla, _step(gla_scan_step), backends=FFI, tolerance=1e-5),

@@ -13,6 +13,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mamba2": {"state": 3, "head": 8, "chunk": 4},
     "mlstm": {"heads": 2, "chunk": 4},
     "s5": {"state": 8, "blocks": 2},
+    "slstm": {"heads": 2},
     "tcn": {"taps": 3, "dilation": 2},
 }
 

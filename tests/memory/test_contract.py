@@ -95,7 +95,7 @@ LEARNERS = [
 ]
 
 
-LONG_ENOUGH = {"framestack": {"frames": 10}, "tcn": {"taps": 10}}
+LONG_ENOUGH: dict[str, dict[str, Any]] = {"framestack": {"frames": 10}, "tcn": {"taps": 10}}
 """Options of memories that by default do not see as far back as the first of the ten inputs."""
 
 

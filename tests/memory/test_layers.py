@@ -11,6 +11,7 @@ from scipy import stats
 
 from engram.kernels.gla_scan import gla_scan
 from engram.kernels.max_plus_scan import max_plus_scan
+from engram.kernels.slstm_scan import slstm_scan
 from engram.memory import Memory
 from engram.memory.aaren import Aaren
 from engram.memory.attention import Attention
@@ -27,6 +28,7 @@ from engram.memory.mamba2 import Mamba2
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
+from engram.memory.slstm import SLSTM
 from engram.memory.tcn import TCN
 
 T, B, WIDTH = 9, 2, 4
@@ -323,7 +325,7 @@ def mlstm_found(bias, q=1.0, steps=12):
 
 
 def test_mlstm_of_one_write_and_of_many():
-    # The key's product with the query is 2, over the square root of 4 numbers in a key: more than 1, so it is divided by.
+    # Key and query have the product 2 (that of 4 ones, over the root of 4): more than 1, so it is divided by.
     np.testing.assert_allclose(mlstm_found(0.0)[0], 1, rtol=1e-6)
     # Queries so small that the sum stays below 1: t + 1 writes of 0.02 each.
     np.testing.assert_allclose(mlstm_found(0.0, q=0.01)[0], 0.02 * np.arange(1, 13), rtol=1e-5)
@@ -334,6 +336,69 @@ def test_no_input_gate_of_an_mlstm_is_too_small_or_too_large(bias):
     y, gradient = mlstm_found(bias)
     np.testing.assert_allclose(y, 0.0 if bias < 0 else 1.0, atol=1e-6)
     assert np.isfinite(gradient)
+
+
+def test_slstm():
+    heads, size = 2, WIDTH // 2
+
+    def recurrence(p):
+        def of_episode(x):
+            """The published cell, not stabilised."""
+            mixed = silu(convolved(x, p["conv_weight"]) + p["conv_bias"]).reshape(len(x), heads, size)
+            direct, y = x.reshape(len(x), heads, size), np.zeros((len(x), heads, size))
+            c, n, h = np.zeros((3, heads, size))
+            for t in range(len(x)):
+                for j in range(heads):
+                    Wx, recurrent = (np.split(p[name][j], 4, -1) for name in ("Wx", "Wh"))
+                    inputs = (mixed[t, j], mixed[t, j], direct[t, j], direct[t, j])
+                    logits = [a @ w + h[j] @ r for a, w, r in zip(inputs, Wx, recurrent, strict=True)]
+                    i, f, z, o = (a + b for a, b in zip(logits, np.split(p["bias"][j], 4), strict=True))
+                    c[j] = sigmoid(f) * c[j] + np.exp(i) * np.tanh(z)
+                    n[j] = sigmoid(f) * n[j] + np.exp(i)
+                    h[j] = sigmoid(o) * c[j] / n[j]
+                y[t] = h
+            y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+            return gated(p["out"], y.reshape(len(x), -1) * p["norm_scale"])
+
+        return of_episode
+
+    check(SLSTM(WIDTH, heads=heads, param_dtype=jnp.float64), recurrence)
+
+
+def slstm_by_gates(i: Any, f: Any, z: Any, o: Any = 0.3, steps: int = 20):
+    """Outputs of one unit whose logits are constants or sequences, with a reset of one row alone at step 9."""
+    logits = jnp.stack([jnp.broadcast_to(jnp.asarray(a, jnp.float32), steps) for a in (i, f, z, o)], -1)
+    reset = jnp.zeros((steps, 2), bool).at[0].set(True).at[9, 1].set(True)
+    xproj = jnp.broadcast_to(logits[:, None, None], (steps, 2, 1, 4))
+
+    def run(xproj):
+        return slstm_scan(xproj, jnp.zeros((1, 1, 4)), reset)[0]
+
+    return run(xproj)[..., 0, 0], jax.grad(lambda x: run(x).sum())(xproj)
+
+
+@pytest.mark.parametrize("i", [-110.0, -5.0, 0.0, 90.0])
+def test_a_constant_input_gate_of_an_slstm_does_not_matter(i):
+    """Not even one whose exponential is 0 in float32, in a row that resets alone."""
+    z = np.sin(np.arange(20))
+    (y, gradient), (expected, _) = slstm_by_gates(i, 1.5, z), slstm_by_gates(0.0, 1.5, z)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    assert jnp.isfinite(gradient).all()
+
+
+def test_an_slstm_that_forgets_shows_its_input():
+    z = np.linspace(-2, 2, 20)
+    np.testing.assert_allclose(slstm_by_gates(0.0, -40.0, z)[0][:, 0], sigmoid(0.3) * np.tanh(z), rtol=1e-5)
+
+
+def test_units_of_an_slstm_start_from_remembering_to_forgetting():
+    memory = SLSTM(8, heads=2)
+    parameters: Any = memory.init(KEY, memory.initial_state(1), jnp.zeros((1, 1, 8)), jnp.zeros((1, 1), bool))
+    bias = np.asarray(parameters["params"]["bias"])
+    assert bias.shape == (2, 16)
+    np.testing.assert_allclose(bias[:, [4, 7]], [[5, -7], [5, -7]], rtol=1e-6)
+    assert not bias[:, [0, 1, 2, 3, *range(8, 16)]].any()
+    assert not parameters["params"]["Wh"].any()
 
 
 def test_ffm():
@@ -349,7 +414,7 @@ def test_ffm():
             ages = np.arange(len(x))
             S = np.stack([(u[t::-1, :, None] * decay ** ages[: t + 1, None, None]).sum(0) for t in ages])
             S = S.reshape(len(x), -1)
-            y = np.concatenate([S.real, S.imag], -1) @ p["mix"]["kernel"] + p["mix"]["bias"]
+            y = np.concatenate([np.real(S), np.imag(S)], -1) @ p["mix"]["kernel"] + p["mix"]["bias"]
             y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
             return y * gate + skip * (1 - gate)
 
