@@ -242,7 +242,7 @@ def test_no_two_seeds_and_no_two_purposes_share_a_lane(env_id):
 def test_lanes_of_ale_are_seeded_one_by_one():
     seeds: Any = np.array(lane_seeds(3, 2))
     assert (np.array(lane_seeds(2, 2, copies=2))[2:] == seeds).all()
-    theirs, _ = gymnasium.make_vec("ALE/Breakout-v5", 2, noop_max=30).reset(seed=seeds)
+    theirs, _ = gymnasium.make_vec("ale_py:ALE/Breakout-v5", 2, noop_max=30).reset(seed=seeds)
     ours, _ = play(make_vector("gymnasium/ALE/Breakout-v5?noop_max=30", 2, seed=3), np.zeros((1, 2), np.int32))
     np.testing.assert_array_equal(ours, theirs)
     assert len({*lane_seeds(0, 100, copies=50)}) == 5000
@@ -264,7 +264,7 @@ def test_ale_clips_rewards_unless_told_otherwise(env_id, rewards):
 
 def test_a_lost_life_ends_the_game_of_ale():
     """With `episodic_life`. With envpool's the same game goes on, which a test of the Atari games shows."""
-    pool = gymnasium.make_vec("ALE/Breakout-v5", 1, episodic_life=True)
+    pool = gymnasium.make_vec("ale_py:ALE/Breakout-v5", 1, episodic_life=True)
     seed: Any = np.array([1])
     pool.reset(seed=seed)
     lives, ended = [], []
