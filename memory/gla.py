@@ -5,7 +5,8 @@ S[t] = diag(a) S[t-1] + k v^T      y[t] = S[t]^T q      a = sigmoid(W2 W1 x + b)
 Options make its relatives:
 
 - RetNet (Sun et al. 2023): `decay=fixed`, a = 1 - 2^(-5 - h) for the h-th head.
-- Linear transformer (Katharopoulos et al., ICML 2020; "FART" in POPGym): `decay=none feature=elu normalise=running`.
+- Linear transformer (Katharopoulos et al., ICML 2020; "FART" in POPGym): `decay=none feature=elu
+  normalise=running`.
 - Fast weight programmers (Schlag et al., ICML 2021; "FWP"): `decay=none feature=dpfp normalise=sum`.
 """
 

@@ -30,6 +30,7 @@ from engram.memory.mamba2 import Mamba2
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
+from engram.memory.s4d import S4D
 from engram.memory.s5 import S5
 from engram.memory.slstm import SLSTM
 from engram.memory.stack import Stack
@@ -50,6 +51,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "mingru": MinGRU,
     "mlstm": MLSTM,
     "none": NoMemory,
+    "s4d": S4D,
     "s5": S5,
     "slstm": SLSTM,
     "tcn": TCN,

@@ -6,6 +6,7 @@
 matrices act as one real product on real and imaginary parts side by side, which CPUs do much faster.
 """
 
+import math
 from functools import cache
 from typing import Literal
 
@@ -98,8 +99,8 @@ class S5(Memory):
     def __post_init__(self) -> None:
         if self.blocks < 1 or self.state < 2 or self.state % (2 * self.blocks):
             raise BadRequest(f"s5: state ({self.state}) must be a positive multiple of 2 * blocks ({2 * self.blocks})")
-        if not 0 < self.dt_min < self.dt_max:
-            raise BadRequest(f"s5: needs 0 < dt_min ({self.dt_min}) < dt_max ({self.dt_max})")
+        if not 0 < self.dt_min < self.dt_max < math.inf:
+            raise BadRequest(f"s5: needs 0 < dt_min ({self.dt_min}) < dt_max ({self.dt_max}), all finite")
         super().__post_init__()
 
     def setup(self) -> None:

@@ -941,6 +941,20 @@ BUGS: tuple[Bug, ...] = (
         "taps of a dilated convolution have no gaps between them",
     ),
     Bug(
+        "memory/s4d.py",
+        "jnp.expm1(eigenvalues * dt) / eigenvalues",
+        "dt",
+        "tests/memory/test_layers.py::test_s4d_is_a_convolution",
+        "the input of S4D is no longer held over a step",
+    ),
+    Bug(
+        "memory/s4d.py",
+        "n / (2 * np.arange(n // 2) + 1)",
+        "n / (np.arange(n // 2) + 1)",
+        "tests/memory/test_layers.py::test_s4d_starts_from_the_published_eigenvalues",
+        "frequencies of S4D-Inv start at others than published",
+    ),
+    Bug(
         "memory/gla.py",
         "2.0 ** (-5 - ",
         "2.0 ** (-4 - ",

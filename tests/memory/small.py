@@ -12,6 +12,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mamba": {"state": 3, "expand": 2, "conv": 4},
     "mamba2": {"state": 3, "head": 8, "chunk": 4},
     "mlstm": {"heads": 2, "chunk": 4},
+    "s4d": {"state": 4},
     "s5": {"state": 8, "blocks": 2},
     "slstm": {"heads": 2},
     "tcn": {"taps": 3, "dilation": 2},
@@ -22,5 +23,6 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "elu", "normalise": "running"}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "dpfp", "normalise": "sum"}),
     ("mlstm", {"heads": 2, "chunk": 4, "input_gate": "sigmoid", "gate_cap": 15.0}),
+    ("s4d", {"state": 6, "spectrum": "ptd", "input_weights": "one", "discretisation": "bilinear", "gate": "gss"}),
 ]
 """Options that make another memory of one, each tested as such."""

@@ -1,5 +1,6 @@
 """Each layer against an independent float64 computation: numpy, one row and one step at a time, or flax's cells."""
 
+import itertools
 from typing import Any, cast
 
 import flax.linen as nn
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.linalg import expm
 
 from engram.kernels.gla_scan import gla_scan
+from engram.kernels.linear_scan import linear_scan_planes
 from engram.kernels.max_plus_scan import max_plus_scan
 from engram.kernels.slstm_scan import slstm_scan
 from engram.memory import Memory
@@ -28,6 +31,7 @@ from engram.memory.mamba2 import Mamba2
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
+from engram.memory.s4d import S4D
 from engram.memory.slstm import SLSTM
 from engram.memory.tcn import TCN
 
@@ -433,6 +437,143 @@ def test_ffm_starts_with_traces_from_two_steps_to_a_thousand():
     np.testing.assert_allclose(
         np.angle(factors[0]) % (2 * np.pi), [0, *2 * np.pi / np.array([342, 683, 1024])], atol=1e-5
     )
+
+
+def s4d_parts(p):
+    """Eigenvalues `[width, modes]`, step lengths `[width, 1]`, complex B and C of parameters."""
+    B = p["B"][0] + 1j * p["B"][1] if "B" in p else 1.0
+    return -np.exp(p["log_neg_re"]) + 1j * p["im"], np.exp(p["log_dt"])[:, None], B, p["C"][0] + 1j * p["C"][1]
+
+
+@pytest.mark.parametrize(
+    ("gate", "discretisation", "input_weights"),
+    [("full_glu", "zoh", "learned"), ("gelu", "bilinear", "learned"), ("gss", "zoh", "one")],
+)
+def test_s4d(gate, discretisation, input_weights):
+    def recurrence(p):
+        A, dt, B, C = s4d_parts(p)
+        if discretisation == "zoh":
+            a, b = np.exp(A * dt), (np.exp(A * dt) - 1) / A * B
+        else:
+            a, b = (1 + A * dt / 2) / (1 - A * dt / 2), dt / (1 - A * dt / 2) * B
+
+        def of_episode(x):
+            u, v = np.split(gelu(x @ p["inp"]["kernel"]), 2, -1) if gate == "gss" else (x, None)
+            y = 2 * (linear(a, u[..., None] * b) * C).sum(-1).real + p["D"] * u
+            if gate == "gss":
+                return (y @ p["mix"]["kernel"] * v) @ p["down"]["kernel"]
+            return gated(p["out"], y) if gate == "full_glu" else gelu(y)
+
+        return of_episode
+
+    options: Any = {"gate": gate, "discretisation": discretisation, "input_weights": input_weights}
+    check(S4D(WIDTH, state=6, param_dtype=jnp.float64, **options), recurrence)
+
+
+def test_s4d_is_a_convolution():
+    """The other published form: a kernel from a Vandermonde matrix, and no state."""
+
+    def recurrence(p):
+        A, dt, B, C = s4d_parts(p)
+
+        def of_episode(x):
+            vandermonde = np.exp(A * dt)[..., None] ** np.arange(len(x))
+            kernel = 2 * np.einsum("cn,cnl->lc", C * B * (np.exp(A * dt) - 1) / A, vandermonde).real
+            return gelu(convolved(x, kernel[::-1]) + p["D"] * x)
+
+        return of_episode
+
+    check(S4D(WIDTH, state=6, gate="gelu", param_dtype=jnp.float64), recurrence)
+
+
+def fresh_s4d(width=WIDTH, **options):
+    memory = S4D(width, gate="gelu", **options)
+    x, reset = jnp.ones((1, 1, width)), jnp.ones((1, 1), bool)
+    return memory, jax.tree.map(np.asarray, jax.jit(memory.init)(KEY, memory.initial_state(1), x, reset)["params"])
+
+
+def hippo_n(n):
+    """The normal part of HiPPO-LegS, entry by entry."""
+    k = np.arange(n)
+    root = np.sqrt(2 * k + 1)
+    return -np.outer(root, root) / 2 * np.sign(k[:, None] - k) - np.eye(n) / 2
+
+
+@pytest.mark.parametrize("spectrum", ["legs", "inv", "lin", "real"])
+def test_s4d_starts_from_the_published_eigenvalues(spectrum):
+    _, p = fresh_s4d(state=16, spectrum=spectrum)
+    A, _, B, _ = s4d_parts(p)
+    n = np.arange(8)
+    whole = np.linalg.eigvals(hippo_n(16))
+    published = {
+        "legs": whole[whole.imag > 0],
+        "inv": -0.5 + 16j / np.pi * (16 / (2 * n + 1) - 1),
+        "lin": -0.5 + 1j * np.pi * n,
+        "real": -(n + 1.0),
+    }[spectrum]
+    for row in A:
+        np.testing.assert_allclose(np.sort_complex(row.round(4)), np.sort_complex(published.round(4)), rtol=1e-4)
+    np.testing.assert_array_equal(B, np.ones((WIDTH, 8)))
+
+
+@pytest.mark.parametrize("input_weights", ["learned", "one"])
+def test_perturbed_s4d_starts_near_hippo_legs(input_weights):
+    """It answers an impulse as HiPPO-LegS with the same weights of its outputs does, but for the perturbation."""
+    n, width = 8, 64
+    _, p = fresh_s4d(width, state=2 * n, spectrum="ptd", input_weights=input_weights)
+    A, _, B, C = s4d_parts(p)
+    # The perturbation is skew-Hermitian: the real parts' sum stays.
+    np.testing.assert_allclose(A.real.sum(-1), -np.arange(1, n + 1).sum(), rtol=1e-5)
+    root = np.sqrt(2 * np.arange(n) + 1)
+    legs = np.diag(np.arange(n)) - np.tril(np.outer(root, root))
+    times = np.linspace(0, 3, 40)
+    ours = 2 * np.einsum("cn,cnt->ct", C * B, np.exp(A[..., None] * times)).real
+    states = np.stack([expm(legs * t) @ root for t in times], 1)
+    # Outputs have weights in the basis of LegS: they are what explains our answers best.
+    weights, *_ = np.linalg.lstsq(states.T, ours.T)
+    assert np.linalg.norm(ours - weights.T @ states) < 0.2 * np.linalg.norm(ours)
+    np.testing.assert_allclose(weights.std(), 1, atol=0.3)
+
+
+def observed(memory, p, u):
+    """What the states of every channel say, before the output function, where all channels see `u[T]`: `[T, width]`."""
+    x = jnp.broadcast_to(jnp.asarray(u, jnp.float32)[:, None, None], (len(u), 1, memory.width))
+    reset = jnp.zeros((len(u), 1), bool).at[0].set(True)
+
+    def observe(memory):
+        decay, drive = memory.discretise(x)
+        h, _ = linear_scan_planes(decay, drive, reset, memory.initial_state(1), backend="reference")
+        return memory.observe(h, x) - memory.D * x
+
+    return np.asarray(jax.jit(nn.apply(observe, memory))({"params": p})[:, 0])
+
+
+def test_one_real_mode_of_s4d_is_an_exponential_average():
+    memory, p = fresh_s4d(state=2, spectrum="real")
+    p["C"] = np.stack([np.full((WIDTH, 1), 0.5), np.zeros((WIDTH, 1))])
+    keep, ages = np.exp(-np.exp(p["log_dt"])), np.arange(20)[:, None]
+    np.testing.assert_allclose(observed(memory, p, ages[:, 0] == 0), (1 - keep) * keep**ages, rtol=1e-4, atol=1e-7)
+
+
+def test_s4d_legs_approaches_hippo_legs():
+    """With half of its inputs' weights, the normal part of LegS remembers what LegS does, the better the larger it is
+    (the theorem of Gu et al. 2022). The first two states of LegS have closed forms."""
+    steps, dt = 400, 0.01
+    t = dt * np.arange(steps)
+    u, middle = np.sin(t) ** 2, t + dt / 2
+    first, second = np.exp(-middle), np.sqrt(3) * (2 * np.exp(-2 * middle) - np.exp(-middle))
+    truth = np.stack([np.convolve(u, kernel)[:steps] * dt for kernel in (first, second)], 1)
+    errors = []
+    for n in (4, 8, 16, 32):
+        _, V = np.linalg.eigh(-1j * (hippo_n(n) + np.eye(n) / 2))
+        V = V[:, n // 2 :]
+        B = V.conj().T @ np.sqrt(2 * np.arange(n) + 1) / 2
+        memory, p = fresh_s4d(2, state=n)
+        p["B"] = np.broadcast_to(np.stack([B.real, B.imag])[:, None], p["B"].shape)
+        p["C"], p["log_dt"] = np.stack([np.real(V[:2]), np.imag(V[:2])]), np.full(2, np.log(dt))
+        errors.append(np.sqrt(np.mean((observed(memory, p, u) - truth) ** 2)) / truth.std())
+    assert all(larger > 3 * smaller for larger, smaller in itertools.pairwise(errors)), errors
+    assert errors[-1] < 2e-3
 
 
 @pytest.mark.parametrize(
