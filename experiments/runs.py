@@ -220,4 +220,4 @@ def default_folder(preset: str, config: Experiment) -> Path:
 
 def folder_name(task: str, label: str) -> str:
     """`<env or dataset>-<label>` without the characters that a shell or a file system would take for its own."""
-    return "-".join(part.translate(str.maketrans("/?&:", "----")).strip("-.") for part in (task, label))
+    return "-".join(part.translate(str.maketrans("/?&:*", "-----")).strip("-.") for part in (task, label))

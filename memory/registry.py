@@ -6,6 +6,7 @@ repository a memory is `module:Class`, or an entry point of the group `engram.me
 
 import ast
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,6 +61,9 @@ MEMORIES: dict[str, type[Memory]] = {
 GROUP = "engram.memories"
 """Entry points by which installed packages bring memories."""
 
+MIXTURE = re.compile(r"[,*]")
+"""What the name of a mixed stack has and that of a memory has not."""
+
 # Not options of one memory: set for all layers alike, or flax's own.
 _SHARED = {"width", "param_dtype", "parent", "name"}
 
@@ -90,6 +94,23 @@ def find_memory(name: str, kinds: dict[str, type[Memory]] = MEMORIES) -> type[Me
     return found
 
 
+def layer_names(name: str) -> list[str]:
+    """The memories of a stack, one name for each layer: `mamba2*2,attention` -> mamba2, mamba2, attention.
+
+    Raises:
+        BadRequest: a count that is not a whole number of at least 1.
+    """
+    if not MIXTURE.search(name):
+        return [name]
+    names = []
+    for part in name.split(","):
+        memory, times, count = part.partition("*")
+        if times and not (count.isascii() and count.isdigit() and int(count) >= 1):
+            raise BadRequest(f"memory {name!r}: {part!r} is not of the form memory*layers, such as mamba2*3")
+        names += [memory] * int(count or 1)
+    return names
+
+
 def memory_options(name: str, kinds: dict[str, type[Memory]] = MEMORIES) -> dict[str, Any]:
     """The options of a memory and their defaults. `name`, `kinds` and errors are those of `find_memory`."""
     fields = dataclasses.fields(find_memory(name, kinds))
@@ -102,7 +123,7 @@ def options_of(
     """The entries that concern one memory, as options by name with values as they are written.
 
     Args:
-        memory: name of the memory.
+        memory: name of the memory. For a mixed stack the options are by `memory.option`.
         entries: of the form `memory.option=value`, such as `s5.state=128` or `my_module:Leaky.rate=0.5`, for this
             memory and for others.
         known: the options that a memory has, by its name.
@@ -110,15 +131,16 @@ def options_of(
     Raises:
         BadRequest: an entry is not of that form, or names no memory or no option of it.
     """
-    chosen = {}
+    chosen, mixed = {}, MIXTURE.search(memory) is not None
+    names = layer_names(memory)
     for entry in entries:
         target, equals, value = entry.partition("=")
         name, dot, option = target.rpartition(".")  # names of modules have dots, names of options have none
         if not (dot and equals):
             raise BadRequest(f"memory option {entry!r} is not of the form memory.option=value, such as s5.state=128")
         _check_option(name, option, known(name))
-        if name == memory:
-            chosen[option] = value
+        if name in names:
+            chosen[target if mixed else option] = value
     return chosen
 
 
@@ -135,39 +157,56 @@ def make_memory(
     stack: type[Stack] = Stack,
     **options: Any,
 ) -> Stack:
-    """Build a stack of `layers` memory layers of one kind.
+    """Build a stack of memory layers: `layers` of one kind, or `layers` times those of a mixture.
 
     Args:
-        name: name of the memory, see `find_memory`.
+        name: name of the memory, see `find_memory`, or a mixture such as `mamba2*3,attention`, see `layer_names`.
         width: number of features of input and output.
         layers, norm, residual, rms, dropout: see `Stack`.
         param_dtype: dtype of parameters and states; computation follows the parameters and the input.
         kinds, stack: classes of layers by name, and the class that holds the layers.
-        options: fields of the layer, see `memory_options`; strings, as from a command line, are converted.
+        options: fields of the layer, see `memory_options`; strings, as from a command line, are converted. Those of a
+            mixture have the memory's name before them: `{"attention.window": 16}`.
 
     Raises:
         UnknownName: unknown name or option.
         BadRequest: a value that does not fit.
     """
-    cls = find_memory(name, kinds)
-    known, hints = memory_options(name, kinds), typing.get_type_hints(cls)
-    for option in options:
-        _check_option(name, option, known)
-    values = {option: _cast(f"{name}.{option}", value, hints[option]) for option, value in options.items()}
     if layers < 1 or width < 1:
         raise BadRequest(f"memory {name!r}: layers ({layers}) and width ({width}) must be at least 1")
-    stacked = tuple(cls(width=width, param_dtype=param_dtype, **values) for _ in range(layers))
-    if options:  # the kernels' own complaints (backend, chunk) come here too, from shapes alone
-        _try(stacked[0])
+    names, own = layer_names(name), {}
+    if MIXTURE.search(name):
+        for target, value in options.items():
+            memory, _, option = target.rpartition(".")
+            if memory not in names:
+                raise BadRequest(f"memory {name!r}: {target!r} is not an option of one of its memories")
+            own.setdefault(memory, {})[option] = value
+    else:
+        own[name] = options
+    made = {
+        memory: _make_layer(memory, width, param_dtype, kinds, own.get(memory, {})) for memory in dict.fromkeys(names)
+    }
     return stack(
         width=width,
-        layers=stacked,
+        layers=tuple(made[memory].clone() for _ in range(layers) for memory in names),  # each has parameters of its own
         norm=norm,
         residual=residual,
         rms=rms,
         dropout=dropout,
         param_dtype=param_dtype,
     )
+
+
+def _make_layer(name: str, width: int, param_dtype: Any, kinds: dict[str, type[Memory]], options: dict) -> Memory:
+    cls = find_memory(name, kinds)
+    known, hints = memory_options(name, kinds), typing.get_type_hints(cls)
+    for option in options:
+        _check_option(name, option, known)
+    values = {option: _cast(f"{name}.{option}", value, hints[option]) for option, value in options.items()}
+    layer = cls(width=width, param_dtype=param_dtype, **values)
+    if options:  # the kernels' own complaints (backend, chunk) come here too, from shapes alone
+        _try(layer)
+    return layer
 
 
 def _try(layer: Memory) -> None:

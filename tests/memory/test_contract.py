@@ -47,6 +47,11 @@ def test_stack_keeps_the_contract(check, name):
     check(make_memory(name, WIDTH, 2, **SMALL[name]))
 
 
+def test_mixed_stacks_keep_the_contract():
+    options: dict[str, Any] = {"slstm.heads": 2, "mlstm.heads": 2}
+    testing.check_steps_equal_sequence(make_memory("slstm,mlstm*2", WIDTH, **options))
+
+
 class Recall(nn.Module):
     """One logit from the last output."""
 

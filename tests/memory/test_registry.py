@@ -28,6 +28,19 @@ def test_strings_are_converted():
     assert make_memory("mamba", 8, expand=1).layers == (Mamba(8, expand=1),)
 
 
+def test_mixed_stacks():
+    entries = ["s5.state=16", "gru.max_timescale=9", "lru.state=4"]
+    options = options_of("s5*2,gru", entries)
+    assert options == {"s5.state": "16", "gru.max_timescale": "9"}
+    memory = make_memory("s5*2,gru", 8, layers=2, **options)
+    once = (S5(8, state=16), S5(8, state=16), GRU(8, max_timescale=9))
+    assert memory.layers == once + once
+    x, reset = jnp.zeros((2, 1, 8)), jnp.zeros((2, 1), bool)
+    shapes: Any = jax.eval_shape(memory.init, jax.random.key(0), memory.initial_state(1), x, reset)
+    assert {f"layers_{i}" for i in range(6)} < {*shapes["params"]}
+    assert make_memory("gru*3", 8).layers == make_memory("gru", 8, layers=3).layers
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -60,6 +73,13 @@ def test_strings_are_converted():
         ("s5", {"backend": "nope"}, "unknown backend 'nope': choose from auto, reference, xla"),
         ("gla", {"chunk": 3}, "chunk must be a power of 2, got 3"),
         ("gla", {"expand_k": float("inf")}, "gla: expand_k=inf and expand_v=1.0 must be finite"),
+        ("s5,mambo", {}, "unknown memory 'mambo': did you mean mamba or mamba2?"),
+        ("s5,", {}, "unknown memory ''"),
+        ("s5*0", {}, "memory 's5*0': 's5*0' is not of the form memory*layers, such as mamba2*3"),
+        ("s5*two,gru", {}, "memory 's5*two,gru': 's5*two' is not of the form memory*layers"),
+        ("s5,gru", {"state": 8}, "memory 's5,gru': 'state' is not an option of one of its memories"),
+        ("s5,gru", {"lru.state": 8}, "memory 's5,gru': 'lru.state' is not an option of one of its memories"),
+        ("s5,gru", {"s5.sate": 8}, "memory 's5' has no option 'sate': did you mean state"),
         ("gru", {"layers": 0}, "memory 'gru': layers (0) and width (8) must be at least 1"),
     ],
 )
