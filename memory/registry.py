@@ -33,6 +33,7 @@ from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
 from engram.memory.s4d import S4D
 from engram.memory.s5 import S5
+from engram.memory.shm import SHM
 from engram.memory.slstm import SLSTM
 from engram.memory.stack import Stack
 from engram.memory.tcn import TCN
@@ -54,6 +55,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "none": NoMemory,
     "s4d": S4D,
     "s5": S5,
+    "shm": SHM,
     "slstm": SLSTM,
     "tcn": TCN,
 }

@@ -892,6 +892,13 @@ BUGS: tuple[Bug, ...] = (
         "inputs are discretised by Euler's rule",
     ),
     Bug(
+        "memory/shm.py",
+        "jnp.where(reset, t, -n)",
+        "jnp.where(reset, 0, -n)",
+        "tests/memory/test_layers.py::test_shm",
+        "rows of SHM's table are counted from the start of the sequence",
+    ),
+    Bug(
         "memory/lru.py",
         "gamma = jnp.sqrt(-jnp.expm1(-2 * neg_log_modulus))",
         "gamma = -jnp.expm1(-2 * neg_log_modulus)",

@@ -14,6 +14,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlstm": {"heads": 2, "chunk": 4},
     "s4d": {"state": 4},
     "s5": {"state": 8, "blocks": 2},
+    "shm": {"size": 3, "thetas": 4},
     "slstm": {"heads": 2},
     "tcn": {"taps": 3, "dilation": 2},
 }
@@ -24,5 +25,6 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "dpfp", "normalise": "sum"}),
     ("mlstm", {"heads": 2, "chunk": 4, "input_gate": "sigmoid", "gate_cap": 15.0}),
     ("s4d", {"state": 6, "spectrum": "ptd", "input_weights": "one", "discretisation": "bilinear", "gate": "gss"}),
+    ("shm", {"size": 3, "thetas": 1, "decay_max": 1.0}),
 ]
 """Options that make another memory of one, each tested as such."""

@@ -32,6 +32,7 @@ from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
 from engram.memory.s4d import S4D
+from engram.memory.shm import SHM
 from engram.memory.slstm import SLSTM
 from engram.memory.tcn import TCN
 
@@ -514,6 +515,58 @@ def test_s4d_starts_from_the_published_eigenvalues(spectrum):
     for row in A:
         np.testing.assert_allclose(np.sort_complex(row.round(4)), np.sort_complex(published.round(4)), rtol=1e-4)
     np.testing.assert_array_equal(B, np.ones((WIDTH, 8)))
+
+
+@pytest.mark.parametrize(("thetas", "decay_max"), [(1, 2.0), (3, 2.0), (128, 1.1)])
+def test_shm(thetas, decay_max):
+    size = 3
+
+    def recurrence(p):
+        def of_episode(x):
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+            x = x * p["norm"]["scale"] + p["norm"]["bias"]
+            k, q, v, c, e = np.split(x @ p["inp"]["kernel"], [3, 6, 9, 12], -1)
+            k, q = (np.maximum(a, 0) / (1e-5 + np.maximum(a, 0).sum(-1, keepdims=True)) for a in (k, q))
+            M, found = np.zeros((size, size)), np.zeros_like(q)
+            for t in range(len(x)):
+                grow = 1 + np.tanh(np.outer(p["theta"][t % thetas], c[t]))
+                M = np.minimum(grow, decay_max) * M + np.outer(sigmoid(e[t]) * v[t], k[t])
+                found[t] = M @ q[t]
+            found = found + x @ p["shortcut"]["kernel"] + p["shortcut"]["bias"]
+            return found @ p["out"]["kernel"] + p["out"]["bias"]
+
+        return of_episode
+
+    memory = SHM(WIDTH, size=size, thetas=thetas, decay_max=decay_max, param_dtype=jnp.float64)
+    check(memory, recurrence)
+
+
+def shm_state(table, decay_max=2.0, steps=400):
+    """The matrices `[steps, size * size]` where every input is the same, `c` and the rows of theta are `table`."""
+    memory = SHM(4, size=2, thetas=len(table), decay_max=decay_max)
+    x, reset = jnp.broadcast_to(jnp.array([1.0, -1, 2, 0.5]), (steps, 1, 4)), jnp.zeros((steps, 1), bool)
+    parameters: Any = memory.init(KEY, memory.initial_state(1), x, reset)
+    weights = jnp.zeros((4, 9)).at[:, 0].set(1.0).at[3, 4:6].set(1.0).at[3, 6:8].set(5.0)  # k = (1, 0)
+    parameters["params"] |= {"inp": {"kernel": weights}, "theta": jnp.asarray(table, jnp.float32)}
+    tick = jax.jit(lambda state, x: memory.apply(parameters, state, x, reset[0], method="step"))
+    states = []
+    state = memory.initial_state(1)
+    for row in x:
+        state, _ = tick(state, row)
+        states.append(np.asarray(state[0][0]))
+    return np.stack(states)
+
+
+def test_shm_without_decay_sums_what_it_wrote():
+    M = shm_state(np.zeros((5, 2)), steps=20)
+    np.testing.assert_allclose(M, np.arange(1, 21)[:, None] * M[0], rtol=1e-5)
+    assert M[0, 0] != 0
+
+
+def test_shm_overflows_as_published_and_not_with_decays_of_at_most_one():
+    assert not np.isfinite(shm_state([[-1.0, -1.0]])).all()
+    bounded = shm_state([[-1.0, -1.0]], decay_max=1.0)
+    np.testing.assert_allclose(bounded, np.arange(1, 401)[:, None] * bounded[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("input_weights", ["learned", "one"])

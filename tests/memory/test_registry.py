@@ -54,6 +54,8 @@ def test_mixed_stacks():
         ("s5", {"spectrum": "flat"}, "s5.spectrum = 'flat': choose from hippo, ptd"),
         ("s5", {"dt_max": float("inf")}, "s5: needs 0 < dt_min"),
         ("s5", {"state": 7}, "s5: state (7) must be a positive multiple of 2 * blocks (2)"),
+        ("shm", {"decay_max": 3.0}, "shm: needs size and thetas >= 1 and 0 < decay_max <= 2"),
+        ("shm", {"thetas": 0}, "shm: needs"),
         ("s4d", {"state": 7}, "s4d: state (7) must be even and at least 2"),
         ("s4d", {"dt_min": 2.0}, "s4d: needs 0 < dt_min (2.0) < dt_max (1.0)"),
         ("s4d", {"dt_max": float("inf")}, "s4d: needs 0 < dt_min"),
