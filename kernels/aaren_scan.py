@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import pick_backend, state_dtype
+from engram.kernels.backends import check_flags, check_shapes, pick_backend, state_dtype
 from engram.kernels.linear_scan import linear_scan
 from engram.kernels.rows import clear
 
@@ -49,14 +49,17 @@ def aaren_scan(
 
     Raises:
         BadRequest: unknown backend.
+        ValueError: shapes that do not fit.
     """
     backend = pick_backend(backend, BACKENDS, default="xla")
     dtype = state_dtype(s, v)
-    _, batch, heads, size = v.shape
+    T, batch, heads, size = v.shape
     m, u, w = initial_state(batch, heads, size, dtype) if h0 is None else h0
+    check_shapes("aaren_scan", s=(s, (T, batch, heads)), **_state_shapes((m, u, w), v))
+    check_flags("aaren_scan", reset, (T, batch))
     h0 = (m.astype(dtype), u.astype(dtype), w.astype(dtype))
     scan = _scan
-    if backend == "xla":
+    if backend == "xla" and v.size:
         scan = _scan_xla if jax.default_backend() == "cpu" else _by_linear_scan
     y, last = scan(s.astype(dtype), v.astype(dtype), reset, h0)
     return y.astype(v.dtype), last
@@ -65,10 +68,18 @@ def aaren_scan(
 def aaren_scan_step(h: State, s: jax.Array, v: jax.Array, reset: jax.Array | None = None) -> tuple[State, jax.Array]:
     """One step of `aaren_scan`: state `(m, u, w)`, `s[B, H]`, `v[B, H, V]`, `reset[B]` -> state,
     output `[B, H, V]`."""
+    check_shapes("aaren_scan_step", **_state_shapes(h, v))
     dtype = state_dtype(s, v)
     m, u, w = (x.astype(dtype) for x in h)
     h, y = _tick((m, u, w), s.astype(dtype), v.astype(dtype), reset)
     return h, y.astype(v.dtype)
+
+
+def _state_shapes(h, v):
+    """The arrays of a state, and the shapes that they have beside values `[..., B, H, V]`."""
+    *_, batch, heads, size = v.shape
+    m, u, w = h
+    return {"m": (m, (batch, heads)), "u": (u, (batch, heads)), "w": (w, (batch, heads, size))}
 
 
 def _tick(h, s, v, reset):

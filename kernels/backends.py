@@ -42,6 +42,17 @@ def check_shapes(kernel: str, **arrays: tuple[jax.Array | None, tuple[int, ...]]
             raise ValueError(f"{kernel}: {name} has shape {array.shape}, not {shape}")
 
 
+def check_flags(of: str, flags: jax.Array | None, shape: tuple[int, ...], name: str = "reset") -> None:
+    """Checks shape and dtype of flags: one of shape `[T, 1]` would be broadcast, and a float be taken as true.
+
+    Raises:
+        ValueError: another shape or a dtype other than bool; the message begins with `of` and calls them `name`.
+    """
+    check_shapes(of, **{name: (flags, shape)})
+    if flags is not None and flags.dtype != bool:
+        raise ValueError(f"{of}: {name} must be of dtype bool, not {flags.dtype}")
+
+
 def compiled_backend() -> str:
     """Name of the backend that is compiled for the default device: "mosaic" on a GPU, "ffi" on anything else."""
     return "mosaic" if jax.default_backend() == "gpu" else "ffi"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from engram.kernels.backends import check_flags, check_shapes
 from engram.kernels.rows import clear
 
 
@@ -26,8 +27,15 @@ def causal_taps(
     Returns:
         For each lag the inputs that lie so far back `[T, B, D]`, zeros before the episode's first; and the past after
         the chunk `[B, reach, D]`, in the dtype of the past before it.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
-    T, reach = x.shape[0], past.shape[1]
+    (T, B, D), reach = x.shape, past.shape[1]
+    check_shapes("causal_taps", past=(past, (B, reach, D)))
+    check_flags("causal_taps", reset, (T, B))
+    if not T:
+        return [x for _ in lags], past
     seen = jnp.concatenate([past.transpose(1, 0, 2).astype(x.dtype), x])  # seen[reach + t] is x[t]
     t = jnp.arange(T)[:, None]
     # Step at which the episode opened; where it opened before the chunk, all of the past belongs to it.
@@ -44,6 +52,7 @@ def causal_taps_step(
     past: jax.Array, x: jax.Array, lags: Sequence[int], reset: jax.Array
 ) -> tuple[jax.Array, list[jax.Array]]:
     """One step of `causal_taps`: `past[B, reach, D]`, `x[B, D]`, `reset[B]` -> past, for each lag `[B, D]`."""
+    check_shapes("causal_taps_step", past=(past, (len(x), past.shape[1], x.shape[-1])))
     seen = jnp.concatenate([clear(reset, past).astype(x.dtype), x[:, None]], 1)
     return seen[:, 1:].astype(past.dtype), [seen[:, -1 - lag] for lag in lags]
 
@@ -62,8 +71,14 @@ def causal_conv(
 
     Returns:
         `y[T, B, D]` and the taps after the chunk `[B, K - 1, D]`.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
     lags = range(len(weight))
+    check_shapes(
+        "causal_conv", weight=(weight, (len(lags), x.shape[-1])), taps=(taps, (x.shape[1], len(lags) - 1, x.shape[-1]))
+    )
     seen, taps = causal_taps(x, lags, reset, taps)
     y = bias
     for lag in lags:
@@ -75,5 +90,6 @@ def causal_conv_step(
     taps: jax.Array, x: jax.Array, weight: jax.Array, bias: jax.Array, reset: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """One step of `causal_conv`: `taps[B, K - 1, D]`, `x[B, D]`, `reset[B]` -> taps, output `[B, D]`."""
+    check_shapes("causal_conv_step", taps=(taps, (len(x), len(weight) - 1, x.shape[-1])))
     seen = jnp.concatenate([clear(reset, taps).astype(x.dtype), x[:, None]], 1)
     return seen[:, 1:].astype(taps.dtype), bias + (seen * weight).sum(1)

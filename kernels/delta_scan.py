@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from engram.kernels import chunks
-from engram.kernels.backends import check_shapes, pick_backend, state_dtype
+from engram.kernels.backends import check_flags, check_shapes, pick_backend, state_dtype
 
 BACKENDS = ("reference", "xla")
 
@@ -66,7 +66,8 @@ def delta_scan(
     decays = (T, B, H) if log_decay is None or log_decay.ndim == 3 else (T, B, H, K)
     several = (T, B, H) if n_householder == 1 else (T, B, n_householder, H)
     check_shapes("delta_scan", k=(k, (*several, K)), v=(v, (*several, V)), beta=(beta, several))
-    check_shapes("delta_scan", log_decay=(log_decay, decays), reset=(reset, (T, B)), h0=(h0, (B, H, K, V)))
+    check_shapes("delta_scan", log_decay=(log_decay, decays), h0=(h0, (B, H, K, V)))
+    check_flags("delta_scan", reset, (T, B))
     backend = pick_backend(backend, BACKENDS, default="xla")
     if not q.size or not V:
         backend = "reference"
@@ -94,6 +95,7 @@ def delta_scan_step(
 ) -> tuple[jax.Array, jax.Array]:
     """One step of `delta_scan`: `h[B, H, K, V]`, `q[B, H, K]`, then `k`, `v` and `beta` of `[B, H, ...]` or of
     `[B, n, H, ...]`, `log_decay[B, H]` or `[B, H, K]`, `reset[B]` -> state, output `[B, H, V]`."""
+    check_shapes("delta_scan_step", h=(h, (*q.shape, v.shape[-1])))
     dtype = state_dtype(q, k, v, beta)
     log_decay = jnp.zeros((*q.shape[:2],), dtype) if log_decay is None else log_decay.astype(dtype)
     wide_v = v.astype(dtype)

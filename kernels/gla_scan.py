@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from engram.kernels import chunks
-from engram.kernels.backends import check_shapes, pick_backend, state_dtype
+from engram.kernels.backends import check_flags, check_shapes, pick_backend, state_dtype
 from engram.kernels.cpu import ffi
 
 BACKENDS = ("reference", "xla", "ffi")
@@ -61,7 +61,8 @@ def gla_scan(
     heads = heads if heads == 1 else H
     decays = (T, B, H) if log_decay.ndim == 3 else (T, B, H, K)
     check_shapes("gla_scan", q=(q, (T, B, heads, K)), k=(k, (T, B, heads, K)), log_decay=(log_decay, decays))
-    check_shapes("gla_scan", reset=(reset, (T, B)), h0=(h0, (B, H, K, V)))
+    check_shapes("gla_scan", h0=(h0, (B, H, K, V)))
+    check_flags("gla_scan", reset, (T, B))
     backend = pick_backend(backend, BACKENDS, default="ffi")
     if not v.size:
         backend = "reference"
@@ -80,6 +81,7 @@ def gla_scan_step(
 ) -> tuple[jax.Array, jax.Array]:
     """One step of `gla_scan`: `h[B, H, K, V]`, `q[B, H, K]`, `k[B, H, K]`, `v[B, H, V]`, `log_decay[B, H]` or
     `[B, H, K]`, `reset[B]` -> state, output `[B, H, V]`."""
+    check_shapes("gla_scan_step", h=(h, (*v.shape[:2], k.shape[-1], v.shape[-1])))
     dtype = state_dtype(q, k, v, log_decay)
     h, y = _tick(h.astype(dtype), q.astype(dtype), k.astype(dtype), v.astype(dtype), log_decay.astype(dtype), reset)
     return h, y.astype(v.dtype)

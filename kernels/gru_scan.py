@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import pick_backend, state_dtype
+from engram.kernels.backends import check_flags, check_shapes, pick_backend, state_dtype
 from engram.kernels.rows import clear, rows_outer
 
 BACKENDS = ("reference", "xla")
@@ -46,11 +46,15 @@ def gru_scan(
 
     Raises:
         BadRequest: unknown backend.
+        ValueError: shapes that do not fit.
     """
+    (T, B, _), H = xproj.shape, len(bh)
+    check_shapes("gru_scan", xproj=(xproj, (T, B, 3 * H)), Wh=(Wh, (H, 3 * H)), bh=(bh, (H,)), h0=(h0, (B, H)))
+    check_flags("gru_scan", reset, (T, B))
     backend = pick_backend(backend, BACKENDS, default="xla")
     dtype = state_dtype(xproj, Wh)
-    h0 = jnp.zeros((xproj.shape[1], Wh.shape[0]), dtype) if h0 is None else h0.astype(dtype)
-    scan = _scan_xla if backend == "xla" else _scan
+    h0 = jnp.zeros((B, H), dtype) if h0 is None else h0.astype(dtype)
+    scan = _scan_xla if backend == "xla" and xproj.size else _scan
     h, last = scan(xproj.astype(dtype), Wh.astype(dtype), bh.astype(dtype), reset, h0)
     return h.astype(xproj.dtype), last
 
@@ -59,6 +63,7 @@ def gru_scan_step(
     h: jax.Array, xproj: jax.Array, Wh: jax.Array, bh: jax.Array, reset: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """One step of `gru_scan`: `h[B, H]`, `xproj[B, 3H]`, `reset[B]` -> state, output."""
+    check_shapes("gru_scan_step", h=(h, (len(xproj), len(bh))))
     dtype = state_dtype(xproj, Wh)
     h, _ = _tick(h.astype(dtype), xproj.astype(dtype), Wh.astype(dtype), bh.astype(dtype), reset)
     return h, h.astype(xproj.dtype)

@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import check_shapes, compiled_backend, on_cpu_or_not, pick_backend, state_dtype
+from engram.kernels.backends import (
+    check_flags,
+    check_shapes,
+    compiled_backend,
+    on_cpu_or_not,
+    pick_backend,
+    state_dtype,
+)
 from engram.kernels.cpu import ffi
 from engram.kernels.gpu import mosaic
 from engram.kernels.rows import clear
@@ -53,7 +60,8 @@ def linear_scan(
     """
     dtype = _dtype(a, x)
     decays = x.shape if a.ndim == 3 else x.shape[2:]
-    check_shapes("linear_scan", a=(a, decays), reset=(reset, x.shape[:2]), h0=(h0, x.shape[1:]))
+    check_shapes("linear_scan", a=(a, decays), h0=(h0, x.shape[1:]))
+    check_flags("linear_scan", reset, x.shape[:2])
     backend = _backend(backend, dtype, (jnp.float32, jnp.complex64), x)
     h0 = jnp.zeros(x.shape[1:], dtype) if h0 is None else h0.astype(dtype)
     kind = "complex" if jnp.issubdtype(dtype, jnp.complexfloating) else "real"
@@ -85,8 +93,9 @@ def linear_scan_planes(
         `h`, real `[T, B, 2 D]`: `Re | Im`, and the last state, complex `[B, D]`.
     """
     dtype = state_dtype(a, x)
-    _, B, D = x.shape
-    check_shapes("linear_scan_planes", a=(a, (D // 2,)), reset=(reset, x.shape[:2]), h0=(h0, (B, D // 2)))
+    T, B, D = x.shape
+    check_shapes("linear_scan_planes", a=(a, (D // 2,)), x=(x, (T, B, D // 2 * 2)), h0=(h0, (B, D // 2)))
+    check_flags("linear_scan_planes", reset, (T, B))
     backend = _backend(backend, dtype, (jnp.complex64,), x)
     if backend in ("reference", "xla"):
         h, last = linear_scan(a, join(x), reset, h0, backend=backend)
@@ -110,6 +119,7 @@ def linear_scan_step(
     h: jax.Array, a: jax.Array, x: jax.Array, reset: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """One step of `linear_scan`: `h[B, D]`, `a[D]` or `[B, D]`, `x[B, D]`, `reset[B]` -> state, output."""
+    check_shapes("linear_scan_step", h=(h, x.shape), a=(a, x.shape if a.ndim == 2 else x.shape[1:]))
     dtype = _dtype(a, x)
     h = _tick(h.astype(dtype), a.astype(dtype), x.astype(dtype), reset)
     return h, h.astype(x.dtype)
@@ -117,7 +127,7 @@ def linear_scan_step(
 
 def _backend(backend, dtype, dtypes, x):
     backend = pick_backend(backend, BACKENDS, default=compiled_backend())
-    if backend == "xla" and not x.size:
+    if not x.size:
         return "reference"
     if backend == "ffi":
         return ffi.if_loaded("linear_scan", dtype, dtypes)

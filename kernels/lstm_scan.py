@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import pick_backend, state_dtype
+from engram.kernels.backends import check_flags, check_shapes, pick_backend, state_dtype
 from engram.kernels.gru_scan import sigmoid
 from engram.kernels.rows import clear, rows_outer
 
@@ -41,12 +41,16 @@ def lstm_scan(
 
     Raises:
         BadRequest: unknown backend.
+        ValueError: shapes that do not fit.
     """
+    (T, B, _), H = xproj.shape, len(Wh)
+    c0, h0 = (None, None) if state0 is None else state0
+    check_shapes("lstm_scan", xproj=(xproj, (T, B, 4 * H)), Wh=(Wh, (H, 4 * H)), c0=(c0, (B, H)), h0=(h0, (B, H)))
+    check_flags("lstm_scan", reset, (T, B))
     backend = pick_backend(backend, BACKENDS, default="xla")
     dtype = state_dtype(xproj, Wh)
-    zeros = jnp.zeros((xproj.shape[1], Wh.shape[0]), dtype)
-    c0, h0 = (zeros, zeros) if state0 is None else (state0[0].astype(dtype), state0[1].astype(dtype))
-    scan = _scan_xla if backend == "xla" else _scan
+    c0, h0 = (jnp.zeros((B, H), dtype) if x is None else x.astype(dtype) for x in (c0, h0))
+    scan = _scan_xla if backend == "xla" and xproj.size else _scan
     h, last = scan(xproj.astype(dtype), Wh.astype(dtype), reset, c0, h0)
     return h.astype(xproj.dtype), last
 
@@ -55,6 +59,8 @@ def lstm_scan_step(
     state: tuple[jax.Array, jax.Array], xproj: jax.Array, Wh: jax.Array, reset: jax.Array | None = None
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """One step of `lstm_scan`: state `(c, h)`, each `[B, H]`, `xproj[B, 4H]`, `reset[B]` -> state, output."""
+    size = len(xproj), len(Wh)
+    check_shapes("lstm_scan_step", c=(state[0], size), h=(state[1], size))
     dtype = state_dtype(xproj, Wh)
     c, h, _ = _tick(state[0].astype(dtype), state[1].astype(dtype), xproj.astype(dtype), Wh.astype(dtype), reset)
     return (c, h), h.astype(xproj.dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import check_shapes, on_cpu_or_not
+from engram.kernels.backends import check_flags, check_shapes, on_cpu_or_not
 from engram.kernels.rows import select_rows
 
 
@@ -28,7 +28,8 @@ def max_plus_scan(
     Raises:
         ValueError: shapes that do not fit.
     """
-    check_shapes("max_plus_scan", log_decay=(log_decay, x.shape), reset=(reset, x.shape[:2]), m0=(m0, x.shape[1:]))
+    check_shapes("max_plus_scan", log_decay=(log_decay, x.shape), m0=(m0, x.shape[1:]))
+    check_flags("max_plus_scan", reset, x.shape[:2])
     log_decay, x, m0 = (lax.stop_gradient(a) for a in (log_decay, x, m0))
     if not x.size:
         return x, x, m0
@@ -41,6 +42,7 @@ def max_plus_scan_step(
     m: jax.Array, log_decay: jax.Array, x: jax.Array, reset: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """One step: `m[B, H]`, `log_decay[B, H]`, `x[B, H]`, `reset[B]` -> m', m. No gradient passes through it."""
+    check_shapes("max_plus_scan_step", m=(m, x.shape), log_decay=(log_decay, x.shape))
     m, log_decay, x = (lax.stop_gradient(a) for a in (m, log_decay, x))
     found = select_rows(reset, jnp.zeros_like(m), m)
     return found, jnp.maximum(found + log_decay, jnp.maximum(x, 0.0))

@@ -9,13 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from engram.kernels.backends import check_flags
+
 
 def select_rows(mask: jax.Array, new: Any, old: Any) -> Any:
     """Rows of `new` where `mask[B]`, else rows of `old`, leaf by leaf. Leaves are `[B, ...]`.
 
-    `mask` may have more axes, such as `[T, B]`: leaves then begin with these. A select and no product, so a NaN in what
-    is not taken cannot leak.
+    `mask` is bool. It may have more axes, such as `[T, B]`: leaves then begin with these. A select and no product, so a
+    NaN in what is not taken cannot leak.
+
+    Raises:
+        ValueError: a mask of another dtype, or whose axes are not the first ones of every leaf.
     """
+    for leaf in jax.tree.leaves(old):
+        check_flags("rows to select", mask, leaf.shape[: mask.ndim], "the mask")
 
     def pick(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim)), x, y)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from engram.errors import BadRequest
-from engram.kernels.backends import check_shapes, compiled_backend, pick_backend, state_dtype
+from engram.kernels.backends import check_flags, check_shapes, compiled_backend, pick_backend, state_dtype
 from engram.kernels.chunks import divide
 from engram.kernels.cpu import ffi
 from engram.kernels.gpu import mosaic
@@ -75,7 +75,8 @@ def selective_scan(
     (T, batch, channels), N = u.shape, len(A)
     weights = (T, batch, N)
     check_shapes("selective_scan", dt=(dt, u.shape), A=(A, (N, channels)), B=(B, weights), C=(C, weights))
-    check_shapes("selective_scan", D=(D, (channels,)), reset=(reset, (T, batch)), h0=(h0, (batch, N, channels)))
+    check_shapes("selective_scan", D=(D, (channels,)), h0=(h0, (batch, N, channels)))
+    check_flags("selective_scan", reset, (T, batch))
     backend = pick_backend(backend, BACKENDS, default=compiled_backend())
     if not u.size:
         backend = "reference"
@@ -103,6 +104,7 @@ def selective_scan_step(
 ) -> tuple[jax.Array, jax.Array]:
     """One step of `selective_scan`: `h[B, N, D]`, `u[B, D]`, `dt[B, D]`, `B[B, N]`, `C[B, N]`, `reset[B]` -> state,
     output `[B, D]`."""
+    check_shapes("selective_scan_step", h=(h, (len(u), *A.shape)))
     dtype = state_dtype(u, dt, A)
     wide_u, dt, A, B, C = (array.astype(dtype) for array in (u, dt, A, B, C))
     h, y = _tick(h.astype(dtype), wide_u, dt, A, B, C, reset)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engram.kernels.backends import check_shapes, pick_backend, state_dtype
+from engram.kernels.backends import check_flags, check_shapes, pick_backend, state_dtype
 from engram.kernels.gru_scan import sigmoid
 from engram.kernels.rows import clear, select_rows
 
@@ -59,10 +59,11 @@ def slstm_scan(
     backend = pick_backend(backend, BACKENDS, default="xla")
     dtype = state_dtype(xproj, Wh)
     (T, B), (heads, D, _) = xproj.shape[:2], Wh.shape
-    check_shapes("slstm_scan", xproj=(xproj, (T, B, heads, 4 * D)), Wh=(Wh, (heads, D, 4 * D)), reset=(reset, (T, B)))
+    check_shapes("slstm_scan", xproj=(xproj, (T, B, heads, 4 * D)), Wh=(Wh, (heads, D, 4 * D)))
+    check_flags("slstm_scan", reset, (T, B))
     state0 = initial_state(B, heads, D, dtype) if state0 is None else state0
     check_shapes("slstm_scan", **{name: (x, (B, heads, D)) for name, x in zip("cnmh", state0, strict=True)})
-    scan = _scan_xla if backend == "xla" else _scan
+    scan = _scan_xla if backend == "xla" and xproj.size else _scan
     h, last = scan(xproj.astype(dtype), Wh.astype(dtype), reset, tuple(x.astype(dtype) for x in state0))
     return h.astype(xproj.dtype), last
 
@@ -72,6 +73,8 @@ def slstm_scan_step(
 ) -> tuple[State, jax.Array]:
     """One step of `slstm_scan`: state `(c, n, m, h)`, each `[B, heads, D]`, `xproj[B, heads, 4 D]`, `reset[B]` ->
     state, output."""
+    size = len(xproj), *Wh.shape[:2]
+    check_shapes("slstm_scan_step", **{name: (x, size) for name, x in zip("cnmh", state, strict=True)})
     dtype = state_dtype(xproj, Wh)
     state, _ = _tick(tuple(x.astype(dtype) for x in state), xproj.astype(dtype), Wh.astype(dtype), reset)
     return state, state[-1].astype(xproj.dtype)

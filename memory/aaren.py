@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from engram.errors import BadRequest
 from engram.kernels.aaren_scan import aaren_scan, aaren_scan_step, initial_state
 from engram.memory.base import Memory, State
-from engram.memory.layers import Dense, GatedOutput
+from engram.memory.layers import Dense, GatedOutput, by_head
 
 
 class Aaren(Memory):
@@ -50,7 +50,7 @@ class Aaren(Memory):
 
     def write(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Scores `[..., heads]` and values `[..., heads, width / heads]`."""
-        k, v = (part.reshape(*x.shape[:-1], self.heads, -1) for part in jnp.split(self.kv(x), 2, -1))
+        k, v = (by_head(part, self.heads) for part in jnp.split(self.kv(x), 2, -1))
         return (k * self.query).sum(-1) * k.shape[-1] ** -0.5, v
 
     def read(self, y: jax.Array, x: jax.Array) -> jax.Array:

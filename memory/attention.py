@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from engram.errors import BadRequest
+from engram.kernels.backends import check_flags
 from engram.kernels.rows import clear
 from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, GatedOutput
@@ -59,9 +60,12 @@ class Attention(Memory):
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         T, W = x.shape[0], self.window
-        block = T if T <= W + 1 else W
+        check_flags("attention", reset, x.shape[:2])
         # From here on batch-major, as products over keys want it.
         q, k, v = (array.swapaxes(0, 1) for array in self.project(x))
+        if not T:
+            return state, self.out(x)
+        block = T if T <= W + 1 else W
         old_k, old_v, length = state
         keys = jnp.concatenate([clear(reset[0], old_k), k], 1)  # keys[:, W + t] is the key of step t
         values = jnp.concatenate([clear(reset[0], old_v), v], 1)

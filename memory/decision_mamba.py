@@ -50,11 +50,11 @@ class DecisionMamba(Mamba):
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         coarse, y, gate = self.mix(state.coarse, x, reset)
-        to_go, obs, action = x.reshape(-1, 3, *x.shape[1:]).swapaxes(0, 1)
+        to_go, obs, action = x.reshape(len(x) // 3, 3, *x.shape[1:]).swapaxes(0, 1)
         before = clear(reset[::3], jnp.concatenate([state.action[None], action[:-1]]))
         groups = jnp.concatenate([before, to_go, obs], -1)
         fine, detail = self.fine(state.fine, self.group_proj(groups), reset[::3])
-        y = (y.reshape(-1, 3, *y.shape[1:]) + detail[:, None]).reshape(y.shape)
+        y = (y.reshape(len(y) // 3, 3, *y.shape[1:]) + detail[:, None]).reshape(y.shape)
         return DecisionState(coarse, fine, detail[-1], action[-1]), self.out_proj(y * gate)
 
     def observe(self, state: DecisionState, x: jax.Array, reset: jax.Array) -> tuple[DecisionState, jax.Array]:

@@ -8,6 +8,8 @@ DeltaNet (Yang et al., NeurIPS 2024): a = 1. `decay`: Gated DeltaNet (Yang et al
 swapped.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.delta_scan import delta_scan, delta_scan_step
 from engram.memory.base import Memory, State
-from engram.memory.layers import Dense, head_sizes, init_A_log, init_step_bias, uniform
+from engram.memory.layers import Dense, by_head, head_sizes, init_A_log, init_step_bias, uniform
 
 
 class DeltaNet(Memory):
@@ -67,13 +69,14 @@ class DeltaNet(Memory):
 
     def setup(self) -> None:
         (_, values), dtype = self.sizes, self.param_dtype
+        small = nn.initializers.normal(math.sqrt(2 / (5 * self.width)))  # as the authors' code
 
         self.qkv = Dense(self.mixed, use_bias=False, param_dtype=dtype)
         self.conv_weight = self.param("conv_weight", uniform(self.conv**-0.5), (self.conv, self.mixed), dtype)
-        self.beta = Dense(self.updates * self.heads, param_dtype=dtype)
+        self.beta = Dense(self.updates * self.heads, kernel_init=small, param_dtype=dtype)
         if self.decay:
-            self.dt = Dense(self.heads, bias_init=init_step_bias, param_dtype=dtype)
-            self.A_log = self.param("A_log", init_A_log, (self.heads,), dtype)
+            self.dt = Dense(self.heads, kernel_init=small, bias_init=init_step_bias, param_dtype=dtype)
+            self.A_log = self.param("A_log", init_A_log(0.0), (self.heads,), dtype)
         self.gate = Dense(values, use_bias=False, param_dtype=dtype)
         self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
         self.out = Dense(self.width, use_bias=False, param_dtype=dtype)
@@ -105,16 +108,16 @@ class DeltaNet(Memory):
         """The convolution's output and the input -> q, k, v, beta, log decay of `delta_scan`."""
         keys, _ = self.sizes
         q, k, v = jnp.split(nn.silu(mixed), np.cumsum([keys, self.updates * keys]), -1)
-        leading = x.shape[:-1]
-        several = (self.updates,) if self.updates > 1 else ()
-        q = q.reshape(*leading, self.heads, -1)
-        k, v = (part.reshape(*leading, *several, self.heads, -1) for part in (k, v))
-        beta = nn.sigmoid(self.beta(x)).reshape(*leading, *several, self.heads)
+        beta = nn.sigmoid(self.beta(x))
+        if self.updates > 1:
+            k, v, beta = (by_head(part, self.updates) for part in (k, v, beta))
+        q, k, v = (by_head(part, self.heads) for part in (q, k, v))
         log_decay = -jnp.exp(self.A_log) * nn.softplus(self.dt(x)) if self.decay else None
         return unit(q), unit(k), v, beta * (2 if self.negative else 1), log_decay
 
     def read(self, y: jax.Array, x: jax.Array) -> jax.Array:
-        return self.out(self.norm(y).reshape(*x.shape[:-1], -1) * nn.silu(self.gate(x)))
+        gate = nn.silu(self.gate(x))
+        return self.out(self.norm(y).reshape(gate.shape) * gate)
 
 
 def unit(x: jax.Array) -> jax.Array:

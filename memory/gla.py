@@ -18,7 +18,7 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
 from engram.memory.base import Memory, State
-from engram.memory.layers import Dense, head_sizes
+from engram.memory.layers import Dense, by_head, head_sizes
 
 GATE_RANK, GATE_ROOT = 16, 16
 """Rank of the gate's projection, and the root that is taken of it: decays start near 1 and move slowly."""
@@ -111,7 +111,7 @@ class GLA(Memory):
         """Input -> q, k, v `[..., heads, size]`, log decay `[..., heads (, keys)]`; output gate `[..., values]`."""
         keys, values = self.sizes
         q, k, v, gate = jnp.split(self.inp(x), np.cumsum([keys, keys, values]), -1)
-        q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, k, v))
+        q, k, v = (by_head(part, self.heads) for part in (q, k, v))
         scale = q.shape[-1] ** -0.5 if self.normalise == "none" else 1.0
         q, k = FEATURES[self.feature](q * scale), FEATURES[self.feature](k)
         if self.normalise == "sum":

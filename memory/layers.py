@@ -75,7 +75,7 @@ def normalised_heads(y: jax.Array, scale: jax.Array) -> jax.Array:
     """LayerNorm of each head of `y[..., heads, size]`, times `scale[heads * size]` -> `[..., heads * size]`."""
     mean = y.mean(-1, keepdims=True)
     y = (y - mean) * jax.lax.rsqrt(((y - mean) ** 2).mean(-1, keepdims=True) + 1e-5)
-    return y.reshape(*y.shape[:-2], -1) * scale
+    return y.reshape(*y.shape[:-2], *scale.shape) * scale
 
 
 def orthogonal(scale: float = 1.0) -> Callable:
@@ -153,9 +153,14 @@ def init_step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.floa
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
-def init_A_log(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Initialiser of Mamba-2's decay rates per head: the logarithm of numbers uniform in `[1, 16]`."""
-    return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
+def init_A_log(low: float) -> Callable:
+    """Initialiser of decay rates per head: the logarithm of numbers uniform in `[low, 16]`; `low` is 1 in Mamba-2 and 0
+    in Gated DeltaNet."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jnp.log(jax.random.uniform(key, shape, dtype, max(low, jnp.finfo(dtype).tiny), 16))
+
+    return init
 
 
 def head_sizes(name: str, width: int, heads: int, expand_k: float, expand_v: float) -> tuple[int, int]:
@@ -170,6 +175,11 @@ def head_sizes(name: str, width: int, heads: int, expand_k: float, expand_v: flo
     if heads < 1 or any(size < 1 or size % heads for size in sizes):
         raise BadRequest(f"{name}: heads={heads} must divide keys and values of sizes {sizes}")
     return sizes
+
+
+def by_head(x: jax.Array, heads: int) -> jax.Array:
+    """`[..., n]` -> `[..., heads, n / heads]`; the last size is not left to `reshape`, which has none for no rows."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
 def log_uniform(low: float, high: float) -> Callable:

@@ -13,7 +13,7 @@ from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
 from engram.memory.base import Memory, State
-from engram.memory.layers import Dense, init_A_log, init_step_bias, uniform
+from engram.memory.layers import Dense, by_head, init_A_log, init_step_bias, uniform
 
 
 class Mamba2(Memory):
@@ -61,7 +61,7 @@ class Mamba2(Memory):
         self.conv_weight = self.param("conv_weight", uniform(self.conv**-0.5), (self.conv, mixed), dtype)
         self.conv_bias = self.param("conv_bias", uniform(self.conv**-0.5), (mixed,), dtype)
         self.dt_bias = self.param("dt_bias", init_step_bias, (heads,), dtype)
-        self.A_log = self.param("A_log", init_A_log, (heads,), dtype)
+        self.A_log = self.param("A_log", init_A_log(1.0), (heads,), dtype)
         self.D = self.param("D", nn.initializers.ones, (heads,), dtype)
         self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
         self.out_proj = Dense(self.width, use_bias=False, param_dtype=dtype)
@@ -95,7 +95,7 @@ class Mamba2(Memory):
     def select(self, mixed: jax.Array, dt: jax.Array) -> tuple[jax.Array, ...]:
         """-> C and B `[..., 1, state]`, x and dt x `[..., heads, channels / heads]`, log decay `[..., heads]`."""
         u, B, C = jnp.split(nn.silu(mixed), np.array([self.channels, self.channels + self.state]), -1)
-        u = u.reshape(*u.shape[:-1], self.heads, -1)
+        u = by_head(u, self.heads)
         dt = nn.softplus(dt + self.dt_bias)
         return C[..., None, :], B[..., None, :], u, dt[..., None] * u, -jnp.exp(self.A_log) * dt
 

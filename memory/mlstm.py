@@ -19,7 +19,7 @@ from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
 from engram.kernels.max_plus_scan import max_plus_scan, max_plus_scan_step
 from engram.memory.base import Memory, State
-from engram.memory.layers import Dense, normalised_heads, uniform
+from engram.memory.layers import Dense, by_head, normalised_heads, uniform
 
 INPUT_GATES = ("exp", "sigmoid")
 
@@ -130,14 +130,14 @@ class MLSTM(Memory):
         """Channels and the convolution's output, `[..., channels]` -> q, k, v `[..., heads, size]`, i~ and log f
         `[..., heads]`."""
         parts = jnp.stack([nn.silu(mixed), nn.silu(mixed), u])
-        blocks = parts.reshape(*parts.shape[:-1], -1, self.block)
+        blocks = by_head(parts, self.channels // self.block)
         q, k, v = jnp.einsum("p...gi,pgij->p...gj", blocks, self.qkv).reshape(parts.shape)
         qkv = jnp.concatenate([q, k, v], -1)
         logits = (self.input(qkv), self.forget(qkv))
         if self.gate_cap:
             logits = (self.gate_cap * jnp.tanh(x / self.gate_cap) for x in logits)
         log_i, forget = logits
-        q, k, v = (a.reshape(*a.shape[:-1], self.heads, -1) for a in (q, k, v))
+        q, k, v = (by_head(a, self.heads) for a in (q, k, v))
         return q, k * k.shape[-1] ** -0.5, v, log_i, nn.log_sigmoid(forget)
 
     def stabilised(

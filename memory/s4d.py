@@ -152,7 +152,7 @@ class S4D(Memory):
         if self.input_weights == "learned":
             gain = gain * lax.complex(self.B[0], self.B[1])
         drive = u[..., None, :, None] * jnp.stack([gain.real, gain.imag])
-        return decay.reshape(-1), drive.reshape(*u.shape[:-1], -1)
+        return decay.reshape(-1), drive.reshape(*u.shape[:-1], 2 * decay.size)
 
     def observe(self, h: jax.Array, u: jax.Array) -> jax.Array:
         """States `[..., 2 * width * half]`, real and imaginary parts, and inputs `[..., width]` -> y `[..., width]`."""

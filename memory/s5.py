@@ -110,8 +110,9 @@ class S5(Memory):
         eigenvalues = np.tile(eigenvalues, self.blocks)
 
         def init_B(key):
-            """Real lecun-normal B, each block multiplied by V^-1 -> `[width, 2 * half]`: Re | Im."""
-            B = nn.initializers.lecun_normal()(key, (width, self.blocks * rows), dtype)
+            """Real normal B of variance `1 / state`, as the authors', each block multiplied by V^-1 ->
+            `[width, 2 * half]`: Re | Im."""
+            B = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)(key, (width, self.blocks * rows), dtype)
             planes = jnp.asarray(np.stack([V_inverse.real, V_inverse.imag]), dtype)
             return jnp.einsum("cpq,wjq->wcjp", planes, B.reshape(width, self.blocks, rows)).reshape(width, 2 * half)
 

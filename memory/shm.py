@@ -60,13 +60,14 @@ class SHM(Memory):
         return jnp.zeros((batch, self.size**2), self.param_dtype), jnp.zeros(batch, jnp.int32)
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        M, n = state
+        M, begun = state
         t = jnp.arange(len(x), dtype=jnp.int32)[:, None]
-        n = t - lax.cummax(jnp.where(reset, t, -n), axis=0)  # steps since the episode began, up to whole turns
+        n = t - lax.cummax(jnp.where(reset, t, -begun), axis=0)  # steps since the episode began, up to whole turns
         x = self.norm(x)
         decay, write, q = self.write(x, n)
         y, M = linear_scan(decay, write, reset, M, backend=self.backend)
-        return (M, (n[-1] + 1) % self.thetas), self.read(y, q, x)
+        after = (n[-1] + 1) % self.thetas if len(n) else begun
+        return (M, after), self.read(y, q, x)
 
     def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         M, n = state
@@ -82,7 +83,8 @@ class SHM(Memory):
         k, q = (nn.relu(part) / (EPSILON + nn.relu(part).sum(-1, keepdims=True)) for part in (k, q))
         decay = jnp.minimum(1 + jnp.tanh(self.theta[n % self.thetas][..., :, None] * c[..., None, :]), self.decay_max)
         write = (nn.sigmoid(e) * v)[..., :, None] * k[..., None, :]
-        return decay.reshape(*x.shape[:-1], -1), write.reshape(*x.shape[:-1], -1), q
+        size = (*x.shape[:-1], self.size**2)
+        return decay.reshape(size), write.reshape(size), q
 
     def read(self, M: jax.Array, q: jax.Array, x: jax.Array) -> jax.Array:
         """States `[..., size * size]`, queries and normalised input -> output `[..., width]`."""

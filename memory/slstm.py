@@ -15,7 +15,7 @@ from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.slstm_scan import initial_state, slstm_scan, slstm_scan_step
 from engram.memory.base import Memory, State
-from engram.memory.layers import GatedOutput, normalised_heads, uniform
+from engram.memory.layers import GatedOutput, by_head, normalised_heads, uniform
 
 
 def _bias(key, shape, dtype):
@@ -72,7 +72,7 @@ class SLSTM(Memory):
 
     def project(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """Input and the convolution's output, `[..., width]` -> the gates' logits `[..., heads, 4 width / heads]`."""
-        x, mixed = (a.reshape(*a.shape[:-1], self.heads, -1) for a in (x, nn.silu(mixed)))
+        x, mixed = (by_head(a, self.heads) for a in (x, nn.silu(mixed)))
         Wx = jnp.split(self.Wx, 2, -1)  # input and forget gates, the rest
         parts = [jnp.einsum("...hd,hde->...he", a, W) for a, W in zip((mixed, x), Wx, strict=True)]
         return jnp.concatenate(parts, -1) + self.bias

@@ -7,13 +7,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from engram.kernels.backends import check_flags
 from engram.memory.base import Memory, State
 
 
 class Stack(Memory):
     """Pre-norm residual blocks, one after the other: `x + layer(LayerNorm(x))`.
 
-    State: the tuple of the layers' states.
+    State: the tuple of the layers' states. Raises ValueError for a `reset` of another shape, or that is not bool.
     """
 
     layers: tuple[Memory, ...] = ()
@@ -43,9 +44,11 @@ class Stack(Memory):
         return tuple(layer.initial_state(batch) for layer in self.layers)
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        check_flags("memory", reset, x.shape[:2])
         return self.run([layer.__call__ for layer in self.layers], state, x, reset)
 
     def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        check_flags("memory", reset, x.shape[:1])
         return self.run([layer.step for layer in self.layers], state, x, reset)
 
     def run(

@@ -166,7 +166,7 @@ def _compiled(name: str, folder: Path) -> Path:
     for compiler in filter(None, map(shutil.which, COMPILERS)):
         try:
             return _built_by(compiler, name, folder)
-        except subprocess.SubprocessError as error:
+        except (OSError, subprocess.SubprocessError) as error:  # the former also where it cannot be executed
             failure = error
     raise failure
 

@@ -17,7 +17,8 @@ compiled once for all checks, which is most of the time that they take.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
@@ -89,6 +90,23 @@ def check_cuts_equal_whole(memory: Memory) -> None:
         end, tail = run.sequence(middle, run.x[cut:], reset[cut:])
         _close(np.concatenate([head, tail]), y, f"a sequence cut at {cut} differs from the whole")
         _close(end, after, f"the state after a cut at {cut} differs from that of the whole")
+
+
+def check_empty(memory: Memory) -> None:
+    """A sequence of no steps leaves the state as it is; a batch of no rows gives results of no rows, in both faces."""
+    run = _faces(memory)
+    with _no_error("a sequence of no steps"):
+        state, y = run.sequence(run.warm, run.x[:0], run.no_reset[:0])
+    _fact(y.shape == run.x[:0].shape, f"a sequence of no steps has outputs of the shape {y.shape}")
+    _close(state, run.warm, "a sequence of no steps changed the state")
+    rows = jax.tree.map(lambda s: s[:0], run.warm)
+    x, reset = run.x[:, :0], run.no_reset[:, :0]
+    with _no_error("a batch of no rows"):
+        none = memory.initial_state(0)
+        results = run.sequence(none, x, reset), run.step(none, x[0], reset[0])
+    for (state, y), inputs in zip(results, (x, x[0]), strict=True):
+        _fact(y.shape == inputs.shape, f"a batch of no rows has outputs of the shape {y.shape}")
+        _close(state, rows, "a batch of no rows has a state that is not empty")
 
 
 def check_reset_forgets_state(memory: Memory) -> None:
@@ -220,6 +238,7 @@ CHECKS: tuple[Callable[[Memory], None], ...] = (
     check_state,
     check_steps_equal_sequence,
     check_cuts_equal_whole,
+    check_empty,
     check_reset_forgets_state,
     check_reset_forgets_input,
     check_reset_forgets_nan,
@@ -324,6 +343,15 @@ def _fact(holds: bool | np.bool_, otherwise: str) -> None:
     """An assertion that Python's option -O keeps."""
     if not holds:
         raise AssertionError(otherwise)
+
+
+@contextmanager
+def _no_error(what: str) -> Iterator[None]:
+    """Turns whatever a memory raises into the fact that it does."""
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{what} raises {type(error).__name__}: {error}") from error
 
 
 def _close(ours: Any, truth: Any, otherwise: str, tolerance: float = TOLERANCE) -> None:

@@ -57,6 +57,31 @@ def test_taps_keep_their_dtype(inputs):
     assert y.dtype == y_one.dtype == after.dtype == after_one.dtype == jnp.float32
 
 
+def test_shapes_are_checked(inputs):
+    x, bias, reset = inputs
+    weight, taps = jnp.ones((4, D)), jnp.ones((B, 3, D))
+    for bad in (reset[:, :1], reset.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"causal_taps: reset (has shape \(11, 1\)|must be of dtype bool)"):
+            causal_conv(x, weight, bias, bad, taps)
+        with pytest.raises(ValueError, match=r"the mask (has shape|must be of dtype bool)"):
+            causal_conv_step(taps, x[0], weight, bias, bad[0])
+    with pytest.raises(ValueError, match="causal_conv: taps has shape"):
+        causal_conv(x, weight, bias, reset, taps[:1])
+    with pytest.raises(ValueError, match="causal_conv_step: taps has shape"):
+        causal_conv_step(taps[:1], x[0], weight, bias, reset[0])
+
+
+@pytest.mark.parametrize("K", [1, 4])
+@pytest.mark.parametrize("size", [(0, B), (T, 0)])
+def test_no_steps_and_no_rows(inputs, K, size):
+    x, bias, reset = inputs
+    x, reset = (array[: size[0], : size[1]] for array in (x, reset))
+    taps = jnp.ones((size[1], K - 1, D))
+    y, after = jax.jit(causal_conv)(x, jnp.ones((K, D)), bias, reset, taps)
+    assert y.shape == x.shape
+    np.testing.assert_array_equal(after, taps)
+
+
 def test_nan_does_not_cross_a_reset(inputs):
     x, bias, reset = inputs
     reset = reset.copy()

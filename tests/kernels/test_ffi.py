@@ -289,8 +289,12 @@ cat "$1" "$1" > "$library"
     return str(path)
 
 
-def test_the_next_compiler_is_tried(copier, monkeypatch, tmp_path):
-    monkeypatch.setattr(ffi, "COMPILERS", ("false", copier))
+@pytest.mark.parametrize("trouble", ["fails", "another machine's"])
+def test_the_next_compiler_is_tried(trouble, copier, monkeypatch, tmp_path):
+    first = tmp_path / "compiler"
+    first.write_bytes(b"#!/bin/false\n" if trouble == "fails" else b"\x7fELF")
+    first.chmod(0o700)
+    monkeypatch.setattr(ffi, "COMPILERS", (str(first), copier))
     library = ffi._compiled("linear_scan", tmp_path)
     assert library.parent == tmp_path
     assert library.read_bytes() == 2 * (ffi.SOURCES / "linear_scan.cc").read_bytes()

@@ -59,6 +59,10 @@ def test_shapes_are_checked_and_no_steps_are_none(inputs):
     log_decay, x, reset, m = inputs
     with pytest.raises(ValueError, match=r"max_plus_scan: reset has shape \(23, 1\), not \(23, 3\)"):
         max_plus_scan(log_decay, x, reset[:, :1], m)
+    with pytest.raises(ValueError, match="max_plus_scan: reset must be of dtype bool, not float32"):
+        max_plus_scan(log_decay, x, reset.astype(np.float32), m)
+    with pytest.raises(ValueError, match="max_plus_scan_step: m has shape"):
+        max_plus_scan_step(m[:1], log_decay[0], x[0], reset[0])
     found, now, last = max_plus_scan(log_decay[:0], x[:0], reset[:0], m)
     assert found.shape == now.shape == (0, B, H)
     np.testing.assert_array_equal(last, m)

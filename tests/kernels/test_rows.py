@@ -44,3 +44,14 @@ def test_mean_of_a_mask_without_entries_is_zero():
     x = jnp.asarray([1.0, jnp.nan, 3.0])
     assert masked_mean(x, jnp.asarray([True, False, True])) == 2
     assert masked_mean(x, jnp.zeros(3, bool)) == 0
+
+
+def test_a_mask_of_another_kind_is_one_clear_error():
+    """One that would be broadcast over rows, and one whose numbers would all be taken as true."""
+    rows = {"a": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"the mask has shape \(1,\), not \(3,\)"):
+        select_rows(jnp.ones(1, bool), rows, rows)
+    with pytest.raises(ValueError, match=r"the mask has shape \(3, 2\), not \(3,\)"):
+        select_rows(jnp.ones((3, 2), bool), rows, rows)
+    with pytest.raises(ValueError, match="the mask must be of dtype bool, not float32"):
+        select_rows(jnp.ones(3), rows, rows)

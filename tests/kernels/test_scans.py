@@ -203,6 +203,51 @@ def test_bfloat16_input_keeps_a_float32_state(case, backend):
     assert relative(y.astype(jnp.float32), exact) < 2**-8
 
 
+@each_backend()
+@pytest.mark.parametrize("size", [(0, B), (T, 0)], ids=["no steps", "no rows"])
+def test_nothing_to_do(case, backend, size):
+    weights, sequence, state = case.inputs(jax.random.key(9), T, B)
+    sequence, reset = jax.tree.map(lambda x: x[: size[0], : size[1]], (sequence, resets("absent")))
+    state = jax.tree.map(lambda h: h[: size[1]], state)
+    (y, last), gradients = value_and_gradients(case, backend)(weights, sequence, state, reset)
+    assert y.shape[:2] == size
+    assert relative(last, state) == 0
+    of_weights, of_sequence, _ = gradients
+    assert jax.tree.map(jnp.shape, of_sequence) == jax.tree.map(jnp.shape, sequence)
+    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(of_weights))
+
+
+BAD_RESETS = [np.zeros((T, 1), bool), np.zeros(B, bool), np.zeros((T, B), np.float32), np.zeros((T, B), np.int32)]
+
+
+@each_backend()
+@pytest.mark.parametrize("reset", BAD_RESETS, ids=lambda reset: f"{reset.shape} {reset.dtype}")
+def test_a_reset_of_another_kind_is_one_clear_error(case, backend, reset):
+    weights, sequence, state = case.inputs(jax.random.key(9), T, B)
+    with pytest.raises(ValueError, match=r"_scan(_planes)?: reset (has shape|must be of dtype bool)"):
+        jax.eval_shape(lambda: case.scan(weights, sequence, reset, state, backend))
+    if reset.ndim == 2:  # of one step; `[B]` is right there
+        now = jax.tree.map(lambda x: x[0], sequence)
+        with pytest.raises(ValueError, match=r"the mask (has shape|must be of dtype bool)"):
+            jax.eval_shape(lambda: case.step(weights, state, now, reset[0]))
+
+
+@EACH
+def test_arrays_that_do_not_fit_are_one_clear_error(case):
+    """Each array in turn is longer by one along each of its axes; the state of another batch also in a step."""
+    inputs, structure = jax.tree.flatten(case.inputs(jax.random.key(9), T, B))
+    for i, array in enumerate(inputs):
+        for axis in range(array.ndim):
+            longer = jnp.concatenate([array, jax.lax.slice_in_dim(array, 0, 1, axis=axis)], axis)
+            weights, sequence, state = jax.tree.unflatten(structure, [*inputs[:i], longer, *inputs[i + 1 :]])
+            with pytest.raises(ValueError, match=r"_scan(_planes)?: \w+ has shape"):
+                jax.eval_shape(lambda w=weights, s=sequence, h=state: case.scan(w, s, resets("absent"), h))
+    weights, sequence, state = case.inputs(jax.random.key(9), T, B)
+    one_row, now = jax.tree.map(lambda h: h[:1], state), jax.tree.map(lambda x: x[0], sequence)
+    with pytest.raises(ValueError, match=r"_step: \w+ has shape"):
+        jax.eval_shape(lambda: case.step(weights, one_row, now, resets("absent")[0]))
+
+
 @EACH
 def test_unknown_backend_is_one_clear_error(case):
     weights, sequence, state = case.inputs(jax.random.key(9), T, B)

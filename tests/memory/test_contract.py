@@ -52,6 +52,26 @@ def test_mixed_stacks_keep_the_contract():
     testing.check_steps_equal_sequence(make_memory("slstm,mlstm*2", WIDTH, **options))
 
 
+@pytest.mark.parametrize("name", sorted(MEMORIES))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda reset: reset[..., :1], r"reset has shape \((5, )?1,?\), not"),  # else broadcast to all rows
+        (lambda reset: reset.astype(np.float32), "reset must be of dtype bool, not float32"),
+    ],
+    ids=["one row", "float"],
+)
+def test_a_reset_of_another_kind_is_one_clear_error(name, change, message):
+    memory = make_memory(name, WIDTH, **SMALL.get(name, {}))
+    x, reset = jnp.ones((5, 3, WIDTH)), np.zeros((5, 3), bool)
+    state = memory.initial_state(3)
+    parameters = jax.eval_shape(memory.init, jax.random.key(0), state, x, reset)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(memory.apply, parameters, state, x, change(reset))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda *inputs: memory.apply(*inputs, method="step"), parameters, state, x[0], change(reset[0]))
+
+
 class Recall(nn.Module):
     """One logit from the last output."""
 

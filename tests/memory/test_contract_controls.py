@@ -105,11 +105,29 @@ class ShrinkingState(Integrator):
         return state.astype(jnp.bfloat16), y
 
 
+class ForgetsWithoutInputs(Integrator):
+    """Starts again from a sequence of no steps."""
+
+    def __call__(self, state, x, reset):
+        after, y = super().__call__(state, x, reset)
+        return after if len(x) else jnp.zeros_like(state), y
+
+
+class NeedsRows(Integrator):
+    """Divides by the number of rows, with no need to."""
+
+    def __call__(self, state, x, reset):
+        after, y = super().__call__(state, x, reset)
+        return after, y * (x.shape[1] // x.shape[1])
+
+
 BROKEN = [
     (ShrinkingState, testing.check_state, "a sequence turned a state of shapes and dtypes"),
     (StepForgetsToReset, testing.check_steps_equal_sequence, "steps differ from the sequence"),
     (TapsNotInState, testing.check_cuts_equal_whole, "a sequence cut at 1 differs from the whole"),
     (MultipliedReset, testing.check_reset_forgets_state, "a reset at the first step kept the state handed in"),
+    (ForgetsWithoutInputs, testing.check_empty, "a sequence of no steps changed the state"),
+    (NeedsRows, testing.check_empty, "a batch of no rows raises ZeroDivisionError"),
     (StepForgetsToReset, testing.check_reset_forgets_state, "a step with a reset kept the state handed in"),
     (LateReset, testing.check_reset_forgets_input, "inputs of 3.0 before a reset changed the outputs after it"),
     (MultipliedReset, testing.check_reset_forgets_nan, "inputs of nan before a reset changed the outputs after it"),

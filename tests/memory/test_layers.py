@@ -854,3 +854,18 @@ def test_orthogonal_matrices_are_flaxs(shape):
 def test_orthogonal_matrices_need_no_lapack():
     program = jax.jit(orthogonal(), static_argnums=1).lower(jax.random.key(0), (8, 8)).as_text()
     assert "lapack" not in program
+
+
+def test_gated_deltanet_starts_as_published():
+    """Rates uniform in (0, 16), steps log-uniform in [0.001, 0.1], write strengths near 1/2 for inputs of any width."""
+    width = 256
+    memory = DeltaNet(width, heads=128, decay=True)
+    x, reset = jax.random.normal(jax.random.key(1), (1, 64, width)), jnp.ones((1, 64), bool)
+    p = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(64), x, reset)["params"]
+    rates, steps = np.exp(p["A_log"]), np.log1p(np.exp(p["dt"]["bias"]))
+    assert 0 < rates.min() < 1 < 15 < rates.max() < 16
+    np.testing.assert_allclose(rates.mean(), 8, rtol=0.15)
+    assert 0.001 <= steps.min() < 0.002 < 0.05 < steps.max() <= 0.1
+    for name in ("beta", "dt"):  # the authors' scale of all projections: variance 2 / 5 of a logit
+        np.testing.assert_allclose(np.std(x @ p[name]["kernel"]), np.sqrt(2 / 5), rtol=0.05)
+    assert (p["beta"]["bias"] == 0).all()

@@ -65,6 +65,17 @@ def test_starts_from_the_authors_eigenvalues(reference, blocks):
     np.testing.assert_allclose(np.sort_complex(ours), np.sort_complex(theirs.conj()), rtol=1e-5)
 
 
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_starts_with_the_authors_scale_of_b(blocks):
+    """Theirs is a row of B for each of the `state` real states, of variance 1 / state whatever the width; multiplied by
+    V^-1, which has orthonormal rows."""
+    memory = S5(width=512, state=16, blocks=blocks)
+    x, reset = jnp.ones((1, 1, 512)), jnp.ones((1, 1), bool)
+    B = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(1), x, reset)["params"]["B"]
+    re, im = jnp.split(B, 2, -1)
+    np.testing.assert_allclose(jnp.mean(re**2 + im**2), 1 / 16, rtol=0.06)
+
+
 @pytest.mark.parametrize("n", [2, 16, 64])
 def test_half_an_eigensystem_makes_the_whole_hippo_n(n):
     eigenvalues, V, V_inverse = diagonalised_hippo(n)
