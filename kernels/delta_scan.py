@@ -158,7 +158,7 @@ def _chunked(q, k, v, beta, log_decay, reset, h0, chunk):
     return chunks.merge(y, steps), last
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _inverse(M):
     """`(I + M)^-1` of strictly lower triangular `M[..., C, C]`, C a power of 2.
 
@@ -180,14 +180,7 @@ def _inverse_by_halves(M):
     return jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
 
 
-def _inverse_forward(M):
-    inverse = _inverse_by_halves(M)
-    return inverse, inverse
-
-
-def _inverse_backward(inverse, g):
-    transposed = jnp.swapaxes(inverse, -1, -2)
-    return (-jnp.tril(transposed @ g @ transposed, -1),)
-
-
-_inverse.defvjp(_inverse_forward, _inverse_backward)
+@_inverse.defjvp
+def _(primals, tangents):
+    inverse = _inverse(*primals)
+    return inverse, -inverse @ (jnp.tril(tangents[0], -1) @ inverse)
