@@ -31,6 +31,7 @@ from engram.memory.mamba2 import Mamba2
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
+from engram.memory.rnn import RNN
 from engram.memory.s4d import S4D
 from engram.memory.s5 import S5
 from engram.memory.shm import SHM
@@ -53,6 +54,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "mingru": MinGRU,
     "mlstm": MLSTM,
     "none": NoMemory,
+    "rnn": RNN,
     "s4d": S4D,
     "s5": S5,
     "shm": SHM,

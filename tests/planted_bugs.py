@@ -1004,6 +1004,20 @@ BUGS: tuple[Bug, ...] = (
         "taps of a dilated convolution have no gaps between them",
     ),
     Bug(
+        "memory/rnn.py",
+        "U, tau = fixed(W), lax.stop_gradient(b), self.radius * fixed(U), lax.stop_gradient(tau)",
+        "U, tau = fixed(W), b, self.radius * fixed(U), lax.stop_gradient(tau)",
+        "tests/memory/test_layers.py -k reservoir",
+        "the bias of a reservoir is learned",
+    ),
+    Bug(
+        "kernels/rnn_scan.py",
+        "seen = _seen(rectified, previous)",
+        "seen = previous",
+        "tests/kernels/test_scans.py -k rnn",
+        "gradients of weights from rectified units are those of linear ones",
+    ),
+    Bug(
         "memory/s4d.py",
         "jnp.expm1(eigenvalues * dt) / eigenvalues",
         "dt",

@@ -17,6 +17,7 @@ from engram.kernels.gla_scan import gla_scan, gla_scan_step
 from engram.kernels.gru_scan import gru_scan, gru_scan_step
 from engram.kernels.linear_scan import join, linear_scan, linear_scan_planes, linear_scan_step, split
 from engram.kernels.lstm_scan import lstm_scan, lstm_scan_step
+from engram.kernels.rnn_scan import rnn_scan, rnn_scan_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
 from engram.kernels.slstm_scan import slstm_scan, slstm_scan_step
 
@@ -77,6 +78,19 @@ def _selective(key, T, B):
 def _gru(key, T, B):
     x, Wh, bh, h0 = _normal(key, (T, B, 3 * D), (D, 3 * D), (D,), (B, D))
     return (Wh, bh), x, h0
+
+
+def _rnn(dense, key, T, B):
+    x, U, keep, gain, h0 = _normal(key, (T, B, D), (D, D) if dense else (D,), (D,), (D,), (B, D))
+    return (U / 2, jax.nn.sigmoid(keep), gain), x, h0
+
+
+def _rnn_case(dense, **options):
+    return Case(
+        partial(_rnn, dense),
+        lambda w, x, reset, h0, backend="auto": rnn_scan(x, w[0], w[1], w[2], reset, h0, backend=backend, **options),
+        lambda w, h, x, reset: rnn_scan_step(h, x, w[0], w[1], w[2], reset, **options),
+    )
 
 
 def _lstm(key, T, B):
@@ -179,6 +193,9 @@ CASES = {
         lambda w, x, reset, h0, backend="auto": gru_scan(x, w[0], w[1], reset, h0, backend=backend),
         lambda w, h, x, r: gru_scan_step(h, x, w[0], w[1], r),
     ),
+    "rnn, tanh": _rnn_case(True),
+    "rnn, relu of units alone": _rnn_case(False, activation="relu"),
+    "rnn, two rectified units": _rnn_case(True, activation="identity", rectified=2),
     "lstm": Case(
         _lstm,
         lambda w, x, reset, state, backend="auto": lstm_scan(x, w, reset, state, backend=backend),

@@ -24,6 +24,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "elu", "normalise": "running"}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "dpfp", "normalise": "sum"}),
     ("mlstm", {"heads": 2, "chunk": 4, "input_gate": "sigmoid", "gate_cap": 15.0}),
+    ("rnn", {"activation": "relu"}),
+    *(("rnn", {"kind": kind}) for kind in ("indrnn", "leaky", "alrnn", "reservoir")),
     ("s4d", {"state": 6, "spectrum": "ptd", "input_weights": "one", "discretisation": "bilinear", "gate": "gss"}),
     ("shm", {"size": 3, "thetas": 1, "decay_max": 1.0}),
 ]

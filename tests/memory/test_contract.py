@@ -129,6 +129,13 @@ def test_learns_to_remember_the_first_input(name):
     assert accuracy_of_recall(make_memory(name, 16, **LONG_ENOUGH.get(name, {}))) >= 0.98
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["indrnn", "leaky", "alrnn", "reservoir"])
+def test_each_kind_of_rnn_learns_to_remember_the_first_input(kind):
+    """At twice the width: 16 units of an IndRNN need more than 300 updates."""
+    assert accuracy_of_recall(make_memory("rnn", 32, kind=kind)) >= 0.98
+
+
 def test_no_memory_cannot_remember():
     assert 0.4 < accuracy_of_recall(make_memory("none", 16), updates=50) < 0.6
 

@@ -1,6 +1,7 @@
 """Each layer against an independent float64 computation: numpy, one row and one step at a time, or flax's cells."""
 
 import itertools
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -31,6 +32,7 @@ from engram.memory.mamba2 import Mamba2
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
+from engram.memory.rnn import RNN, bounded
 from engram.memory.s4d import S4D
 from engram.memory.shm import SHM
 from engram.memory.slstm import SLSTM
@@ -755,6 +757,112 @@ def test_a_window_sees_its_taps_and_nothing_else(memory, seen):
     after_changed, changed = apply(parameters, state, x, reset)
     np.testing.assert_array_equal(np.flatnonzero(np.abs(changed - y).max((1, 2))), 10 + np.array(seen))
     np.testing.assert_array_equal(after, after_changed)  # the change lies too far back
+
+
+def published_rnn(p, kind, rectified, x):
+    """One episode, step by step."""
+    W, U, h, states = p["W"], p["U"], np.zeros(WIDTH), []
+    if kind == "reservoir":
+        W, U = (np.sqrt(WIDTH) * matrix / np.linalg.norm(matrix) for matrix in (W, U))
+        U = 0.7 * U
+    for drive in x @ W + p["b"]:
+        if kind == "elman":
+            h = np.tanh(drive + h @ U)
+        elif kind == "indrnn":
+            h = np.maximum(drive + np.clip(U, -(2**0.25), 2**0.25) * h, 0)
+        elif kind == "alrnn":
+            seen = np.concatenate([h[: WIDTH - rectified], np.maximum(h[WIDTH - rectified :], 0)])
+            h = p["A"] * h + seen @ U + drive
+        else:
+            tau = 1 + softplus(p["tau"])
+            h = (1 - 1 / tau) * h + np.tanh(drive + h @ U) / tau
+        states.append(h)
+    return np.stack(states) @ p["out"]["kernel"] + p["out"]["bias"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rectified"),
+    [("elman", 0), ("indrnn", 0), ("leaky", 0), ("alrnn", 0), ("alrnn", 1), ("alrnn", WIDTH), ("reservoir", 0)],
+)
+def test_rnn(kind, rectified):
+    def recurrence(p):
+        return lambda x: published_rnn(p, kind, rectified, x)
+
+    options: Any = {"kind": kind, "rectified": rectified, "max_steps": 4, "radius": 0.7}
+    check(RNN(WIDTH, **options, param_dtype=jnp.float64), recurrence)
+
+
+def started(memory):
+    """Parameters of a memory and what it writes for an input of zeros: `W x + b`, U, keep and gain."""
+    x, reset = jnp.zeros((1, 1, memory.width)), jnp.zeros((1, 1), bool)
+    parameters: Any = jax.jit(memory.init)(KEY, memory.initial_state(1), x, reset)
+    return parameters["params"], jax.jit(partial(memory.apply, method="write"))(parameters, x)
+
+
+def test_an_almost_linear_rnn_without_rectified_units_is_linear():
+    memory = RNN(WIDTH, kind="alrnn", rectified=0)
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, T, B, WIDTH)).astype(np.float32)
+    reset, state = np.zeros((T, B), bool), memory.initial_state(B)
+    parameters = jax.jit(memory.init)(KEY, state, a, reset)
+    apply: Any = jax.jit(memory.apply)
+    of_both, of_a, of_b = (apply(parameters, state, x, reset)[1] for x in (a + b, a, b))
+    np.testing.assert_allclose(of_both, of_a + of_b, atol=1e-5)
+
+
+def test_units_of_an_indrnn_at_most_double():
+    memory = RNN(WIDTH, kind="indrnn", max_steps=8)
+    p, _ = started(memory)
+    p = {**p, "U": jnp.array([5.0, 1.0, 0.5, -5.0]), "out": {"kernel": jnp.eye(WIDTH), "bias": jnp.zeros(WIDTH)}}
+    x, reset = jnp.zeros((8, 1, WIDTH)), jnp.zeros((8, 1), bool)
+    _, y = jax.jit(memory.apply)({"params": p}, jnp.ones((1, WIDTH)), x, reset)
+    np.testing.assert_allclose(y[-1, 0], [2, 1, 2.0**-8, 0], rtol=1e-5)
+
+
+def test_bounded_weights_come_back():
+    """Descent lowers u where the gradient is above 0: out of bounds, only gradients that lead back inside pass."""
+    u, wanted = jnp.array([2.0, 2.0, -2.0, -2.0, 0.5]), jnp.array([1.0, -1.0, 1.0, -1.0, -1.0])
+    gradient = jax.grad(lambda u: jnp.sum(wanted * bounded(u, 1.0)))(u)
+    np.testing.assert_array_equal(gradient, [1, 0, 0, -1, -1])
+
+
+@pytest.mark.parametrize("kind", ["leaky", "alrnn", "reservoir"])
+def test_time_constants_of_an_rnn_start_log_uniform(kind):
+    _, (_, _, keep, gain) = started(RNN(512, kind=kind, max_timescale=100.0))
+    keep = np.asarray(keep, np.float64)
+    assert stats.kstest(-np.log(1 - keep), stats.uniform(0, np.log(100)).cdf).pvalue > 0.01
+    np.testing.assert_allclose(gain, 1 if kind == "alrnn" else 1 - keep, atol=1e-6)
+
+
+def test_a_reservoir_has_its_spectral_radius_and_learns_its_output_alone():
+    memory = RNN(16, kind="reservoir", radius=0.5, max_timescale=1.0)
+    p, (_, U, _, _) = started(memory)
+    np.testing.assert_allclose(np.abs(np.linalg.eigvals(U)), 0.5, atol=1e-5)
+    x = np.random.default_rng(0).normal(size=(T, B, 16)).astype(np.float32)
+    reset, state = np.zeros((T, B), bool), memory.initial_state(B)
+
+    @jax.jit
+    def outputs(p):
+        return memory.apply({"params": p}, state, x, reset)
+
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(outputs(p)[1])))(p)
+    learned = {name for name, g in gradient.items() if any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(g))}
+    assert learned == {"out"}
+    # Weight decay shrinks parameters; not what the reservoir does.
+    shrunk = outputs({**p, "W": 0.1 * p["W"], "U": 0.1 * p["U"]})
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), shrunk, outputs(p))
+
+
+def test_a_reservoir_forgets_how_it_began():
+    """Any two states come closer by the spectral radius at every step, as tanh has slopes of at most 1."""
+    memory = RNN(16, kind="reservoir", radius=0.5, max_timescale=1.0)
+    p, _ = started(memory)
+    rng = np.random.default_rng(0)
+    x, states = jnp.asarray(rng.normal(size=(10, 1, 16))), rng.normal(size=(2, 1, 16)).astype(np.float32)
+    apply: Any = jax.jit(memory.apply)
+    a, b = (apply({"params": p}, state, x, jnp.zeros((10, 1), bool))[0] for state in states)
+    distance = np.linalg.norm(a - b)
+    assert 0 < distance < 0.501**10 * np.linalg.norm(states[0] - states[1])
 
 
 def flax_cell(cell, parameters):
