@@ -81,7 +81,8 @@ class SHM(Memory):
         """Normalised input and steps so far -> factors, what is added `[..., size * size]`; queries `[..., size]`."""
         k, q, v, c, e = jnp.split(self.inp(x), np.cumsum([self.size] * 4), -1)
         k, q = (nn.relu(part) / (EPSILON + nn.relu(part).sum(-1, keepdims=True)) for part in (k, q))
-        decay = jnp.minimum(1 + jnp.tanh(self.theta[n % self.thetas][..., :, None] * c[..., None, :]), self.decay_max)
+        theta = jnp.take(self.theta, n % self.thetas, axis=0)
+        decay = jnp.minimum(1 + jnp.tanh(theta[..., :, None] * c[..., None, :]), self.decay_max)
         write = (nn.sigmoid(e) * v)[..., :, None] * k[..., None, :]
         size = (*x.shape[:-1], self.size**2)
         return decay.reshape(size), write.reshape(size), q
