@@ -105,6 +105,9 @@ class Dict:
 
 Space = Discrete | MultiDiscrete | Box | Tuple | Dict
 
+EXACT = 2**24
+"""Whole numbers up to which each has a float32 of its own."""
+
 MASK, REST = "action_mask", "observation"
 """Names of parts of observations: which actions are allowed, and what else there is to see."""
 

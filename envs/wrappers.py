@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 
 from engram.envs.base import Environment, VectorEnvironment
-from engram.envs.spaces import MASK, REST, Box, Dict, Discrete, MultiDiscrete, Space, Tuple
+from engram.envs.spaces import EXACT, MASK, REST, Box, Dict, Discrete, MultiDiscrete, Space, Tuple
 from engram.envs.vector import action_scale, clip_action
 from engram.errors import BadRequest
 from engram.kernels.rows import select_rows
@@ -316,10 +316,6 @@ def action_vector(space: Space, action: Any) -> jax.Array:
     """Actions `[..., *]` as inputs of a network: as `flatten`, but boxes by their bounds (see `action_scale`)."""
     scale = action_scale(space)
     return flatten(space, action if scale is None else (action - scale[0]) / scale[1])
-
-
-EXACT = 2**24
-"""Whole numbers up to which each has a float32 of its own."""
 
 
 def _may_lose_digits(space: Space) -> bool:

@@ -10,6 +10,8 @@ Options make its relatives:
 - Fast weight programmers (Schlag et al., ICML 2021; "FWP"): `decay=none feature=dpfp normalise=sum`.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,15 +24,18 @@ from engram.memory.layers import Dense, by_head, head_sizes
 
 GATE_RANK, GATE_ROOT = 16, 16
 """Rank of the gate's projection, and the root that is taken of it: decays start near 1 and move slowly."""
-DECAYS, NORMALISERS = ("data", "fixed", "none"), ("none", "running", "sum")
 EPSILON = 1e-6
 """What keeps a running sum of weights from 0, as in the authors' code."""
 
 
-def _dpfp(x: jax.Array, rolls: int = 3) -> jax.Array:
-    """The deterministic parameter-free projection (Schlag et al. 2021, eq. 37), `[..., n]` -> `[..., 2 n rolls]`."""
+ROLLS = 3
+"""Products that dpfp makes of each number, of either sign."""
+
+
+def _dpfp(x: jax.Array) -> jax.Array:
+    """The deterministic parameter-free projection (Schlag et al. 2021, eq. 37), `[..., n]` -> `[..., 2 n ROLLS]`."""
     both = nn.relu(jnp.concatenate([x, -x], -1))
-    return jnp.concatenate([both * jnp.roll(both, i, -1) for i in range(1, rolls + 1)], -1)
+    return jnp.concatenate([both * jnp.roll(both, i, -1) for i in range(1, ROLLS + 1)], -1)
 
 
 FEATURES = {"none": lambda x: x, "elu": lambda x: nn.elu(x) + 1, "relu": nn.relu, "dpfp": _dpfp}
@@ -47,11 +52,11 @@ class GLA(Memory):
     """Size of all keys in widths."""
     expand_v: float = 1.0
     """Size of all values in widths."""
-    decay: str = "data"
+    decay: Literal["data", "fixed", "none"] = "data"
     """Forgetting: data (each key at a rate that depends on the input), fixed (one rate for each head) or none."""
-    feature: str = "none"
+    feature: Literal["none", "elu", "relu", "dpfp"] = "none"
     """Map of queries and keys: none, elu (elu + 1), relu or dpfp. Sums without decay grow with an episode."""
-    normalise: str = "none"
+    normalise: Literal["none", "running", "sum"] = "none"
     """Normalisation: none, running (by the sum of weights so far) or sum (queries and keys sum to 1). The last two need
     a feature that is not negative."""
     chunk: int = 0
@@ -61,9 +66,6 @@ class GLA(Memory):
 
     def __post_init__(self) -> None:
         _ = self.sizes  # raises where they do not fit
-        for option, known in (("decay", DECAYS), ("feature", tuple(FEATURES)), ("normalise", NORMALISERS)):
-            if getattr(self, option) not in known:
-                raise BadRequest(f"gla: unknown {option} {getattr(self, option)!r}: choose from {', '.join(known)}")
         if self.normalise != "none" and self.feature == "none":
             raise BadRequest(f"gla: normalise={self.normalise} needs a feature that is not negative: elu, relu or dpfp")
         super().__post_init__()
@@ -76,7 +78,7 @@ class GLA(Memory):
     @property
     def features(self) -> int:
         """Features of a key for each of its numbers."""
-        return FEATURES[self.feature](np.zeros(1)).size
+        return 2 * ROLLS if self.feature == "dpfp" else 1
 
     @property
     def forgets_nan_inside(self) -> bool:

@@ -9,6 +9,7 @@ gradient. `n` is one more column of `C`, and the whole is a gated linear attenti
 """
 
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -20,12 +21,6 @@ from engram.kernels.gla_scan import gla_scan, gla_scan_step
 from engram.kernels.max_plus_scan import max_plus_scan, max_plus_scan_step
 from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, by_head, normalised_heads, uniform
-
-INPUT_GATES = ("exp", "sigmoid")
-
-
-def _input_bias(key, shape, dtype):
-    return nn.initializers.normal(0.1)(key, shape, dtype)
 
 
 def _forget_bias(key, shape, dtype):
@@ -47,7 +42,7 @@ class MLSTM(Memory):
     """Taps of the convolution before queries and keys, the current input among them."""
     block: int = 4
     """Channels that queries, keys and values mix, in blocks; must divide `expand * width`."""
-    input_gate: str = "exp"
+    input_gate: Literal["exp", "sigmoid"] = "exp"
     """Input gate: exp (xLSTM) or sigmoid, which needs no normaliser (TFLA, Beck et al. 2025)."""
     gate_cap: float = 0.0
     """Bound of both gates' logits, as cap * tanh(logit / cap) (15 in xLSTM 7B); 0 for none."""
@@ -63,8 +58,6 @@ class MLSTM(Memory):
             raise BadRequest(
                 f"mlstm: heads={self.heads} and block={self.block} must divide the {self.channels} channels"
             )
-        if self.input_gate not in INPUT_GATES:
-            raise BadRequest(f"mlstm: unknown input_gate {self.input_gate!r}: choose from {', '.join(INPUT_GATES)}")
         super().__post_init__()
 
     @property
@@ -84,7 +77,7 @@ class MLSTM(Memory):
         self.conv_bias = self.param("conv_bias", uniform(self.conv**-0.5), (channels,), dtype)
         self.qkv = self.param("qkv", small, mixers, dtype)
         zeros = nn.initializers.zeros
-        self.input = Dense(self.heads, kernel_init=zeros, bias_init=_input_bias, param_dtype=dtype)
+        self.input = Dense(self.heads, kernel_init=zeros, bias_init=nn.initializers.normal(0.1), param_dtype=dtype)
         self.forget = Dense(self.heads, kernel_init=zeros, bias_init=_forget_bias, param_dtype=dtype)
         self.norm_scale = self.param("norm_scale", nn.initializers.ones, (channels,), dtype)
         self.skip = self.param("skip", nn.initializers.ones, (channels,), dtype)
@@ -102,34 +95,33 @@ class MLSTM(Memory):
         taps, C, m = state
         u, z = jnp.split(self.up(x), 2, -1)
         mixed, taps = causal_conv(u, self.conv_weight, self.conv_bias, reset, taps)
+        mixed = nn.silu(mixed)
         q, k, v, log_i, log_f = self.write(u, mixed)
+        found, now = None, None
         if self.input_gate == "exp":
-            found, m_now, m = max_plus_scan(log_f, log_i, reset, m)
-            k, v, log_decay = self.stabilised(k, v, log_i, log_f, found, m_now)
-        else:
-            k, log_decay, m_now = k * nn.sigmoid(log_i)[..., None], log_f, None
+            found, now, m = max_plus_scan(log_f, log_i, reset, m)
+        k, v, log_decay = self.gated(k, v, log_i, log_f, found, now)
         y, C = gla_scan(q, k, v, log_decay, reset, C, chunk=self.chunk or None, backend=self.backend)
-        return (taps, C, m), self.read(y, m_now, mixed, z)
+        return (taps, C, m), self.read(y, now, mixed, z)
 
     def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         taps, C, m = state
         u, z = jnp.split(self.up(x), 2, -1)
         taps, mixed = causal_conv_step(taps, u, self.conv_weight, self.conv_bias, reset)
+        mixed = nn.silu(mixed)
         q, k, v, log_i, log_f = self.write(u, mixed)
-        m_now = None
+        found, now = None, None
         if self.input_gate == "exp":
-            found, m_now = max_plus_scan_step(m, log_f, log_i, reset)
-            k, v, log_decay = self.stabilised(k, v, log_i, log_f, found, m_now)
-            m = m_now
-        else:
-            k, log_decay = k * nn.sigmoid(log_i)[..., None], log_f
+            found, now = max_plus_scan_step(m, log_f, log_i, reset)
+            m = now
+        k, v, log_decay = self.gated(k, v, log_i, log_f, found, now)
         C, y = gla_scan_step(C, q, k, v, log_decay, reset)
-        return (taps, C, m), self.read(y, m_now, mixed, z)
+        return (taps, C, m), self.read(y, now, mixed, z)
 
     def write(self, u: jax.Array, mixed: jax.Array) -> tuple[jax.Array, ...]:
         """Channels and the convolution's output, `[..., channels]` -> q, k, v `[..., heads, size]`, i~ and log f
         `[..., heads]`."""
-        parts = jnp.stack([nn.silu(mixed), nn.silu(mixed), u])
+        parts = jnp.stack([mixed, mixed, u])
         blocks = by_head(parts, self.channels // self.block)
         q, k, v = jnp.einsum("p...gi,pgij->p...gj", blocks, self.qkv).reshape(parts.shape)
         qkv = jnp.concatenate([q, k, v], -1)
@@ -140,10 +132,19 @@ class MLSTM(Memory):
         q, k, v = (by_head(a, self.heads) for a in (q, k, v))
         return q, k * k.shape[-1] ** -0.5, v, log_i, nn.log_sigmoid(forget)
 
-    def stabilised(
-        self, k: jax.Array, v: jax.Array, log_i: jax.Array, log_f: jax.Array, found: jax.Array, m: jax.Array
+    def gated(
+        self,
+        k: jax.Array,
+        v: jax.Array,
+        log_i: jax.Array,
+        log_f: jax.Array,
+        found: jax.Array | None,
+        m: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """-> keys times their gates, values with a 1 for the normaliser, log decay: all relative to exp(m)."""
+        """-> keys times their gates, values with a 1 for the normaliser, log decay: all relative to exp(m), where
+        `found` is the m of the step before. Without m: gates that are sigmoids, and no normaliser."""
+        if found is None or m is None:
+            return k * nn.sigmoid(log_i)[..., None], v, log_f
         k = k * jnp.exp(log_i - m)[..., None]
         return k, jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1), log_f + found - m
 
@@ -152,4 +153,4 @@ class MLSTM(Memory):
         if m is not None:
             y = y[..., :-1] / jnp.maximum(jnp.abs(y[..., -1]), jnp.exp(-m))[..., None]
         y = normalised_heads(y, self.norm_scale)
-        return self.down((y + self.skip * nn.silu(mixed)) * nn.silu(z))
+        return self.down((y + self.skip * mixed) * nn.silu(z))

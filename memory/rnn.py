@@ -11,7 +11,7 @@ is an orthogonal matrix times `radius`, which is its spectral radius.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -23,9 +23,6 @@ from engram.kernels.rnn_scan import rnn_scan, rnn_scan_step
 from engram.kernels.rows import rows_matmul
 from engram.memory.base import Memory, State
 from engram.memory.layers import Dense, log_uniform, orthogonal, uniform
-
-KINDS = ("elman", "indrnn", "leaky", "alrnn", "reservoir")
-ACTIVATIONS = ("auto", "tanh", "relu")
 
 
 @jax.custom_vjp
@@ -49,10 +46,10 @@ bounded.defvjp(_bounded_forward, _bounded_backward)
 class RNN(Memory):
     """One layer of units without gates and a dense layer. State: `h[B, width]`."""
 
-    kind: str = "elman"
+    kind: Literal["elman", "indrnn", "leaky", "alrnn", "reservoir"] = "elman"
     """Kind of network: elman, indrnn (a unit sees itself alone), leaky (units with time constants of their own), alrnn
     (almost linear) or reservoir (leaky, with nothing learned but the output)."""
-    activation: str = "auto"
+    activation: Literal["auto", "tanh", "relu"] = "auto"
     """Function of the new value: tanh, relu or auto (relu for indrnn, else tanh); alrnn has none."""
     max_timescale: float = 64.0
     """Longest time constant of the units of leaky, alrnn and reservoir at the start, in steps; log-uniform from 1."""
@@ -66,9 +63,6 @@ class RNN(Memory):
     """Backend of `engram.kernels.rnn_scan`."""
 
     def __post_init__(self) -> None:
-        for option, known in (("kind", KINDS), ("activation", ACTIVATIONS)):
-            if getattr(self, option) not in known:
-                raise BadRequest(f"rnn: unknown {option} {getattr(self, option)!r}: choose from {', '.join(known)}")
         if self.kind == "alrnn" and self.activation != "auto":
             raise BadRequest("rnn: kind=alrnn has no activation")
         if self.kind == "alrnn" and not 0 <= self.rectified <= self.width:

@@ -1,10 +1,8 @@
 """Programs that a test compiles are kept for the other tests, the processes that they start, and the next time.
 Most tests compile for longer than they run, so XLA is told to compile fast."""
 
-import ctypes
 import gc
 import os
-import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -55,8 +53,9 @@ def programs_of_one_file():
     if "jax" in sys.modules and resident() > LARGE:
         sys.modules["jax"].clear_caches()
         gc.collect()
-        if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+        from engram.kernels.malloc import give_back_freed_memory
+
+        give_back_freed_memory()
 
 
 LONGEST = [

@@ -18,11 +18,12 @@ def first_fault(fault: jax.Array) -> jax.Array:
     return jnp.where(flat[place] > 0, 4 * place + flat[place], 0)
 
 
-def in_words(faults: np.ndarray, num_envs: int, updates: int, steps: int) -> str | None:
+def in_words(faults: np.ndarray, first_seed: int, num_envs: int, updates: int, steps: int) -> str | None:
     """The first fault of a chunk in words, None where there is none.
 
     Args:
         faults: `[updates, seeds]`, of `first_fault`.
+        first_seed: of the run.
         num_envs: environments of an agent.
         updates: of the run, before the chunk.
         steps: of each environment in an update.
@@ -33,7 +34,7 @@ def in_words(faults: np.ndarray, num_envs: int, updates: int, steps: int) -> str
     update, seed = found[0]
     place, kind = divmod(int(faults[update, seed]), 4)
     step, lane = divmod(place, num_envs)
-    of_seed = f" of seed {seed}" if faults.shape[1] > 1 else ""
+    of_seed = f" of seed {first_seed + seed}" if faults.shape[1] > 1 else ""
     what = "a reward" if kind == REWARD_FAULT else "an observation"
     return (
         f"environment {lane}{of_seed} gave {what} that is not finite or beyond {ABSURD:g} in step "

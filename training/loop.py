@@ -295,7 +295,7 @@ class TrainingRun:
             env: Any = self.agent.env  # a batch, which the metric is of
             faults, plan, lanes = metrics["replay/fault"], self.settings.plan, env.num_envs
             before, steps = (chunk - 1) * plan.updates_per_chunk, self.agent.steps_per_update // lanes
-            self.fault = in_words(faults.reshape(len(faults), -1), lanes, before, steps)
+            self.fault = in_words(faults.reshape(len(faults), -1), self.settings.seed, lanes, before, steps)
         metrics = aggregate(metrics)
         seconds = time.perf_counter() - started
         self._check_finite(metrics, chunk)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from engram.envs.spaces import Box, Discrete, MultiDiscrete, Space
+from engram.envs.spaces import EXACT, Box, Discrete, MultiDiscrete, Space
 from engram.envs.vector import action_scale
 from engram.errors import BadRequest
 
@@ -113,10 +113,6 @@ def allowed(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
     return logits if mask is None else jnp.where(mask, logits, FORBIDDEN)
 
 
-MOST = 2**24
-"""Integers that a policy chooses from at most."""
-
-
 def head_size(space: Space) -> int:
     """The number of outputs that a policy head needs for actions in `space`.
 
@@ -124,9 +120,9 @@ def head_size(space: Space) -> int:
         BadRequest: the actions are neither integers nor a vector, or there are more than 2^24 of them.
     """
     match space:
-        case Discrete(n) if n <= MOST:
+        case Discrete(n) if n <= EXACT:
             return n
-        case MultiDiscrete(nvec) if sum(nvec) <= MOST:
+        case MultiDiscrete(nvec) if sum(nvec) <= EXACT:
             return sum(nvec)
         case Box(shape=(size,)):
             return size

@@ -6,12 +6,10 @@ import jax
 import numpy as np
 from gymnasium import spaces as gymnasium_spaces
 
-from engram.envs.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
+from engram.envs.spaces import EXACT, Box, Dict, Discrete, MultiDiscrete, Space, Tuple
 from engram.errors import BadRequest
 
 FLOAT32 = np.finfo(np.float32)
-EXACT = 2**24
-"""Whole numbers up to which each has a float32 of its own."""
 
 
 def _nested_tuple(values: Any) -> Any:

@@ -25,7 +25,6 @@ from flax import struct
 
 from engram.envs.base import NoParams, VectorEnvironment
 from engram.envs.host.gymnasium_spaces import (
-    EXACT,
     action_to_gymnasium,
     convert,
     convert_action,
@@ -35,7 +34,7 @@ from engram.envs.host.gymnasium_spaces import (
     structs,
     whole_numbers,
 )
-from engram.envs.spaces import MASK, REST, Box, Dict, MultiDiscrete, Space, allows_nothing, has_mask
+from engram.envs.spaces import EXACT, MASK, REST, Box, Dict, MultiDiscrete, Space, allows_nothing, has_mask
 from engram.envs.vector import clip_action
 from engram.errors import BadRequest
 from engram.kernels.host_call import HostCall
@@ -237,7 +236,7 @@ class HostPool(VectorEnvironment):
     def _lane(self, which: Any) -> str:
         """The first lane of `which [lanes]`, and the step, in words."""
         lane = int(np.argmax(which))
-        agent = f" of seed {lane // self.num_envs}" if self.copies > 1 else ""
+        agent = f" of seed {lane // self.num_envs + 1} out of {self.copies}" if self.copies > 1 else ""
         return f"environment {lane % self.num_envs}{agent} at step {self._steps} of the emulators"
 
     def _finite(self, x: np.ndarray, what: str = "observation") -> np.ndarray:

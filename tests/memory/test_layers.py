@@ -324,7 +324,7 @@ def mlstm_found(bias, q=1.0, steps=12):
         log_i = jnp.full((steps, 1, 1), log_i)
         log_f = jnp.zeros_like(log_i)  # nothing is forgotten
         before, m, _ = max_plus_scan(log_f, log_i, reset, state[2])
-        k, v, log_decay = memory.stabilised(x / 2, x, log_i, log_f, before, m)
+        k, v, log_decay = memory.gated(x / 2, x, log_i, log_f, before, m)
         y, _ = gla_scan(q * x, k, v, log_decay, reset, state[1], backend="reference")
         return (y[..., :-1] / jnp.maximum(jnp.abs(y[..., -1]), jnp.exp(-m))[..., None])[:, 0, 0, 0]
 

@@ -40,16 +40,16 @@ def test_steps_say_what_is_not_sane(options, kind):
 
 
 def test_the_first_fault_is_told():
-    """Chunks of three updates of four steps in five environments, two seeds; 30 updates before."""
+    """Chunks of three updates of four steps in five environments, seeds 7 and 8; 30 updates before."""
     fault = np.zeros((3, 2, 4, 5), np.int8)
     told: Any = jax.vmap(jax.vmap(first_fault))
     assert not np.any(told(fault))
-    assert in_words(np.asarray(told(fault)), 5, 30, 4) is None
+    assert in_words(np.asarray(told(fault)), 7, 5, 30, 4) is None
     fault[2, 0, 0, 0] = fault[1, 1, 3, 1] = OBSERVATION_FAULT
     fault[1, 1, 2, 4] = REWARD_FAULT
-    words = in_words(np.asarray(told(fault)), 5, 30, 4)
+    words = in_words(np.asarray(told(fault)), 7, 5, 30, 4)
     assert words == (
-        "environment 4 of seed 1 gave a reward that is not finite or beyond 1e+09 in step 127 of its training"
+        "environment 4 of seed 8 gave a reward that is not finite or beyond 1e+09 in step 127 of its training"
     )
-    alone = in_words(np.asarray(told(fault))[:, :1], 5, 0, 4)
+    alone = in_words(np.asarray(told(fault))[:, :1], 7, 5, 0, 4)
     assert alone == "environment 0 gave an observation that is not finite or beyond 1e+09 in step 9 of its training"
