@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.kernels.aaren_scan import aaren_scan, aaren_scan_step, initial_state
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, GatedOutput, by_head
 
 
@@ -19,6 +19,13 @@ class Aaren(Memory):
     """One layer of heads and a gated output. State: `(m, u, w)` of `engram.kernels.aaren_scan`,
     `[B, heads]`, `[B, heads]`, `[B, heads, width / heads]`.
     """
+
+    about = About(
+        group="attention",
+        equation="y = softmax-weighted mean of v over the episode, weights of one learned query",
+        source="Feng et al. 2024 (attention as an RNN)",
+        home="https://arxiv.org/abs/2405.13956",
+    )
 
     heads: int = 4
     """Number of heads; must divide the width."""

@@ -18,7 +18,7 @@ from jax import lax
 from engram.errors import BadRequest
 from engram.kernels.backends import check_flags
 from engram.kernels.rows import clear
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, GatedOutput
 
 
@@ -32,6 +32,13 @@ class Attention(Memory):
     is linear in time. A NaN is forgotten at a reset that opens a chunk; a reset inside a chunk does not stop it from
     reaching later steps of its block, through the product of a zero weight and its value.
     """
+
+    about = About(
+        group="attention",
+        equation="y = softmax(q K^T + bias by distance) V over the last window + 1 steps",
+        source="Vaswani et al., NeurIPS 2017, in a sliding window; bias after Raffel et al. 2020",
+        home="https://arxiv.org/abs/1706.03762",
+    )
 
     window: int = 64
     """Steps in the cache: a step sees itself and this many before it."""

@@ -5,7 +5,7 @@ cleared, by select, before `x[t, b]` is consumed. A state is any pytree whose le
 dtypes; everything a module needs from the past (convolution taps, cached keys and values) is in it.
 """
 
-from typing import Any
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,8 +24,25 @@ def where_reset(reset: jax.Array, fresh: State, old: State) -> State:
     return select_rows(reset, fresh, old)
 
 
+class About(NamedTuple):
+    """What the documentation says of a memory beside what can be counted: a row of its tables."""
+
+    group: Literal["windows", "recurrent", "diagonal", "matrix", "attention"]
+    """Kind of state: the last inputs, units that see each other, a diagonal or a matrix that is linear in its past, or
+    averages by attention."""
+    equation: str
+    """The recurrence of the default in a line of plain text; `'` marks the state before, `*` a product by elements."""
+    source: str
+    """Authors, venue and year; then the relatives that options make."""
+    home: str = ""
+    """Address of the paper."""
+
+
 class Memory(nn.Module):
     """Maps `x[T, B, width]` to `y[T, B, width]` and carries a state from chunk to chunk."""
+
+    about: ClassVar[About | None] = None
+    """The row in the tables of the documentation, which every registered memory has."""
 
     width: int
     """Number of features of input and output."""

@@ -18,7 +18,7 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.delta_scan import delta_scan, delta_scan_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, by_head, head_sizes, init_A_log, init_step_bias, uniform
 
 
@@ -26,6 +26,13 @@ class DeltaNet(Memory):
     """One layer. State: `(taps, S)`, the past inputs of the convolution over q, k and v `[B, conv - 1, ...]` and the
     matrices `[B, heads, keys, values]`.
     """
+
+    about = About(
+        group="matrix",
+        equation="S = (I - beta k k^T) a S' + beta k v^T, y = S^T q",
+        source="Yang et al., NeurIPS 2024; options: Gated DeltaNet, DeltaProduct",
+        home="https://arxiv.org/abs/2406.06484",
+    )
 
     heads: int = 4
     """Number of heads; must divide `expand_k * width` and `expand_v * width`."""

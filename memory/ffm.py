@@ -16,7 +16,7 @@ from jax import lax
 
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense
 
 SHORTEST = 0.673
@@ -27,6 +27,13 @@ REMAINING = 0.01
 
 class FFM(Memory):
     """One FFM layer. State: complex `[B, traces * contexts]`."""
+
+    about = About(
+        group="diagonal",
+        equation="S = (exp(-a) exp(i b)^T) * S' + u 1^T, complex",
+        source="Morad et al., NeurIPS 2023 (fast and forgetful memory)",
+        home="https://arxiv.org/abs/2310.04128",
+    )
 
     traces: int = 32
     """Number of traces, which fade at rates of their own."""

@@ -11,12 +11,19 @@ import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_taps, causal_taps_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, GatedOutput
 
 
 class FrameStack(Memory):
     """One dense layer of the last inputs and a gated output. State: the inputs before, `[B, frames - 1, width]`."""
+
+    about = About(
+        group="windows",
+        equation="y = out(W [x[t], x[t-1], ..., x[t-frames+1]])",
+        source="Mnih et al., Nature 2015",
+        home="https://doi.org/10.1038/nature14236",
+    )
 
     frames: int = 4
     """Number of inputs that a step sees, the current one among them."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from engram.errors import BadRequest
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, by_head, head_sizes
 
 GATE_RANK, GATE_ROOT = 16, 16
@@ -45,6 +45,13 @@ class GLA(Memory):
     """One layer. State: `[B, heads, keys, values]`; six times as many keys with `feature="dpfp"`, one value more with
     `normalise="running"`.
     """
+
+    about = About(
+        group="matrix",
+        equation="S = diag(a) S' + k v^T, y = S^T q",
+        source="Yang et al., ICML 2024; options: RetNet, linear transformer, fast weight programmers",
+        home="https://arxiv.org/abs/2312.06635",
+    )
 
     heads: int = 4
     """Number of heads; must divide `expand_k * width` and `expand_v * width`."""

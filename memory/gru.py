@@ -8,12 +8,19 @@ import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.kernels.gru_scan import gru_scan, gru_scan_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, gate_orthogonal, log_uniform
 
 
 class GRU(Memory):
     """One GRU layer. State and output: `h[B, width]`."""
+
+    about = About(
+        group="recurrent",
+        equation="h = (1 - z) * n + z * h', n = tanh(W x + r * (U h'))",
+        source="Cho et al., EMNLP 2014",
+        home="https://arxiv.org/abs/1406.1078",
+    )
 
     max_timescale: float = 1.0
     """Longest memory of a unit at the start, in steps; 1 starts all gates half open."""

@@ -16,12 +16,19 @@ from jax import lax
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
 from engram.kernels.rows import rows_matmul
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import GatedOutput
 
 
 class LRU(Memory):
     """One LRU layer: recurrence, gelu, gate. State: complex `[B, state]`."""
+
+    about = About(
+        group="diagonal",
+        equation="h = lambda * h' + gamma * (B x), complex, fixed lambda",
+        source="Orvieto et al., ICML 2023",
+        home="https://arxiv.org/abs/2303.06349",
+    )
 
     state: int = 64
     """Size of the state, in complex numbers."""

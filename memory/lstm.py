@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from engram.kernels.lstm_scan import lstm_scan, lstm_scan_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, gate_orthogonal
 
 
@@ -17,6 +17,13 @@ def _forget_bias(key, shape, dtype=jnp.float32):
 
 class LSTM(Memory):
     """One LSTM layer. State: `(c, h)`, each `[B, width]`; output: `h`."""
+
+    about = About(
+        group="recurrent",
+        equation="c = f * c' + i * tanh(W x + U h'), h = o * tanh(c)",
+        source="Hochreiter and Schmidhuber 1997, forget gate of Gers et al. 2000",
+        home="https://doi.org/10.1162/neco.1997.9.8.1735",
+    )
 
     backend: str = "auto"
     """Backend of `engram.kernels.lstm_scan`."""

@@ -11,7 +11,7 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, init_step_bias, uniform
 
 
@@ -66,6 +66,13 @@ class Mamba(Memory):
     """One Mamba-1 block. State: `(taps, h)`, the convolution's past inputs `[B, conv - 1, expand * width]` and the
     state space `[B, state, expand * width]`.
     """
+
+    about = About(
+        group="diagonal",
+        equation="h = exp(dt A) * h' + dt B u for each channel u; dt, B, C of the input",
+        source="Gu and Dao 2023 (Mamba-1)",
+        home="https://arxiv.org/abs/2312.00752",
+    )
 
     state: int = 16
     """Size of the state of each channel."""

@@ -12,7 +12,7 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, by_head, init_A_log, init_step_bias, uniform
 
 
@@ -20,6 +20,13 @@ class Mamba2(Memory):
     """One Mamba-2 block. State: `(taps, h)`, the convolution's past inputs `[B, conv - 1, expand * width + 2 state]`
     and the state space `[B, heads, state, expand * width / heads]`.
     """
+
+    about = About(
+        group="matrix",
+        equation="S = exp(dt A) S' + B (dt x)^T, y = S^T C",
+        source="Dao and Gu, ICML 2024 (Mamba-2)",
+        home="https://arxiv.org/abs/2405.21060",
+    )
 
     state: int = 16
     """Size of the state of each channel, which are the rows of a head's matrix."""

@@ -11,12 +11,19 @@ import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import linear_scan, linear_scan_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, GatedOutput, log_uniform
 
 
 class MinGRU(Memory):
     """One minGRU layer and a gated output. State: `h[B, width * expand]`."""
+
+    about = About(
+        group="diagonal",
+        equation="h = (1 - z) * h' + z * (W x), z = sigmoid(U x)",
+        source="Feng et al. 2024 (minGRU)",
+        home="https://arxiv.org/abs/2410.01201",
+    )
 
     expand: int = 1
     """Size of the state in widths."""

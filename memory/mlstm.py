@@ -19,7 +19,7 @@ from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.gla_scan import gla_scan, gla_scan_step
 from engram.kernels.max_plus_scan import max_plus_scan, max_plus_scan_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, by_head, normalised_heads, uniform
 
 
@@ -33,6 +33,13 @@ class MLSTM(Memory):
     values and their normaliser `[B, heads, keys, values + 1]`, and the exponent by which they are divided `[B, heads]`.
     With `input_gate="sigmoid"` the last two are `[B, heads, keys, values]` and zeros.
     """
+
+    about = About(
+        group="matrix",
+        equation="C = f C' + exp(i~) k v^T, n = f n' + exp(i~) k, y = C^T q / max(abs(n^T q), 1)",
+        source="Beck et al., NeurIPS 2024 (xLSTM); option: TFLA's gate",
+        home="https://arxiv.org/abs/2405.04517",
+    )
 
     heads: int = 4
     """Number of heads; must divide `expand * width`."""

@@ -3,12 +3,18 @@
 import flax.linen as nn
 import jax
 
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, GatedOutput
 
 
 class NoMemory(Memory):
     """A gated feed-forward layer of the current input alone, with the output layer that other memories have."""
+
+    about = About(
+        group="windows",
+        equation="y = V (gelu(u) * sigmoid(W gelu(u))), u = U x",
+        source="baseline without memory",
+    )
 
     def setup(self) -> None:
         self.inp = Dense(self.width, param_dtype=self.param_dtype)

@@ -21,7 +21,7 @@ from jax import lax
 from engram.errors import BadRequest
 from engram.kernels.rnn_scan import rnn_scan, rnn_scan_step
 from engram.kernels.rows import rows_matmul
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, log_uniform, orthogonal, uniform
 
 
@@ -45,6 +45,13 @@ bounded.defvjp(_bounded_forward, _bounded_backward)
 
 class RNN(Memory):
     """One layer of units without gates and a dense layer. State: `h[B, width]`."""
+
+    about = About(
+        group="recurrent",
+        equation="h = phi(W x + U h')",
+        source="Elman 1990; options: IndRNN, leaky units, almost-linear RNN, reservoir",
+        home="https://doi.org/10.1207/s15516709cog1402_1",
+    )
 
     kind: Literal["elman", "indrnn", "leaky", "alrnn", "reservoir"] = "elman"
     """Kind of network: elman, indrnn (a unit sees itself alone), leaky (units with time constants of their own), alrnn

@@ -21,7 +21,7 @@ from jax import lax
 
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, GatedOutput, log_uniform
 from engram.memory.s5 import diagonalised_hippo, perturbed_hippo
 
@@ -51,6 +51,13 @@ SPECTRA = {"legs": legs, "inv": inverse, "lin": linear, "real": real}
 
 class S4D(Memory):
     """One S4D layer: a state space per channel, then the output function. State: complex `[B, width * state / 2]`."""
+
+    about = About(
+        group="diagonal",
+        equation="h = exp(dt A) * h' + B u for each channel u, complex, fixed dt",
+        source="Gu, Gupta, Goel and Re, NeurIPS 2022; options: DSS, S4-PTD, GSS",
+        home="https://arxiv.org/abs/2206.11893",
+    )
 
     state: int = 16
     """Size of the real state of each channel, even; half as many complex numbers, by conjugate symmetry."""

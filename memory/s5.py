@@ -20,7 +20,7 @@ from jax import lax
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
 from engram.kernels.rows import rows_matmul
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import GatedOutput, log_uniform
 
 PERTURBATION = 0.1
@@ -79,6 +79,13 @@ SPECTRA = {"hippo": diagonalised_hippo, "ptd": perturbed_hippo}
 
 class S5(Memory):
     """One S5 layer: state space, gelu, gate. State: complex `[B, state / 2]`."""
+
+    about = About(
+        group="diagonal",
+        equation="h = exp(dt Lambda) * h' + B x, complex, fixed dt",
+        source="Smith, Warrington and Linderman, ICLR 2023",
+        home="https://arxiv.org/abs/2208.04933",
+    )
 
     state: int = 64
     """Size of the real state; half as many complex numbers, by conjugate symmetry."""

@@ -17,7 +17,7 @@ from jax import lax
 
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import linear_scan, linear_scan_step
-from engram.memory.base import Memory, State, where_reset
+from engram.memory.base import About, Memory, State, where_reset
 from engram.memory.layers import Dense, uniform
 
 EPSILON = 1e-5
@@ -30,6 +30,13 @@ class SHM(Memory):
     """One SHM layer. State: `(M, n)`, the matrix `[B, size * size]`, values times keys, and the row of theta that
     the next step takes, int32 `[B]`.
     """
+
+    about = About(
+        group="diagonal",
+        equation="M = (1 + tanh(theta c^T)) * M' + (e v) k^T, y = M q",
+        source="Le et al., ICLR 2025 (stable Hadamard memory)",
+        home="https://arxiv.org/abs/2410.10132",
+    )
 
     size: int = 24
     """Size of keys and of values; the matrix has their product."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.slstm_scan import initial_state, slstm_scan, slstm_scan_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import GatedOutput, by_head, normalised_heads, uniform
 
 
@@ -29,6 +29,13 @@ class SLSTM(Memory):
     """One sLSTM layer. State: `(taps, (c, n, m, h))`, the convolution's past inputs `[B, conv - 1, width]`, and cell,
     normaliser, exponent and output, each `[B, heads, width / heads]`.
     """
+
+    about = About(
+        group="recurrent",
+        equation="c = f * c' + exp(i~) * tanh(z~), n = f * n' + exp(i~), h = o * c / n",
+        source="Beck et al., NeurIPS 2024 (xLSTM)",
+        home="https://arxiv.org/abs/2405.04517",
+    )
 
     heads: int = 4
     """Number of heads, within which units see each other; must divide the width."""

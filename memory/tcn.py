@@ -12,12 +12,19 @@ import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_taps, causal_taps_step
-from engram.memory.base import Memory, State
+from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense
 
 
 class TCN(Memory):
     """One convolution, relu and a dense layer. State: the inputs before, `[B, (taps - 1) * dilation, width]`."""
+
+    about = About(
+        group="windows",
+        equation="y = V relu(sum_k W_k x[t - k dilation])",
+        source="Bai et al. 2018 (temporal convolutional network)",
+        home="https://arxiv.org/abs/1803.01271",
+    )
 
     taps: int = 4
     """Number of inputs that a step sees, the current one among them."""

@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from engram.agents.ppo.experiment import PPOExperiment
 from engram.configs import docstrings, presets
 from engram.configs.arguments import Option, metavar
 from engram.configs.presets import PRESETS
 from engram.configs.presets.differences import Changes, Kind
 from engram.experiments import options
+from engram.memory import MEMORIES, make_memory, memory_options
+from engram.training import work
 
 ROOT = Path(__file__).resolve().parents[1]
 MORE = {
@@ -26,8 +31,12 @@ MORE = {
     "total_steps": "[what is counted](sharp-bits.md#what-is-counted-how)",
     "ppo.bootstrap_truncated": "[why](sharp-bits.md#truncation-and-waiting)",
     "network.memory_options": "[table](memory.md#options)",
+    "s5.dt_max": "[Why](sharp-bits.md#s5-step-lengths).",
+    "shm.decay_max": "[Why](sharp-bits.md#a-stable-hadamard-memory-can-overflow).",
+    "deltanet.negative": "[Counting needs them](kernels.md#state-tracking).",
 }
 """Where to read on, by key."""
+BACKEND = "Backend of its scan, see above."
 SCRIPTS = {
     "train.py": options.Output,
     "evaluate.py": options.Evaluate,
@@ -136,12 +145,66 @@ def modifiers() -> str:
     return table(["agent", "modifier", "what for", "values"], rows.values())
 
 
+WIDTH = 128
+"""Width at which memories are compared."""
+
+
+def sized(count: float) -> str:
+    """A count to three digits: 512, 98.3k, 1.2M."""
+    for unit, word in ((1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{word}"
+    return f"{count:.0f}"
+
+
+def memories(group: str) -> str:
+    """The registered memories of a group: equation, source, and the sizes of one layer."""
+    rows = []
+    for name, kind in MEMORIES.items():
+        if (about := kind.about) is None or about.group != group:
+            continue
+        slow: dict[str, Any] = (
+            {"backend": "xla"} if "backend" in memory_options(name) else {}
+        )  # a kernel in C++ cannot be counted
+        layer = make_memory(name, WIDTH, norm=False, residual=False, **slow)
+        x, reset, state = jnp.zeros((1, WIDTH)), jnp.zeros(1, bool), jax.eval_shape(lambda m=layer: m.initial_state(1))
+        parameters = jax.eval_shape(layer.init, jax.random.key(0), state, x[None], reset[None])
+        step = jax.make_jaxpr(lambda *inputs, m=layer: m.apply(*inputs, method="step"))(parameters, state, x, reset)
+        rows.append(
+            [
+                code(name),
+                code(about.equation),
+                f"[{about.source}]({about.home})" if about.home else about.source,
+                sized(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))),
+                sized(sum(leaf.size for leaf in jax.tree.leaves(parameters))),
+                sized(work.operations(step.jaxpr)),
+            ]
+        )
+    return table(["memory", "what it computes", "source", "state, bytes", "parameters", "operations a step"], rows)
+
+
+def memory_settings() -> str:
+    """The options of the registered memories."""
+    rows = []
+    for name, kind in MEMORIES.items():
+        texts, options = docstrings.of_fields(kind), memory_options(name)
+        for i, (option, default) in enumerate(options.items()):
+            meaning = [BACKEND if option == "backend" else texts[option], MORE.get(f"{name}.{option}")]
+            shown = str(default).lower() if isinstance(default, bool) else docstrings.words(default)
+            rows.append(["" if i else code(name), code(option), shown, " ".join(filter(None, meaning))])
+        if not options:
+            rows.append([code(name), "", "", "no options"])
+    return table(["memory", "option", "default", "meaning"], rows)
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "settings": settings,
     "script": script,
     "family": family,
     "differences": differences,
     "modifiers": modifiers,
+    "memories": memories,
+    "memory_settings": memory_settings,
 }
 
 

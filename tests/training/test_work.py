@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import io_callback
 
-from engram.training.work import ELEMENTS_PER_SECOND, EQUATIONS_PER_SECOND, FLOPS_PER_SECOND, seconds
+from engram.training.work import ELEMENTS_PER_SECOND, EQUATIONS_PER_SECOND, FLOPS_PER_SECOND, operations, seconds
 
 EQUATION = 1 / EQUATIONS_PER_SECOND
 
@@ -62,3 +62,16 @@ def test_what_is_called_outside_of_xla_is_nothing():
         return jnp.sin(x)
 
     assert estimate(called, (1000,)) == pytest.approx(estimate(jnp.sin, (1000,)) + EQUATION)
+
+
+def test_operations_are_those_of_products_and_arithmetic():
+    def program(x, w):
+        y = jnp.reshape(x @ w, -1)  # 5 rows: 2 * 5 * 3 * 4; what moves numbers costs nothing
+        return jnp.where(y > 0, y + 1, 2.0)  # 20 sums
+
+    assert operations(jax.make_jaxpr(program)(jnp.ones((5, 3)), jnp.ones((3, 4))).jaxpr) == 120 + 20
+
+    def repeated(x):
+        return jax.lax.scan(lambda carry, _: (carry * 2, None), x, None, length=7)[0]
+
+    assert operations(jax.make_jaxpr(repeated)(jnp.ones(6)).jaxpr) == 42
