@@ -7,7 +7,7 @@ what was not a choice then. What a run did stays what it does.
 from collections.abc import Callable
 from typing import Any
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the form in which configurations are written. What runs wrote without a version is of version 1."""
 
 Values = dict[str, Any]
@@ -47,7 +47,25 @@ def from_2(values: Values) -> Values:
     return values
 
 
-STEPS: dict[int, Callable[[Values], Values]] = {1: from_1, 2: from_2}
+def from_3(values: Values) -> Values:
+    """DeltaNet had a decay or none; now the decay is one per head or per channel."""
+    return {group: _named_decay(settings) for group, settings in values.items()}
+
+
+def _named_decay(settings: Any) -> Any:
+    options = settings.get("memory_options") if isinstance(settings, dict) else None
+    if not isinstance(options, list | tuple):
+        return settings
+    names = {"true": "head", "1": "head", "false": "none", "0": "none"}
+
+    def named(option: Any) -> Any:
+        target, _, value = str(option).partition("=")
+        return f"{target}={names.get(value.lower(), value)}" if target == "deltanet.decay" else option
+
+    return {**settings, "memory_options": [named(option) for option in options]}
+
+
+STEPS: dict[int, Callable[[Values], Values]] = {1: from_1, 2: from_2, 3: from_3}
 """What brings a version to the next."""
 
 

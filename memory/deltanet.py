@@ -2,13 +2,14 @@
 
     S[t] = (I - beta k k^T) a S[t-1] + beta k v^T      y[t] = S[t]^T q      keys and queries of length 1
 
-DeltaNet (Yang et al., NeurIPS 2024): a = 1. `decay`: Gated DeltaNet (Yang et al., ICLR 2025). `negative`: beta in (0,
-2), so that the transition reflects (Grazzi et al. 2025). `updates`: several keys per step (DeltaProduct, Siems et al.
-2025). With the last two, the state can follow what a fading one cannot: parity, and the order in which things were
-swapped.
+DeltaNet (Yang et al., NeurIPS 2024): a = 1. `decay=head`: Gated DeltaNet (Yang et al., ICLR 2025). `decay=channel`: a
+is diagonal, as in Kimi delta attention (KDA, Kimi Team 2025). `negative`: beta in (0, 2), so that the transition
+reflects (Grazzi et al. 2025). `updates`: several keys per step (DeltaProduct, Siems et al. 2025). With the last two,
+the state can follow what a fading one cannot: parity, and the order in which things were swapped.
 """
 
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -30,7 +31,7 @@ class DeltaNet(Memory):
     about = About(
         group="matrix",
         equation="S = (I - beta k k^T) a S' + beta k v^T, y = S^T q",
-        source="Yang et al., NeurIPS 2024; options: Gated DeltaNet, DeltaProduct",
+        source="Yang et al., NeurIPS 2024; options: Gated DeltaNet, KDA, DeltaProduct",
         home="https://arxiv.org/abs/2406.06484",
     )
 
@@ -44,8 +45,9 @@ class DeltaNet(Memory):
     """Keys and values that are written per step (DeltaProduct)."""
     negative: bool = False
     """Write strengths in (0, 2) in place of (0, 1), so that the transition reflects."""
-    decay: bool = False
-    """Decay of the state by a factor per head and step, made from the input as in Mamba-2 (Gated DeltaNet)."""
+    decay: Literal["none", "head", "channel"] = "none"
+    """Decay of the state by factors made from the input as in Mamba-2: none, head (one a head, Gated DeltaNet) or
+    channel (one for each number of a key, KDA)."""
     conv: int = 4
     """Taps of the convolution over queries, keys and values, the current input among them."""
     chunk: int = 0
@@ -75,15 +77,19 @@ class DeltaNet(Memory):
         return False
 
     def setup(self) -> None:
-        (_, values), dtype = self.sizes, self.param_dtype
+        (keys, values), dtype = self.sizes, self.param_dtype
         small = nn.initializers.normal(math.sqrt(2 / (5 * self.width)))  # as the authors' code
 
         self.qkv = Dense(self.mixed, use_bias=False, param_dtype=dtype)
         self.conv_weight = self.param("conv_weight", uniform(self.conv**-0.5), (self.conv, self.mixed), dtype)
         self.beta = Dense(self.updates * self.heads, kernel_init=small, param_dtype=dtype)
-        if self.decay:
+        if self.decay == "head":
             self.dt = Dense(self.heads, kernel_init=small, bias_init=init_step_bias, param_dtype=dtype)
             self.A_log = self.param("A_log", init_A_log(0.0), (self.heads,), dtype)
+        elif self.decay == "channel":
+            self.dt_in = Dense(values // self.heads, use_bias=False, param_dtype=dtype)
+            self.dt = Dense(keys, bias_init=init_step_bias, param_dtype=dtype)
+            self.A_log = self.param("A_log", init_A_log(1.0), (self.heads,), dtype)
         self.gate = Dense(values, use_bias=False, param_dtype=dtype)
         self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
         self.out = Dense(self.width, use_bias=False, param_dtype=dtype)
@@ -119,8 +125,16 @@ class DeltaNet(Memory):
         if self.updates > 1:
             k, v, beta = (by_head(part, self.updates) for part in (k, v, beta))
         q, k, v = (by_head(part, self.heads) for part in (q, k, v))
-        log_decay = -jnp.exp(self.A_log) * nn.softplus(self.dt(x)) if self.decay else None
-        return unit(q), unit(k), v, beta * (2 if self.negative else 1), log_decay
+        return unit(q), unit(k), v, beta * (2 if self.negative else 1), self.log_decay(x)
+
+    def log_decay(self, x: jax.Array) -> jax.Array | None:
+        """`[..., heads]`, or `[..., heads, keys]` with a decay per channel."""
+        if self.decay == "none":
+            return None
+        if self.decay == "head":
+            return -jnp.exp(self.A_log) * nn.softplus(self.dt(x))
+        steps = nn.softplus(self.dt(self.dt_in(x)))
+        return -jnp.exp(self.A_log)[:, None] * by_head(steps, self.heads)
 
     def read(self, y: jax.Array, x: jax.Array) -> jax.Array:
         gate = nn.silu(self.gate(x))

@@ -955,6 +955,13 @@ BUGS: tuple[Bug, ...] = (
         "a compiler that cannot be executed ends the search for one",
     ),
     Bug(
+        "memory/deltanet.py",
+        "-jnp.exp(self.A_log)[:, None] * by_head",
+        "-self.A_log[:, None] * by_head",
+        "tests/memory/test_layers.py::test_deltanet",
+        "channels of KDA decay by the logarithm of their rate",
+    ),
+    Bug(
         "memory/lru.py",
         "gamma = jnp.sqrt(-jnp.expm1(-2 * neg_log_modulus))",
         "gamma = -jnp.expm1(-2 * neg_log_modulus)",

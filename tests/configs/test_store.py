@@ -193,6 +193,15 @@ def test_runs_from_before_a_policy_could_imitate_first_keep_theirs():
     assert config.cql.clone_steps == CQLSettings().clone_steps
 
 
+@pytest.mark.parametrize(("old", "now"), [("True", "head"), ("1", "head"), ("false", "none"), ("channel", "channel")])
+def test_runs_from_before_decays_of_deltanet_had_names_keep_theirs(old, now):
+    stored = {**store.to_dict(PRESETS["debug"]), "agent": "ppo", "preset": "debug"}
+    stored["schema"] = 3
+    stored["network"] = {**stored["network"], "memory_options": ["s5.state=8", f"deltanet.decay={old}"]}
+    config: Any = from_dict(stored)
+    assert config.network.memory_options == ("s5.state=8", f"deltanet.decay={now}")
+
+
 def test_reading_leaves_what_was_read_as_it_is():
     stored = yaml.safe_load(yaml.safe_dump(OLD["drama-catch"]))
     from_dict(stored)

@@ -5,7 +5,7 @@ from typing import Any
 SMALL: dict[str, dict[str, Any]] = {
     "aaren": {"heads": 2},
     "attention": {"window": 5, "heads": 2},
-    "deltanet": {"heads": 2, "updates": 2, "negative": True, "decay": True, "chunk": 4},
+    "deltanet": {"heads": 2, "updates": 2, "negative": True, "decay": "head", "chunk": 4},
     "ffm": {"traces": 3, "contexts": 2},
     "gla": {"heads": 2, "chunk": 4},
     "lru": {"state": 4},
@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("deltanet", {"heads": 2, "decay": "channel", "chunk": 4}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "fixed"}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "elu", "normalise": "running"}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "dpfp", "normalise": "sum"}),

@@ -632,7 +632,7 @@ def test_s4d_legs_approaches_hippo_legs():
 
 
 @pytest.mark.parametrize(
-    ("updates", "negative", "decay"), [(1, False, False), (2, True, False), (3, False, True)], ids=str
+    ("updates", "negative", "decay"), [(1, False, "none"), (2, True, "channel"), (3, False, "head")], ids=str
 )
 def test_deltanet(updates, negative, decay):
     heads, size = 2, WIDTH // 2
@@ -647,13 +647,15 @@ def test_deltanet(updates, negative, decay):
             q, k = unit(q.reshape(-1, heads, size)), unit(k.reshape(-1, updates, heads, size))
             v = v.reshape(k.shape)
             beta = sigmoid(x @ p["beta"]["kernel"] + p["beta"]["bias"]).reshape(-1, updates, heads) * (1 + negative)
-            keep = np.ones((len(x), heads))
-            if decay:
-                keep = np.exp(-np.exp(p["A_log"]) * softplus(x @ p["dt"]["kernel"] + p["dt"]["bias"]))
+            keep = np.ones((len(x), heads, size))
+            if decay != "none":
+                low = x @ p["dt_in"]["kernel"] if decay == "channel" else x
+                steps = softplus(low @ p["dt"]["kernel"] + p["dt"]["bias"]).reshape(len(x), heads, -1)
+                keep = keep * np.exp(-np.exp(p["A_log"])[:, None] * steps)
             S, y = np.zeros((heads, size, size)), np.zeros_like(q)
             for t in range(len(x)):
                 for i in range(heads):
-                    S[i] = keep[t, i] * S[i]
+                    S[i] = np.diag(keep[t, i]) @ S[i]
                     for j in range(updates):
                         key = k[t, j, i]
                         reflect = np.eye(size) - beta[t, j, i] * np.outer(key, key)
@@ -967,7 +969,7 @@ def test_orthogonal_matrices_need_no_lapack():
 def test_gated_deltanet_starts_as_published():
     """Rates uniform in (0, 16), steps log-uniform in [0.001, 0.1], write strengths near 1/2 for inputs of any width."""
     width = 256
-    memory = DeltaNet(width, heads=128, decay=True)
+    memory = DeltaNet(width, heads=128, decay="head")
     x, reset = jax.random.normal(jax.random.key(1), (1, 64, width)), jnp.ones((1, 64), bool)
     p = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(64), x, reset)["params"]
     rates, steps = np.exp(p["A_log"]), np.log1p(np.exp(p["dt"]["bias"]))

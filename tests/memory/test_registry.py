@@ -75,6 +75,7 @@ def test_mixed_stacks():
         ("mamba", {"conv": 0}, "mamba: needs"),
         ("mamba2", {"head": 5}, "mamba2: heads of 5 channels do not divide 16 channels"),
         ("gla", {"heads": 3}, "gla: heads=3 must divide keys and values of sizes (4, 8)"),
+        ("deltanet", {"decay": True}, "deltanet.decay = True: choose from none, head, channel"),
         ("deltanet", {"updates": 0}, "deltanet: needs"),
         ("aaren", {"heads": 3}, "aaren: needs heads that divide width 8"),
         ("s5", {"backend": "nope"}, "unknown backend 'nope': choose from auto, reference, xla"),
