@@ -3,12 +3,15 @@
 With `S' = select(reset[t], 0, S[t-1])`, per head:
     S[t] = exp(log_decay[t]) S' + k[t] v[t]^T      y[t] = S[t]^T q[t]
 
+and `-exp(log_decay[t])` in place of `exp(log_decay[t])` where `negative[t]`.
+
 One decay for a head: the state-space duality of Mamba-2 (Dao and Gu 2024). One for each row of the state: GLA (Yang et
 al., ICML 2024). Step by step a state of K V numbers is read and written for every K + V of input; in chunks most of the
 work becomes matrix products, and only the states between chunks are ever made. On a CPU a C++ kernel
 (`cpu/gla_scan.cc`) goes step by step and keeps the state in the cache: that is faster still, and few states are stored.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -20,6 +23,8 @@ from engram.kernels.backends import check_flags, check_shapes, pick_backend, sta
 from engram.kernels.cpu import ffi
 
 BACKENDS = ("reference", "xla", "ffi")
+SMALLEST = 1e-6
+"""Size of a signed decay at least: the logarithm of 0 has no gradient."""
 
 
 def gla_scan(
@@ -30,6 +35,7 @@ def gla_scan(
     reset: jax.Array | None = None,
     h0: jax.Array | None = None,
     *,
+    negative: jax.Array | None = None,
     chunk: int | None = None,
     backend: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
@@ -44,6 +50,7 @@ def gla_scan(
         log_decay: at most 0; `[T, B, H]`, or `[T, B, H, K]` for a decay of each row of the state.
         reset: bool `[T, B]`, True where step t opens an episode; None for no reset.
         h0: state before the sequence `[B, H, K, V]`; None for zeros.
+        negative: bool, of the shape of `log_decay`, True where the decay has a minus sign; None for nowhere.
         chunk: steps taken together by "xla", a power of 2; None for 16 on a CPU and 64 elsewhere.
         backend: "reference" (plain scan, plain autodiff), "xla" (matrix products within chunks), "ffi" (C++ on a CPU in
             float32, elsewhere as "xla") or "auto" ("ffi" on a CPU where it can be had, else "xla").
@@ -63,6 +70,14 @@ def gla_scan(
     check_shapes("gla_scan", q=(q, (T, B, heads, K)), k=(k, (T, B, heads, K)), log_decay=(log_decay, decays))
     check_shapes("gla_scan", h0=(h0, (B, H, K, V)))
     check_flags("gla_scan", reset, (T, B))
+    if negative is not None:
+        check_flags("gla_scan", negative, decays, "negative")
+        # Decays without signs, of a state times the product of all signs so far: it needs no reset, as a state of 0 has
+        # no sign. That it counts from h0 on leaves h0 as it is, and the last state is handed on with its sign.
+        of_key, of_state = (_signs(flips, q.dtype) for flips in (jnp.cumsum(negative, 0), negative.sum(0)))
+        of_key = of_key if of_key.ndim == 4 else of_key[..., None]
+        y, last = gla_scan(q * of_key, k * of_key, v, log_decay, reset, h0, chunk=chunk, backend=backend)
+        return y, last * _over_state(of_state)
     backend = pick_backend(backend, BACKENDS, default="ffi")
     if not v.size:
         backend = "reference"
@@ -77,14 +92,41 @@ def gla_scan(
 
 
 def gla_scan_step(
-    h: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, log_decay: jax.Array, reset: jax.Array | None = None
+    h: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    reset: jax.Array | None = None,
+    negative: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of `gla_scan`: `h[B, H, K, V]`, `q[B, H, K]`, `k[B, H, K]`, `v[B, H, V]`, `log_decay[B, H]` or
-    `[B, H, K]`, `reset[B]` -> state, output `[B, H, V]`."""
+    """One step of `gla_scan`: `h[B, H, K, V]`, `q[B, H, K]`, `k[B, H, K]`, `v[B, H, V]`, `log_decay` and `negative`
+    `[B, H]` or `[B, H, K]`, `reset[B]` -> state, output `[B, H, V]`."""
     check_shapes("gla_scan_step", h=(h, (*v.shape[:2], k.shape[-1], v.shape[-1])))
+    if negative is not None:
+        check_flags("gla_scan_step", negative, log_decay.shape, "negative")
+        h = h * _over_state(_signs(negative, h.dtype))
     dtype = state_dtype(q, k, v, log_decay)
     h, y = _tick(h.astype(dtype), q.astype(dtype), k.astype(dtype), v.astype(dtype), log_decay.astype(dtype), reset)
     return h, y.astype(v.dtype)
+
+
+def signed_decay(log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The decay `2 p - 1`, in (-1, 1), that takes the place of a decay p in (0, 1) where signs are wanted (Grazzi et
+    al., ICLR 2025): `log p` -> `log_decay` and `negative` of `gla_scan`. Sizes below `SMALLEST` count as that."""
+    negative = log_p < -math.log(2)
+    less = jnp.where(negative, -2 * jnp.exp(log_p), 2 * jnp.expm1(log_p))  # size less 1, exact where that is small
+    return jnp.log1p(jnp.maximum(less, SMALLEST - 1)), negative
+
+
+def _signs(flips, dtype):
+    """-1 where the number of flips is odd, else 1."""
+    return (1 - 2 * (flips % 2).astype(jnp.int32)).astype(dtype)
+
+
+def _over_state(signs):
+    """`[B, H]` or `[B, H, K]` -> as many axes as a state."""
+    return signs.reshape(*signs.shape, *(1,) * (4 - signs.ndim))
 
 
 def _tick(h, q, k, v, log_decay, reset):

@@ -8,9 +8,11 @@ Options make its relatives:
 - Linear transformer (Katharopoulos et al., ICML 2020; "FART" in POPGym): `decay=none feature=elu
   normalise=running`.
 - Fast weight programmers (Schlag et al., ICML 2021; "FWP"): `decay=none feature=dpfp normalise=sum`.
+- Signed decays, after Grazzi et al. (ICLR 2025): `negative`, a = 2 sigmoid(W2 W1 x + b) - 1.
 """
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from engram.errors import BadRequest
-from engram.kernels.gla_scan import gla_scan, gla_scan_step
+from engram.kernels.gla_scan import gla_scan, gla_scan_step, signed_decay
 from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, by_head, head_sizes
 
 GATE_RANK, GATE_ROOT = 16, 16
 """Rank of the gate's projection, and the root that is taken of it: decays start near 1 and move slowly."""
+SIGNED_START = 2 * math.atanh(2 ** (-1 / GATE_ROOT))
+"""Bias with which signed decays, which have no root, start where the others do."""
 EPSILON = 1e-6
 """What keeps a running sum of weights from 0, as in the authors' code."""
 
@@ -66,6 +70,8 @@ class GLA(Memory):
     normalise: Literal["none", "running", "sum"] = "none"
     """Normalisation: none, running (by the sum of weights so far) or sum (queries and keys sum to 1). The last two need
     a feature that is not negative."""
+    negative: bool = False
+    """Decays `2 sigmoid(.) - 1` in (-1, 1), which start where the others do. Needs decay=data."""
     chunk: int = 0
     """Steps that the learner takes together, a power of 2; 0 for the kernel's choice."""
     backend: str = "auto"
@@ -75,6 +81,8 @@ class GLA(Memory):
         _ = self.sizes  # raises where they do not fit
         if self.normalise != "none" and self.feature == "none":
             raise BadRequest(f"gla: normalise={self.normalise} needs a feature that is not negative: elu, relu or dpfp")
+        if self.negative and self.decay != "data":
+            raise BadRequest(f"gla: negative needs decay=data, not {self.decay}")
         super().__post_init__()
 
     @property
@@ -96,7 +104,8 @@ class GLA(Memory):
         self.inp = Dense(2 * keys + 2 * values, use_bias=False, param_dtype=dtype)  # q, k, v, output gate
         if self.decay == "data":
             self.gate_in = Dense(GATE_RANK, use_bias=False, param_dtype=dtype)
-            self.gate_out = Dense(keys * self.features, param_dtype=dtype)
+            start = nn.initializers.constant(SIGNED_START if self.negative else 0.0)
+            self.gate_out = Dense(keys * self.features, bias_init=start, param_dtype=dtype)
         self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
         self.out = Dense(self.width, use_bias=False, param_dtype=dtype)
 
@@ -107,17 +116,19 @@ class GLA(Memory):
         return jnp.zeros(size, self.param_dtype)
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        q, k, v, log_decay, gate = self.write(x)
-        y, state = gla_scan(q, k, v, log_decay, reset, state, chunk=self.chunk or None, backend=self.backend)
+        q, k, v, log_decay, negative, gate = self.write(x)
+        chunk = self.chunk or None
+        y, state = gla_scan(q, k, v, log_decay, reset, state, negative=negative, chunk=chunk, backend=self.backend)
         return state, self.read(y, gate)
 
     def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        q, k, v, log_decay, gate = self.write(x)
-        state, y = gla_scan_step(state, q, k, v, log_decay, reset)
+        q, k, v, log_decay, negative, gate = self.write(x)
+        state, y = gla_scan_step(state, q, k, v, log_decay, reset, negative)
         return state, self.read(y, gate)
 
-    def write(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Input -> q, k, v `[..., heads, size]`, log decay `[..., heads (, keys)]`; output gate `[..., values]`."""
+    def write(self, x: jax.Array) -> tuple[Any, ...]:
+        """Input -> q, k, v `[..., heads, size]`, log decay `[..., heads (, keys)]` and where it is negative, or None;
+        output gate `[..., values]`."""
         keys, values = self.sizes
         q, k, v, gate = jnp.split(self.inp(x), np.cumsum([keys, keys, values]), -1)
         q, k, v = (by_head(part, self.heads) for part in (q, k, v))
@@ -127,12 +138,14 @@ class GLA(Memory):
             q, k = (part / (part.sum(-1, keepdims=True) + EPSILON) for part in (q, k))
         if self.normalise == "running":
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
+        negative = None
         if self.decay == "data":
-            log_decay = nn.log_sigmoid(self.gate_out(self.gate_in(x))).reshape(k.shape) / GATE_ROOT
+            log_decay = nn.log_sigmoid(self.gate_out(self.gate_in(x))).reshape(k.shape)
+            log_decay, negative = signed_decay(log_decay) if self.negative else (log_decay / GATE_ROOT, None)
         else:
             rates = jnp.log1p(-(2.0 ** (-5 - jnp.arange(self.heads, dtype=k.dtype)))) if self.decay == "fixed" else 0
             log_decay = jnp.broadcast_to(jnp.asarray(rates, k.dtype), k.shape[:-1])
-        return q, k, v, log_decay, gate
+        return q, k, v, log_decay, negative, gate
 
     def read(self, y: jax.Array, gate: jax.Array) -> jax.Array:
         if self.normalise == "running":

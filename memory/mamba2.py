@@ -1,8 +1,11 @@
 """Mamba-2 (Dao and Gu 2024): heads with one decay rate each, which makes the state space a linear attention.
 
 Per head: h[t] = exp(dt A) h[t-1] + B (dt x)^T      y[t] = h[t]^T C + D x
-with input matrix B and output matrix C shared by all heads, as keys and queries are.
+with input matrix B and output matrix C shared by all heads, as keys and queries are. The option `negative` has
+`2 exp(dt A) - 1` in place of `exp(dt A)` (Grazzi et al., ICLR 2025).
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +14,7 @@ import numpy as np
 
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
-from engram.kernels.gla_scan import gla_scan, gla_scan_step
+from engram.kernels.gla_scan import gla_scan, gla_scan_step, signed_decay
 from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, by_head, init_A_log, init_step_bias, uniform
 
@@ -36,6 +39,8 @@ class Mamba2(Memory):
     """Channels of a head; must divide all channels. A block with fewer channels has one head."""
     conv: int = 4
     """Taps of the convolution, the current input among them."""
+    negative: bool = False
+    """Decays `2 exp(dt A) - 1` in (-1, 1) in place of `exp(dt A)`."""
     chunk: int = 0
     """Steps that the learner takes together, a power of 2; 0 for the kernel's choice."""
     backend: str = "auto"
@@ -83,28 +88,32 @@ class Mamba2(Memory):
         taps, h = state
         z, mixed, dt = self.project(x)
         mixed, taps = causal_conv(mixed, self.conv_weight, self.conv_bias, reset, taps)
-        C, B, u, drive, log_decay = self.select(mixed, dt)
-        y, h = gla_scan(C, B, drive, log_decay, reset, h, chunk=self.chunk or None, backend=self.backend)
+        C, B, u, drive, log_decay, negative = self.select(mixed, dt)
+        chunk = self.chunk or None
+        y, h = gla_scan(C, B, drive, log_decay, reset, h, negative=negative, chunk=chunk, backend=self.backend)
         return (taps, h), self.read(y, u, z)
 
     def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         taps, h = state
         z, mixed, dt = self.project(x)
         taps, mixed = causal_conv_step(taps, mixed, self.conv_weight, self.conv_bias, reset)
-        C, B, u, drive, log_decay = self.select(mixed, dt)
-        h, y = gla_scan_step(h, C, B, drive, log_decay, reset)
+        C, B, u, drive, log_decay, negative = self.select(mixed, dt)
+        h, y = gla_scan_step(h, C, B, drive, log_decay, reset, negative)
         return (taps, h), self.read(y, u, z)
 
     def project(self, x: jax.Array) -> list[jax.Array]:
         """-> gate `[..., channels]`, the convolution's input `[..., channels + 2 state]`, steps `[..., heads]`."""
         return jnp.split(self.in_proj(x), np.array([self.channels, 2 * (self.channels + self.state)]), -1)
 
-    def select(self, mixed: jax.Array, dt: jax.Array) -> tuple[jax.Array, ...]:
-        """-> C and B `[..., 1, state]`, x and dt x `[..., heads, channels / heads]`, log decay `[..., heads]`."""
+    def select(self, mixed: jax.Array, dt: jax.Array) -> tuple[Any, ...]:
+        """-> C and B `[..., 1, state]`, x and dt x `[..., heads, channels / heads]`, log decay `[..., heads]` and where
+        it is negative, or None."""
         u, B, C = jnp.split(nn.silu(mixed), np.array([self.channels, self.channels + self.state]), -1)
         u = by_head(u, self.heads)
         dt = nn.softplus(dt + self.dt_bias)
-        return C[..., None, :], B[..., None, :], u, dt[..., None] * u, -jnp.exp(self.A_log) * dt
+        log_decay = -jnp.exp(self.A_log) * dt
+        decays = signed_decay(log_decay) if self.negative else (log_decay, None)
+        return C[..., None, :], B[..., None, :], u, dt[..., None] * u, *decays
 
     def read(self, y: jax.Array, u: jax.Array, z: jax.Array) -> jax.Array:
         y = (y + self.D[:, None] * u).reshape(z.shape)

@@ -3,13 +3,15 @@
 Per head:  C[t] = f C[t-1] + i k v^T      n[t] = f n[t-1] + i k      y[t] = C[t]^T q / max(|n[t]^T q|, 1)
            f = sigmoid(f~)      i = exp(i~)
 
+and, with the option `negative`, f = 2 sigmoid(f~) - 1 (after Grazzi et al., ICLR 2025).
+
 Products of exponentials overflow, so `C` and `n` are kept divided by exp(m), with m = max(m + log f, i~, 0) (the floor
 of 0 is ours: with it nothing overflows however small all gates are). `y` does not depend on `m`, which therefore has no
 gradient. `n` is one more column of `C`, and the whole is a gated linear attention (`engram.kernels.gla_scan`).
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
-from engram.kernels.gla_scan import gla_scan, gla_scan_step
+from engram.kernels.gla_scan import gla_scan, gla_scan_step, signed_decay
 from engram.kernels.max_plus_scan import max_plus_scan, max_plus_scan_step
 from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, by_head, normalised_heads, uniform
@@ -53,6 +55,8 @@ class MLSTM(Memory):
     """Input gate: exp (xLSTM) or sigmoid, which needs no normaliser (TFLA, Beck et al. 2025)."""
     gate_cap: float = 0.0
     """Bound of both gates' logits, as cap * tanh(logit / cap) (15 in xLSTM 7B); 0 for none."""
+    negative: bool = False
+    """Forget gates `2 sigmoid(f~) - 1` in (-1, 1) in place of `sigmoid(f~)`; memories start half as long."""
     chunk: int = 0
     """Steps that the learner takes together, a power of 2; 0 for the kernel's choice."""
     backend: str = "auto"
@@ -103,12 +107,13 @@ class MLSTM(Memory):
         u, z = jnp.split(self.up(x), 2, -1)
         mixed, taps = causal_conv(u, self.conv_weight, self.conv_bias, reset, taps)
         mixed = nn.silu(mixed)
-        q, k, v, log_i, log_f = self.write(u, mixed)
+        q, k, v, log_i, log_f, negative = self.write(u, mixed)
         found, now = None, None
         if self.input_gate == "exp":
             found, now, m = max_plus_scan(log_f, log_i, reset, m)
         k, v, log_decay = self.gated(k, v, log_i, log_f, found, now)
-        y, C = gla_scan(q, k, v, log_decay, reset, C, chunk=self.chunk or None, backend=self.backend)
+        chunk = self.chunk or None
+        y, C = gla_scan(q, k, v, log_decay, reset, C, negative=negative, chunk=chunk, backend=self.backend)
         return (taps, C, m), self.read(y, now, mixed, z)
 
     def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
@@ -116,18 +121,18 @@ class MLSTM(Memory):
         u, z = jnp.split(self.up(x), 2, -1)
         taps, mixed = causal_conv_step(taps, u, self.conv_weight, self.conv_bias, reset)
         mixed = nn.silu(mixed)
-        q, k, v, log_i, log_f = self.write(u, mixed)
+        q, k, v, log_i, log_f, negative = self.write(u, mixed)
         found, now = None, None
         if self.input_gate == "exp":
             found, now = max_plus_scan_step(m, log_f, log_i, reset)
             m = now
         k, v, log_decay = self.gated(k, v, log_i, log_f, found, now)
-        C, y = gla_scan_step(C, q, k, v, log_decay, reset)
+        C, y = gla_scan_step(C, q, k, v, log_decay, reset, negative)
         return (taps, C, m), self.read(y, now, mixed, z)
 
-    def write(self, u: jax.Array, mixed: jax.Array) -> tuple[jax.Array, ...]:
-        """Channels and the convolution's output, `[..., channels]` -> q, k, v `[..., heads, size]`, i~ and log f
-        `[..., heads]`."""
+    def write(self, u: jax.Array, mixed: jax.Array) -> tuple[Any, ...]:
+        """Channels and the convolution's output, `[..., channels]` -> q, k, v `[..., heads, size]`, i~, log |f| and
+        where f is negative, or None, `[..., heads]`."""
         parts = jnp.stack([mixed, mixed, u])
         blocks = by_head(parts, self.channels // self.block)
         q, k, v = jnp.einsum("p...gi,pgij->p...gj", blocks, self.qkv).reshape(parts.shape)
@@ -137,7 +142,9 @@ class MLSTM(Memory):
             logits = (self.gate_cap * jnp.tanh(x / self.gate_cap) for x in logits)
         log_i, forget = logits
         q, k, v = (by_head(a, self.heads) for a in (q, k, v))
-        return q, k * k.shape[-1] ** -0.5, v, log_i, nn.log_sigmoid(forget)
+        log_f = nn.log_sigmoid(forget)
+        decays = signed_decay(log_f) if self.negative else (log_f, None)
+        return q, k * k.shape[-1] ** -0.5, v, log_i, *decays
 
     def gated(
         self,

@@ -33,7 +33,10 @@ MORE = {
     "network.memory_options": "[table](memory.md#options)",
     "s5.dt_max": "[Why](sharp-bits.md#s5-step-lengths).",
     "shm.decay_max": "[Why](sharp-bits.md#a-stable-hadamard-memory-can-overflow).",
-    "deltanet.negative": "[Counting needs them](kernels.md#state-tracking).",
+    **{
+        f"{memory}.negative": "[Counting needs them](kernels.md#state-tracking)."
+        for memory in ("deltanet", "gla", "mamba2", "mlstm")
+    },
 }
 """Where to read on, by key."""
 BACKEND = "Backend of its scan, see above."

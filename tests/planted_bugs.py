@@ -969,6 +969,20 @@ BUGS: tuple[Bug, ...] = (
         "inputs are normalised by a square",
     ),
     Bug(
+        "kernels/gla_scan.py",
+        "last * _over_state(of_state)",
+        "last",
+        "tests/memory/test_layers.py::test_signed_decays_count_parity",
+        "a sign is lost where a sequence is cut",
+    ),
+    Bug(
+        "kernels/gla_scan.py",
+        "(jnp.cumsum(negative, 0), negative.sum(0))",
+        "(jnp.cumsum(negative, 0) - negative, negative.sum(0))",
+        "tests/memory/test_layers.py::test_signed_decays_count_parity",
+        "a step does not take its own sign",
+    ),
+    Bug(
         "memory/mlstm.py",
         "jnp.exp(-m))[..., None]",
         "1.0)[..., None]",

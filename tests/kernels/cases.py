@@ -13,7 +13,7 @@ from engram.kernels import aaren_scan as aaren
 from engram.kernels import slstm_scan as slstm
 from engram.kernels.aaren_scan import aaren_scan, aaren_scan_step
 from engram.kernels.delta_scan import delta_scan, delta_scan_step
-from engram.kernels.gla_scan import gla_scan, gla_scan_step
+from engram.kernels.gla_scan import gla_scan, gla_scan_step, signed_decay
 from engram.kernels.gru_scan import gru_scan, gru_scan_step
 from engram.kernels.linear_scan import join, linear_scan, linear_scan_planes, linear_scan_step, split
 from engram.kernels.lstm_scan import lstm_scan, lstm_scan_step
@@ -116,6 +116,18 @@ def _scan_gla(_, sequence, reset, h0, backend="auto"):
     return gla_scan(q, k, v, log_decay, reset, h0, chunk=4, backend=backend)
 
 
+def _scan_signed_gla(_, sequence, reset, h0, backend="auto"):
+    q, k, v, log_p = sequence
+    log_decay, negative = signed_decay(log_p)
+    return gla_scan(q, k, v, log_decay, reset, h0, negative=negative, chunk=4, backend=backend)
+
+
+def _step_signed_gla(_, h, now, reset):
+    q, k, v, log_p = now
+    log_decay, negative = signed_decay(log_p)
+    return gla_scan_step(h, q, k, v, log_decay, reset, negative)
+
+
 def _delta(n, each_row, key, T, B):
     updates = (T, B, HEADS) if n == 1 else (T, B, n, HEADS)
     decays = (T, B, HEADS, KEYS) if each_row else (T, B, HEADS)
@@ -209,6 +221,7 @@ CASES = {
     ),
     "gla, one decay": Case(partial(_gla, False), _scan_gla, _step(gla_scan_step), backends=FFI, tolerance=1e-5),
     "gla, decay of each row": Case(partial(_gla, True), _scan_gla, _step(gla_scan_step), backends=FFI, tolerance=1e-5),
+    "gla, signed": Case(partial(_gla, True), _scan_signed_gla, _step_signed_gla, backends=FFI, tolerance=1e-5),
     "gla, side by side": Case(partial(_gla, True), _side_by_side(_scan_gla), _step(gla_scan_step), tolerance=1e-5),
     "delta": Case(
         partial(_delta, 1, True),

@@ -182,7 +182,8 @@ def test_mamba_starts_with_step_sizes_in_range():
     np.testing.assert_allclose(np.exp(p["A_log"][:, 5]), np.arange(1, 17), rtol=1e-5)
 
 
-def test_mamba2():
+@pytest.mark.parametrize("negative", [False, True])
+def test_mamba2(negative):
     channels, state, heads = 2 * WIDTH, 3, 2
 
     def recurrence(p):
@@ -194,13 +195,15 @@ def test_mamba2():
             h, y = np.zeros((heads, channels // heads, state)), np.zeros_like(u)
             for t in range(len(x)):
                 for i in range(heads):
-                    h[i] = np.exp(-np.exp(p["A_log"][i]) * dt[t, i]) * h[i] + dt[t, i] * np.outer(u[t, i], matrix_B[t])
+                    decay = np.exp(-np.exp(p["A_log"][i]) * dt[t, i])
+                    decay = 2 * decay - 1 if negative else decay
+                    h[i] = decay * h[i] + dt[t, i] * np.outer(u[t, i], matrix_B[t])
                     y[t, i] = h[i] @ matrix_C[t] + p["D"][i] * u[t, i]
             return rms(p, y.reshape(-1, channels) * silu(z)) @ p["out_proj"]["kernel"]
 
         return of_episode
 
-    check(Mamba2(WIDTH, state=state, head=4, chunk=2, param_dtype=jnp.float64), recurrence)
+    check(Mamba2(WIDTH, state=state, head=4, negative=negative, chunk=2, param_dtype=jnp.float64), recurrence)
 
 
 def test_mamba2_has_the_published_size():
@@ -220,14 +223,16 @@ def dpfp_feature(x):
     return np.concatenate([both * np.roll(both, i) for i in (1, 2, 3)])
 
 
-def test_gla():
+@pytest.mark.parametrize("negative", [False, True])
+def test_gla(negative):
     heads, keys = 2, 1
 
     def recurrence(p):
         def of_episode(x):
             q, k, v, gate = np.split(x @ p["inp"]["kernel"], [2, 4, 4 + WIDTH], -1)
             logits = x @ p["gate_in"]["kernel"] @ p["gate_out"]["kernel"] + p["gate_out"]["bias"]
-            q, k, v, decay = (a.reshape(len(x), heads, -1) for a in (q, k, v, sigmoid(logits) ** (1 / 16)))
+            decay = 2 * sigmoid(logits) - 1 if negative else sigmoid(logits) ** (1 / 16)
+            q, k, v, decay = (a.reshape(len(x), heads, -1) for a in (q, k, v, decay))
             S, y = np.zeros((heads, keys, WIDTH // heads)), np.zeros_like(v)
             for t in range(len(x)):
                 for i in range(heads):
@@ -237,7 +242,7 @@ def test_gla():
 
         return of_episode
 
-    check(GLA(WIDTH, heads=heads, chunk=2, param_dtype=jnp.float64), recurrence)
+    check(GLA(WIDTH, heads=heads, negative=negative, chunk=2, param_dtype=jnp.float64), recurrence)
 
 
 @pytest.mark.parametrize("relative", ["retnet", "linear transformer", "fast weights"])
@@ -276,7 +281,7 @@ def test_relatives_of_gla(relative):
     check(GLA(WIDTH, heads=heads, expand_k=1.0, chunk=2, param_dtype=jnp.float64, **options), recurrence)
 
 
-def published_mlstm(p, heads, sigmoid_gate, cap, x):
+def published_mlstm(p, heads, sigmoid_gate, cap, negative, x):
     """One episode of the published cell, not stabilised."""
     u, z = np.split(x @ p["up"]["kernel"], 2, -1)
     mixed = silu(convolved(u, p["conv_weight"]) + p["conv_bias"])
@@ -292,6 +297,7 @@ def published_mlstm(p, heads, sigmoid_gate, cap, x):
         i, f = cap * np.tanh(i / cap), cap * np.tanh(f / cap)
     q, k, v = (a.reshape(len(x), heads, -1) for a in (q, k, v))
     i, f, size = sigmoid(i) if sigmoid_gate else np.exp(i), sigmoid(f), k.shape[-1]
+    f = 2 * f - 1 if negative else f
     C, n, y = np.zeros((heads, size, size)), np.zeros((heads, size)), np.zeros_like(v)
     for t in range(len(x)):
         for h in range(heads):
@@ -304,13 +310,90 @@ def published_mlstm(p, heads, sigmoid_gate, cap, x):
     return (y * silu(z)) @ p["down"]["kernel"]
 
 
-@pytest.mark.parametrize(("input_gate", "cap"), [("exp", 0.0), ("exp", 1.5), ("sigmoid", 0.0)])
-def test_mlstm(input_gate, cap):
+@pytest.mark.parametrize(
+    ("input_gate", "cap", "negative"),
+    [("exp", 0.0, False), ("exp", 1.5, False), ("sigmoid", 0.0, False), ("exp", 0.0, True), ("sigmoid", 0.0, True)],
+)
+def test_mlstm(input_gate, cap, negative):
     def recurrence(p):
-        return lambda x: published_mlstm(p, 2, input_gate == "sigmoid", cap, x)
+        return lambda x: published_mlstm(p, 2, input_gate == "sigmoid", cap, negative, x)
 
-    options: Any = {"heads": 2, "chunk": 2, "input_gate": input_gate, "gate_cap": cap}
+    options: Any = {"heads": 2, "chunk": 2, "input_gate": input_gate, "gate_cap": cap, "negative": negative}
     check(MLSTM(WIDTH, **options, param_dtype=jnp.float64), recurrence)
+
+
+def weights_of_parity(memory, p):
+    """Parameters with which the first feature of the output is a constant, negated by every 1 in the first feature of
+    the input but an episode's first. Inputs are `(bit, whether an episode begins, 1, 0)`: a step with a bit has the
+    decay -1, others 1, and the beginning alone is written."""
+    p = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), p)
+    if isinstance(memory, Mamba2):
+        p["in_proj"]["kernel"][2, [0, 8, 9]] = 1  # gate, B and C
+        p["in_proj"]["kernel"][1, 4] = 1  # x
+        p["in_proj"]["kernel"][:3, 10] = 400, 201, -200  # step lengths
+        p["conv_weight"] += 1
+        p["norm"]["scale"] += 1
+        p["out_proj"]["kernel"][0, 0] = 1
+    elif isinstance(memory, GLA):
+        p["inp"]["kernel"][2, [0, 1, 6]] = 1  # query, key and gate
+        p["inp"]["kernel"][1, 2] = 1  # value
+        p["gate_in"]["kernel"][0, 0], p["gate_out"]["kernel"][0, 0], p["gate_out"]["bias"][0] = -800, 1, 400
+        p["norm"]["scale"] += 1
+        p["out"]["kernel"][0, 0] = 1
+    else:
+        p["up"]["kernel"][:, :4], p["up"]["kernel"][2, 4] = np.eye(4), 1
+        p["conv_weight"] += 1
+        p["qkv"][0, 0, [2, 0], [0, 3]] = 1  # the query, and a feature that is not of the key
+        p["qkv"][1, 0, 2, 0], p["qkv"][2, 0, 1, 0] = 1, 1  # key and value
+        p["input"]["kernel"][8], p["input"]["bias"][0] = 200, -200  # by the value
+        p["forget"]["kernel"][3], p["forget"]["bias"][0] = -2000, 400  # by that feature
+        p["norm_scale"] += 1
+        p["down"]["kernel"][0, 0] = 1
+    return p
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        Mamba2(4, state=1, expand=1, conv=1, negative=True),
+        GLA(4, heads=1, expand_k=0.25, negative=True),
+        MLSTM(4, heads=1, expand=1, conv=1, negative=True),
+    ],
+    ids=lambda memory: type(memory).__name__,
+)
+def test_signed_decays_count_parity(memory):
+    """Exactly, for any length, through a reset and through a cut."""
+    steps, rng = 300, np.random.default_rng(0)
+    reset = np.zeros((steps, 2), bool)
+    reset[0], reset[100, 1] = True, True
+    bits = rng.integers(2, size=(steps, 2))
+    x = np.stack([bits, reset, np.ones_like(bits), np.zeros_like(bits)], -1).astype(np.float32)
+    state: Any = memory.initial_state(2)
+    shapes: Any = jax.eval_shape(memory.init, KEY, state, x, reset)
+    parameters = {"params": weights_of_parity(memory, shapes["params"])}
+    apply: Any = jax.jit(memory.apply)
+    outputs = []
+    for part in np.split(np.arange(steps), [137]):
+        state, y = apply(parameters, state, x[part], reset[part])
+        outputs.append(y[..., 0])
+    sign = np.ones((steps, 2))
+    for b, start, end in episodes(reset):
+        sign[start + 1 : end, b] = (-1.0) ** np.cumsum(bits[start + 1 : end, b])
+    y = np.concatenate(outputs)
+    assert y[0, 0] > 0.1
+    np.testing.assert_array_equal(np.sign(y), sign)
+    np.testing.assert_allclose(np.abs(y), y[0, 0], rtol=1e-3)
+
+
+def test_signed_decays_of_gla_start_as_unsigned_ones():
+    x, reset = jnp.zeros((1, 1, WIDTH)), jnp.zeros((1, 1), bool)
+    decays = []
+    for negative in (False, True):
+        memory = GLA(WIDTH, heads=2, negative=negative)
+        parameters: Any = memory.init(KEY, memory.initial_state(1), x, reset)
+        written: Any = memory.apply(parameters, x, method="write")
+        decays.append(np.exp(written[3]))
+    np.testing.assert_allclose(*decays, rtol=1e-6)
 
 
 def mlstm_found(bias, q=1.0, steps=12):

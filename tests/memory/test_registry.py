@@ -61,6 +61,7 @@ def test_mixed_stacks():
         ("s4d", {"dt_max": float("inf")}, "s4d: needs 0 < dt_min"),
         ("s4d", {"spectrum": "flat"}, "s4d.spectrum = 'flat': choose from legs, inv, lin, real, ptd"),
         ("attention", {"heads": 3}, "attention: needs window >= 1 and heads that divide width 8"),
+        ("gla", {"decay": "fixed", "negative": True}, "gla: negative needs decay=data, not fixed"),
         ("lru", {"r_min": 2.0}, "lru: needs"),
         ("mingru", {"expand": 0}, "mingru: needs"),
         ("gru", {"max_timescale": 0.5}, "gru: max_timescale must be at least 1"),
