@@ -5,6 +5,8 @@
 A linear recurrence with decay `1 - z` in (0, 1): computed as it stands, without the logarithms of the paper.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,8 +35,8 @@ class MinGRU(Memory):
     """Backend of `engram.kernels.linear_scan`."""
 
     def __post_init__(self) -> None:
-        if self.expand < 1 or self.max_timescale <= 1:
-            raise BadRequest("mingru: needs expand >= 1 and max_timescale > 1")
+        if self.expand < 1 or not 1 < self.max_timescale < math.inf:
+            raise BadRequest("mingru: needs expand >= 1 and a finite max_timescale > 1")
         super().__post_init__()
 
     def setup(self) -> None:

@@ -969,6 +969,13 @@ BUGS: tuple[Bug, ...] = (
         "inputs are normalised by a square",
     ),
     Bug(
+        "memory/lru.py",
+        ".sum((0, 2)))",
+        ".mean((0, 2)))",
+        "tests/memory/test_layers.py::test_rotrnn",
+        "RotRNN's input has the variance of a weight, not of a head",
+    ),
+    Bug(
         "kernels/gla_scan.py",
         "last * _over_state(of_state)",
         "last",

@@ -26,6 +26,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "dpfp", "normalise": "sum"}),
     ("gla", {"heads": 2, "chunk": 4, "negative": True}),
     ("mamba2", {"state": 3, "head": 8, "chunk": 4, "negative": True}),
+    ("lru", {"state": 4, "kind": "rtu"}),
+    ("lru", {"state": 4, "kind": "rotrnn", "heads": 2}),
     ("mlstm", {"heads": 2, "chunk": 4, "input_gate": "sigmoid", "gate_cap": 15.0}),
     ("mlstm", {"heads": 2, "chunk": 4, "negative": True}),
     ("rnn", {"activation": "relu"}),

@@ -128,6 +128,69 @@ def test_lru():
     check(LRU(WIDTH, state=3, param_dtype=jnp.float64), recurrence)
 
 
+def test_recurrent_trace_units():
+    """The published form: two real numbers that a rotation mixes."""
+
+    def recurrence(p):
+        r, theta = np.exp(-np.exp(p["nu"])), np.exp(p["theta"])
+
+        def of_episode(x):
+            W1, W2 = np.split(p["B"], 2, 1)
+            a, b, y = np.zeros(3), np.zeros(3), []
+            for now in x:
+                a, b = r * np.cos(theta) * a - r * np.sin(theta) * b, r * np.cos(theta) * b + r * np.sin(theta) * a
+                a, b = a + np.sqrt(1 - r**2) * (now @ W1), b + np.sqrt(1 - r**2) * (now @ W2)
+                y.append(np.maximum(np.concatenate([a, b]), 0) @ p["out"]["kernel"] + p["out"]["bias"])
+            return np.stack(y)
+
+        return of_episode
+
+    check(LRU(WIDTH, state=3, kind="rtu", param_dtype=jnp.float64), recurrence)
+
+
+def test_rotrnn():
+    """The published form: every head turns by an orthogonal matrix, here in the basis in which that is planes."""
+    heads, planes = 2, 3
+
+    def recurrence(p):
+        C_re, minus_C_im = np.split(p["C"], 2)
+
+        def of_episode(x):
+            y = p["D"] * x
+            for h in range(heads):
+                mine = slice(h * planes, (h + 1) * planes)
+                B = np.stack([part[:, mine] for part in np.split(p["B"], 2, 1)], -1).reshape(WIDTH, 2 * planes).T
+                C = np.stack([C_re[mine], minus_C_im[mine]], 1).reshape(2 * planes, WIDTH)
+                gamma, A = np.exp(-np.exp(p["nu"][h])), np.zeros((2 * planes, 2 * planes))
+                for i, angle in enumerate(p["theta"][mine]):
+                    cos, sin = np.cos(angle), np.sin(angle)
+                    A[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = [[cos, -sin], [sin, cos]]
+                xi, state = np.sqrt((1 - gamma**2) / np.trace(B.T @ B)), np.zeros(2 * planes)
+                for t in range(len(x)):
+                    state = gamma * A @ state + xi * B @ x[t]
+                    y[t] = y[t] + state @ C
+            return gated(p["out"], y)
+
+        return of_episode
+
+    check(LRU(WIDTH, state=heads * planes, kind="rotrnn", heads=heads, param_dtype=jnp.float64), recurrence)
+
+
+def test_rotrnn_starts_and_stays_as_published():
+    """Rates log-uniform; angles uniform; a head's state has the variance of one input of variance 1."""
+    memory = LRU(16, state=256, kind="rotrnn", heads=128, r_min=0.5, r_max=0.99, max_phase=0.3)
+    x = jax.random.normal(jax.random.key(1), (400, 20, 16))
+    state, reset = memory.initial_state(20), jnp.zeros((400, 20), bool)
+    parameters: Any = jax.jit(memory.init)(KEY, state, x, reset)
+    rate, angle = np.exp(parameters["params"]["nu"]), parameters["params"]["theta"]
+    spread = stats.uniform(np.log(-np.log(0.99)), np.log(np.log(0.5) / np.log(0.99)))
+    assert stats.kstest(np.log(rate), spread.cdf).pvalue > 0.01
+    assert stats.kstest(angle, stats.uniform(0, 0.3).cdf).pvalue > 0.01
+    after, _ = jax.jit(memory.apply)(parameters, state, x, reset)
+    squares = np.abs(after).reshape(20, 128, 2) ** 2
+    np.testing.assert_allclose(squares.sum(-1).mean(), 1, rtol=0.1)
+
+
 def test_lru_starts_on_its_ring():
     memory = LRU(WIDTH, state=2000, r_min=0.5, r_max=0.8, max_phase=0.3)
     x, reset = jnp.ones((1, 1, WIDTH)), jnp.ones((1, 1), bool)

@@ -63,6 +63,8 @@ def test_mixed_stacks():
         ("attention", {"heads": 3}, "attention: needs window >= 1 and heads that divide width 8"),
         ("gla", {"decay": "fixed", "negative": True}, "gla: negative needs decay=data, not fixed"),
         ("lru", {"r_min": 2.0}, "lru: needs"),
+        ("lru", {"kind": "rotrnn", "heads": 3}, "lru: heads=3 must divide state=64"),
+        ("lru", {"kind": "rotrnn", "r_max": 1.0}, "lru: kind=rotrnn needs 0 < r_min (0.9) and r_max (1.0) < 1"),
         ("mingru", {"expand": 0}, "mingru: needs"),
         ("gru", {"max_timescale": 0.5}, "gru: max_timescale must be at least 1"),
         ("gru", {"max_timescale": float("nan")}, "gru: max_timescale must be at least 1"),
@@ -97,6 +99,18 @@ def test_bad_requests_are_one_clear_line(name, options, message):
         make_memory(name, 8, **options)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+NUMBERS = [
+    (name, option) for name in MEMORIES for option, default in memory_options(name).items() if type(default) is float
+]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("name", "option"), NUMBERS)
+def test_numbers_of_options_are_finite(name, option, value):
+    with pytest.raises(BadRequest, match=f"{name}: .*{option}"):
+        make_memory(name, 8, **{option: value})
 
 
 OWN_MEMORIES = """
