@@ -147,18 +147,26 @@ def uniform(scale: float) -> Callable:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -scale, scale)
 
 
-def init_step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Initialiser of Mamba's step sizes: their inverse softplus, log-uniform in `[0.001, 0.1]`."""
-    dt = jnp.exp(log_uniform(1e-3, 1e-1)(key, shape, dtype))
-    return dt + jnp.log(-jnp.expm1(-dt))
-
-
-def init_A_log(low: float) -> Callable:
-    """Initialiser of decay rates per head: the logarithm of numbers uniform in `[low, 16]`; `low` is 1 in Mamba-2 and 0
-    in Gated DeltaNet."""
+def step_bias(low: float, high: float) -> Callable:
+    """Initialiser of Mamba's step sizes: their inverse softplus, log-uniform in `[low, high]`."""
 
     def init(key, shape, dtype=jnp.float32):
-        return jnp.log(jax.random.uniform(key, shape, dtype, max(low, jnp.finfo(dtype).tiny), 16))
+        dt = jnp.exp(log_uniform(low, high)(key, shape, dtype))
+        return dt + jnp.log(-jnp.expm1(-dt))
+
+    return init
+
+
+init_step_bias = step_bias(1e-3, 1e-1)
+"""The published one."""
+
+
+def init_A_log(low: float, high: float = 16.0) -> Callable:
+    """Initialiser of decay rates per head: the logarithm of numbers uniform in `[low, high]`; `low` is 1 in Mamba-2 and
+    0 in Gated DeltaNet."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jnp.log(jax.random.uniform(key, shape, dtype, max(low, jnp.finfo(dtype).tiny), high))
 
     return init
 

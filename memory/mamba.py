@@ -1,7 +1,7 @@
 """Mamba (Gu and Dao 2023): a short causal convolution and a state space whose step, input and output depend on x."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,8 @@ from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
 from engram.memory.base import About, Memory, State
-from engram.memory.layers import Dense, init_step_bias, uniform
+from engram.memory.layers import Dense, step_bias, uniform
+from engram.memory.starts import LONG, Start, log_of, log_spaced, start_of
 
 
 class SelectiveSpace(nn.Module):
@@ -24,22 +25,24 @@ class SelectiveSpace(nn.Module):
     """Size of the state of each channel."""
     rank: int
     """Rank of the projection that makes the step sizes."""
+    begin: Start
+    """Rates, steps and skip at the start."""
     backend: str = "auto"
     """Backend of `engram.kernels.selective_scan`."""
     param_dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        channels, dtype = self.channels, self.param_dtype
+        channels, dtype, begin = self.channels, self.param_dtype, self.begin
+        spaced = log_spaced if begin.a_spacing == "log" else np.linspace
 
         def init_A_log(_, shape, dtype):
-            return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))[:, None], shape)
+            return log_of(spaced(begin.a_min, begin.a_max, shape[0]), shape, dtype)
 
         self.x_proj = Dense(self.rank + 2 * self.state, use_bias=False, param_dtype=dtype)
-        self.dt_proj = Dense(
-            channels, kernel_init=uniform(self.rank**-0.5), bias_init=init_step_bias, param_dtype=dtype
-        )
+        steps = step_bias(begin.dt_min, begin.dt_max)
+        self.dt_proj = Dense(channels, kernel_init=uniform(self.rank**-0.5), bias_init=steps, param_dtype=dtype)
         self.A_log = self.param("A_log", init_A_log, (self.state, channels), dtype)
-        self.D = self.param("D", nn.initializers.ones, (channels,), dtype)
+        self.D = self.param("D", nn.initializers.constant(begin.skip), (channels,), dtype)
 
     def __call__(self, h: jax.Array, u: jax.Array, reset: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`u[T, B, channels]`, `reset[T, B]` -> state after it, `y[T, B, channels]`."""
@@ -82,19 +85,42 @@ class Mamba(Memory):
     """Taps of the convolution, the current input among them."""
     dt_rank: int = 0
     """Rank of the projection that makes the step sizes; 0 for width / 16, rounded up."""
+    start: Literal["long", "published"] = "published"
+    """Rates, steps and skip at the start: "published", or "long", with which states are written at once and kept for
+    hundreds of steps. The options below change single values."""
+    a_min: float | None = None
+    """Slowest rate |A| at the start; none for that of `start`."""
+    a_max: float | None = None
+    """Fastest rate |A| at the start; none for that of `start`."""
+    a_spacing: Literal["start", "linear", "log"] = "start"
+    """Spacing of the rates at the start, from `a_min` to `a_max`: "linear" (equal differences), "log" (equal
+    ratios) or "start" (that of `start`)."""
+    dt_min: float | None = None
+    """Shortest step at the start, log-uniform up to `dt_max`; none for that of `start`."""
+    dt_max: float | None = None
+    """Longest step at the start; none for that of `start`."""
+    skip: float | None = None
+    """Weight D at the start, at which the state space's input is added to its output; none for that of `start`."""
     backend: str = "auto"
     """Backend of `engram.kernels.selective_scan`."""
 
     def __post_init__(self) -> None:
         if min(self.state, self.expand, self.conv) < 1 or self.dt_rank < 0:
             raise BadRequest("mamba: needs state, expand and conv >= 1, dt_rank >= 0")
+        _ = self.begin  # raises where a value is out of range
         super().__post_init__()
+
+    @property
+    def begin(self) -> Start:
+        # The rates 1, 2, ... of the paper ("S4D-Real") are as many as a channel has numbers in its state.
+        published = Start(1.0, max(1.0, self.state), "linear", 1e-3, 0.1, 1.0)
+        return start_of("mamba", self, {"long": LONG, "published": published}[self.start])
 
     @nn.nowrap
     def space(self) -> SelectiveSpace:
         """A state space of the block's size."""
         rank = self.dt_rank or math.ceil(self.width / 16)
-        return SelectiveSpace(self.expand * self.width, self.state, rank, self.backend, self.param_dtype)
+        return SelectiveSpace(self.expand * self.width, self.state, rank, self.begin, self.backend, self.param_dtype)
 
     def setup(self) -> None:
         channels, dtype = self.expand * self.width, self.param_dtype

@@ -5,7 +5,7 @@ with input matrix B and output matrix C shared by all heads, as keys and queries
 `2 exp(dt A) - 1` in place of `exp(dt A)` (Grazzi et al., ICLR 2025).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,10 @@ from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.gla_scan import gla_scan, gla_scan_step, signed_decay
 from engram.memory.base import About, Memory, State
-from engram.memory.layers import Dense, by_head, init_A_log, init_step_bias, uniform
+from engram.memory.layers import Dense, by_head, init_A_log, step_bias, uniform
+from engram.memory.starts import LONG, Start, log_of, log_spaced, start_of
+
+STARTS = {"long": LONG, "published": Start(1.0, 16.0, "uniform", 1e-3, 0.1, 1.0)}
 
 
 class Mamba2(Memory):
@@ -41,6 +44,22 @@ class Mamba2(Memory):
     """Taps of the convolution, the current input among them."""
     negative: bool = False
     """Decays `2 exp(dt A) - 1` in (-1, 1) in place of `exp(dt A)`."""
+    start: Literal["long", "published"] = "published"
+    """Rates, steps and skip at the start: "published", or "long", with which states are written at once and kept for
+    hundreds of steps. The options below change single values."""
+    a_min: float | None = None
+    """Slowest rate |A| at the start; none for that of `start`."""
+    a_max: float | None = None
+    """Fastest rate |A| at the start; none for that of `start`."""
+    a_spacing: Literal["start", "uniform", "log"] = "start"
+    """Spacing of the rates at the start, from `a_min` to `a_max`: "uniform" (drawn), "log" (equal
+    ratios) or "start" (that of `start`)."""
+    dt_min: float | None = None
+    """Shortest step at the start, log-uniform up to `dt_max`; none for that of `start`."""
+    dt_max: float | None = None
+    """Longest step at the start; none for that of `start`."""
+    skip: float | None = None
+    """Weight D at the start, at which the state space's input is added to its output; none for that of `start`."""
     chunk: int = 0
     """Steps that the learner takes together, a power of 2; 0 for the kernel's choice."""
     backend: str = "auto"
@@ -51,7 +70,12 @@ class Mamba2(Memory):
             raise BadRequest("mamba2: needs state, expand, head and conv >= 1")
         if self.channels % self.heads or self.channels > self.heads * self.head:
             raise BadRequest(f"mamba2: heads of {self.head} channels do not divide {self.channels} channels")
+        _ = self.begin  # raises where a value is out of range
         super().__post_init__()
+
+    @property
+    def begin(self) -> Start:
+        return start_of("mamba2", self, STARTS[self.start])
 
     @property
     def channels(self) -> int:
@@ -66,15 +90,20 @@ class Mamba2(Memory):
         return False
 
     def setup(self) -> None:
-        channels, heads, dtype = self.channels, self.heads, self.param_dtype
+        channels, heads, dtype, begin = self.channels, self.heads, self.param_dtype, self.begin
         mixed = channels + 2 * self.state
 
         self.in_proj = Dense(channels + mixed + heads, use_bias=False, param_dtype=dtype)
         self.conv_weight = self.param("conv_weight", uniform(self.conv**-0.5), (self.conv, mixed), dtype)
         self.conv_bias = self.param("conv_bias", uniform(self.conv**-0.5), (mixed,), dtype)
-        self.dt_bias = self.param("dt_bias", init_step_bias, (heads,), dtype)
-        self.A_log = self.param("A_log", init_A_log(1.0), (heads,), dtype)
-        self.D = self.param("D", nn.initializers.ones, (heads,), dtype)
+
+        def log_rates(_, shape, dtype):
+            return log_of(log_spaced(begin.a_min, begin.a_max, heads), shape, dtype)
+
+        drawn = begin.a_spacing == "uniform"
+        self.dt_bias = self.param("dt_bias", step_bias(begin.dt_min, begin.dt_max), (heads,), dtype)
+        self.A_log = self.param("A_log", init_A_log(begin.a_min, begin.a_max) if drawn else log_rates, (heads,), dtype)
+        self.D = self.param("D", nn.initializers.constant(begin.skip), (heads,), dtype)
         self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
         self.out_proj = Dense(self.width, use_bias=False, param_dtype=dtype)
 

@@ -9,6 +9,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Callable, Sequence
+from types import NoneType, UnionType
 from typing import Any
 
 import jax
@@ -226,6 +227,10 @@ def _check_option(name: str, option: str, known: dict[str, Any]) -> None:
 
 def _cast(label: str, value: Any, kind: Any) -> Any:
     """`value` as the type of the field it is for."""
+    if isinstance(kind, UnionType) and NoneType in typing.get_args(kind):
+        if value is None or str(value).lower() == "none":
+            return None
+        (kind,) = (part for part in typing.get_args(kind) if part is not NoneType)
     if typing.get_origin(kind) is typing.Literal:
         choices = {str(choice): choice for choice in typing.get_args(kind)}
         if str(value) not in choices:

@@ -31,6 +31,8 @@ MORE = {
     "total_steps": "[what is counted](sharp-bits.md#what-is-counted-how)",
     "ppo.bootstrap_truncated": "[why](sharp-bits.md#truncation-and-waiting)",
     "network.memory_options": "[table](memory.md#options)",
+    "mamba.start": "[Why](sharp-bits.md#rates-and-steps-of-mamba).",
+    "mamba2.start": "[Why](sharp-bits.md#rates-and-steps-of-mamba).",
     "s5.dt_max": "[Why](sharp-bits.md#s5-step-lengths).",
     "shm.decay_max": "[Why](sharp-bits.md#a-stable-hadamard-memory-can-overflow).",
     **{

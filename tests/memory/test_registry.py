@@ -17,7 +17,7 @@ from engram.memory.s5 import S5
 
 
 def test_options_and_defaults():
-    assert memory_options("mamba") == {"state": 16, "expand": 2, "conv": 4, "dt_rank": 0, "backend": "auto"}
+    assert memory_options("gru") == {"max_timescale": 1.0, "backend": "auto"}
     assert memory_options("none") == {}
 
 
