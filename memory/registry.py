@@ -29,6 +29,7 @@ from engram.memory.lru import LRU
 from engram.memory.lstm import LSTM
 from engram.memory.mamba import Mamba
 from engram.memory.mamba2 import Mamba2
+from engram.memory.mamba3 import Mamba3
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
@@ -52,6 +53,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "lstm": LSTM,
     "mamba": Mamba,
     "mamba2": Mamba2,
+    "mamba3": Mamba3,
     "mingru": MinGRU,
     "mlstm": MLSTM,
     "none": NoMemory,

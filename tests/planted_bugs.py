@@ -990,6 +990,27 @@ BUGS: tuple[Bug, ...] = (
         "RotRNN's input has the variance of a weight, not of a head",
     ),
     Bug(
+        "memory/mamba3.py",
+        "(jnp.exp(rate) * (ends0 + starts))",
+        "(ends0 + starts)",
+        "tests/memory/test_layers.py::test_mamba3",
+        "what is written once more does not fade",
+    ),
+    Bug(
+        "memory/mamba3.py",
+        "S = U + (last_ends[..., None] * last_k)[..., None] * last_v[..., None, :]",
+        "S = U",
+        "tests/memory/test_contract.py::test_contract -k mamba3",
+        "the last write before a cut is lost",
+    ),
+    Bug(
+        "kernels/angle_scan.py",
+        "n = angle_scan_step(n, *now)",
+        "n = clear(now[1], n) + now[0]",
+        "tests/kernels/test_angle_scan.py::test_long_sums_stay_exact",
+        "angles of a long episode lose their digits",
+    ),
+    Bug(
         "kernels/gla_scan.py",
         "last * _over_state(of_state)",
         "last",

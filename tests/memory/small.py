@@ -11,6 +11,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lru": {"state": 4},
     "mamba": {"state": 3, "expand": 2, "conv": 4},
     "mamba2": {"state": 3, "head": 8, "chunk": 4},
+    "mamba3": {"state": 4, "head": 8, "chunk": 4},
     "mlstm": {"heads": 2, "chunk": 4},
     "s4d": {"state": 4},
     "s5": {"state": 8, "blocks": 2},

@@ -29,6 +29,7 @@ from engram.memory.lru import LRU
 from engram.memory.lstm import LSTM
 from engram.memory.mamba import Mamba
 from engram.memory.mamba2 import Mamba2
+from engram.memory.mamba3 import Mamba3
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
@@ -277,6 +278,42 @@ def test_mamba2_has_the_published_size():
     assert sum(p.size for p in jax.tree.leaves(parameters)) == 1_604_304 - 512
 
 
+@pytest.mark.parametrize("turning", ["half", "all", "none"])
+def test_mamba3(turning):
+    """The published recurrence: the state turns, not the keys, and the step before is written again."""
+    channels, state, heads = 2 * WIDTH, 4, 2
+    pairs = {"half": 1, "all": 2, "none": 0}[turning]
+
+    def normalised(p, kind, x):
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p[f"norm_{kind}"]["scale"]
+        return x[:, None] + p[f"bias_{kind}"]
+
+    def recurrence(p):
+        sizes = np.cumsum([channels, channels, state, state, heads, heads, heads])
+
+        def of_episode(x):
+            z, v, k, q, dt, rate, share, angle = np.split(x @ p["in_proj"]["kernel"], sizes, -1)
+            v, dt, share = v.reshape(len(x), heads, -1), softplus(dt + p["dt_bias"]), sigmoid(share)
+            k, q, rate = normalised(p, "k", k), normalised(p, "q", q), np.maximum(softplus(rate), 1e-4)
+            S, y, before = np.zeros((heads, state, channels // heads)), np.zeros_like(v), np.zeros((heads, state, 4))
+            for t in range(len(x)):
+                for i in range(heads):
+                    R = np.eye(state)
+                    for j in range(pairs):
+                        cos, sin = np.cos(dt[t, i] * angle[t, j]), np.sin(dt[t, i] * angle[t, j])
+                        R[np.ix_([j, pairs + j], [j, pairs + j])] = [[cos, sin], [-sin, cos]]
+                    a, write = np.exp(-rate[t, i] * dt[t, i]), np.outer(k[t, i], v[t, i])
+                    S[i] = a * R @ (S[i] + (1 - share[t, i]) * dt[t, i] * before[i]) + share[t, i] * dt[t, i] * write
+                    before[i] = write
+                    y[t, i] = S[i].T @ q[t, i] + p["D"][i] * v[t, i]
+            return (y.reshape(-1, channels) * silu(z)) @ p["out_proj"]["kernel"]
+
+        return of_episode
+
+    options: Any = {"state": state, "head": 4, "turning": turning, "chunk": 2}
+    check(Mamba3(WIDTH, **options, param_dtype=jnp.float64), recurrence)
+
+
 def elu_feature(x):
     return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
 
@@ -397,6 +434,14 @@ def weights_of_parity(memory, p):
         p["conv_weight"] += 1
         p["norm"]["scale"] += 1
         p["out_proj"]["kernel"][0, 0] = 1
+    elif isinstance(memory, Mamba3):
+        p["in_proj"]["kernel"][2, 0] = 1  # gate
+        p["in_proj"]["kernel"][1, 4] = 1  # value
+        p["in_proj"]["kernel"][2, [12, 13, 14]] = 1, -50, 50  # step length, rate and the share of a step's end
+        p["in_proj"]["kernel"][0, 15] = np.pi / np.log1p(np.e)  # angle
+        p["bias_k"] += 1
+        p["bias_q"] += 1
+        p["out_proj"]["kernel"][0, 0] = 1
     elif isinstance(memory, GLA):
         p["inp"]["kernel"][2, [0, 1, 6]] = 1  # query, key and gate
         p["inp"]["kernel"][1, 2] = 1  # value
@@ -421,11 +466,12 @@ def weights_of_parity(memory, p):
         Mamba2(4, state=1, expand=1, conv=1, negative=True),
         GLA(4, heads=1, expand_k=0.25, negative=True),
         MLSTM(4, heads=1, expand=1, conv=1, negative=True),
+        Mamba3(4, state=2, expand=1, turning="all"),
     ],
     ids=lambda memory: type(memory).__name__,
 )
 def test_signed_decays_count_parity(memory):
-    """Exactly, for any length, through a reset and through a cut."""
+    """Exactly, for any length, through a reset and through a cut. Mamba-3 turns by half a turn in place of a sign."""
     steps, rng = 300, np.random.default_rng(0)
     reset = np.zeros((steps, 2), bool)
     reset[0], reset[100, 1] = True, True
@@ -445,7 +491,9 @@ def test_signed_decays_count_parity(memory):
     y = np.concatenate(outputs)
     assert y[0, 0] > 0.1
     np.testing.assert_array_equal(np.sign(y), sign)
-    np.testing.assert_allclose(np.abs(y), y[0, 0], rtol=1e-3)
+    faded = 1e-4 * np.log1p(np.e) if isinstance(memory, Mamba3) else 0.0  # its smallest rate times its step length
+    since = np.arange(steps)[:, None] - np.maximum.accumulate(np.where(reset, np.arange(steps)[:, None], 0))
+    np.testing.assert_allclose(np.abs(y), y[0, 0] * np.exp(-faded * since), rtol=1e-3)
 
 
 def test_signed_decays_of_gla_start_as_unsigned_ones():

@@ -44,7 +44,7 @@ def test_mixed_stacks():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mambo", {}, "unknown memory 'mambo': did you mean mamba or mamba2?"),
+        ("mambo", {}, "unknown memory 'mambo': did you mean mamba"),
         ("xyz", {}, "unknown memory 'xyz': choose from " + ", ".join(sorted(MEMORIES))),
         ("s5", {"sate": 3}, "memory 's5' has no option 'sate': did you mean state"),
         ("none", {"state": 3}, "memory 'none' has no option 'state': there are none"),
@@ -77,6 +77,8 @@ def test_mixed_stacks():
         ("rnn", {"radius": float("nan")}, "rnn: needs max_steps >= 1, a finite max_timescale >= 1 and a finite radius"),
         ("mamba", {"conv": 0}, "mamba: needs"),
         ("mamba2", {"head": 5}, "mamba2: heads of 5 channels do not divide 16 channels"),
+        ("mamba3", {"head": 5}, "mamba3: heads of 5 channels do not divide 16 channels"),
+        ("mamba3", {"state": 6}, "mamba3: turning=half needs a state that is a multiple of 4"),
         ("gla", {"heads": 3}, "gla: heads=3 must divide keys and values of sizes (4, 8)"),
         ("deltanet", {"decay": True}, "deltanet.decay = True: choose from none, head, channel"),
         ("deltanet", {"updates": 0}, "deltanet: needs"),
@@ -84,7 +86,7 @@ def test_mixed_stacks():
         ("s5", {"backend": "nope"}, "unknown backend 'nope': choose from auto, reference, xla"),
         ("gla", {"chunk": 3}, "chunk must be a power of 2, got 3"),
         ("gla", {"expand_k": float("inf")}, "gla: expand_k=inf and expand_v=1.0 must be finite"),
-        ("s5,mambo", {}, "unknown memory 'mambo': did you mean mamba or mamba2?"),
+        ("s5,mambo", {}, "unknown memory 'mambo': did you mean mamba"),
         ("s5,", {}, "unknown memory ''"),
         ("s5*0", {}, "memory 's5*0': 's5*0' is not of the form memory*layers, such as mamba2*3"),
         ("s5*two,gru", {}, "memory 's5*two,gru': 's5*two' is not of the form memory*layers"),
