@@ -1109,11 +1109,32 @@ BUGS: tuple[Bug, ...] = (
         "the largest exponent so far does not decay on a GPU",
     ),
     Bug(
-        "memory/attention.py",
+        "kernels/window_scan.py",
         "visible = in_window & (position >= split(opened)[..., None])",
         "visible = in_window & (position > split(opened)[..., None] - 2)",
-        "tests/memory/test_contract.py -k attention",
+        "tests/kernels/test_scans.py -k window",
         "attention sees the end of the last episode",
+    ),
+    Bug(
+        "kernels/window_scan.py",
+        "jnp.where(last >= 0, T - last, next_ + T) % W",
+        "(next_ + T) % W",
+        "tests/kernels/test_scans.py -k window",
+        "the ring of attention does not begin anew with an episode",
+    ),
+    Bug(
+        "kernels/cpu/window_scan.cc",
+        "of_row[s.W - x] = d_bias[kLanes + x];",
+        "of_row[x] = d_bias[kLanes + x];",
+        "tests/kernels/test_ffi.py -k window",
+        "the gradient of the bias of attention is that of the farthest step first",
+    ),
+    Bug(
+        "kernels/cpu/window_scan.cc",
+        "place.next = place.length = 0;",
+        "place.length = 0;",
+        "tests/kernels/test_scans.py -k window",
+        "an actor's step keeps the ring of attention where it was at a reset",
     ),
 )
 

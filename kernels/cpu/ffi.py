@@ -125,9 +125,16 @@ def on_cpu(kernel: Callable, otherwise: Callable, *inputs: Any) -> Any:
     return jax.lax.platform_dependent(*inputs, cpu=kernel, default=otherwise)
 
 
-def call(target: str, results: Any, *inputs: jax.Array, **attributes: int) -> Any:
-    """Calls a loaded target. Under `vmap` all inputs get the new leading axis."""
-    return jax.ffi.ffi_call(target, results, vmap_method="broadcast_all")(*inputs, **attributes)
+def call(
+    target: str, results: Any, *inputs: jax.Array, in_place: dict[int, int] | None = None, **attributes: int
+) -> Any:
+    """Calls a loaded target. Under `vmap` all inputs get the new leading axis.
+
+    Args:
+        in_place: inputs whose buffers results take, by their numbers. XLA copies an input first that is needed still.
+    """
+    function = jax.ffi.ffi_call(target, results, vmap_method="broadcast_all", input_output_aliases=in_place)
+    return function(*inputs, **attributes)
 
 
 def like(*arrays: jax.Array) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -20,6 +20,7 @@ from engram.kernels.lstm_scan import lstm_scan, lstm_scan_step
 from engram.kernels.rnn_scan import rnn_scan, rnn_scan_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
 from engram.kernels.slstm_scan import slstm_scan, slstm_scan_step
+from engram.kernels.window_scan import window_scan, window_scan_step
 
 D, N = 5, 3
 HEADS, KEYS, VALUES = 2, 3, 2
@@ -167,6 +168,46 @@ def _scan_aaren(_, sequence, reset, h0, backend="auto"):
     return aaren_scan(s, v, reset, h0, backend=backend)
 
 
+WINDOW = 4
+
+
+def _window(key, T, B):
+    of_step, cache = (T, B, HEADS, VALUES), (B, WINDOW, HEADS, VALUES)
+    q, k, v, bias, keys, values = _normal(key, of_step, of_step, of_step, (HEADS, WINDOW + 1), cache, cache)
+    full = jnp.arange(B) % WINDOW * (WINDOW + 1) + WINDOW
+    return bias, (2 * q, k, v), (keys, values, full.astype(keys.dtype))
+
+
+def _place_as_number(run):
+    """The place of the state is an integer, and every leaf of a case is a number that has a gradient."""
+
+    def with_numbers(state, *arguments, **options):
+        keys, values, place = state
+        dtype, place = place.dtype, jax.lax.stop_gradient(place).astype(jnp.int32)
+        (keys, values, place), y = run((keys, values, place), *arguments, **options)
+        return (keys, values, place.astype(dtype)), y
+
+    return with_numbers
+
+
+def _scan_window(bias, sequence, reset, h0, backend="auto"):
+    q, k, v = sequence
+    if h0 is None:
+        return window_scan(q, k, v, bias, reset, backend=backend)
+
+    def scan(state):
+        y, last = window_scan(q, k, v, bias, reset, state, backend=backend)
+        return last, y
+
+    last, y = _place_as_number(scan)(h0)
+    return y, last
+
+
+def _step_window(bias, state, now, reset):
+    q, k, v = now
+    return _place_as_number(window_scan_step)(state, q, k, v, bias, reset)
+
+
 def _scan_constant(a, x, reset, h0, backend="auto"):
     return linear_scan(a, x, reset, h0, backend=backend)
 
@@ -253,4 +294,5 @@ CASES = {
         _step(aaren_scan_step),
         fresh=lambda state: aaren.initial_state(*state[2].shape),
     ),
+    "window": Case(_window, _scan_window, _step_window, FFI, tolerance=1e-5),
 }

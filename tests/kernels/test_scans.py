@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from engram.kernels.window_scan import oldest_first, window_scan
 from tests.kernels.cases import CASES
 
 T, B = 13, 3
@@ -78,7 +79,7 @@ def test_hand_written_gradients_equal_float64_autodiff(case):
 
 def forward_mode():
     """Backends of every kernel that have forward-mode derivatives: the plain one, and chunks of matrix products."""
-    chunked = [name for name in CASES if name.startswith(("gla", "delta"))]
+    chunked = [name for name in CASES if name.startswith(("gla", "delta", "window"))]
     return [(name, "reference") for name in CASES] + [(name, "xla") for name in chunked]
 
 
@@ -321,6 +322,28 @@ def test_selective_scan_is_its_definition():
         y = np.einsum("tbn,tbnd->tbd", c, h) + skip * u
         for backend in ("reference", "xla"):
             assert relative(case.scan(inputs[0], inputs[1], reset, inputs[2], backend), (y, h[-1])) < 1e-13
+
+
+def test_a_state_of_attention_from_before_the_ring_goes_on_as_it_was():
+    """Its entries lay oldest first and its last leaf was their number: the place of such a ring begins at 0."""
+    W, H, D = 4, 2, 3
+    with jax.enable_x64(True):
+        q, k, v = jax.random.normal(jax.random.key(0), (3, 9, 1, H, D))
+        bias = jax.random.normal(jax.random.key(1), (H, W + 1))
+        for seen in (0, 2, 4, 6):
+            whole, last = window_scan(q, k, v, bias)
+            length = min(seen, W)
+            keys, values = [
+                jnp.pad(x[seen - length : seen, 0], ((W - length, 0), (0, 0), (0, 0)))[None] for x in (k, v)
+            ]
+            rest = q[seen:], k[seen:], v[seen:]
+            for backend in ("reference", "xla"):
+                y, after = window_scan(
+                    *rest, bias, None, (keys, values, jnp.array([length], jnp.int32)), backend=backend
+                )
+                assert relative(y, whole[seen:]) < 1e-12
+                ours, truth = (oldest_first(state, jnp.zeros(1, bool))[:2] for state in (after, last))
+                assert relative(ours, truth) == 0
 
 
 def _flax_cell(cell, parameters, x, reset, carry):
