@@ -377,6 +377,7 @@ def run_cell(name: str, task_name: str, seeds: int, updates: int, rate: float) -
         dict(zip(FIELDS, (name, what, str(updates), str(seed), str(length), f"{value:.4g}"), strict=True))
         for what, length, values in found
         for seed, value in enumerate(values)
+        if not np.isnan(value)  # the growth of no state
     ]
 
 
@@ -439,7 +440,7 @@ def draw(rows: list[Row], names: Sequence[str], out: Path) -> None:
 
     present = {row["task"] for row in rows}
     tasks = [task for task in TASKS if task in present]
-    figure = Figure(figsize=(2.2 + 1.5 * len(tasks), 1.4 + 0.24 * len(names)), layout="constrained")
+    figure = Figure(figsize=(2.2 + 1.5 * len(tasks), max(3.0, 1.4 + 0.24 * len(names))), layout="constrained")
     grid: Any = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     image: Any = None
     for axes, task in zip(grid, tasks, strict=True):
