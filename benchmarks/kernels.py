@@ -305,7 +305,7 @@ PROBLEMS = {
         CPP,
         cpp="gla_scan",
     ),
-    "delta": Problem("delta_scan", HEADS, delta_inputs, delta, ("xla", "reference")),
+    "delta": Problem("delta_scan", HEADS, delta_inputs, delta, CPP, cpp="delta_scan"),
     "aaren": Problem("aaren_scan", HEADS, aaren_inputs, aaren, ("xla", "reference")),
     "layer": Problem(
         "Mamba layer, projections included",

@@ -878,6 +878,27 @@ BUGS: tuple[Bug, ...] = (
         "the C++ kernel clears one entry",
     ),
     Bug(
+        "kernels/cpu/delta_scan.cc",
+        "if (x.reset[at.reset.At(t)]) std::fill_n(G, rows, Columns<N>{});",
+        "",
+        "tests/kernels/test_ffi.py -k delta_scan",
+        "the C++ kernel's gradient crosses resets",
+    ),
+    Bug(
+        "kernels/cpu/delta_scan.cc",
+        "for (int64_t r = 0; r < s.K; ++r) dq[r] += k[r] * of_write;",
+        "",
+        "tests/kernels/test_ffi.py -k delta_scan",
+        "the gradient of a query misses what its step wrote last",
+    ),
+    Bug(
+        "kernels/delta_scan.py",
+        "beta * read * c.from_start",
+        "beta * k * c.from_start",
+        "tests/kernels/test_scans.py -k delta",
+        "what a chunk finds is read under the keys of writing",
+    ),
+    Bug(
         "kernels/cpu/selective_scan.cc",
         "if (in.reset[t * s.B]) std::fill(h, h + tile, Vector{});",
         "if (in.reset[t * s.B]) h[0] = Vector{};",

@@ -129,19 +129,31 @@ def _step_signed_gla(_, h, now, reset):
     return gla_scan_step(h, q, k, v, log_decay, reset, negative)
 
 
-def _delta(n, each_row, key, T, B):
+def _delta(n, decays, key, T, B, read=False):
+    """`decays`: axes of a decay beyond `[T, B]`, None for no decay."""
     updates = (T, B, HEADS) if n == 1 else (T, B, n, HEADS)
-    decays = (T, B, HEADS, KEYS) if each_row else (T, B, HEADS)
-    q, k, v, beta, g, h0 = _normal(
-        key, (T, B, HEADS, KEYS), (*updates, KEYS), (*updates, VALUES), updates, decays, (B, HEADS, KEYS, VALUES)
+    q, k, p, v, beta, g, h0 = _normal(
+        key,
+        (T, B, HEADS, KEYS),
+        *2 * [(*updates, KEYS)],
+        (*updates, VALUES),
+        updates,
+        (T, B, *(decays or ())),
+        (B, HEADS, KEYS, VALUES),
     )
-    k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
-    return (), (q, k, v, 2 * jax.nn.sigmoid(beta), -jax.nn.softplus(4 * g)), h0
+    k, p = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (k, p))
+    log_decay = None if decays is None else -jax.nn.softplus(4 * g)
+    return (), (q, k, v, 2 * jax.nn.sigmoid(beta), log_decay, p if read else None), h0
 
 
 def _scan_delta(n, _, sequence, reset, h0, backend="auto"):
-    q, k, v, beta, log_decay = sequence
-    return delta_scan(q, k, v, beta, log_decay, reset, h0, n_householder=n, chunk=4, backend=backend)
+    q, k, v, beta, log_decay, read = sequence
+    return delta_scan(q, k, v, beta, log_decay, reset, h0, read=read, n_householder=n, chunk=4, backend=backend)
+
+
+def _step_delta(_, h, now, reset):
+    q, k, v, beta, log_decay, read = now
+    return delta_scan_step(h, q, k, v, beta, log_decay, reset, read=read)
 
 
 def _step(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -265,22 +277,23 @@ CASES = {
     "gla, signed": Case(partial(_gla, True), _scan_signed_gla, _step_signed_gla, backends=FFI, tolerance=1e-5),
     "gla, side by side": Case(partial(_gla, True), _side_by_side(_scan_gla), _step(gla_scan_step), tolerance=1e-5),
     "delta": Case(
-        partial(_delta, 1, True),
-        partial(_scan_delta, 1),
-        _step(delta_scan_step),
-        tolerance=1e-5,
+        partial(_delta, 1, (HEADS, KEYS)), partial(_scan_delta, 1), _step_delta, backends=FFI, tolerance=1e-5
+    ),
+    "delta, without decay": Case(
+        partial(_delta, 1, None), partial(_scan_delta, 1), _step_delta, backends=FFI, tolerance=1e-5
     ),
     "delta, two updates": Case(
-        partial(_delta, 2, False),
+        partial(_delta, 2, (HEADS,)), partial(_scan_delta, 2), _step_delta, backends=FFI, tolerance=1e-5
+    ),
+    "delta, read keys": Case(
+        partial(_delta, 2, (HEADS, KEYS), read=True),
         partial(_scan_delta, 2),
-        _step(delta_scan_step),
+        _step_delta,
+        backends=FFI,
         tolerance=1e-5,
     ),
     "delta, side by side": Case(
-        partial(_delta, 2, False),
-        _side_by_side(partial(_scan_delta, 2)),
-        _step(delta_scan_step),
-        tolerance=1e-5,
+        partial(_delta, 2, (HEADS,)), _side_by_side(partial(_scan_delta, 2)), _step_delta, tolerance=1e-5
     ),
     "aaren": Case(
         _aaren,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from engram.kernels.cpu import ffi
+from engram.kernels.delta_scan import delta_scan
 from engram.kernels.gla_scan import gla_scan
 from engram.kernels.linear_scan import linear_scan, linear_scan_planes
 from engram.kernels.selective_scan import selective_scan
@@ -151,6 +152,47 @@ def test_steps_of_window_scan_under_vmap_have_gradients_and_leave_their_input(ba
     numbers = (0, 1, 3, 4, 5, 6)
     ours, expected = (jax.jit(jax.vmap(jax.value_and_grad(f, argnums=numbers)))(*arrays) for f in (loss, truth))
     assert relative(ours, expected) < 1e-5
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("K", "V", "n", "decays", "read"),
+    [
+        (1, 1, 1, "none", False),
+        (16, 16, 1, "none", False),  # whole vectors
+        (19, 150, 3, "head", False),  # three tiles, the last of two vectors; stretches of five steps, the last cut
+        (6, 40, 1, "channel", True),
+        (33, 64, 20, "channel", False),  # more updates a step than a stretch has
+    ],
+)
+def test_all_sizes_of_delta_scan_match_float64(K, V, n, decays, read):
+    T, B, H = 21, 2, 3
+    rng = np.random.default_rng(0)
+    several = (T, B, n, H) if n > 1 else (T, B, H)
+    q, h0 = rng.normal(size=(T, B, H, K)), rng.normal(size=(B, H, K, V))
+    k, p = rng.normal(size=(2, *several, K))
+    k, p = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (k, p))
+    v, beta = rng.normal(size=(*several, V)), rng.uniform(0, 2, several)
+    log_decay = {"none": None, "head": -rng.uniform(size=(T, B, H)), "channel": -rng.uniform(size=(T, B, H, K))}[decays]
+    reset = jnp.asarray(rng.random((T, B)) < 0.1)
+
+    def value_and_gradients(arrays, backend):
+        def scan(q, k, v, beta, log_decay, read, h0):
+            return delta_scan(q, k, v, beta, log_decay, reset, h0, read=read, n_householder=n, backend=backend)
+
+        out, vjp = jax.vjp(scan, *arrays)
+        return out, vjp(jax.tree.map(jnp.cos, out))
+
+    run = jax.jit(value_and_gradients, static_argnums=1)
+    arrays = q, k, v, beta, log_decay, p if read else None, h0
+    with jax.enable_x64(True):
+        truth = run(arrays, "reference")
+        narrow = jax.tree.map(np.float32, arrays)
+        ours = run(narrow, "ffi")
+        assert relative(ours, truth) < 3e-6
+    pair = jax.tree.map(lambda x: np.stack([x, x / 2]), narrow)
+    mapped = jax.jit(jax.vmap(partial(value_and_gradients, backend="ffi")))(pair)
+    assert relative(jax.tree.map(lambda x: x[0], mapped), ours) == 0
 
 
 @needs_compiler
