@@ -148,14 +148,29 @@ Attend = Callable[..., jax.Array]
 """How queries make of keys and values an output: `attend(q, keys, values, distance, visible)`, see `attend`."""
 
 
+def weigh(q: jax.Array, keys: jax.Array, added: jax.Array, visible: jax.Array) -> jax.Array:
+    """Weights `[..., H, q, k]` with which queries `[..., q, H, D]` see keys `[..., k, H, D]`.
+
+    Args:
+        added: to the scores `[..., H, q, k]`.
+        visible: bool `[..., q, k]`.
+    """
+    logits = jnp.einsum("...qhd,...khd->...hqk", q, keys) + added
+    return jax.nn.softmax(jnp.where(visible[..., None, :, :], logits, -jnp.inf), -1)
+
+
+def mix(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """Values `[..., k, H, D]` mixed by weights `[..., H, q, k]` -> `[..., q, H, D]`."""
+    return jnp.einsum("...hqk,...khd->...qhd", weights, values)
+
+
+def by_distance(numbers: jax.Array, distance: np.ndarray) -> jax.Array:
+    """`numbers[..., W + 1]` of distances -> `[..., q, k]`; anything where no query sees the key."""
+    return numbers[..., np.clip(distance, 0, numbers.shape[-1] - 1)]
+
+
 def attend(
-    bias: jax.Array,
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    distance: np.ndarray,
-    visible: jax.Array,
-    dropped: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+    bias: jax.Array, q: jax.Array, keys: jax.Array, values: jax.Array, distance: np.ndarray, visible: jax.Array
 ) -> jax.Array:
     """Softmax attention of queries `[..., q, H, D]` to keys and values `[..., k, H, D]`.
 
@@ -163,11 +178,8 @@ def attend(
         bias: by head and distance `[H, W + 1]`.
         distance: from key to query `[q, k]`; any number where no query sees the key.
         visible: bool `[..., q, k]`.
-        dropped: makes of the weights `[..., H, q, k]` those that mix the values.
     """
-    logits = jnp.einsum("...qhd,...khd->...hqk", q, keys) + bias[:, np.clip(distance, 0, bias.shape[-1] - 1)]
-    logits = jnp.where(visible[..., None, :, :], logits, -jnp.inf)
-    return jnp.einsum("...hqk,...khd->...qhd", dropped(jax.nn.softmax(logits, -1)), values)
+    return mix(weigh(q, keys, by_distance(bias, distance), visible), values)
 
 
 def step_by(attend: Attend, state: State, q: jax.Array, k: jax.Array, v: jax.Array, reset: jax.Array) -> tuple:
@@ -182,8 +194,10 @@ def step_by(attend: Attend, state: State, q: jax.Array, k: jax.Array, v: jax.Arr
 def scan_by(
     attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, reset: jax.Array, h0: State
 ) -> tuple[jax.Array, State]:
-    """A sequence of at least one step with any way to attend, in blocks -> outputs `[T, B, H, D]`, state."""
+    """A sequence with any way to attend, in blocks -> outputs `[T, B, H, D]`, state."""
     T, W = len(q), h0[0].shape[1]
+    if not T:
+        return v, h0
     # From here on batch-major, as products over keys want it.
     q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))
     block = T if T <= W + 1 else W

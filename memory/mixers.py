@@ -3,7 +3,6 @@
 A step of the environment is three tokens: return-to-go, observation, action. `reset` is True at an episode's first.
 """
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from engram.errors import BadRequest
-from engram.kernels.window_scan import attend, scan_by
 from engram.memory import MEMORIES, make_memory, memory_options
 from engram.memory.attention import Attention
 from engram.memory.base import Memory, State
@@ -34,11 +32,12 @@ class TokenAttention(Attention):
         super().setup()
         self.drop = nn.Dropout(self.weight_dropout)
 
-    def scan(self, q: jax.Array, k: jax.Array, v: jax.Array, reset: jax.Array, state: State) -> tuple[jax.Array, State]:
-        if not (self.weight_dropout and len(q) and self.has_rng("dropout")):
-            return super().scan(q, k, v, reset, state)
-        dropped = partial(self.drop, deterministic=False)
-        return scan_by(partial(attend, self.bias, dropped=dropped), q, k, v, reset, state)
+    @property
+    def drops(self) -> bool:
+        return self.weight_dropout > 0 and self.has_rng("dropout")
+
+    def dropped(self, weights: jax.Array) -> jax.Array:
+        return self.drop(weights, deterministic=not self.drops)
 
 
 MIXERS: dict[str, type[Memory]] = {**MEMORIES, "attention": TokenAttention, "dm": DecisionMamba}

@@ -1137,6 +1137,20 @@ BUGS: tuple[Bug, ...] = (
         "attention sees the end of the last episode",
     ),
     Bug(
+        "memory/attention.py",
+        "turned(keys, -distance[0])",
+        "turned(keys, distance[0])",
+        "tests/memory/test_layers.py -k attention",
+        "keys of RoPE turn against queries",
+    ),
+    Bug(
+        "memory/attention.py",
+        "q + self.scale * self.of_distance",
+        "q + self.of_distance",
+        "tests/memory/test_layers.py -k attention",
+        "the query of a distance is not scaled in Transformer-XL's positions",
+    ),
+    Bug(
         "kernels/window_scan.py",
         "jnp.where(last >= 0, T - last, next_ + T) % W",
         "(next_ + T) % W",

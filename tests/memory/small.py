@@ -21,6 +21,9 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("attention", {"window": 5, "heads": 2, "positions": "alibi", "retrievals": 2}),
+    ("attention", {"window": 5, "heads": 2, "positions": "rope", "beta": 2.0}),
+    ("attention", {"window": 5, "heads": 2, "positions": "xl"}),
     ("deltanet", {"heads": 2, "decay": "channel", "chunk": 4}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "fixed"}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "elu", "normalise": "running"}),

@@ -882,25 +882,84 @@ def test_aaren():
     check(Aaren(WIDTH, heads=heads, param_dtype=jnp.float64), recurrence)
 
 
-@pytest.mark.parametrize("window", [1, 3, 20])
-def test_attention(window):
-    heads, size = 2, WIDTH // 2
+ATTENTION: Any = [
+    (1, "bias", 1),
+    (3, "bias", 1),
+    (20, "bias", 2),
+    (3, "alibi", 1),
+    (3, "rope", 2),
+    (20, "rope", 1),
+    (3, "xl", 2),
+]
+
+
+@pytest.mark.parametrize(("window", "positions", "retrievals"), ATTENTION)
+def test_attention(window, positions, retrievals):
+    heads = 1 if positions == "rope" else 2  # two pairs of features
+    size, beta = WIDTH // heads, 1.5
+    rate = 10_000.0 ** -np.arange(0, 1, 2 / size)
+
+    def turn(x, angle):
+        """Pairs of features as complex numbers."""
+        z = (x[..., : size // 2] + 1j * x[..., size // 2 :]) * np.exp(1j * angle)
+        return np.concatenate([z.real, z.imag], -1)
 
     def recurrence(p):
+        def score(head, query, keys, distance):
+            scale = beta / np.sqrt(size)
+            if positions == "bias":
+                return scale * keys @ query + p["bias"][head, distance]
+            if positions == "alibi":  # two heads: 2^-4 and 2^-8
+                return scale * keys @ query - distance / 16.0 ** (head + 1)
+            if positions == "rope":
+                return scale * turn(keys, -np.outer(distance, rate)) @ query
+            angle = np.outer(distance, 10_000.0 ** -np.arange(0, 1, 2 / WIDTH))
+            R = np.concatenate([np.sin(angle), np.cos(angle)], -1) @ p["relative"]["kernel"]
+            R = R.reshape(-1, heads, size)[:, head]
+            return scale * (keys @ (query + p["of_content"][head]) + R @ (query + p["of_distance"][head]))
+
         def of_episode(x):
             q, k, v = (a.reshape(-1, heads, size) for a in np.split(x @ p["qkv"]["kernel"], 3, -1))
             y = np.zeros_like(q)
             for t in range(len(x)):
                 for head in range(heads):
                     past = np.arange(max(0, t - window), t + 1)
-                    logits = k[past, head] @ q[t, head] / np.sqrt(size) + p["bias"][head, t - past]
-                    weights = np.exp(logits - logits.max())
-                    y[t, head] = weights / weights.sum() @ v[past, head]
+                    query, seen = q[t, head], k[past, head]
+                    found = turn(seen, -np.outer(t - past, rate)) if positions == "rope" else seen
+                    for left in reversed(range(retrievals)):
+                        weights = np.exp(score(head, query, seen, t - past))
+                        query = weights / weights.sum() @ (found if left else v[past, head])
+                    y[t, head] = query
             return gated(p["out"], y.reshape(-1, WIDTH))
 
         return of_episode
 
-    check(Attention(WIDTH, window=window, heads=heads, param_dtype=jnp.float64), recurrence)
+    options: Any = {"positions": positions, "retrievals": retrievals, "beta": beta}
+    check(Attention(WIDTH, window=window, heads=heads, param_dtype=jnp.float64, **options), recurrence)
+
+
+@pytest.mark.parametrize("positions", ["bias", "alibi", "rope", "xl"])
+def test_attention_sees_distances_and_no_positions(positions):
+    """Once the window is full, inputs that repeat give outputs that repeat."""
+    memory = Attention(WIDTH, window=5, heads=2, positions=positions)
+    period = jax.random.normal(KEY, (3, 1, WIDTH))
+    x, reset, state = jnp.tile(period, (6, 1, 1)), np.zeros((18, 1), bool), memory.initial_state(1)
+    parameters = jax.tree.map(lambda p: p + 0.3, jax.jit(memory.init)(KEY, state, x, reset))
+    y: Any = jax.jit(memory.apply)(parameters, state, x, reset)[1]
+    np.testing.assert_allclose(y[8:], y[5:-3], atol=1e-6)
+    assert np.abs(y[5] - y[0]).max() > 1e-3  # of the same input, but of another past
+
+
+def test_a_hopfield_network_returns_the_pattern_that_it_stored():
+    """Orthogonal keys and a large beta: a noisy query finds its key, and gets exactly its value."""
+    memory = Attention(WIDTH, window=8, heads=1, beta=1000.0, retrievals=3)
+    k, v = jnp.eye(WIDTH)[:, None, None], jax.random.normal(KEY, (WIDTH, 1, 1, WIDTH))
+    state, reset = memory.initial_state(1), np.zeros((WIDTH, 1), bool)
+    parameters = jax.jit(memory.init)(KEY, state, v[:, 0], reset)
+    noisy = memory.scale * (k[2] + 0.3 * k[3] + 0.3 * k[0])
+    q = jnp.broadcast_to(noisy, k.shape)
+    y: Any = memory.apply(parameters, q, k, v, reset, state, method="scan")[0]
+    np.testing.assert_array_equal(y[2:], jnp.broadcast_to(v[2], y[2:].shape))
 
 
 def stacked(x, lags):

@@ -61,6 +61,12 @@ def test_mixed_stacks():
         ("s4d", {"dt_max": float("inf")}, "s4d: needs 0 < dt_min"),
         ("s4d", {"spectrum": "flat"}, "s4d.spectrum = 'flat': choose from legs, inv, lin, real, ptd"),
         ("attention", {"heads": 3}, "attention: needs window >= 1 and heads that divide width 8"),
+        ("attention", {"retrievals": 0}, "attention: needs retrievals >= 1 and a finite beta > 0"),
+        (
+            "attention",
+            {"positions": "rope", "heads": 8},
+            "attention: positions=rope needs heads of an even size, not 1",
+        ),
         ("gla", {"decay": "fixed", "negative": True}, "gla: negative needs decay=data, not fixed"),
         ("lru", {"r_min": 2.0}, "lru: needs"),
         ("lru", {"kind": "rotrnn", "heads": 3}, "lru: heads=3 must divide state=64"),
