@@ -13,7 +13,7 @@ next query, and the last one mixes the values.
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -50,9 +50,12 @@ class Attention(Memory):
     about = About(
         group="attention",
         equation="y = softmax(q K^T + bias by distance) V over the last window + 1 steps",
-        source="Vaswani et al., NeurIPS 2017, in a window; bias: Raffel et al. 2020; options: ALiBi, RoPE, XL, Hopfield",
+        source="Vaswani et al., NeurIPS 2017, in a window; bias: Raffel et al. 2020; options: ALiBi, RoPE, Hopfield",
         home="https://arxiv.org/abs/1706.03762",
     )
+
+    title: ClassVar[str] = "attention"
+    """How messages call this memory."""
 
     window: int = 64
     """Steps in the cache: a step sees itself and this many before it."""
@@ -69,11 +72,11 @@ class Attention(Memory):
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.heads < 1 or self.width % self.heads:
-            raise BadRequest(f"attention: needs window >= 1 and heads that divide width {self.width}")
+            raise BadRequest(f"{self.title}: needs window >= 1 and heads that divide width {self.width}")
         if self.retrievals < 1 or not (math.isfinite(self.beta) and self.beta > 0):
-            raise BadRequest("attention: needs retrievals >= 1 and a finite beta > 0")
+            raise BadRequest(f"{self.title}: needs retrievals >= 1 and a finite beta > 0")
         if self.positions == "rope" and self.size % 2:
-            raise BadRequest(f"attention: positions=rope needs heads of an even size, not {self.size}")
+            raise BadRequest(f"{self.title}: positions=rope needs heads of an even size, not {self.size}")
         super().__post_init__()
 
     @property

@@ -43,6 +43,9 @@ class Memory(nn.Module):
 
     about: ClassVar[About | None] = None
     """The row in the tables of the documentation, which every registered memory has."""
+    whole: ClassVar[bool] = False
+    """Whether it is a block with norms and sums of its own: `Stack` then gives it its input as it is, and takes its
+    output as it is."""
 
     width: int
     """Number of features of input and output."""

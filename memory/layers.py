@@ -71,6 +71,29 @@ class GatedOutput(nn.Module):
         return value * sigmoid(gate)
 
 
+class GRUGate(nn.Module):
+    """A gated sum (Parisotto et al. 2020): `(1 - z) x + z tanh(Wg y + Ug (r x))` with `r = sigmoid(Wr y + Ur x)` and
+    `z = sigmoid(Wz y + Uz x - bias)`."""
+
+    bias: float
+    """Where the learned bias begins."""
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """`x[..., width]`, `y[..., width]` -> `[..., width]`."""
+        width = x.shape[-1]
+
+        def dense(gates: int, name: str) -> Dense:
+            return Dense(gates * width, use_bias=False, param_dtype=self.param_dtype, name=name)
+
+        bias = self.param("bias", nn.initializers.constant(self.bias), (width,), self.param_dtype)
+        r, z, candidate = jnp.split(dense(3, "of_y")(y), 3, -1)
+        r_x, z_x = jnp.split(dense(2, "of_x")(x), 2, -1)
+        r, z = sigmoid(r + r_x), sigmoid(z + z_x - bias)
+        return (1 - z) * x + z * jnp.tanh(candidate + dense(1, "of_reset_x")(r * x))
+
+
 def normalised_heads(y: jax.Array, scale: jax.Array) -> jax.Array:
     """LayerNorm of each head of `y[..., heads, size]`, times `scale[heads * size]` -> `[..., heads * size]`."""
     mean = y.mean(-1, keepdims=True)

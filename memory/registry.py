@@ -25,6 +25,7 @@ from engram.memory.ffm import FFM
 from engram.memory.framestack import FrameStack
 from engram.memory.gla import GLA
 from engram.memory.gru import GRU
+from engram.memory.gtrxl import GTrXL
 from engram.memory.lru import LRU
 from engram.memory.lstm import LSTM
 from engram.memory.mamba import Mamba
@@ -49,6 +50,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "framestack": FrameStack,
     "gla": GLA,
     "gru": GRU,
+    "gtrxl": GTrXL,
     "lru": LRU,
     "lstm": LSTM,
     "mamba": Mamba,

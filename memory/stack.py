@@ -12,7 +12,8 @@ from engram.memory.base import Memory, State
 
 
 class Stack(Memory):
-    """Pre-norm residual blocks, one after the other: `x + layer(LayerNorm(x))`.
+    """Pre-norm residual blocks, one after the other: `x + layer(LayerNorm(x))`; `layer(x)` for whole blocks
+    (`Memory.whole`).
 
     State: the tuple of the layers' states. Raises ValueError for a `reset` of another shape, or that is not bool.
     """
@@ -57,9 +58,10 @@ class Stack(Memory):
         """Sequence or step: `layers` are the layers' `__call__` or their `step`."""
         after = []
         for i, layer in enumerate(layers):
-            layer_state, y = layer(state[i], self.norms[i](x) if self.norm else x, reset)
+            whole = self.layers[i].whole
+            layer_state, y = layer(state[i], self.norms[i](x) if self.norm and not whole else x, reset)
             if self.dropout:
                 y = self.drop(y, deterministic=not self.has_rng("dropout"))
-            x = x + y if self.residual else y
+            x = x + y if self.residual and not whole else y
             after.append(layer_state)
         return tuple(after), x

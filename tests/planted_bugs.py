@@ -1151,6 +1151,20 @@ BUGS: tuple[Bug, ...] = (
         "the query of a distance is not scaled in Transformer-XL's positions",
     ),
     Bug(
+        "memory/stack.py",
+        "x = x + y if self.residual and not whole else y",
+        "x = x + y if self.residual else y",
+        "tests/memory/test_layers.py -k whole",
+        "the output of a whole block is added to its input",
+    ),
+    Bug(
+        "memory/layers.py",
+        "sigmoid(z + z_x - bias)",
+        "sigmoid(z + z_x + bias)",
+        "tests/memory/test_layers.py -k whole",
+        "gates of GTrXL begin open",
+    ),
+    Bug(
         "kernels/window_scan.py",
         "jnp.where(last >= 0, T - last, next_ + T) % W",
         "(next_ + T) % W",

@@ -16,7 +16,7 @@ from engram.kernels.gla_scan import gla_scan
 from engram.kernels.linear_scan import linear_scan_planes
 from engram.kernels.max_plus_scan import max_plus_scan
 from engram.kernels.slstm_scan import slstm_scan
-from engram.memory import Memory
+from engram.memory import Memory, make_memory
 from engram.memory.aaren import Aaren
 from engram.memory.attention import Attention
 from engram.memory.deltanet import DeltaNet
@@ -24,6 +24,7 @@ from engram.memory.ffm import FFM
 from engram.memory.framestack import FrameStack
 from engram.memory.gla import GLA
 from engram.memory.gru import GRU
+from engram.memory.gtrxl import GTrXL
 from engram.memory.layers import Dense, orthogonal
 from engram.memory.lru import LRU
 from engram.memory.lstm import LSTM
@@ -960,6 +961,52 @@ def test_a_hopfield_network_returns_the_pattern_that_it_stored():
     q = jnp.broadcast_to(noisy, k.shape)
     y: Any = memory.apply(parameters, q, k, v, reset, state, method="scan")[0]
     np.testing.assert_array_equal(y[2:], jnp.broadcast_to(v[2], y[2:].shape))
+
+
+def normed(p, x):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def gru_gate(p, x, y):
+    """Parisotto et al. 2020, section 3.2."""
+    W_r, W_z, W_g = np.split(p["of_y"]["kernel"], 3, -1)
+    U_r, U_z = np.split(p["of_x"]["kernel"], 2, -1)
+    r, z = sigmoid(y @ W_r + x @ U_r), sigmoid(y @ W_z + x @ U_z - p["bias"])
+    return (1 - z) * x + z * np.tanh(y @ W_g + (r * x) @ p["of_reset_x"]["kernel"])
+
+
+def test_gtrxl():
+    heads, size, window = 2, WIDTH // 2, 3
+
+    def recurrence(p):
+        def of_episode(x):
+            q, k, v = (
+                a.reshape(-1, heads, size) for a in np.split(normed(p["norms_0"], x) @ p["qkv"]["kernel"], 3, -1)
+            )
+            y = np.zeros_like(q)
+            for t in range(len(x)):
+                past = np.arange(max(0, t - window), t + 1)
+                for head in range(heads):
+                    weights = np.exp(k[past, head] @ q[t, head] / np.sqrt(size) + p["bias"][head, t - past])
+                    y[t, head] = weights / weights.sum() @ v[past, head]
+            attended = y.reshape(-1, WIDTH) @ p["out"]["kernel"]
+            x = gru_gate(p["gates_0"], x, np.maximum(attended, 0))
+            hidden = np.maximum(normed(p["norms_1"], x) @ p["hidden"]["kernel"] + p["hidden"]["bias"], 0)
+            return gru_gate(p["gates_1"], x, np.maximum(hidden @ p["last"]["kernel"] + p["last"]["bias"], 0))
+
+        return of_episode
+
+    check(GTrXL(WIDTH, window=window, heads=heads, param_dtype=jnp.float64), recurrence)
+
+
+def test_whole_blocks_stand_alone_in_a_stack():
+    """With gates that are shut each passes its input on: nothing is normalised, and nothing added."""
+    stack = make_memory("gtrxl", WIDTH, 2, gate_bias=20.0, window=3, heads=2)
+    x, reset, state = jax.random.normal(KEY, (5, 2, WIDTH)), np.zeros((5, 2), bool), stack.initial_state(2)
+    parameters = jax.jit(stack.init)(KEY, state, x, reset)
+    y: Any = jax.jit(stack.apply)(parameters, state, x, reset)[1]
+    np.testing.assert_allclose(y, x, atol=1e-5)
 
 
 def stacked(x, lags):
