@@ -20,7 +20,7 @@ from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.delta_scan import delta_scan, delta_scan_step
 from engram.memory.base import About, Memory, State
-from engram.memory.layers import Dense, by_head, head_sizes, init_A_log, init_step_bias, uniform
+from engram.memory.layers import Dense, by_head, head_sizes, init_A_log, init_step_bias, uniform, unit
 
 
 class DeltaNet(Memory):
@@ -139,8 +139,3 @@ class DeltaNet(Memory):
     def read(self, y: jax.Array, x: jax.Array) -> jax.Array:
         gate = nn.silu(self.gate(x))
         return self.out(self.norm(y).reshape(gate.shape) * gate)
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Vectors `[..., n]` of length 1; smooth at 0."""
-    return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)

@@ -101,6 +101,11 @@ def normalised_heads(y: jax.Array, scale: jax.Array) -> jax.Array:
     return y.reshape(*y.shape[:-2], *scale.shape) * scale
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors `[..., n]` of length 1; smooth at 0."""
+    return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
 def orthogonal(scale: float = 1.0) -> Callable:
     """Orthogonal matrices times `scale`: the matrices of flax's initialiser, to rounding.
 

@@ -35,6 +35,7 @@ from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
 from engram.memory.rnn import RNN
+from engram.memory.rwkv7 import RWKV7
 from engram.memory.s4d import S4D
 from engram.memory.s5 import S5
 from engram.memory.shm import SHM
@@ -60,6 +61,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "mlstm": MLSTM,
     "none": NoMemory,
     "rnn": RNN,
+    "rwkv7": RWKV7,
     "s4d": S4D,
     "s5": S5,
     "shm": SHM,

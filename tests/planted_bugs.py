@@ -997,6 +997,20 @@ BUGS: tuple[Bug, ...] = (
         "channels of KDA decay by the logarithm of their rate",
     ),
     Bug(
+        "memory/rwkv7.py",
+        "removed * jnp.exp(-log_w)",
+        "removed",
+        "tests/memory/test_layers.py -k rwkv7",
+        "RWKV-7 removes what its key holds after the decay",
+    ),
+    Bug(
+        "memory/rwkv7.py",
+        "(r, v, log_w, a, removed, written, r * self.bonus * written)",
+        "(r, v, log_w, a, removed, written, r * self.bonus * k)",
+        "tests/memory/test_layers.py -k rwkv7",
+        "the bonus of RWKV-7 is of the key before its removal rate",
+    ),
+    Bug(
         "memory/lru.py",
         "gamma = jnp.sqrt(-jnp.expm1(-2 * neg_log_modulus))",
         "gamma = -jnp.expm1(-2 * neg_log_modulus)",

@@ -14,6 +14,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mamba2": {"state": 3, "head": 8, "chunk": 4},
     "mamba3": {"state": 4, "head": 8, "chunk": 4},
     "mlstm": {"heads": 2, "chunk": 4},
+    "rwkv7": {"heads": 2, "rank": 3, "chunk": 4},
     "s4d": {"state": 4},
     "s5": {"state": 8, "blocks": 2},
     "shm": {"size": 3, "thetas": 4},

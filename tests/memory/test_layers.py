@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 from scipy.linalg import expm
 
+from engram.kernels.delta_scan import delta_scan
 from engram.kernels.gla_scan import gla_scan
 from engram.kernels.linear_scan import linear_scan_planes
 from engram.kernels.max_plus_scan import max_plus_scan
@@ -35,6 +36,7 @@ from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
 from engram.memory.rnn import RNN, bounded
+from engram.memory.rwkv7 import RWKV7
 from engram.memory.s4d import S4D
 from engram.memory.shm import SHM
 from engram.memory.slstm import SLSTM
@@ -862,6 +864,69 @@ def test_deltanet(updates, negative, decay):
 
     options = {"updates": updates, "negative": negative, "decay": decay, "chunk": 2}
     check(DeltaNet(WIDTH, heads=heads, param_dtype=jnp.float64, **options), recurrence)
+
+
+def test_rwkv7():
+    """The published transition, with its two keys in one matrix."""
+    heads, size = 2, WIDTH // 2
+
+    def recurrence(p):
+        def of_episode(x):
+            before = np.concatenate([np.zeros((1, WIDTH)), x[:-1]])
+            r, w, k, v, a, g = ((1 - mu) * x + mu * before for mu in p["mix"])
+            r, k, v = (z @ p[name]["kernel"] for z, name in ((r, "receptance"), (k, "key"), (v, "value")))
+            low = np.tanh(w @ p["decay_in"]["kernel"]), a @ p["rate_in"]["kernel"]
+            w, a = (
+                sigmoid(z @ p[n]["kernel"] + p[n]["bias"]) for z, n in zip(low, ("decay_out", "rate_out"), strict=True)
+            )
+            w, g = np.exp(-np.exp(-0.5) * w), sigmoid(g @ p["gate_in"]["kernel"]) @ p["gate_out"]["kernel"]
+            kap, kt = k * p["removal"], k * (1 + (a - 1) * p["replacement"])
+            r, v, w, a, kap, kt, u = (z.reshape(-1, heads, size) for z in (r, v, w, a, kap, kt, r * p["bonus"] * kt))
+            kap = kap / np.sqrt((kap**2).sum(-1, keepdims=True) + 1e-6)
+            S, y = np.zeros((heads, size, size)), np.zeros_like(r)  # S: values by keys, as in the paper
+            for t, i in itertools.product(range(len(x)), range(heads)):
+                S[i] = S[i] @ (np.diag(w[t, i]) - np.outer(kap[t, i], a[t, i] * kap[t, i]))
+                S[i] += np.outer(v[t, i], kt[t, i])
+                y[t, i] = S[i] @ r[t, i]
+            y = (
+                (y - y.mean(-1, keepdims=True))
+                / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+                * p["norm"].reshape(heads, -1)
+            )
+            return ((y + u.sum(-1, keepdims=True) * v).reshape(-1, WIDTH) * g) @ p["out"]["kernel"]
+
+        return of_episode
+
+    check(RWKV7(WIDTH, heads=heads, rank=3, chunk=2, param_dtype=jnp.float64), recurrence)
+
+
+@pytest.mark.parametrize("relative", ["gla", "deltanet"])
+def test_relatives_of_rwkv7(relative):
+    """Nothing removed, it is gated linear attention; no decay and all removed, the delta rule with strengths of 1."""
+    heads, size = 2, 4
+    memory = RWKV7(heads * size, heads=heads, rank=3)
+    x, before = jax.random.normal(jax.random.key(1), (2, 5, 3, heads * size))
+    reset = jnp.zeros((5, 3), bool)
+    p = jax.jit(memory.init)(KEY, memory.initial_state(3), x, reset)["params"]
+
+    def always(logit):
+        return {"kernel": jnp.zeros((3, heads * size)), "bias": jnp.full(heads * size, logit)}
+
+    if relative == "gla":
+        p = {**p, "rate_out": always(-1e9), "replacement": jnp.zeros(heads * size)}
+    else:
+        p = {**p, "rate_out": always(1e9), "decay_out": always(-1e9)}
+    bound = memory.bind({"params": p})
+    (r, keys, values, beta, log_w, read), _, _ = bound.write(x, before)
+    y, _ = delta_scan(r, keys, values, beta, log_w, reset, read=read, n_householder=2)
+    k = bound.key(x + (before - x) * p["mix"][2]).reshape(5, 3, heads, size)
+    v = values[:, :, 1]
+    if relative == "gla":
+        expected, _ = gla_scan(r, k, v, log_w, reset)
+    else:
+        length = jnp.sqrt((k**2).sum(-1, keepdims=True) + 1e-6)
+        expected, _ = delta_scan(r, k / length, length * v, jnp.ones(k.shape[:3]), None, reset)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def test_aaren():
