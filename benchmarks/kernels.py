@@ -58,10 +58,11 @@ from engram.kernels.gla_scan import gla_scan
 from engram.kernels.gpu import mosaic
 from engram.kernels.linear_scan import linear_scan
 from engram.kernels.malloc import keep_freed_memory
+from engram.kernels.newton_scan import CELLS, newton_scan
 from engram.kernels.selective_scan import selective_scan
 from engram.memory.mamba import Mamba
 
-LABELS = {"ffi": "ffi (C++)", "xla": "xla", "mosaic": "mosaic", "reference": "reference (lax.scan)"}
+LABELS = {"ffi": "ffi (C++)", "xla": "xla", "mosaic": "mosaic", "newton": "newton", "reference": "reference (lax.scan)"}
 RESET_RATE = 0.02
 SEGMENT = 32
 """Steps between the states that the checkpointed scans keep."""
@@ -250,6 +251,16 @@ def aaren(_: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[
     return aaren_scan(scores, v, reset, state, backend=backend)
 
 
+def newton_inputs(keys: Iterator[jax.Array], steps: int, batch: int, channels: int, cell: str) -> Inputs:
+    A = jnp.tanh(normal(keys, CELLS[cell].rows, channels))
+    state = tuple(jnp.tanh(normal(keys, batch, channels)) for _ in range(CELLS[cell].parts))
+    return A, normal(keys, steps, batch, 3 * channels), state if cell == "lstm" else state[0]
+
+
+def newton(A: Any, x: Any, reset: Any, state: Any, backend: str, cell: str) -> tuple[Any, Any]:
+    return newton_scan(x, A, reset, state, cell=cell, backend=backend)
+
+
 def layer_inputs(keys: Iterator[jax.Array], steps: int, batch: int, width: int) -> Inputs:
     mamba, x = Mamba(width), normal(keys, steps, batch, width)
     state = mamba.initial_state(batch)
@@ -307,6 +318,16 @@ PROBLEMS = {
     ),
     "delta": Problem("delta_scan", HEADS, delta_inputs, delta, CPP, cpp="delta_scan"),
     "aaren": Problem("aaren_scan", HEADS, aaren_inputs, aaren, ("xla", "reference")),
+    **{
+        f"newton-{cell}": Problem(
+            f"newton_scan, {cell.upper()}",
+            {"batch": 32, "channels": 128},
+            partial(newton_inputs, cell=cell),
+            partial(newton, cell=cell),
+            ("xla", "newton", "reference"),
+        )
+        for cell in CELLS
+    },
     "layer": Problem(
         "Mamba layer, projections included",
         {"batch": 16, "width": 128},

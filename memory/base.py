@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from engram.kernels.rows import select_rows
 
 State = Any
+METRICS = "intermediates"
+"""flax collection in which a memory leaves numbers to log, `self.sow(METRICS, name, scalar)`; read by `sown`."""
 
 
 def where_reset(reset: jax.Array, fresh: State, old: State) -> State:
@@ -22,6 +24,16 @@ def where_reset(reset: jax.Array, fresh: State, old: State) -> State:
     The contract's name for `engram.kernels.rows.select_rows`, which says how it selects.
     """
     return select_rows(reset, fresh, old)
+
+
+def sown(variables: Any) -> dict[str, jax.Array]:
+    """Numbers that memories left in what `apply(..., mutable=[METRICS])` returns beside its results, float32, by name;
+    the mean over layers and calls."""
+    numbers: dict[str, list[jax.Array]] = {}
+    for path, number in jax.tree_util.tree_flatten_with_path(variables.get(METRICS, {}))[0]:
+        name = next(key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey))
+        numbers.setdefault(name, []).append(jnp.asarray(number, jnp.float32))
+    return {name: jnp.stack(values).mean() for name, values in numbers.items()}
 
 
 class About(NamedTuple):

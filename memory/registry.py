@@ -26,7 +26,9 @@ from engram.memory.framestack import FrameStack
 from engram.memory.gla import GLA
 from engram.memory.gru import GRU
 from engram.memory.gtrxl import GTrXL
+from engram.memory.kalman import Kalman
 from engram.memory.lru import LRU
+from engram.memory.lssl import LSSL
 from engram.memory.lstm import LSTM
 from engram.memory.mamba import Mamba
 from engram.memory.mamba2 import Mamba2
@@ -34,6 +36,7 @@ from engram.memory.mamba3 import Mamba3
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
+from engram.memory.para import Para
 from engram.memory.rnn import RNN
 from engram.memory.rwkv7 import RWKV7
 from engram.memory.s4d import S4D
@@ -52,7 +55,9 @@ MEMORIES: dict[str, type[Memory]] = {
     "gla": GLA,
     "gru": GRU,
     "gtrxl": GTrXL,
+    "kalman": Kalman,
     "lru": LRU,
+    "lssl": LSSL,
     "lstm": LSTM,
     "mamba": Mamba,
     "mamba2": Mamba2,
@@ -60,6 +65,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "mingru": MinGRU,
     "mlstm": MLSTM,
     "none": NoMemory,
+    "para": Para,
     "rnn": RNN,
     "rwkv7": RWKV7,
     "s4d": S4D,

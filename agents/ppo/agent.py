@@ -32,7 +32,7 @@ from engram.envs.base import Info
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
 from engram.kernels.rows import masked_mean
-from engram.memory.base import State
+from engram.memory.base import METRICS, State, sown
 from engram.training.action_log import played_of
 from engram.training.faults import first_fault
 from engram.training.types import Key, Metrics, Params, PyTree
@@ -324,7 +324,9 @@ class PPO:
             loss to minimise, metrics.
         """
         s = self.settings
-        _, policy, value = self._apply(params, "__call__", memory, batch.obs, batch.reset, batch.mask)
+        (_, policy, value), left = self.network.apply(
+            {"params": params}, memory, batch.obs, batch.reset, batch.mask, mutable=[METRICS]
+        )
         advantage = batch.advantage
         if s.normalise_advantage:
             mean = masked_mean(advantage, batch.valid)
@@ -352,7 +354,7 @@ class PPO:
             "loss/clip_fraction": masked_mean((jnp.abs(ratio - 1.0) > s.clip).astype(jnp.float32), batch.valid),
             "loss/ratio_error": jnp.max(jnp.where(batch.valid, jnp.abs(ratio - 1.0), 0.0)),
         }
-        return loss, metrics
+        return loss, metrics | {f"loss/{name}": number for name, number in sown(left).items()}
 
     def update(self, state: PPOState) -> tuple[PPOState, Metrics]:
         """Collect one batch and learn from it. Pure: `jit`, `vmap` over seeds, `scan` over updates."""

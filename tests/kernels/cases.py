@@ -1,6 +1,7 @@
 """Every scan in one shape, so that each test is written once."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from engram.kernels import aaren_scan as aaren
+from engram.kernels import kalman_scan as kalman
+from engram.kernels import lti_scan as lti
+from engram.kernels import newton_scan as newton
 from engram.kernels import slstm_scan as slstm
 from engram.kernels.aaren_scan import aaren_scan, aaren_scan_step
 from engram.kernels.delta_scan import delta_scan, delta_scan_step
@@ -17,6 +21,8 @@ from engram.kernels.gla_scan import gla_scan, gla_scan_step, signed_decay
 from engram.kernels.gru_scan import gru_scan, gru_scan_step
 from engram.kernels.linear_scan import join, linear_scan, linear_scan_planes, linear_scan_step, split
 from engram.kernels.lstm_scan import lstm_scan, lstm_scan_step
+from engram.kernels.lti_scan import lti_scan, lti_scan_step
+from engram.kernels.newton_scan import CELLS, newton_scan, newton_scan_step
 from engram.kernels.rnn_scan import rnn_scan, rnn_scan_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
 from engram.kernels.slstm_scan import slstm_scan, slstm_scan_step
@@ -30,8 +36,8 @@ HEADS, KEYS, VALUES = 2, 3, 2
 class Case:
     """`inputs(key, T, B) -> weights, sequence, state0` (float32 or wider by `jax.enable_x64`, trees),
     `scan(weights, sequence, reset, state0, backend) -> y, last`, `step(weights, state, now, reset) -> state, y`,
-    the backends beside "reference", how closely float32 agrees with itself where sums are taken in another order, and
-    the state that stands for none."""
+    the backends beside "reference", how closely float32 agrees with itself where sums are taken in another order,
+    the state that stands for none, and the context in which it is traced, gradients included."""
 
     inputs: Callable[..., Any]
     scan: Callable[..., Any]
@@ -39,6 +45,7 @@ class Case:
     backends: tuple[str, ...] = ("xla",)
     tolerance: float = 1e-6
     fresh: Callable[..., Any] = lambda state: jax.tree.map(jnp.zeros_like, state)
+    where: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 def _normal(key, *shapes) -> Any:
@@ -97,6 +104,51 @@ def _rnn_case(dense, **options):
 def _lstm(key, T, B):
     x, Wh, c0, h0 = _normal(key, (T, B, 4 * D), (D, 4 * D), (B, D), (B, D))
     return Wh, x, (c0, h0)
+
+
+def _newton(cell, key, T, B):
+    A, x, *state = _normal(key, (CELLS[cell].rows, D), (T, B, 3 * D), *CELLS[cell].parts * [(B, D)])
+    return jnp.tanh(A), x, state[0] if len(state) == 1 else tuple(state)
+
+
+def _newton_case(cell, where: Any = nullcontext):
+    return Case(
+        partial(_newton, cell),
+        lambda A, x, reset, h0, backend="auto": newton_scan(x, A, reset, h0, cell=cell, backend=backend),
+        lambda A, h, x, reset: newton_scan_step(h, x, A, reset, cell=cell),
+        backends=("xla", "newton"),
+        where=where,
+    )
+
+
+def _lti(matrices, key, T, B):
+    A, x, h0 = _normal(key, (matrices, N, N), (T, B, 3, N), (B, 3, N))
+    return A / 2, x, h0
+
+
+def _lti_case(matrices, where: Any = nullcontext):
+    return Case(
+        partial(_lti, matrices),
+        lambda A, x, reset, h0, backend="auto": lti_scan(A, x, reset, h0, backend=backend),
+        lambda A, h, x, reset: lti_scan_step(h, A, x, reset),
+        where=where,
+    )
+
+
+def _kalman(key, T, B):
+    y, R, a, Q, mean, variance = _normal(key, (T, B, D), (T, B, D), (D,), (D,), (B, D), (B, D))
+    variance = jax.nn.softplus(variance)
+    return (jax.nn.sigmoid(a), jax.nn.softplus(Q)), (y, jax.nn.softplus(R)), kalman.Belief(mean, variance)
+
+
+def _kalman_case(where: Any = nullcontext):
+    return Case(
+        _kalman,
+        lambda w, s, reset, h0, backend="auto": kalman.kalman_scan(s[0], s[1], w[0], w[1], reset, h0, backend=backend),
+        lambda w, h, s, reset: kalman.kalman_scan_step(h, s[0], s[1], w[0], w[1], reset),
+        fresh=lambda state: kalman.initial_state(*state.mean.shape),
+        where=where,
+    )
 
 
 def _slstm(key, T, B):
@@ -160,14 +212,14 @@ def _step(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _, h, now, reset: step(h, *now, reset)
 
 
-def _side_by_side(scan):
+def side_by_side():
     """As on an accelerator: all chunks at once."""
+    return mock.patch.object(jax, "default_backend", return_value="gpu")
 
-    def run(*arguments, **options):
-        with mock.patch.object(jax, "default_backend", return_value="gpu"):
-            return scan(*arguments, **options)
 
-    return run
+def all_at_once(kernel):
+    """With what the kernel does elsewhere than on a CPU."""
+    return mock.patch.object(kernel, "on_cpu_or_not", lambda _, elsewhere, *inputs: elsewhere(*inputs))
 
 
 def _aaren(key, T, B):
@@ -266,6 +318,15 @@ CASES = {
         lambda w, x, reset, state, backend="auto": lstm_scan(x, w, reset, state, backend=backend),
         lambda w, state, x, r: lstm_scan_step(state, x, w, r),
     ),
+    "kalman": _kalman_case(),
+    "kalman, all at once": _kalman_case(partial(all_at_once, kalman)),
+    "lti": _lti_case(3),
+    "lti, one matrix": _lti_case(1),
+    "lti, all at once": _lti_case(3, partial(all_at_once, lti)),
+    "newton, gru": _newton_case("gru"),
+    "newton, lstm": _newton_case("lstm"),
+    "newton, gru, all at once": _newton_case("gru", partial(all_at_once, newton)),
+    "newton, lstm, all at once": _newton_case("lstm", partial(all_at_once, newton)),
     "slstm": Case(
         _slstm,
         lambda w, x, reset, state, backend="auto": slstm_scan(x, w, reset, state, backend=backend),
@@ -275,7 +336,7 @@ CASES = {
     "gla, one decay": Case(partial(_gla, False), _scan_gla, _step(gla_scan_step), backends=FFI, tolerance=1e-5),
     "gla, decay of each row": Case(partial(_gla, True), _scan_gla, _step(gla_scan_step), backends=FFI, tolerance=1e-5),
     "gla, signed": Case(partial(_gla, True), _scan_signed_gla, _step_signed_gla, backends=FFI, tolerance=1e-5),
-    "gla, side by side": Case(partial(_gla, True), _side_by_side(_scan_gla), _step(gla_scan_step), tolerance=1e-5),
+    "gla, side by side": Case(partial(_gla, True), _scan_gla, _step(gla_scan_step), tolerance=1e-5, where=side_by_side),
     "delta": Case(
         partial(_delta, 1, (HEADS, KEYS)), partial(_scan_delta, 1), _step_delta, backends=FFI, tolerance=1e-5
     ),
@@ -293,7 +354,7 @@ CASES = {
         tolerance=1e-5,
     ),
     "delta, side by side": Case(
-        partial(_delta, 2, (HEADS,)), _side_by_side(partial(_scan_delta, 2)), _step_delta, tolerance=1e-5
+        partial(_delta, 2, (HEADS,)), partial(_scan_delta, 2), _step_delta, tolerance=1e-5, where=side_by_side
     ),
     "aaren": Case(
         _aaren,
@@ -303,8 +364,9 @@ CASES = {
     ),
     "aaren, side by side": Case(
         _aaren,
-        _side_by_side(_scan_aaren),
+        _scan_aaren,
         _step(aaren_scan_step),
+        where=side_by_side,
         fresh=lambda state: aaren.initial_state(*state[2].shape),
     ),
     "window": Case(_window, _scan_window, _step_window, FFI, tolerance=1e-5),

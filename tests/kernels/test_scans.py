@@ -1,6 +1,6 @@
 """What every scan with resets must do, each fact for each kernel."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,11 @@ def relative(a, b) -> float:
 
 @cache
 def jitted_scan(case, backend="auto"):
-    return jax.jit(partial(case.scan, backend=backend))
+    def run(*inputs):
+        with case.where():
+            return case.scan(*inputs, backend=backend)
+
+    return jax.jit(run)
 
 
 @cache
@@ -59,6 +63,10 @@ def value_and_gradients(case, backend):
     """
 
     def run(weights, sequence, state, reset, since):
+        with case.where():
+            return traced(weights, sequence, state, reset, since)
+
+    def traced(weights, sequence, state, reset, since):
         out, vjp = jax.vjp(lambda w, s, h: case.scan(w, s, reset, h, backend), weights, sequence, state)
         y, last = jax.tree.map(lambda y: jnp.cos(jnp.arange(y.size).reshape(y.shape)).astype(y.dtype), out)
         steps = jnp.arange(len(y)).reshape(-1, *[1] * (y.ndim - 1))

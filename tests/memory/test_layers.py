@@ -35,6 +35,7 @@ from engram.memory.mamba3 import Mamba3
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
 from engram.memory.none import NoMemory
+from engram.memory.para import Para
 from engram.memory.rnn import RNN, bounded
 from engram.memory.rwkv7 import RWKV7
 from engram.memory.s4d import S4D
@@ -1271,6 +1272,43 @@ def test_lstm():
         return flax_cell(nn.OptimizedLSTMCell(WIDTH, dtype=jnp.float64), theirs)
 
     check(LSTM(WIDTH, param_dtype=jnp.float64), recurrence)
+
+
+@pytest.mark.parametrize("backend", ["xla", "newton"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_para(cell, backend):
+    def recurrence(p):
+        A = 1.5 * np.tanh(p["A"])
+
+        def of_episode(x):
+            c, h, outputs = np.zeros(WIDTH), np.zeros(WIDTH), []
+            for logits in x @ p["inp"]["kernel"] + p["inp"]["bias"]:
+                u = np.split(logits, 3)
+                if cell == "gru":
+                    z, r = sigmoid(A[0] * h + u[0]), sigmoid(A[1] * h + u[1])
+                    h = (1 - z) * h + z * np.tanh(A[2] * h * r + u[2])
+                else:
+                    f, g = sigmoid(A[0] * h + A[3] * c + u[0]), np.tanh(A[1] * h + u[1])
+                    c = f * c + (1 - f) * g
+                    h = sigmoid(A[2] * h + A[4] * c + u[2]) * np.tanh(c)
+                outputs.append(h)
+            return gated(p["out"], np.stack(outputs))
+
+        return of_episode
+
+    check(Para(WIDTH, cell=cell, limit=1.5, backend=backend, param_dtype=jnp.float64), recurrence)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_units_of_a_para_start_with_memories_of_all_lengths(cell):
+    """Without input, and without what units see of themselves, a state falls to t / (1 + t); log t is uniform."""
+    memory = Para(512, cell=cell, max_timescale=100.0)
+    ones, x, reset = jnp.ones((1, 512)), jnp.zeros((1, 1, 512)), jnp.zeros((1, 1), bool)
+    state = (ones, ones) if cell == "lstm" else ones
+    p = jax.jit(memory.init)(KEY, state, x, reset)["params"]
+    after, _ = jax.jit(memory.apply)({"params": p | {"A": 0 * p["A"]}}, state, x, reset)
+    kept = np.asarray(jax.tree.leaves(after)[0][0], np.float64)
+    assert stats.kstest(np.log(kept / (1 - kept)), stats.uniform(0, np.log(100)).cdf).pvalue > 0.01
 
 
 @pytest.mark.parametrize(("memory", "gates"), [(GRU(WIDTH), 3), (LSTM(WIDTH), 4)])

@@ -17,6 +17,7 @@ from engram.envs.spaces import Box, MultiDiscrete
 from engram.envs.vector import Vectorised
 from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, NormaliseReward
 from engram.memory import MEMORIES, make_memory
+from engram.memory.para import Para
 from tests.agents.ppo.probes import ActOnObservation, ConstantReward, CutConstantReward, OneOf, Recall, ResetLeak
 
 DISCOUNT = 0.9
@@ -139,6 +140,16 @@ def test_first_ratio_is_one_in_rollouts_that_begin_within_episodes():
     _, metrics = train(make_ppo(Vectorised(Recall(4), 8), "gru", 3, settings), 3)
     assert float(jnp.max(metrics["loss/ratio_error"])) < 1e-5
     assert float(jnp.min(metrics["loss/grad_norm"])) > 0
+
+
+def test_numbers_that_a_memory_leaves_are_logged():
+    """Iterations of Newton's method: the mean of the layers, of the minibatches and of the epochs."""
+    settings = replace(SETTINGS, num_envs=4, num_steps=5, epochs=1)
+    agent = make_ppo(Vectorised(Recall(4), 4), "none", 1, settings)
+    layers = tuple(Para(16, backend=backend) for backend in ("newton", "xla"))
+    memory = make_memory("para", 16, 2).clone(layers=layers)
+    _, metrics = train(replace(agent, network=agent.network.clone(memory=memory)), 1)
+    assert 1 <= 2 * float(metrics["loss/newton_iterations"][0]) <= 6  # the other layer has none
 
 
 @pytest.mark.parametrize("memory", EVERY)
