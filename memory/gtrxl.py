@@ -10,15 +10,41 @@ parameters.
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from engram.errors import BadRequest
 from engram.memory.attention import Attention
 from engram.memory.base import About, State
 from engram.memory.layers import Dense, GRUGate
+
+
+class GatedBlock(nn.Module):
+    """What stands around the attention."""
+
+    width: int
+    expand: int
+    gate_bias: float
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        dtype = self.param_dtype
+        self.norms = [nn.LayerNorm(param_dtype=dtype) for _ in range(2)]
+        self.gates = [GRUGate(self.gate_bias, dtype) for _ in range(2)]
+        self.hidden = Dense(self.expand * self.width, param_dtype=dtype)
+        self.last = Dense(self.width, param_dtype=dtype)
+
+    def before(self, x: jax.Array) -> jax.Array:
+        """What the attention sees of the input `[..., width]`."""
+        return self.norms[0](x)
+
+    def after(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """The block's output `[..., width]` from its input and what the attention made of it."""
+        x = self.gates[0](x, nn.relu(y))
+        return self.gates[1](x, nn.relu(self.last(nn.relu(self.hidden(self.norms[1](x))))))
 
 
 class GTrXL(Attention):
@@ -45,24 +71,15 @@ class GTrXL(Attention):
 
     def setup(self) -> None:
         super().setup()
-        dtype = self.param_dtype
-        self.norms = [nn.LayerNorm(param_dtype=dtype) for _ in range(2)]
-        self.gates = [GRUGate(self.gate_bias, dtype) for _ in range(2)]
-        self.hidden = Dense(self.expand * self.width, param_dtype=dtype)
-        self.last = Dense(self.width, param_dtype=dtype)
+        self.block = GatedBlock(self.width, self.expand, self.gate_bias, self.param_dtype)
 
     def make_out(self) -> nn.Module:
         return Dense(self.width, use_bias=False, param_dtype=self.param_dtype)
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        state, y = super().__call__(state, self.norms[0](x), reset)
-        return state, self.after(x, y)
+        state, y = super().__call__(state, self.block.before(x), reset)
+        return state, self.block.after(x, y)
 
     def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        state, y = super().step(state, self.norms[0](x), reset)
-        return state, self.after(x, y)
-
-    def after(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        """The block's output `[..., width]` from its input and what the attention made of it."""
-        x = self.gates[0](x, nn.relu(y))
-        return self.gates[1](x, nn.relu(self.last(nn.relu(self.hidden(self.norms[1](x))))))
+        state, y = super().step(state, self.block.before(x), reset)
+        return state, self.block.after(x, y)

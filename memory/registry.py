@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from engram import plugins
 from engram.errors import BadRequest, UnknownName, close_matches
 from engram.memory.aaren import Aaren
+from engram.memory.agalite import AGaLiTe
 from engram.memory.attention import Attention
 from engram.memory.base import Memory
 from engram.memory.deltanet import DeltaNet
@@ -48,6 +49,7 @@ from engram.memory.tcn import TCN
 
 MEMORIES: dict[str, type[Memory]] = {
     "aaren": Aaren,
+    "agalite": AGaLiTe,
     "attention": Attention,
     "deltanet": DeltaNet,
     "ffm": FFM,

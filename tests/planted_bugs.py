@@ -1228,6 +1228,20 @@ BUGS: tuple[Bug, ...] = (
         "the query of a distance is not scaled in Transformer-XL's positions",
     ),
     Bug(
+        "memory/agalite.py",
+        "lax.cummax(jnp.where(reset, t, -begun), axis=0)",
+        "-begun",
+        "tests/memory/test_layers.py -k agalite",
+        "the cosines of AGaLiTe run on through resets",
+    ),
+    Bug(
+        "memory/agalite.py",
+        "(2 * self.cosines * weight + 1e-5)",
+        "(self.cosines * weight + 1e-5)",
+        "tests/memory/test_layers.py -k agalite",
+        "AGaLiTe divides by half of the sum",
+    ),
+    Bug(
         "memory/stack.py",
         "x = x + y if self.residual and not whole else y",
         "x = x + y if self.residual else y",

@@ -4,6 +4,7 @@ from typing import Any
 
 SMALL: dict[str, dict[str, Any]] = {
     "aaren": {"heads": 2},
+    "agalite": {"heads": 2, "eta": 2, "cosines": 4, "expand": 2},
     "attention": {"window": 5, "heads": 2},
     "deltanet": {"heads": 2, "updates": 2, "negative": True, "decay": "head", "chunk": 4},
     "ffm": {"traces": 3, "contexts": 2},

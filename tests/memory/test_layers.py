@@ -19,6 +19,7 @@ from engram.kernels.max_plus_scan import max_plus_scan
 from engram.kernels.slstm_scan import slstm_scan
 from engram.memory import Memory, make_memory
 from engram.memory.aaren import Aaren
+from engram.memory.agalite import AGaLiTe
 from engram.memory.attention import Attention
 from engram.memory.deltanet import DeltaNet
 from engram.memory.ffm import FFM
@@ -1042,13 +1043,20 @@ def gru_gate(p, x, y):
     return (1 - z) * x + z * np.tanh(y @ W_g + (r * x) @ p["of_reset_x"]["kernel"])
 
 
+def gated_block(p, x, attended):
+    x = gru_gate(p["gates_0"], x, np.maximum(attended, 0))
+    hidden = np.maximum(normed(p["norms_1"], x) @ p["hidden"]["kernel"] + p["hidden"]["bias"], 0)
+    return gru_gate(p["gates_1"], x, np.maximum(hidden @ p["last"]["kernel"] + p["last"]["bias"], 0))
+
+
 def test_gtrxl():
     heads, size, window = 2, WIDTH // 2, 3
 
     def recurrence(p):
         def of_episode(x):
             q, k, v = (
-                a.reshape(-1, heads, size) for a in np.split(normed(p["norms_0"], x) @ p["qkv"]["kernel"], 3, -1)
+                a.reshape(-1, heads, size)
+                for a in np.split(normed(p["block"]["norms_0"], x) @ p["qkv"]["kernel"], 3, -1)
             )
             y = np.zeros_like(q)
             for t in range(len(x)):
@@ -1056,14 +1064,57 @@ def test_gtrxl():
                 for head in range(heads):
                     weights = np.exp(k[past, head] @ q[t, head] / np.sqrt(size) + p["bias"][head, t - past])
                     y[t, head] = weights / weights.sum() @ v[past, head]
-            attended = y.reshape(-1, WIDTH) @ p["out"]["kernel"]
-            x = gru_gate(p["gates_0"], x, np.maximum(attended, 0))
-            hidden = np.maximum(normed(p["norms_1"], x) @ p["hidden"]["kernel"] + p["hidden"]["bias"], 0)
-            return gru_gate(p["gates_1"], x, np.maximum(hidden @ p["last"]["kernel"] + p["last"]["bias"], 0))
+            return gated_block(p["block"], x, y.reshape(-1, WIDTH) @ p["out"]["kernel"])
 
         return of_episode
 
     check(GTrXL(WIDTH, window=window, heads=heads, param_dtype=jnp.float64), recurrence)
+
+
+@pytest.mark.parametrize(("eta", "cosines"), [(1, 1), (3, 4)])
+def test_agalite(eta, cosines):
+    heads, size = 2, WIDTH // 2
+
+    def recurrence(p):
+        def of_episode(x):
+            k, q, v, b, g = (
+                a.reshape(-1, heads, size)
+                for a in np.split(normed(p["block"]["norms_0"], x) @ p["project"]["kernel"], 5, -1)
+            )
+            p1, p2, p3 = (
+                a.reshape(-1, heads, eta)
+                for a in np.split(normed(p["block"]["norms_0"], x) @ p["expand_features"]["kernel"], 3, -1)
+            )
+            K, V, s = (
+                np.zeros((cosines, heads, eta, size)),
+                np.zeros((cosines, heads, size)),
+                np.zeros((heads, eta, size)),
+            )
+            y = np.zeros_like(v)
+            for t in range(len(x)):
+                gamma = sigmoid(p3[t])[..., None] * sigmoid(g[t])[:, None]
+                write = gamma * np.maximum(p1[t], 0)[..., None] * np.maximum(k[t], 0)[:, None]
+                query = np.maximum(p2[t], 0)[..., None] * np.maximum(q[t], 0)[:, None]
+                c = np.cos((t + 1) * np.linspace(-np.pi, np.pi, cosines))
+                K, s = (1 - gamma) * K + c[:, None, None, None] * write, (1 - gamma) * s + write
+                V = (1 - sigmoid(b[t])) * V + c[:, None, None] * sigmoid(b[t]) * v[t]
+                found = (K * query).sum((-2, -1))[..., None]
+                y[t] = (V * found).sum(0) / (2 * cosines * (s * query).sum((-2, -1)) + 1e-5)[:, None]
+            return gated_block(p["block"], x, y.reshape(-1, WIDTH) @ p["out"]["kernel"])
+
+        return of_episode
+
+    check(AGaLiTe(WIDTH, heads=heads, eta=eta, cosines=cosines, param_dtype=jnp.float64), recurrence)
+
+
+def test_the_cosines_of_agalite_begin_with_the_episode():
+    """An episode of 7 steps, four times in a sequence: four times the same, whatever the cosines' period (6)."""
+    memory = AGaLiTe(WIDTH, heads=2, eta=2, cosines=4)
+    x, reset = jnp.tile(jax.random.normal(KEY, (7, 1, WIDTH)), (4, 1, 1)), np.zeros((28, 1), bool)
+    reset[::7] = True
+    state = memory.initial_state(1)
+    y: Any = jax.jit(lambda: memory.init_with_output(KEY, state, x, reset))()[0][1]
+    np.testing.assert_allclose(y.reshape(4, 7, WIDTH), jnp.broadcast_to(y[:7, 0], (4, 7, WIDTH)), atol=1e-6)
 
 
 def test_whole_blocks_stand_alone_in_a_stack():

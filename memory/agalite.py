@@ -1,0 +1,121 @@
+"""AGaLiTe (Pramanik et al., TMLR 2024): gated linear attention whose feature map learns and whose sums are approximate.
+
+Per head, with n the steps since the reset (1 at the first), w_j = linspace(-pi, pi, r), and outer products flattened:
+
+    kappa = relu(k) x relu(p1)      gamma = sig(g) x sig(p3)      query = relu(q) x relu(p2)      beta = sig(b)
+    K_j = (1 - gamma) K_j' + cos(n w_j) gamma kappa               V_j = (1 - beta) V_j' + cos(n w_j) beta v
+    s = (1 - gamma) s' + gamma kappa
+    y = sum_j V_j (K_j^T query) / (2 r s^T query + 1e-5)
+
+The r cosines stand for the product of keys and values of one step with those of another: the sum over j of
+cos(n w_j) cos(m w_j) is large for n = m alone. So a state of vectors takes the place of a matrix. As w is symmetric,
+each cosine is there twice (published). It is a whole block with the gates of GTrXL (`engram.memory.gtrxl`).
+"""
+
+import math
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from engram.errors import BadRequest
+from engram.kernels.gru_scan import sigmoid
+from engram.kernels.linear_scan import linear_scan
+from engram.memory.base import About, Memory, State
+from engram.memory.gtrxl import GatedBlock
+from engram.memory.layers import Dense, by_head
+
+
+class AGaLiTe(Memory):
+    """One block.
+
+    State: `K[B, cosines, heads * eta * size]`, `V[B, cosines, heads * size]`, `s[B, heads * eta * size]`, with
+    size = width / heads, and the steps since the reset, int32 `[B]`, up to whole turns of all cosines.
+    """
+
+    about = About(
+        group="attention",
+        equation="K_j = (1 - g) * K_j' + cos(n w_j) g * phi(k), V_j = (1 - b) * V_j' + cos(n w_j) b * v, "
+        "y = sum_j V_j (K_j^T phi(q)) / (2 r s^T phi(q)), in a block as of gtrxl",
+        source="Pramanik et al., TMLR 2024 (approximate gated linear transformer)",
+        home="https://arxiv.org/abs/2310.15719",
+    )
+    whole: ClassVar[bool] = True
+
+    heads: int = 4
+    """Number of heads; must divide the width."""
+    eta: int = 4
+    """Factor by which the learned feature map makes keys and queries longer."""
+    cosines: int = 8
+    """Number of cosines, each with a state of its own, that stand for the products of keys and values."""
+    expand: int = 4
+    """Size of the hidden layer after the attention, in widths."""
+    gate_bias: float = 2.0
+    """Bias at the start of the gates towards their input; with a large one the block passes its input on."""
+    backend: str = "auto"
+    """Backend of `engram.kernels.linear_scan`."""
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise BadRequest(f"agalite: needs heads that divide width {self.width}")
+        if min(self.eta, self.cosines, self.expand) < 1 or not math.isfinite(self.gate_bias):
+            raise BadRequest("agalite: needs eta, cosines and expand >= 1 and a finite gate_bias")
+        super().__post_init__()
+
+    @property
+    def period(self) -> int:
+        """Steps after which all cosines are what they were."""
+        return 2 * max(self.cosines - 1, 1)
+
+    def setup(self) -> None:
+        def dense(features: int) -> Dense:
+            return Dense(features, use_bias=False, param_dtype=self.param_dtype)
+
+        self.project, self.expand_features = dense(5 * self.width), dense(3 * self.heads * self.eta)
+        self.out = dense(self.width)
+        self.block = GatedBlock(self.width, self.expand, self.gate_bias, self.param_dtype)
+
+    @nn.nowrap
+    def initial_state(self, batch: int) -> State:
+        sizes = (self.cosines, self.eta * self.width), (self.cosines, self.width), (self.eta * self.width,)
+        return *(jnp.zeros((batch, *size), self.param_dtype) for size in sizes), jnp.zeros(batch, jnp.int32)
+
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        K, V, s, begun = state
+        seen = self.block.before(x)
+        k, q, v, b, g = (by_head(part, self.heads) for part in jnp.split(self.project(seen), 5, -1))
+        p1, p2, p3 = (by_head(part, self.heads) for part in jnp.split(self.expand_features(seen), 3, -1))
+        gamma, beta = outer(sigmoid(p3), sigmoid(g)), sigmoid(b).reshape(x.shape)
+        write, query = gamma * outer(nn.relu(p1), nn.relu(k)), outer(nn.relu(p2), nn.relu(q))
+        s, last_s = linear_scan(1 - gamma, write, reset, s, backend=self.backend)
+
+        t = jnp.arange(len(x), dtype=jnp.int32)[:, None]
+        n = t - lax.cummax(jnp.where(reset, t, -begun), axis=0)  # steps before this one
+        w = np.linspace(-np.pi, np.pi, self.cosines)
+        table = jnp.asarray(np.cos(np.outer(w, np.arange(1, self.period + 1))), x.dtype)
+
+        def add(total: jax.Array, now: tuple) -> tuple[jax.Array, tuple]:
+            """One cosine: its states of all steps are as large as the input `eta` times, and not kept for gradients."""
+            cosine, K, V = now
+            c = cosine[n % self.period][..., None]
+            K, last_K = linear_scan(1 - gamma, c * write, reset, K, backend=self.backend)
+            V, last_V = linear_scan(1 - beta, c * beta * v.reshape(x.shape), reset, V, backend=self.backend)
+            found = by_head(K * query, self.heads).sum(-1, keepdims=True)
+            return total + by_head(V, self.heads) * found, (last_K, last_V)
+
+        parts = table, K.swapaxes(0, 1), V.swapaxes(0, 1)
+        total, (last_K, last_V) = lax.scan(jax.checkpoint(add), jnp.zeros_like(v), parts)
+        weight = by_head(s * query, self.heads).sum(-1, keepdims=True)
+        y = total / (2 * self.cosines * weight + 1e-5)
+        steps = (jnp.concatenate([begun[None] - 1, n])[-1] + 1) % self.period
+        state = last_K.swapaxes(0, 1), last_V.swapaxes(0, 1), last_s, steps
+        return state, self.block.after(x, self.out(y.reshape(x.shape)))
+
+
+def outer(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Outer products of `a[..., heads, n]` and `b[..., heads, m]`, one after the other -> `[..., heads * n * m]`."""
+    product = a[..., None] * b[..., None, :]
+    return product.reshape(*product.shape[:-3], product.shape[-3] * product.shape[-2] * product.shape[-1])
