@@ -46,6 +46,7 @@ from engram.memory.shm import SHM
 from engram.memory.slstm import SLSTM
 from engram.memory.stack import Stack
 from engram.memory.tcn import TCN
+from engram.memory.ttt import TTT
 
 MEMORIES: dict[str, type[Memory]] = {
     "aaren": Aaren,
@@ -75,6 +76,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "shm": SHM,
     "slstm": SLSTM,
     "tcn": TCN,
+    "ttt": TTT,
 }
 
 GROUP = "engram.memories"

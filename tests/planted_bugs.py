@@ -1046,6 +1046,27 @@ BUGS: tuple[Bug, ...] = (
         "angles of a long episode lose their digits",
     ),
     Bug(
+        "kernels/ttt_scan.py",
+        "M = tuple((1 - alpha) * m - alpha * w for",
+        "M = tuple((1 - alpha) * m for",
+        "tests/memory/test_layers.py::test_ttt",
+        "weights fade to those of an episode's start, not to 0",
+    ),
+    Bug(
+        "kernels/ttt_scan.py",
+        "M, A, S = jax.tree.map(partial(clear, reset), state)",
+        "M, A, S = State(*jax.tree.map(partial(clear, reset), (state.M, None, state.S)))._replace(A=state.A)",
+        "tests/kernels/test_scans.py::test_nothing_bad_survives_a_reset -k ttt",
+        "a chunk's weights outlive a reset",
+    ),
+    Bug(
+        "memory/ttt.py",
+        "lax.cummax(jnp.where(reset, t, -begun), axis=0)",
+        "-begun",
+        "tests/memory/test_layers.py::test_ttt",
+        "chunks are counted from the start of a sequence",
+    ),
+    Bug(
         "kernels/gla_scan.py",
         "last * _over_state(of_state)",
         "last",

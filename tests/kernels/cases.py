@@ -26,6 +26,7 @@ from engram.kernels.newton_scan import CELLS, newton_scan, newton_scan_step
 from engram.kernels.rnn_scan import rnn_scan, rnn_scan_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
 from engram.kernels.slstm_scan import slstm_scan, slstm_scan_step
+from engram.kernels.ttt_scan import Rule, State, ttt_scan, ttt_scan_step
 from engram.kernels.window_scan import window_scan, window_scan_step
 
 D, N = 5, 3
@@ -272,6 +273,29 @@ def _step_window(bias, state, now, reset):
     return _place_as_number(window_scan_step)(state, q, k, v, bias, reset)
 
 
+def _ttt(key, T, B):
+    q, k, v, theta, eta, alpha, opens, *weights = _normal(
+        key, *3 * [(T, B, HEADS, KEYS)], *3 * [(T, B, HEADS)], (T, B), *4 * [(HEADS, KEYS, D), (HEADS, D, KEYS)]
+    )
+    fresh, *state = zip(weights[::2], weights[1::2], strict=True)
+    state = [tuple(jnp.stack([(b + 1) / 2 * w for b in range(B)]) for w in leaf) for leaf in state]
+    q, k = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
+    theta, eta, alpha = (jax.nn.sigmoid(x) for x in (theta, eta, alpha))
+    return fresh, (q, k, v, theta, eta, alpha, opens), State(*state)
+
+
+def _scan_ttt(fresh, sequence, reset, state, backend="auto"):
+    q, k, v, theta, eta, alpha, opens = sequence
+    more = {"eta": eta, "alpha": alpha, "opens": opens > 0, "rule": Rule(clip=1.0)}
+    return ttt_scan(q, k, v, theta, fresh, reset, state, backend=backend, **more)
+
+
+def _step_ttt(fresh, state, now, reset):
+    q, k, v, theta, eta, alpha, opens = now
+    more = {"eta": eta, "alpha": alpha, "opens": opens > 0, "rule": Rule(clip=1.0)}
+    return ttt_scan_step(state, q, k, v, theta, fresh, reset, **more)
+
+
 def _scan_constant(a, x, reset, h0, backend="auto"):
     return linear_scan(a, x, reset, h0, backend=backend)
 
@@ -356,6 +380,7 @@ CASES = {
     "delta, side by side": Case(
         partial(_delta, 2, (HEADS,)), partial(_scan_delta, 2), _step_delta, tolerance=1e-5, where=side_by_side
     ),
+    "ttt": Case(_ttt, _scan_ttt, _step_ttt),
     "aaren": Case(
         _aaren,
         _scan_aaren,

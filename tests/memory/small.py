@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "shm": {"size": 3, "thetas": 4},
     "slstm": {"heads": 2},
     "tcn": {"taps": 3, "dilation": 2},
+    "ttt": {"heads": 2, "key": 3, "hidden": 4, "chunk": 4, "momentum": True},
 }
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -45,6 +46,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("rnn", {"activation": "relu"}),
     *(("rnn", {"kind": kind}) for kind in ("indrnn", "leaky", "alrnn", "reservoir")),
     ("s4d", {"state": 6, "spectrum": "ptd", "input_weights": "one", "discretisation": "bilinear", "gate": "gss"}),
+    ("ttt", {"heads": 2, "key": 3, "hidden": 4, "loss": "huber", "momentum": True, "decay": True}),
+    ("ttt", {"heads": 2, "key": 3, "hidden": 0, "chunk": 3, "loss": "l3", "clip": 0.0}),
     ("shm", {"size": 3, "thetas": 1, "decay_max": 1.0}),
 ]
 """Options that make another memory of one, each tested as such."""

@@ -43,6 +43,7 @@ from engram.memory.s4d import S4D
 from engram.memory.shm import SHM
 from engram.memory.slstm import SLSTM
 from engram.memory.tcn import TCN
+from engram.memory.ttt import TTT
 
 T, B, WIDTH = 9, 2, 4
 KEY = jax.random.key(0, impl="unsafe_rbg")  # the default generator takes long to compile
@@ -929,6 +930,61 @@ def test_relatives_of_rwkv7(relative):
         length = jnp.sqrt((k**2).sum(-1, keepdims=True) + 1e-6)
         expected, _ = delta_scan(r, k / length, length * v, jnp.ones(k.shape[:3]), None, reset)
     np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def published_ttt(p, memory, x):
+    """One episode of the published descent, gradients by hand, with our bounds."""
+    heads, size = memory.heads, memory.key
+    q, k, v = (a.reshape(len(x), heads, size) for a in np.split(x @ p["qkv"]["kernel"], 3, -1))
+    q, k = (a / np.sqrt((a**2).sum(-1, keepdims=True) + 1e-6) for a in (q, k))
+    gates = np.split(sigmoid(x @ p["gates"]["kernel"] + p["gates"]["bias"]), 1 + memory.momentum + memory.decay, -1)
+    zeros = np.zeros_like(gates[0])
+    theta, eta = memory.step_max * gates[0], gates[1] if memory.momentum else zeros
+    alpha = gates[-1] if memory.decay else zeros
+    M = [p[name] for name in ("M1", "M2")[: 1 + (memory.hidden > 0)]]
+    S, y, anchor = [np.zeros_like(w) for w in M], np.zeros_like(v), M
+
+    def gelu_slope(x, step=1e-6):
+        return (gelu(x + step) - gelu(x - step)) / (2 * step)
+
+    for t in range(len(x)):
+        anchor = M if t % memory.chunk == 0 else anchor
+        M, new = [w.copy() for w in M], np.zeros((heads, size))
+        for h in range(heads):
+            W = [w[h] for w in anchor]
+            hidden = k[t, h] @ W[0]
+            e = (k[t, h] + gelu(hidden) @ W[1] if memory.hidden else hidden) - v[t, h]
+            d = {"l2": e, "huber": np.clip(e, -memory.delta, memory.delta), "l3": e * np.abs(e)}[memory.loss]
+            if memory.hidden:
+                g = [np.outer(k[t, h], (W[1] @ d) * gelu_slope(hidden)), np.outer(gelu(hidden), d)]
+            else:
+                g = [np.outer(k[t, h], d)]
+            norm = np.sqrt(sum((a**2).sum() for a in g))
+            for i, a in enumerate(g):
+                a = a * min(1, memory.clip / norm) if memory.clip else a
+                S[i][h] = eta[t, h] * S[i][h] - theta[t, h] * (1 - eta[t, h]) * a
+                M[i][h] = (1 - alpha[t, h]) * M[i][h] + S[i][h]
+            W = [w[h] for w in M]
+            new[h] = q[t, h] + gelu(q[t, h] @ W[0]) @ W[1] if memory.hidden else q[t, h] @ W[0]
+        y[t] = new
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+    return gated(p["out"], y.reshape(len(x), -1) * p["norm_scale"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": True, "decay": True, "chunk": 3, "clip": 0.3},
+        {"loss": "huber", "delta": 0.4, "momentum": True, "clip": 0.0},
+        {"loss": "l3", "hidden": 0, "decay": True, "chunk": 2},
+    ],
+    ids=str,
+)
+def test_ttt(options):
+    """Chunks begin with the episode, not with the sequence: one has a reset at step 4."""
+    memory = TTT(WIDTH, heads=2, key=3, **{"hidden": 4, **options}, param_dtype=jnp.float64)
+    check(memory, lambda p: partial(published_ttt, p, memory))
 
 
 def test_aaren():
