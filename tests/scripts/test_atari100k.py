@@ -115,7 +115,7 @@ def test_other_options_are_refused_in_the_same_folder(finished):
         (["atari100q"], "did you mean atari100k"),
         (["--env", "atari/Pong"], "use --games"),
         (["--eval-env", "atari/Pong"], "options alone"),
-        (["--memory", "mamba3"], "did you mean mamba"),
+        (["--memory", "mamba4"], "did you mean mamba"),
         (["--seeds", "0"], "at least 1"),
         (["--episodes", "0"], "at least 1"),
     ],

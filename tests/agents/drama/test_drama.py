@@ -515,7 +515,7 @@ def test_bad_settings_are_refused_in_one_line(field, value, message):
     ("fields", "message"),
     [
         ({"env": "gymnax/Catch"}, "Catch-bsuite"),
-        ({"memory": "mamba3"}, "mamba2"),
+        ({"memory": "mamba4"}, "mamba2"),
         ({"world": replace(WORLD, encoder="conv")}, "pictures"),
         ({"world": replace(WORLD, memory_options=("mamba2.heads=3",))}, "mamba2"),
     ],
