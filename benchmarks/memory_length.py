@@ -44,6 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.memory_probe import parse
 from benchmarks.state_tracking import permutations
 from engram.atomic_files import replacing
 from engram.errors import BadRequest
@@ -352,10 +353,9 @@ Row = dict[str, str]
 
 
 def layers(name: str, count: int) -> Memory:
-    """The stack of a memory, whose options may stand behind its name: `deltanet:negative=true,updates=2`."""
-    kind, _, options = name.partition(":")
-    chosen: dict[str, Any] = dict(option.split("=", 1) for option in options.split(",")) if options else {}
-    return make_memory(kind, WIDTH, count, **chosen)
+    """The stack of a memory, whose options may stand behind its name."""
+    kind, options = parse(name)
+    return make_memory(kind, WIDTH, count, **options)
 
 
 def run_cell(name: str, task_name: str, seeds: int, updates: int, rate: float) -> list[Row]:
@@ -476,7 +476,7 @@ def main() -> None:
         nargs="+",
         default=sorted(MEMORIES),
         metavar="NAME",
-        help="names, each with options or without: deltanet:negative=true,updates=2 (default: all registered)",
+        help='names, each with options or without: "deltanet negative=true updates=2" (default: all registered)',
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=DEFAULT, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--all", action="store_true", help="all tasks")

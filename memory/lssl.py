@@ -122,7 +122,7 @@ class LSSL(Memory):
         group="recurrent",
         equation="h = A h' + B u for each channel u, A dense and fixed",
         source="Voelker, Kajic and Eliasmith, NeurIPS 2019 (LMU); options: LSSL, S4, HiPPO's bases, SpaceTime",
-        home="https://arxiv.org/abs/2110.13985",
+        home="https://proceedings.neurips.cc/paper/2019/hash/952285b9b7e7a1be5aa7849f32ffff05-Abstract.html",
     )
 
     basis: Literal["lmu", "legt", "fout", "legs", "lagt", "companion"] = "lmu"
