@@ -62,7 +62,7 @@ WIDTH, BATCH, TESTS = 64, 32, 64
 LETTERS = 4
 """How many letters there are where a task does not say otherwise."""
 FIELDS = ["memory", "task", "updates", "seed", "length", "score"]
-RESULTS = Path(__file__).parent / "results" / "memory_length.csv"
+RESULTS = Path(__file__).parent / "measured" / "memory_length.csv"
 
 
 class Sequences(NamedTuple):
