@@ -258,7 +258,7 @@ def newton_inputs(keys: Iterator[jax.Array], steps: int, batch: int, channels: i
 
 
 def newton(A: Any, x: Any, reset: Any, state: Any, backend: str, cell: str) -> tuple[Any, Any]:
-    return newton_scan(x, A, reset, state, cell=cell, backend=backend)
+    return newton_scan(x, A, reset, state, cell=cell, backend=backend)[:2]
 
 
 def layer_inputs(keys: Iterator[jax.Array], steps: int, batch: int, width: int) -> Inputs:

@@ -11,7 +11,7 @@ below about 1e-6. A memory may have options after its name. Prints a Markdown ta
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.memory_probe import parse
 from engram.errors import BadRequest
 from engram.memory import MEMORIES, Memory, find_memory, make_memory
-from engram.memory.base import About
+from engram.memory.base import GROUPS
 
 WIDTH, BATCH, DIRECTIONS, STEP = 64, 4, 3, 0.1
 """Width, rows, random directions and the length of a difference along them."""
@@ -65,7 +65,7 @@ def draw(found: dict[str, np.ndarray], out: Path) -> None:
     import matplotlib.pyplot as plt  # slow to import
 
     plt.switch_backend("Agg")
-    groups: dict[str, list[str]] = {group: [] for group in get_args(About.__annotations__["group"])}
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for name in sorted(found):
         about = find_memory(parse(name)[0]).about
         groups[about.group if about else "recurrent"].append(name)

@@ -31,7 +31,6 @@ import csv
 import itertools
 import os
 import sys
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -43,14 +42,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.nn import one_hot
 
 from benchmarks.memory_probe import parse
-from benchmarks.state_tracking import permutations
+from benchmarks.state_tracking import Task as Group
+from benchmarks.state_tracking import permutations, words
 from engram.atomic_files import replacing
 from engram.errors import BadRequest
 from engram.kernels.malloc import keep_freed_memory
 from engram.memory import MEMORIES, Memory, make_memory
-from engram.memory.base import About
+from engram.memory.base import GROUPS
 
 TRAINED, LAST = 64, 32
 """Steps of the sequences trained on, and how many of the last ones count in a test."""
@@ -61,7 +62,7 @@ SHORT, GROWING = 4, 0.6
 WIDTH, BATCH, TESTS = 64, 32, 64
 LETTERS = 4
 """How many letters there are where a task does not say otherwise."""
-FIELDS = ["memory", "task", "updates", "seed", "length", "score"]
+FIELDS = ["memory", "task", "updates", "rate", "seed", "length", "score"]
 RESULTS = Path(__file__).parent / "measured" / "memory_length.csv"
 
 
@@ -90,36 +91,22 @@ class Task(NamedTuple):
         return 1 / self.classes
 
 
-def one_hot(letters: jax.Array, size: int) -> jax.Array:
-    return jax.nn.one_hot(letters, size)
-
-
-def everywhere(answer: jax.Array) -> jax.Array:
-    return jnp.ones(answer.shape, bool)
-
-
 def word_problem(product: np.ndarray) -> Task:
     """The product of all letters so far. `product[state, letter]` is a group's table, state 0 its unit."""
-    size, table = len(product), jnp.asarray(product)
+    group = Group(product)
 
     def draw(key, steps, batch):
-        letters = jax.random.randint(key, (steps, batch), 0, size)
+        letters, states = words(group, key, steps, batch)
+        return Sequences(one_hot(letters, group.size), states, jnp.ones(states.shape, bool))
 
-        def follow(state, letter):
-            state = table[state, letter]
-            return state, state
-
-        answer = jax.lax.scan(follow, jnp.zeros(batch, jnp.int32), letters)[1]
-        return Sequences(one_hot(letters, size), answer, everywhere(answer))
-
-    return Task(draw, size)
+    return Task(draw, group.size)
 
 
 def first(key, steps, batch):
     letters = jax.random.randint(key, (steps, batch), 0, LETTERS)
     opening = jnp.zeros((steps, batch, 1)).at[0].set(1)
     answer = jnp.broadcast_to(letters[0], letters.shape)
-    return Sequences(jnp.concatenate([one_hot(letters, LETTERS), opening], -1), answer, everywhere(answer))
+    return Sequences(jnp.concatenate([one_hot(letters, LETTERS), opening], -1), answer, jnp.ones(answer.shape, bool))
 
 
 def repeat(distance: int) -> Task:
@@ -191,7 +178,7 @@ def hidden(key, steps, batch):
         return belief, belief
 
     exact = jax.lax.scan(forward, jnp.full((batch, 2), 0.5), likelihood)[1]
-    return Sequences(one_hot(signs, 2), states, everywhere(states), jnp.log(exact), jnp.log(likelihood))
+    return Sequences(one_hot(signs, 2), states, jnp.ones(states.shape, bool), jnp.log(exact), jnp.log(likelihood))
 
 
 COPIED, CHOICES = 16, 8
@@ -374,7 +361,7 @@ def run_cell(name: str, task_name: str, seeds: int, updates: int, rate: float) -
     found = [(task_name, TRAINED * factor, np.asarray(scored)[:, i]) for i, factor in enumerate(FACTORS)]
     found += [(diagnosis, TRAINED * max(FACTORS), np.asarray(values)) for diagnosis, values in told.items()]
     return [
-        dict(zip(FIELDS, (name, what, str(updates), str(seed), str(length), f"{value:.4g}"), strict=True))
+        dict(zip(FIELDS, (name, what, str(updates), str(rate), str(seed), str(length), f"{value:.4g}"), strict=True))
         for what, length, values in found
         for seed, value in enumerate(values)
         if not np.isnan(value)  # the growth of no state
@@ -460,7 +447,7 @@ def draw(rows: list[Row], names: Sequence[str], out: Path) -> None:
 
 def by_group(names: Iterable[str]) -> list[str]:
     """Registered memories in the order of their groups, then others."""
-    groups = [*typing.get_args(About.__annotations__["group"]), None]
+    groups = [*GROUPS, None]
 
     def place(name):
         about = getattr(MEMORIES.get(name), "about", None)
@@ -495,11 +482,12 @@ def main() -> None:
 
     rows = read(arguments.out)
     settings = (arguments.seeds, arguments.updates, arguments.rate)
+    same = [r for r in rows if (r["updates"], r["rate"]) == (str(arguments.updates), str(arguments.rate))]
     wanted = [
         (name, task)
         for name in arguments.memories
         for task in (TASKS if arguments.all else arguments.tasks)
-        if len(values([r for r in rows if r["updates"] == str(arguments.updates)], name, task, TRAINED)) < settings[0]
+        if len(values(same, name, task, TRAINED)) < arguments.seeds
     ]
     with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
         futures = {pool.submit(run_cell, name, task, *settings): (name, task) for name, task in wanted}

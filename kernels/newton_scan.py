@@ -70,7 +70,7 @@ def newton_scan(
     cell: str = "gru",
     max_iterations: int = 12,
     backend: str = "auto",
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Any, jax.Array]:
     """Scan over a chunk.
 
     Args:
@@ -84,28 +84,14 @@ def newton_scan(
             "newton" (likewise, and the states by Newton's method) or "auto" ("xla" on a CPU, elsewhere "newton").
 
     Returns:
-        `h[T, B, D]` in the dtype of `x`, and the last state in float32 or wider.
+        `h[T, B, D]` in the dtype of `x`, the last state in float32 or wider, and the number of iterations, int32: 0
+        without Newton's method, `max_iterations + 1` where it was given up. Where it runs for several batches at once
+        (`vmap`), it is one number for all.
 
     Raises:
         BadRequest: unknown cell or backend, no iterations.
         ValueError: shapes that do not fit.
     """
-    y, last, _ = counted_newton_scan(x, A, reset, state0, cell=cell, max_iterations=max_iterations, backend=backend)
-    return y, last
-
-
-def counted_newton_scan(
-    x: jax.Array,
-    A: jax.Array,
-    reset: jax.Array | None = None,
-    state0: Any = None,
-    *,
-    cell: str = "gru",
-    max_iterations: int = 12,
-    backend: str = "auto",
-) -> tuple[jax.Array, Any, jax.Array]:
-    """`newton_scan`, and the number of iterations, int32: 0 without Newton's method, `max_iterations + 1` where it was
-    given up. Where it runs for several batches at once (`vmap`), it is one number for all."""
     backend = pick_backend(backend, BACKENDS, default="xla" if jax.default_backend() == "cpu" else "newton")
     kind = _find(cell)
     if max_iterations < 1:

@@ -26,7 +26,7 @@ from engram.kernels.gru_scan import sigmoid
 from engram.kernels.linear_scan import linear_scan
 from engram.memory.base import About, Memory, State
 from engram.memory.gtrxl import GatedBlock
-from engram.memory.layers import Dense, by_head
+from engram.memory.layers import Dense, by_head, steps_of_episodes
 
 
 class AGaLiTe(Memory):
@@ -92,8 +92,7 @@ class AGaLiTe(Memory):
         write, query = gamma * outer(nn.relu(p1), nn.relu(k)), outer(nn.relu(p2), nn.relu(q))
         s, last_s = linear_scan(1 - gamma, write, reset, s, backend=self.backend)
 
-        t = jnp.arange(len(x), dtype=jnp.int32)[:, None]
-        n = t - lax.cummax(jnp.where(reset, t, -begun), axis=0)  # steps before this one
+        n, steps = steps_of_episodes(reset, begun, self.period)
         w = np.linspace(-np.pi, np.pi, self.cosines)
         table = jnp.asarray(np.cos(np.outer(w, np.arange(1, self.period + 1))), x.dtype)
 
@@ -110,7 +109,6 @@ class AGaLiTe(Memory):
         total, (last_K, last_V) = lax.scan(jax.checkpoint(add), jnp.zeros_like(v), parts)
         weight = by_head(s * query, self.heads).sum(-1, keepdims=True)
         y = total / (2 * self.cosines * weight + 1e-5)
-        steps = (jnp.concatenate([begun[None] - 1, n])[-1] + 1) % self.period
         state = last_K.swapaxes(0, 1), last_V.swapaxes(0, 1), last_s, steps
         return state, self.block.after(x, self.out(y.reshape(x.shape)))
 

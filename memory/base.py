@@ -5,7 +5,7 @@ cleared, by select, before `x[t, b]` is consumed. A state is any pytree whose le
 dtypes; everything a module needs from the past (convolution taps, cached keys and values) is in it.
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -36,10 +36,15 @@ def sown(variables: Any) -> dict[str, jax.Array]:
     return {name: jnp.stack(values).mean() for name, values in numbers.items()}
 
 
+Group = Literal["windows", "recurrent", "diagonal", "matrix", "attention"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+"""Groups of memories, in the order of the documentation."""
+
+
 class About(NamedTuple):
     """What the documentation says of a memory beside what can be counted: a row of its tables."""
 
-    group: Literal["windows", "recurrent", "diagonal", "matrix", "attention"]
+    group: Group
     """Kind of state: the last inputs, units that see each other, a diagonal or a matrix that is linear in its past, or
     averages by attention."""
     equation: str

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from engram.errors import BadRequest
 from engram.kernels.convolution import convolve, convolve_transposed
@@ -211,6 +212,27 @@ def head_sizes(name: str, width: int, heads: int, expand_k: float, expand_v: flo
     if heads < 1 or any(size < 1 or size % heads for size in sizes):
         raise BadRequest(f"{name}: heads={heads} must divide keys and values of sizes {sizes}")
     return sizes
+
+
+def heads_of(name: str, channels: int, head: int) -> int:
+    """Number of heads of `head` channels, or one of fewer. Raises BadRequest where they do not divide all channels."""
+    heads = max(1, channels // head)
+    if channels % heads or channels > heads * head:
+        raise BadRequest(f"{name}: heads of {head} channels do not divide {channels} channels")
+    return heads
+
+
+def steps_of_episodes(reset: jax.Array, begun: jax.Array, period: int) -> tuple[jax.Array, jax.Array]:
+    """Steps before each one in its episode, up to whole periods `[T, B]`, and those before the step that follows.
+
+    Args:
+        reset: bool `[T, B]`, True where step t opens an episode.
+        begun: steps before step 0 in its episode, int32 `[B]`.
+        period: what the last result is counted modulo, so that it never overflows.
+    """
+    t = jnp.arange(len(reset), dtype=jnp.int32)[:, None]
+    n = t - lax.cummax(jnp.where(reset, t, -begun), axis=0)
+    return n, (n[-1] + 1) % period if len(n) else begun
 
 
 def by_head(x: jax.Array, heads: int) -> jax.Array:

@@ -11,9 +11,9 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
-from engram.memory.base import About, Memory, State
+from engram.memory.base import About, State
 from engram.memory.layers import Dense, step_bias, uniform
-from engram.memory.starts import LONG, Start, log_of, log_spaced, start_of
+from engram.memory.starts import Start, Started, log_of, log_spaced
 
 
 class SelectiveSpace(nn.Module):
@@ -65,7 +65,7 @@ class SelectiveSpace(nn.Module):
         return u, nn.softplus(self.dt_proj(low_rank)), -jnp.exp(self.A_log), B, C
 
 
-class Mamba(Memory):
+class Mamba(Started):
     """One Mamba-1 block. State: `(taps, h)`, the convolution's past inputs `[B, conv - 1, expand * width]` and the
     state space `[B, state, expand * width]`.
     """
@@ -85,22 +85,9 @@ class Mamba(Memory):
     """Taps of the convolution, the current input among them."""
     dt_rank: int = 0
     """Rank of the projection that makes the step sizes; 0 for width / 16, rounded up."""
-    start: Literal["long", "published"] = "published"
-    """Rates, steps and skip at the start: "published", or "long", with which states are written at once and kept for
-    hundreds of steps. The options below change single values."""
-    a_min: float | None = None
-    """Slowest rate |A| at the start; none for that of `start`."""
-    a_max: float | None = None
-    """Fastest rate |A| at the start; none for that of `start`."""
     a_spacing: Literal["start", "linear", "log"] = "start"
     """Spacing of the rates at the start, from `a_min` to `a_max`: "linear" (equal differences), "log" (equal
     ratios) or "start" (that of `start`)."""
-    dt_min: float | None = None
-    """Shortest step at the start, log-uniform up to `dt_max`; none for that of `start`."""
-    dt_max: float | None = None
-    """Longest step at the start; none for that of `start`."""
-    skip: float | None = None
-    """Weight D at the start, at which the state space's input is added to its output; none for that of `start`."""
     backend: str = "auto"
     """Backend of `engram.kernels.selective_scan`."""
 
@@ -111,10 +98,9 @@ class Mamba(Memory):
         super().__post_init__()
 
     @property
-    def begin(self) -> Start:
+    def published(self) -> Start:
         # The rates 1, 2, ... of the paper ("S4D-Real") are as many as a channel has numbers in its state.
-        published = Start(1.0, max(1.0, self.state), "linear", 1e-3, 0.1, 1.0)
-        return start_of("mamba", self, {"long": LONG, "published": published}[self.start])
+        return Start(1.0, max(1.0, self.state), "linear", 1e-3, 0.1, 1.0)
 
     @nn.nowrap
     def space(self) -> SelectiveSpace:

@@ -15,14 +15,12 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.gla_scan import gla_scan, gla_scan_step, signed_decay
-from engram.memory.base import About, Memory, State
-from engram.memory.layers import Dense, by_head, init_A_log, step_bias, uniform
-from engram.memory.starts import LONG, Start, log_of, log_spaced, start_of
-
-STARTS = {"long": LONG, "published": Start(1.0, 16.0, "uniform", 1e-3, 0.1, 1.0)}
+from engram.memory.base import About, State
+from engram.memory.layers import Dense, by_head, heads_of, init_A_log, step_bias, uniform
+from engram.memory.starts import Start, Started, log_of, log_spaced
 
 
-class Mamba2(Memory):
+class Mamba2(Started):
     """One Mamba-2 block. State: `(taps, h)`, the convolution's past inputs `[B, conv - 1, expand * width + 2 state]`
     and the state space `[B, heads, state, expand * width / heads]`.
     """
@@ -44,22 +42,9 @@ class Mamba2(Memory):
     """Taps of the convolution, the current input among them."""
     negative: bool = False
     """Decays `2 exp(dt A) - 1` in (-1, 1) in place of `exp(dt A)`."""
-    start: Literal["long", "published"] = "published"
-    """Rates, steps and skip at the start: "published", or "long", with which states are written at once and kept for
-    hundreds of steps. The options below change single values."""
-    a_min: float | None = None
-    """Slowest rate |A| at the start; none for that of `start`."""
-    a_max: float | None = None
-    """Fastest rate |A| at the start; none for that of `start`."""
     a_spacing: Literal["start", "uniform", "log"] = "start"
     """Spacing of the rates at the start, from `a_min` to `a_max`: "uniform" (drawn), "log" (equal
     ratios) or "start" (that of `start`)."""
-    dt_min: float | None = None
-    """Shortest step at the start, log-uniform up to `dt_max`; none for that of `start`."""
-    dt_max: float | None = None
-    """Longest step at the start; none for that of `start`."""
-    skip: float | None = None
-    """Weight D at the start, at which the state space's input is added to its output; none for that of `start`."""
     chunk: int = 0
     """Steps that the learner takes together, a power of 2; 0 for the kernel's choice."""
     backend: str = "auto"
@@ -68,14 +53,13 @@ class Mamba2(Memory):
     def __post_init__(self) -> None:
         if min(self.state, self.expand, self.head, self.conv) < 1:
             raise BadRequest("mamba2: needs state, expand, head and conv >= 1")
-        if self.channels % self.heads or self.channels > self.heads * self.head:
-            raise BadRequest(f"mamba2: heads of {self.head} channels do not divide {self.channels} channels")
+        _ = self.heads  # raises where they do not fit
         _ = self.begin  # raises where a value is out of range
         super().__post_init__()
 
     @property
-    def begin(self) -> Start:
-        return start_of("mamba2", self, STARTS[self.start])
+    def published(self) -> Start:
+        return Start(1.0, 16.0, "uniform", 1e-3, 0.1, 1.0)
 
     @property
     def channels(self) -> int:
@@ -83,7 +67,7 @@ class Mamba2(Memory):
 
     @property
     def heads(self) -> int:
-        return max(1, self.channels // self.head)
+        return heads_of("mamba2", self.channels, self.head)
 
     @property
     def forgets_nan_inside(self) -> bool:

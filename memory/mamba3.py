@@ -23,7 +23,7 @@ from engram.kernels.angle_scan import angle_scan
 from engram.kernels.gla_scan import gla_scan
 from engram.kernels.rows import clear
 from engram.memory.base import About, Memory, State
-from engram.memory.layers import Dense, by_head, step_bias
+from engram.memory.layers import Dense, by_head, heads_of, step_bias
 
 SLOWEST = 1e-4
 """Smallest rate of decay, as in the authors' code."""
@@ -62,8 +62,7 @@ class Mamba3(Memory):
     def __post_init__(self) -> None:
         if min(self.state, self.expand, self.head) < 1:
             raise BadRequest("mamba3: needs state, expand and head >= 1")
-        if self.channels % self.heads or self.channels > self.heads * self.head:
-            raise BadRequest(f"mamba3: heads of {self.head} channels do not divide {self.channels} channels")
+        _ = self.heads  # raises where they do not fit
         multiple = {"none": 1, "all": 2, "half": 4}[self.turning]
         if self.state % multiple:
             raise BadRequest(f"mamba3: turning={self.turning} needs a state that is a multiple of {multiple}")
@@ -77,7 +76,7 @@ class Mamba3(Memory):
 
     @property
     def heads(self) -> int:
-        return max(1, self.channels // self.head)
+        return heads_of("mamba3", self.channels, self.head)
 
     @property
     def pairs(self) -> int:

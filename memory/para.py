@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from engram.errors import BadRequest
-from engram.kernels.newton_scan import CELLS, counted_newton_scan, newton_scan_step
+from engram.kernels.newton_scan import CELLS, newton_scan, newton_scan_step
 from engram.memory.base import METRICS, About, Memory, State
 from engram.memory.layers import Dense, GatedOutput, log_uniform, uniform
 
@@ -67,7 +67,7 @@ class Para(Memory):
         return (h, h) if self.cell == "lstm" else h
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        h, state, count = counted_newton_scan(
+        h, state, count = newton_scan(
             self.inp(x),
             self.weights(),
             reset,

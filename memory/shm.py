@@ -13,12 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from engram.errors import BadRequest
 from engram.kernels.linear_scan import linear_scan, linear_scan_step
 from engram.memory.base import About, Memory, State, where_reset
-from engram.memory.layers import Dense, uniform
+from engram.memory.layers import Dense, steps_of_episodes, uniform
 
 EPSILON = 1e-5
 """What keeps the sum of a key from 0, the published one."""
@@ -68,12 +67,10 @@ class SHM(Memory):
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         M, begun = state
-        t = jnp.arange(len(x), dtype=jnp.int32)[:, None]
-        n = t - lax.cummax(jnp.where(reset, t, -begun), axis=0)  # steps since the episode began, up to whole turns
+        n, after = steps_of_episodes(reset, begun, self.thetas)
         x = self.norm(x)
         decay, write, q = self.write(x, n)
         y, M = linear_scan(decay, write, reset, M, backend=self.backend)
-        after = (n[-1] + 1) % self.thetas if len(n) else begun
         return (M, after), self.read(y, q, x)
 
     def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:

@@ -5,13 +5,14 @@ order to forget slowly, is also hardly written.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from engram.errors import BadRequest
+from engram.memory.base import Memory
 
 
 class Start(NamedTuple):
@@ -35,23 +36,48 @@ LONG = Start(0.003, 0.3, "log", 0.3, 0.7, 1.0)
 """Steps write what they are given, and rates keep it for 5 to 700 steps."""
 
 
-def start_of(name: str, memory: Any, named: Start) -> Start:
-    """`named` with the fields that `memory`, of the name `name`, has of its own.
+class Started(Memory):
+    """A memory that has these options, and `a_spacing` with choices of its own."""
 
-    Raises:
-        BadRequest: a value is out of range.
-    """
-    own = {field: getattr(memory, field) for field in Start._fields}
-    start = named._replace(**{field: value for field, value in own.items() if value not in (None, "start")})
-    for low, high in ((start.a_min, start.a_max), (start.dt_min, start.dt_max)):
-        if not 0 < low <= high < math.inf:
-            raise BadRequest(
-                f"{name}: needs 0 < a_min ({start.a_min}) <= a_max ({start.a_max}) and 0 < dt_min ({start.dt_min}) <= "
-                f"dt_max ({start.dt_max}), all finite"
-            )
-    if not math.isfinite(start.skip):
-        raise BadRequest(f"{name}: skip ({start.skip}) must be finite")
-    return start
+    start: Literal["long", "published"] = "published"
+    """Rates, steps and skip at the start: "published", or "long", with which states are written at once and kept for
+    hundreds of steps. The options `a_min` to `skip` change single values."""
+    a_min: float | None = None
+    """Slowest rate |A| at the start; none for that of `start`."""
+    a_max: float | None = None
+    """Fastest rate |A| at the start; none for that of `start`."""
+    a_spacing: str = "start"
+    dt_min: float | None = None
+    """Shortest step at the start, log-uniform up to `dt_max`; none for that of `start`."""
+    dt_max: float | None = None
+    """Longest step at the start; none for that of `start`."""
+    skip: float | None = None
+    """Weight D at the start, at which the state space's input is added to its output; none for that of `start`."""
+
+    @property
+    def published(self) -> Start:
+        """The published values."""
+        raise NotImplementedError
+
+    @property
+    def begin(self) -> Start:
+        """The values at the start: those of `start` with the memory's own in their place.
+
+        Raises:
+            BadRequest: a value is out of range.
+        """
+        named, own = LONG if self.start == "long" else self.published, {f: getattr(self, f) for f in Start._fields}
+        start = named._replace(**{field: value for field, value in own.items() if value not in (None, "start")})
+        name = type(self).__name__.lower()
+        for low, high in ((start.a_min, start.a_max), (start.dt_min, start.dt_max)):
+            if not 0 < low <= high < math.inf:
+                raise BadRequest(
+                    f"{name}: needs 0 < a_min ({start.a_min}) <= a_max ({start.a_max}) and 0 < dt_min "
+                    f"({start.dt_min}) <= dt_max ({start.dt_max}), all finite"
+                )
+        if not math.isfinite(start.skip):
+            raise BadRequest(f"{name}: skip ({start.skip}) must be finite")
+        return start
 
 
 def log_spaced(low: float, high: float, n: int) -> np.ndarray:

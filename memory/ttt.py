@@ -19,14 +19,12 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from engram.errors import BadRequest
 from engram.kernels import ttt_scan as kernel
 from engram.kernels.ttt_scan import ttt_scan, ttt_scan_step
 from engram.memory.base import About, Memory, State, where_reset
-from engram.memory.deltanet import unit
-from engram.memory.layers import Dense, GatedOutput, by_head, normalised_heads
+from engram.memory.layers import Dense, GatedOutput, by_head, normalised_heads, steps_of_episodes, unit
 
 FORGETTING = -4.0
 """Bias of the decay's logit: weights fade by 2 % a step at the start."""
@@ -119,9 +117,8 @@ class TTT(Memory):
         weights, begun = state
         opens, after = None, begun
         if self.chunk > 1:
-            t = jnp.arange(len(x), dtype=jnp.int32)[:, None]
-            n = t - lax.cummax(jnp.where(reset, t, -begun), axis=0)  # steps since the episode began, up to whole chunks
-            opens, after = n % self.chunk == 0, (n[-1] + 1) % self.chunk if len(n) else begun
+            n, after = steps_of_episodes(reset, begun, self.chunk)
+            opens = n % self.chunk == 0
         q, k, v, theta, more = self.write(x)
         fresh = tuple(jnp.asarray(w) for w in self.fresh)
         y, weights = ttt_scan(

@@ -193,7 +193,8 @@ def memory_settings() -> str:
     rows = []
     for name, kind in MEMORIES.items():
         texts, options = docstrings.of_fields(kind), memory_options(name)
-        for i, (option, default) in enumerate(options.items()):
+        own_first = sorted(options.items(), key=lambda item: item[0] not in vars(kind)["__annotations__"])
+        for i, (option, default) in enumerate(own_first):
             meaning = [BACKEND if option == "backend" else texts[option], MORE.get(f"{name}.{option}")]
             shown = str(default).lower() if isinstance(default, bool) else docstrings.words(default)
             rows.append(["" if i else code(name), code(option), shown, " ".join(filter(None, meaning))])

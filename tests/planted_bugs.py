@@ -913,7 +913,7 @@ BUGS: tuple[Bug, ...] = (
         "inputs are discretised by Euler's rule",
     ),
     Bug(
-        "memory/shm.py",
+        "memory/layers.py",
         "jnp.where(reset, t, -begun)",
         "jnp.where(reset, 0, -begun)",
         "tests/memory/test_layers.py::test_shm",
@@ -1060,7 +1060,7 @@ BUGS: tuple[Bug, ...] = (
         "a chunk's weights outlive a reset",
     ),
     Bug(
-        "memory/ttt.py",
+        "memory/layers.py",
         "lax.cummax(jnp.where(reset, t, -begun), axis=0)",
         "-begun",
         "tests/memory/test_layers.py::test_ttt",
@@ -1249,7 +1249,7 @@ BUGS: tuple[Bug, ...] = (
         "the query of a distance is not scaled in Transformer-XL's positions",
     ),
     Bug(
-        "memory/agalite.py",
+        "memory/layers.py",
         "lax.cummax(jnp.where(reset, t, -begun), axis=0)",
         "-begun",
         "tests/memory/test_layers.py -k agalite",

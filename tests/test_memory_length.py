@@ -152,7 +152,7 @@ def test_a_file_is_gone_on_with(tmp_path, monkeypatch, capsys):
         ran.append((name, task))
         lengths = [ml.TRAINED * factor for factor in ml.FACTORS]
         return [
-            dict(zip(ml.FIELDS, (name, task, str(updates), str(seed), str(length), "0.5"), strict=True))
+            dict(zip(ml.FIELDS, (name, task, str(updates), str(rate), str(seed), str(length), "0.5"), strict=True))
             for seed in range(seeds)
             for length in lengths
         ]

@@ -115,7 +115,7 @@ def _newton(cell, key, T, B):
 def _newton_case(cell, where: Any = nullcontext):
     return Case(
         partial(_newton, cell),
-        lambda A, x, reset, h0, backend="auto": newton_scan(x, A, reset, h0, cell=cell, backend=backend),
+        lambda A, x, reset, h0, backend="auto": newton_scan(x, A, reset, h0, cell=cell, backend=backend)[:2],
         lambda A, h, x, reset: newton_scan_step(h, x, A, reset, cell=cell),
         backends=("xla", "newton"),
         where=where,

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from engram.errors import BadRequest
-from engram.kernels.newton_scan import CELLS, counted_newton_scan, newton_scan
+from engram.kernels.newton_scan import CELLS, newton_scan
 from engram.memory.para import Para
 
 B, D = 4, 8
@@ -27,7 +27,7 @@ def inputs(cell, T, scale=0.3, dtype: Any = np.float32, seed=0) -> Any:
 
 
 def run(cell, backend):
-    return jax.jit(partial(counted_newton_scan, cell=cell, backend=backend))
+    return jax.jit(partial(newton_scan, cell=cell, backend=backend))
 
 
 def both(cell, A, x, reset, state):
@@ -66,7 +66,7 @@ def test_of_several_batches_one_may_fail(cell):
     """Under vmap the way out stays a branch, of which one side runs."""
     draws = [inputs(cell, 100, scale, seed=i) for i, scale in enumerate((0.3, 8.0, 0.5))]
     A, x, reset, state = jax.tree.map(lambda *parts: np.stack(parts), *draws)
-    scan = jax.vmap(partial(counted_newton_scan, cell=cell, backend="newton"))
+    scan = jax.vmap(partial(newton_scan, cell=cell, backend="newton"))
     y, _, count = jax.jit(scan)(x, A, reset, state)
     assert list(count) == [13, 13, 13]
     for i, (A_i, x_i, reset_i, state_i) in enumerate(draws):
