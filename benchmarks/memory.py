@@ -1,10 +1,14 @@
 """Memory layers, forward and forward + backward, as ratios to the GRU and of S5 to S5 by associative scan.
 
     python -m benchmarks.memory [--steps 128 1024] [--batch 16] [--width 64] [--rounds 10] [--memories s5 gru ...]
+    python -m benchmarks.memory --plan [--steps 1024] [--batch 64] [--width 128] [--memories s5 gru ...]
 
 Prints a Markdown table per number of steps. All layers run in one process, in interleaved rounds; a cell is the
 median wall-clock milliseconds of a round, with its ratio to the GRU's in brackets. The first call (trace, compile and
 one run) of forward + backward is reported apart. Freed memory is kept (`engram.kernels.malloc`), as in the scripts.
+
+With `--plan` nothing runs: forward + backward is compiled, and the table has the bytes that the compiler sets aside for
+what it computes in between (inputs, parameters and gradients come on top), and the CPU-seconds of the compilation.
 """
 
 import argparse
@@ -44,6 +48,17 @@ def build(name: str, width: int) -> Memory:
     return make_memory(name, width, norm=False, residual=False).layers[0]
 
 
+def gradients(memory: Memory) -> Any:
+    """Forward + backward, compiled: parameters, initial state, x `[T, B, width]`, reset `[T, B]` -> gradients of
+    parameters and x."""
+
+    def loss(parameters, state, x, reset):
+        y: Any = memory.apply(parameters, state, x, reset)[1]
+        return jnp.sum(y**2)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 2)))
+
+
 def prepare(memory: Memory, steps: int, batch: int) -> tuple[Callable[[], Any], Callable[[], Any], float, jax.Array]:
     """Compiled forward, and forward + backward (gradients of parameters and input), as calls without arguments; the
     first-call seconds of the latter; the output."""
@@ -52,16 +67,33 @@ def prepare(memory: Memory, steps: int, batch: int) -> tuple[Callable[[], Any], 
     state = memory.initial_state(batch)
     parameters = jax.jit(memory.init)(jax.random.key(2), state, x, reset)
 
-    def loss(parameters, x):
-        y: Any = memory.apply(parameters, state, x, reset)[1]
-        return jnp.sum(y**2)
-
-    forward, backward = jax.jit(memory.apply), jax.jit(jax.grad(loss, argnums=(0, 1)))
+    forward, backward = jax.jit(memory.apply), gradients(memory)
     start = time.perf_counter()
-    jax.block_until_ready(backward(parameters, x))
+    jax.block_until_ready(backward(parameters, state, x, reset))
     compile_s = time.perf_counter() - start
     _, y = jax.block_until_ready(forward(parameters, state, x, reset))
-    return (lambda: forward(parameters, state, x, reset)), (lambda: backward(parameters, x)), compile_s, y
+    call = (parameters, state, x, reset)
+    return (lambda: forward(*call)), (lambda: backward(*call)), compile_s, y
+
+
+def planned(memory: Memory, steps: int, batch: int) -> tuple[int, float]:
+    """Bytes that forward + backward needs beside its inputs and results, and CPU-seconds to compile it."""
+    x = jax.ShapeDtypeStruct((steps, batch, memory.width), jnp.float32)
+    reset = jax.ShapeDtypeStruct((steps, batch), bool)
+    state = memory.initial_state(batch)
+    parameters = jax.eval_shape(memory.init, jax.random.key(0), state, x, reset)
+    lowered = gradients(memory).lower(parameters, state, x, reset)
+    start = time.process_time()
+    compiled = lowered.compile()
+    return compiled.memory_analysis().temp_size_in_bytes, time.process_time() - start
+
+
+def table_of_plans(names: list[str], steps: int, batch: int, width: int) -> None:
+    print(f"\n### {steps} steps, batch {batch}, width {width}\n")
+    print("| layer | forward + backward, MB | compilation, CPU-s |\n|---|---|---|")
+    for name in names:
+        size, seconds = planned(build(name, width), steps, batch)
+        print(f"| {name} | {size / 1e6:,.0f} | {seconds:.1f} |", flush=True)
 
 
 def median_ms(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -99,6 +131,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--plan", action="store_true", help="compile only: memory that is needed, and seconds")
     parser.add_argument(
         "--memories", nargs="+", default=names, metavar="NAME", help=f"{', '.join(names)}, module:Class"
     )
@@ -113,6 +146,9 @@ def main() -> None:
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, load {load}")
     for steps in options.steps:
+        if options.plan:
+            table_of_plans(list(dict.fromkeys(options.memories)), steps, options.batch, options.width)
+            continue
         table(chosen, steps, options.batch, options.width, options.rounds)
 
 

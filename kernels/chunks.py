@@ -1,4 +1,5 @@
-"""Time in chunks, for the scans of matrix states (`gla_scan`, `delta_scan`): resets and decays within a chunk.
+"""Time in chunks, for the scans of matrix states (`gla_scan`, `delta_scan`): resets and decays within a chunk; and in
+segments that the backward pass computes again.
 
 Within a chunk of C steps both need the products `sum_k q[t, k] D(t, s)[k] k[s, k]` for all `s <= t` of one episode,
 where `D(t, s) = exp(log_decay[s+1] + ... + log_decay[t])`. The usual form multiplies `q` by `exp(G[t])` and `k` by
@@ -64,6 +65,26 @@ def over_time(scan: Callable, sequence: Any, h0: jax.Array, chunk: int) -> tuple
 
     last, y = lax.scan(one, h0, jax.tree.map(partial(divide, chunk=chunk), sequence))
     return y.reshape(-1, *y.shape[2:])[:steps], last
+
+
+def in_segments(scan: Callable, state: Any, sequence: Any, length: int) -> tuple[Any, Any]:
+    """`scan(state, sequence) -> state, y` over a sequence whose leaves are `[T, ...]`, so many steps at a time.
+
+    The backward pass computes a segment again: for scans whose intermediate results are much larger than what goes in
+    and out. A sequence of one segment is run as it is.
+    """
+    steps = len(jax.tree.leaves(sequence)[0])
+    if steps <= length:
+        return scan(state, sequence)
+
+    whole, run = steps - steps % length, jax.checkpoint(scan)
+    segments = jax.tree.map(lambda x: x[:whole].reshape(-1, length, *x.shape[1:]), sequence)
+    state, y = lax.scan(run, state, segments)
+    y = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), y)
+    if whole < steps:
+        state, rest = run(state, jax.tree.map(lambda x: x[whole:], sequence))
+        y = jax.tree.map(lambda *parts: jnp.concatenate(parts), y, rest)
+    return state, y
 
 
 class Chunks(NamedTuple):

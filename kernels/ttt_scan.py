@@ -22,6 +22,7 @@ from jax import lax
 
 from engram.errors import BadRequest
 from engram.kernels.backends import check_flags, check_shapes, pick_backend, state_dtype
+from engram.kernels.chunks import in_segments
 from engram.kernels.rows import clear, select_rows
 
 BACKENDS = ("reference", "xla")
@@ -220,20 +221,4 @@ def _scan(fresh, rule, state0, sequence):
 
 
 def _scan_xla(fresh, rule, state0, sequence):
-    steps = len(sequence[0])
-    whole = steps - steps % SEGMENT
-
-    @jax.checkpoint
-    def run(state, sequence):
-        return _scan(fresh, rule, state, sequence)
-
-    segments = jax.tree.map(lambda x: x[:whole].reshape(-1, SEGMENT, *x.shape[1:]), sequence)
-    rest = jax.tree.map(lambda x: x[whole:], sequence)
-    outputs = []
-    if whole:
-        state0, y = lax.scan(run, state0, segments)
-        outputs.append(y.reshape(whole, *y.shape[2:]))
-    if whole < steps:
-        state0, y = run(state0, rest)
-        outputs.append(y)
-    return state0, jnp.concatenate(outputs)
+    return in_segments(partial(_scan, fresh, rule), state0, sequence, SEGMENT)

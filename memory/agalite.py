@@ -13,7 +13,7 @@ each cosine is there twice (published). It is a whole block with the gates of GT
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -22,9 +22,10 @@ import numpy as np
 from jax import lax
 
 from engram.errors import BadRequest
+from engram.kernels.chunks import in_segments
 from engram.kernels.gru_scan import sigmoid
 from engram.kernels.linear_scan import linear_scan
-from engram.memory.base import About, Memory, State
+from engram.memory.base import About, Memory, State, where_reset
 from engram.memory.gtrxl import GatedBlock
 from engram.memory.layers import Dense, by_head, steps_of_episodes
 
@@ -84,33 +85,68 @@ class AGaLiTe(Memory):
         return *(jnp.zeros((batch, *size), self.param_dtype) for size in sizes), jnp.zeros(batch, jnp.int32)
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        K, V, s, begun = state
         seen = self.block.before(x)
-        k, q, v, b, g = (by_head(part, self.heads) for part in jnp.split(self.project(seen), 5, -1))
-        p1, p2, p3 = (by_head(part, self.heads) for part in jnp.split(self.expand_features(seen), 3, -1))
-        gamma, beta = outer(sigmoid(p3), sigmoid(g)), sigmoid(b).reshape(x.shape)
-        write, query = gamma * outer(nn.relu(p1), nn.relu(k)), outer(nn.relu(p2), nn.relu(q))
-        s, last_s = linear_scan(1 - gamma, write, reset, s, backend=self.backend)
+        inputs = self.project(seen), self.expand_features(seen), reset
+        # The states of a step are `cosines * eta` times as large as its input.
+        state, y = in_segments(self.attend, state, inputs, 128)
+        return state, self.block.after(x, self.out(y))
 
+    def attend(self, state: State, now: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[State, jax.Array]:
+        """Projections and resets `[T, B, ...]` -> state, what was found `[T, B, width]`."""
+        (K, V, s, begun), (projected, expanded, reset) = state, now
+        fade_k, write_k, fade_v, write_v, query = self.features(projected, expanded)
+        s, last_s = linear_scan(fade_k, write_k, reset, s, backend=self.backend)
         n, steps = steps_of_episodes(reset, begun, self.period)
-        w = np.linspace(-np.pi, np.pi, self.cosines)
-        table = jnp.asarray(np.cos(np.outer(w, np.arange(1, self.period + 1))), x.dtype)
 
         def add(total: jax.Array, now: tuple) -> tuple[jax.Array, tuple]:
             """One cosine: its states of all steps are as large as the input `eta` times, and not kept for gradients."""
             cosine, K, V = now
             c = cosine[n % self.period][..., None]
-            K, last_K = linear_scan(1 - gamma, c * write, reset, K, backend=self.backend)
-            V, last_V = linear_scan(1 - beta, c * beta * v.reshape(x.shape), reset, V, backend=self.backend)
-            found = by_head(K * query, self.heads).sum(-1, keepdims=True)
-            return total + by_head(V, self.heads) * found, (last_K, last_V)
+            K, last_K = linear_scan(fade_k, c * write_k, reset, K, backend=self.backend)
+            V, last_V = linear_scan(fade_v, c * write_v, reset, V, backend=self.backend)
+            return total + by_head(V, self.heads) * self.dot(K, query), (last_K, last_V)
 
-        parts = table, K.swapaxes(0, 1), V.swapaxes(0, 1)
-        total, (last_K, last_V) = lax.scan(jax.checkpoint(add), jnp.zeros_like(v), parts)
-        weight = by_head(s * query, self.heads).sum(-1, keepdims=True)
-        y = total / (2 * self.cosines * weight + 1e-5)
+        parts = self.table(projected.dtype), K.swapaxes(0, 1), V.swapaxes(0, 1)
+        zeros = jnp.zeros((*reset.shape, self.heads, self.width // self.heads), projected.dtype)
+        total, (last_K, last_V) = lax.scan(jax.checkpoint(add), zeros, parts)
         state = last_K.swapaxes(0, 1), last_V.swapaxes(0, 1), last_s, steps
-        return state, self.block.after(x, self.out(y.reshape(x.shape)))
+        return state, self.read(total, s, query)
+
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        K, V, s, n = where_reset(reset, self.initial_state(len(x)), state)
+        seen = self.block.before(x)
+        fade_k, write_k, fade_v, write_v, query = self.features(self.project(seen), self.expand_features(seen))
+        s = fade_k * s + write_k
+        c = self.table(x.dtype)[:, n % self.period].T[..., None]  # all cosines at once
+        K = fade_k[:, None] * K + c * write_k[:, None]
+        V = fade_v[:, None] * V + c * write_v[:, None]
+        total = (by_head(V, self.heads) * self.dot(K, query[:, None])).sum(1)
+        y = self.out(self.read(total, s, query))
+        return (K, V, s, (n + 1) % self.period), self.block.after(x, y)
+
+    def features(self, projected: jax.Array, expanded: jax.Array) -> tuple[jax.Array, ...]:
+        """Projections `[..., n]` -> 1 - gamma and gamma kappa, `[..., heads * eta * size]`; 1 - beta and beta v,
+        `[..., width]`; queries."""
+        k, q, v, b, g = (by_head(part, self.heads) for part in jnp.split(projected, 5, -1))
+        p1, p2, p3 = (by_head(part, self.heads) for part in jnp.split(expanded, 3, -1))
+        gamma, beta = outer(sigmoid(p3), sigmoid(g)), sigmoid(b)
+        flat = (*v.shape[:-2], self.width)
+        write = gamma * outer(nn.relu(p1), nn.relu(k))
+        return 1 - gamma, write, (1 - beta).reshape(flat), (beta * v).reshape(flat), outer(nn.relu(p2), nn.relu(q))
+
+    def table(self, dtype: Any) -> jax.Array:
+        """Cosines of a step, `[cosines, period]`."""
+        w = np.linspace(-np.pi, np.pi, self.cosines)
+        return jnp.asarray(np.cos(np.outer(w, np.arange(1, self.period + 1))), dtype)
+
+    def dot(self, keys: jax.Array, query: jax.Array) -> jax.Array:
+        """Products of the vectors of each head, `[..., heads, 1]`."""
+        return by_head(keys * query, self.heads).sum(-1, keepdims=True)
+
+    def read(self, total: jax.Array, s: jax.Array, query: jax.Array) -> jax.Array:
+        """Sum over the cosines `[..., heads, size]` -> `[..., width]`."""
+        y = total / (2 * self.cosines * self.dot(s, query) + 1e-5)
+        return y.reshape(*y.shape[:-2], self.width)
 
 
 def outer(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -133,9 +133,9 @@ class MLSTM(Memory):
     def write(self, u: jax.Array, mixed: jax.Array) -> tuple[Any, ...]:
         """Channels and the convolution's output, `[..., channels]` -> q, k, v `[..., heads, size]`, i~, log |f| and
         where f is negative, or None, `[..., heads]`."""
-        parts = jnp.stack([mixed, mixed, u])
-        blocks = by_head(parts, self.channels // self.block)
-        q, k, v = jnp.einsum("p...gi,pgij->p...gj", blocks, self.qkv).reshape(parts.shape)
+        blocks = self.channels // self.block
+        q, k = jnp.einsum("...gi,pgij->p...gj", by_head(mixed, blocks), self.qkv[:2]).reshape(2, *u.shape)
+        v = jnp.einsum("...gi,gij->...gj", by_head(u, blocks), self.qkv[2]).reshape(u.shape)
         qkv = jnp.concatenate([q, k, v], -1)
         logits = (self.input(qkv), self.forget(qkv))
         if self.gate_cap:

@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from engram.errors import BadRequest
+from engram.kernels.chunks import in_segments
 from engram.kernels.linear_scan import join, linear_scan_planes, linear_scan_step, split
 from engram.memory.base import About, Memory, State
 from engram.memory.layers import Dense, GatedOutput, log_uniform
@@ -130,9 +131,16 @@ class S4D(Memory):
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         u, gate = self.write(x)
-        decay, drive = self.discretise(u)
-        h, state = linear_scan_planes(decay, drive, reset, state, backend=self.backend)
-        return state, self.read(self.observe(h, u), gate)
+
+        def scan(state: State, now: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
+            u, reset = now
+            decay, drive = self.discretise(u)
+            h, state = linear_scan_planes(decay, drive, reset, state, backend=self.backend)
+            return state, self.observe(h, u)
+
+        # The states of a step are `state` times as large as its input.
+        state, y = in_segments(scan, state, (u, reset), 128)
+        return state, self.read(y, gate)
 
     def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
         u, gate = self.write(x)

@@ -1257,8 +1257,8 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "memory/agalite.py",
-        "(2 * self.cosines * weight + 1e-5)",
-        "(self.cosines * weight + 1e-5)",
+        "(2 * self.cosines * self.dot(s, query) + 1e-5)",
+        "(self.cosines * self.dot(s, query) + 1e-5)",
         "tests/memory/test_layers.py -k agalite",
         "AGaLiTe divides by half of the sum",
     ),

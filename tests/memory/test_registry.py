@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.memory import build, planned
 from engram import plugins
 from engram.errors import BadRequest, UnknownName
 from engram.memory import MEMORIES, find_memory, make_memory, memory_options, options_of
@@ -285,3 +286,10 @@ def test_stack_is_its_formula(norm, residual):
         truth = truth + out if residual else out
     assert jnp.allclose(y, truth, atol=1e-5)
     assert after == state == ((), ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MEMORIES))
+def test_no_memory_takes_two_gigabytes_to_learn(name):
+    """One layer of width 128 on 1,024 steps of 64 rows, as the compiler plans it."""
+    assert planned(build(name, 128), 1024, 64)[0] < 2e9
