@@ -36,6 +36,7 @@ from engram.memory.mamba2 import Mamba2
 from engram.memory.mamba3 import Mamba3
 from engram.memory.mingru import MinGRU
 from engram.memory.mlstm import MLSTM
+from engram.memory.mom import MoM
 from engram.memory.none import NoMemory
 from engram.memory.para import Para
 from engram.memory.rnn import RNN
@@ -67,6 +68,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "mamba3": Mamba3,
     "mingru": MinGRU,
     "mlstm": MLSTM,
+    "mom": MoM,
     "none": NoMemory,
     "para": Para,
     "rnn": RNN,

@@ -98,6 +98,8 @@ def test_mixed_stacks():
         ("deltanet", {"updates": 0}, "deltanet: needs"),
         ("rwkv7", {"heads": 3}, "rwkv7: heads=3 must divide keys and values of sizes (8, 8)"),
         ("rwkv7", {"rank": 0}, "rwkv7: needs rank >= 1"),
+        ("mom", {"top": 1}, "mom: top must lie in [2, memories=4], got 1"),
+        ("mom", {"heads": 3}, "mom: heads=3 must divide keys and values of sizes (4, 4)"),
         ("ttt", {"chunk": 0}, "ttt: needs heads, key and chunk >= 1 and hidden >= 0"),
         ("aaren", {"heads": 3}, "aaren: needs heads that divide width 8"),
         ("s5", {"backend": "nope"}, "unknown backend 'nope': choose from auto, reference, xla"),
