@@ -197,12 +197,12 @@ def test_every_metric_is_documented():
     page = section(read("metrics.md"), "## metrics.jsonl")
     clock = {"env_steps", "updates", "wall_s", "steps_per_s"}
     # Memories with metrics of their own.
-    assert set(defined(page)) == metric_names(dataclasses.replace(PRESETS["debug"], memory="para,mom")) | clock
+    assert set(defined(page)) == metric_names(dataclasses.replace(PRESETS["debug"], memory="para,mom,seqboat")) | clock
 
 
 def test_files_of_a_run_are_documented(tmp_path):
     """Keys of summary.json and evaluation.json, and the names of files, from a real run."""
-    tiny = {"memory": "para,mom", "total_steps": 256, "log_points": 1, "eval_points": 1}
+    tiny = {"memory": "para,mom,seqboat", "total_steps": 256, "log_points": 1, "eval_points": 1}
     run = api.train("debug", **tiny, out=tmp_path / "run", quiet=True)
     run.evaluate(episodes=2, gif_steps=0)
     folder = run.folder

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from engram.kernels import aaren_scan as aaren
 from engram.kernels import kalman_scan as kalman
 from engram.kernels import lti_scan as lti
+from engram.kernels import marked_scan as marked
 from engram.kernels import newton_scan as newton
 from engram.kernels import slstm_scan as slstm
 from engram.kernels.aaren_scan import aaren_scan, aaren_scan_step
@@ -22,6 +23,7 @@ from engram.kernels.gru_scan import gru_scan, gru_scan_step
 from engram.kernels.linear_scan import join, linear_scan, linear_scan_planes, linear_scan_step, split
 from engram.kernels.lstm_scan import lstm_scan, lstm_scan_step
 from engram.kernels.lti_scan import lti_scan, lti_scan_step
+from engram.kernels.marked_scan import marked_scan, marked_scan_step
 from engram.kernels.newton_scan import CELLS, newton_scan, newton_scan_step
 from engram.kernels.rnn_scan import rnn_scan, rnn_scan_step
 from engram.kernels.selective_scan import selective_scan, selective_scan_step
@@ -247,10 +249,11 @@ def _place_as_number(run):
     """The place of the state is an integer, and every leaf of a case is a number that has a gradient."""
 
     def with_numbers(state, *arguments, **options):
-        keys, values, place = state
+        *cache, place = state
         dtype, place = place.dtype, jax.lax.stop_gradient(place).astype(jnp.int32)
-        (keys, values, place), y = run((keys, values, place), *arguments, **options)
-        return (keys, values, place.astype(dtype)), y
+        kind = jax.tree.structure(state)
+        (*cache, place), y = run(jax.tree.unflatten(kind, [*cache, place]), *arguments, **options)
+        return jax.tree.unflatten(kind, [*cache, place.astype(dtype)]), y
 
     return with_numbers
 
@@ -271,6 +274,44 @@ def _scan_window(bias, sequence, reset, h0, backend="auto"):
 def _step_window(bias, state, now, reset):
     q, k, v = now
     return _place_as_number(window_scan_step)(state, q, k, v, bias, reset)
+
+
+def _marked(key, T, B):
+    q, k, v, score, mark, bias, keys, values, scores = _normal(
+        key,
+        *3 * [(T, B, HEADS, VALUES)],
+        *2 * [(T, B)],
+        (HEADS, WINDOW + 1),
+        *2 * [(B, WINDOW, HEADS, VALUES)],
+        (B, WINDOW),
+    )
+    full = jnp.full(B, WINDOW, keys.dtype)
+    return bias, (2 * q, k, v, -score, mark), marked.State(keys, values, scores, full)
+
+
+def _marked_case(best=3):
+    """Steps are marked where a number is large enough, about two of three."""
+
+    def scan(bias, sequence, reset, h0, backend="auto"):
+        q, k, v, score, mark = sequence
+
+        def run(state):
+            options: Any = {"score": score, "best": best, "backend": backend}
+            y, last = marked_scan(q, k, v, bias, mark > -0.5, reset, state, **options)
+            return last, y
+
+        last, y = run(None) if h0 is None else _place_as_number(run)(h0)
+        return y, last
+
+    def step(bias, state, now, reset):
+        q, k, v, score, mark = now
+
+        def run(state):
+            return marked_scan_step(state, q, k, v, bias, mark > -0.5, reset, score=score, best=best)
+
+        return _place_as_number(run)(state)
+
+    return Case(_marked, scan, step, tolerance=1e-5)
 
 
 def _ttt(key, T, B):
@@ -395,4 +436,5 @@ CASES = {
         fresh=lambda state: aaren.initial_state(*state[2].shape),
     ),
     "window": Case(_window, _scan_window, _step_window, FFI, tolerance=1e-5),
+    "marked": _marked_case(),
 }

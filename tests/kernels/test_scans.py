@@ -87,7 +87,7 @@ def test_hand_written_gradients_equal_float64_autodiff(case):
 
 def forward_mode():
     """Backends of every kernel that have forward-mode derivatives: the plain one, and chunks of matrix products."""
-    chunked = [name for name in CASES if name.startswith(("gla", "delta", "window"))]
+    chunked = [name for name in CASES if name.startswith(("gla", "delta", "window", "marked"))]
     return [(name, "reference") for name in CASES] + [(name, "xla") for name in chunked]
 
 

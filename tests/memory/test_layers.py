@@ -17,10 +17,12 @@ from engram.kernels.gla_scan import gla_scan
 from engram.kernels.linear_scan import linear_scan_planes
 from engram.kernels.max_plus_scan import max_plus_scan
 from engram.kernels.slstm_scan import slstm_scan
+from engram.kernels.window_scan import window_scan
 from engram.memory import Memory, make_memory
 from engram.memory.aaren import Aaren
 from engram.memory.agalite import AGaLiTe
 from engram.memory.attention import Attention
+from engram.memory.base import sown
 from engram.memory.deltanet import DeltaNet
 from engram.memory.ffm import FFM
 from engram.memory.framestack import FrameStack
@@ -40,6 +42,7 @@ from engram.memory.para import Para
 from engram.memory.rnn import RNN, bounded
 from engram.memory.rwkv7 import RWKV7
 from engram.memory.s4d import S4D
+from engram.memory.seqboat import SeqBoat
 from engram.memory.shm import SHM
 from engram.memory.slstm import SLSTM
 from engram.memory.tcn import TCN
@@ -1084,6 +1087,96 @@ def test_a_hopfield_network_returns_the_pattern_that_it_stored():
     q = jnp.broadcast_to(noisy, k.shape)
     y: Any = memory.apply(parameters, q, k, v, reset, state, method="scan")[0]
     np.testing.assert_array_equal(y[2:], jnp.broadcast_to(v[2], y[2:].shape))
+
+
+def damped_average(p, x):
+    """e of SeqBoat."""
+    alpha, delta = sigmoid(p["rates"])
+    h = linear(1 - alpha * delta, alpha * p["beta"] * x[:, :, None])
+    return silu((h * p["eta"]).sum(-1) + p["omega"] * x)
+
+
+@pytest.mark.parametrize(("select", "modes"), [(0, 2), (1, 8)])
+def test_seqboat(select, modes):
+    """Lists of the active steps; with both options some steps are active and some are not."""
+    heads, size, window = 2, WIDTH // 2, 2
+    counts = []
+
+    def recurrence(p):
+        def of_episode(x):
+            e, seen = damped_average(p, x), []
+            q, k, u = np.split(e @ p["qku"]["kernel"], 3, -1)
+            q, k, v = (a.reshape(-1, heads, size) for a in (q, k, x @ p["v"]["kernel"]))
+            decision, y = e @ p["decide"]["kernel"] + p["decide"]["bias"], e.copy()
+            score = decision[:, 1] if select else np.zeros(len(x))
+            for t in np.flatnonzero(decision[:, 0] > 0):
+                past = seen[-window:]
+                ages = {r: len(past) - i for i, r in enumerate(past)} | {t: 0}
+                if select:
+                    past = sorted(past, key=lambda r: -score[r])[:select]
+                rows, found = [*past, t], np.zeros((heads, size))
+                for i in range(heads):
+                    logits = k[rows, i] @ q[t, i] / np.sqrt(size) + p["bias"][i, [ages[r] for r in rows]] + score[rows]
+                    found[i] = np.exp(logits) / np.exp(logits).sum() @ v[rows, i]
+                y[t] = e[t] + (u[t] * found.reshape(-1)) @ p["mix"]["kernel"]
+                seen.append(t)
+            counts.append((len(seen), len(x)))
+            return gated(p["out"], y)
+
+        return of_episode
+
+    options: Any = {"window": window, "heads": heads, "modes": modes, "select": select}
+    check(SeqBoat(WIDTH, **options, param_dtype=jnp.float64), recurrence)
+    assert any(window + 1 < active < steps for active, steps in counts), counts
+
+
+def test_seqboat_is_its_averages_or_attends_at_each_step():
+    """With a bias that decides alone: without attention, or with window attention of its queries, keys and values."""
+    memory = SeqBoat(WIDTH, window=3, heads=2, modes=2, param_dtype=jnp.float64)
+    p, x, reset, _ = run(memory)
+    with jax.enable_x64(True):
+        apply = jax.jit(partial(memory.apply, mutable=["intermediates"]))
+        e, found = np.zeros_like(x), np.zeros_like(x)
+        for b, start, end in episodes(reset):
+            e[start:end, b] = damped_average(p, x[start:end, b])
+        for active in (False, True):
+            decide = p["decide"] | {"bias": np.full(1, 1e3 if active else -1e3)}
+            (_, y), numbers = cast(Any, apply({"params": p | {"decide": decide}}, memory.initial_state(B), x, reset))
+            assert sown(numbers) == {"active_steps": active}
+            if active:
+                q, k, u = np.split(e @ p["qku"]["kernel"], 3, -1)
+                q, k, v = (a.reshape(T, B, 2, WIDTH // 2) for a in (q / np.sqrt(WIDTH // 2), k, x @ p["v"]["kernel"]))
+                found = u * np.reshape(jax.jit(window_scan)(q, k, v, p["bias"], reset)[0], u.shape)
+            np.testing.assert_allclose(y, gated(p["out"], e + found @ p["mix"]["kernel"]), atol=1e-10)
+
+
+def test_the_gradient_of_a_decision_of_seqboat_is_that_of_its_sigmoid():
+    """Whatever was decided, the gate is p = sigmoid(logit) in the backward pass."""
+    memory = SeqBoat(WIDTH, window=3, heads=2, modes=2)
+    x, reset = np.random.default_rng(0).normal(size=(T, B, WIDTH)).astype(np.float32), np.zeros((T, B), bool)
+    shapes: Any = jax.eval_shape(memory.init, KEY, memory.initial_state(B), x, reset)
+    p = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes["params"])
+
+    def gates(bias):
+        params = p | {"decide": {**p["decide"], "bias": bias}}
+        return cast(Any, memory.apply({"params": params}, x, x, method="choose"))[1]
+
+    (a, slopes), sigmoids = jax.jit(lambda b: jax.jvp(gates, (b,), (jnp.ones(1),)))(jnp.zeros(1)), sigmoid(x.sum(-1))
+    np.testing.assert_array_equal(a[..., 0], x.sum(-1) > 0)
+    np.testing.assert_allclose(slopes[..., 0], sigmoids * (1 - sigmoids), rtol=1e-5)
+
+
+def test_averages_of_seqboat_start_with_the_variance_of_their_input():
+    """Timescales log-uniform from 2 to the longest; an average of white noise has 1 / (2 - 1 / tau) of its variance."""
+    memory = SeqBoat(64, heads=2, modes=8, max_timescale=100.0)
+    x, reset = jnp.ones((1, 1, 64)), jnp.ones((1, 1), bool)
+    p = jax.jit(memory.init)(KEY, memory.initial_state(1), x, reset)["params"]
+    alpha, delta = sigmoid(np.asarray(p["rates"], np.float64))
+    np.testing.assert_allclose(alpha, delta)
+    timescale = 1 / (alpha * delta)
+    spread = stats.uniform(np.log(2), np.log(50))
+    assert stats.kstest(np.log(timescale).ravel(), spread.cdf).pvalue > 0.01
+    np.testing.assert_allclose(alpha**2 / (1 - (1 - alpha * delta) ** 2), 1 / (2 - 1 / timescale), rtol=1e-5)
 
 
 def normed(p, x):
