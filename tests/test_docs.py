@@ -144,6 +144,7 @@ def test_offline_values_are_documented():
     assert {re.sub("at_.*", "at_<target>", name) for name in metrics} == set(defined(section(page, "## Metrics")))
 
 
+@pytest.mark.slow
 def test_drama_is_documented():
     """Presets, and metrics of both ways to learn a behaviour."""
     page = read("drama.md")

@@ -17,7 +17,12 @@ assert isinstance(PRESET, PPOExperiment)
 SMALL = replace(PRESET, ppo=replace(PRESET.ppo, num_envs=4, num_steps=8, eval_envs=1))
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+FAST = ("attention", "mamba2", "s5")  # states of integers, of two parts, and of complex numbers
+
+
+@pytest.mark.parametrize(
+    "memory", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in sorted(MEMORIES)]
+)
 def test_ppo_takes_pictures_with_every_memory_and_keeps_them_as_bytes(memory):
     agent = build(replace(SMALL, memory=memory))
     key = jax.random.key(0)

@@ -210,7 +210,10 @@ def test_gymnasium_equals_its_own_python_step(name, steps):
     assert reward.dtype == np.float32
 
 
-@pytest.mark.parametrize("env_id", ["envpool/CartPole-v1", "gymnasium/CartPole-v1", "atari/Asterix?noop_max=30"])
+ASTERIX = pytest.param("atari/Asterix?noop_max=30", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("env_id", ["envpool/CartPole-v1", "gymnasium/CartPole-v1", ASTERIX])
 def test_agents_under_vmap_have_the_lanes_of_pools_of_their_own(env_id):
     steps = 20 if env_id.startswith("atari") else STEPS
     copied = make_vector(env_id, 3, copies=2, seed=3)
@@ -223,7 +226,7 @@ def test_agents_under_vmap_have_the_lanes_of_pools_of_their_own(env_id):
         jax.tree.map(lambda x, y, agent=agent: np.testing.assert_array_equal(x[:, agent], y), rows, alone)
 
 
-@pytest.mark.parametrize("env_id", ["envpool/Pendulum-v1", "gymnasium/Pendulum-v1", "atari/Asterix?noop_max=30"])
+@pytest.mark.parametrize("env_id", ["envpool/Pendulum-v1", "gymnasium/Pendulum-v1", ASTERIX])
 def test_no_two_seeds_and_no_two_purposes_share_a_lane(env_id):
     """32 lanes of neighbouring seeds, and of pools that evaluate and continue; of Atari 30 openings could be drawn."""
     seeds = [0, 1, 2, 3, (0, 1), (1, 1), (0, 2, 1), (0, 2, 512)]

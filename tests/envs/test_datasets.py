@@ -417,6 +417,7 @@ def test_action_bounds_of_foreign_files(tmp_path):
     assert load(path).with_bounds().num_actions == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("successors", [True, False])
 def test_nothing_passes_from_one_episode_to_another(successors, tmp_path):
     """Whatever stands in one episode's rows, all that is drawn from the others stays the same."""

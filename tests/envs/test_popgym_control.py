@@ -387,6 +387,7 @@ def maze_differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray])
     return p_values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"), [("LabyrinthEscapeEasy", 2000), pytest.param("LabyrinthEscapeHard", 400, marks=pytest.mark.slow)]
 )
@@ -490,6 +491,7 @@ RANDOM_POLICY = {
 Labyrinths 40."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", RANDOM_POLICY)
 def test_random_policy_return(family: str) -> None:
     returns = rollout(family + "Easy", episodes=300, seed=12)["reward"].sum(1)

@@ -244,6 +244,7 @@ def recurrent():
     return agent_of(network), trials, params
 
 
+@pytest.mark.slow
 def test_reset_each_episode_equals_separate_trials_of_one_episode(recurrent):
     agent, trials, params = recurrent
     alone = play(agent, replace(trials, episodes=1), 1, treatment(), params=params)

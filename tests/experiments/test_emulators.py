@@ -62,6 +62,7 @@ def test_a_resumed_run_repeats_its_emulators(whole, tmp_path, trained_to, capsys
     assert_same_end(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_whose_emulators_were_seeded_otherwise_goes_on_in_new_episodes(
     whole, tmp_path, trained_to, monkeypatch, capsys
 ):
@@ -84,6 +85,7 @@ def test_a_run_whose_emulators_were_seeded_otherwise_goes_on_in_new_episodes(
     assert not any(a["loss/total"] == b["loss/total"] for a, b in zip(ours[1:], theirs[1:], strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_too_long_to_be_repeated_goes_on_in_new_episodes(
     whole, tmp_path, trained_to, monkeypatch, capsys
 ):

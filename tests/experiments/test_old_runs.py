@@ -100,6 +100,7 @@ def test_they_are_not_resumed_with_other_values(old):
         train(store.override(run.config, {"ppo.discount": 0.5}), run.preset, Output(old, resume=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", ["ppo"], indirect=True)
 def test_lost_lines_of_metrics_are_one_line(old):
     """Their checkpoints do not hold the metrics, so nothing is trained on top of a gap."""

@@ -55,6 +55,7 @@ def test_an_mdp_without_one_best_gain_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_compare_plot_and_evaluate(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "train_apart", train_here)
     small: dict[str, Any] = {"total_steps": 4000, "log_points": 4}

@@ -63,7 +63,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("lost", ["all", "the end", "the middle", "a row", "nothing"])
-@pytest.mark.parametrize("after", [3, CHUNKS])
+@pytest.mark.parametrize("after", [pytest.param(3, marks=pytest.mark.slow), CHUNKS])
 def test_lines_of_metrics_come_from_the_checkpoint_where_the_file_lost_them(whole, broken, lost, after, capfd):
     if after == CHUNKS:  # trained to its end, but not summed up
         shutil.copytree(whole / "checkpoints" / str(CHUNKS), broken / "checkpoints" / str(CHUNKS))

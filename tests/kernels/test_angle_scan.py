@@ -36,6 +36,7 @@ def test_both_forms_are_the_loop(form, inputs, monkeypatch):
         np.testing.assert_array_equal(later[:, b], [ends[ends > t][0] - t for t in range(T)])
 
 
+@pytest.mark.slow
 @FORMS
 def test_long_sums_stay_exact(form, monkeypatch):
     """Ten thousand terms: a plain sum in float32 is wrong by more than a tenth of a turn."""

@@ -162,7 +162,7 @@ def test_steps_of_window_scan_under_vmap_have_gradients_and_leave_their_input(ba
         (16, 16, 1, "none", False),  # whole vectors
         (19, 150, 3, "head", False),  # three tiles, the last of two vectors; stretches of five steps, the last cut
         (6, 40, 1, "channel", True),
-        (33, 64, 20, "channel", False),  # more updates a step than a stretch has
+        pytest.param(33, 64, 20, "channel", False, marks=pytest.mark.slow),  # more updates a step than a stretch has
     ],
 )
 def test_all_sizes_of_delta_scan_match_float64(K, V, n, decays, read):

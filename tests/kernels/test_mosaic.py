@@ -116,6 +116,7 @@ def test_mamba_lowers_at_its_usual_size(pretend):
     assert exported(partial(value_and_gradients, scan, "mosaic"), *narrow(of["selective"]), reset).count(TARGET) == 2
 
 
+@pytest.mark.slow
 @EACH
 def test_they_lower_in_a_process_that_has_float64(name, pretend):
     of, reset = inputs(10, 2, 5, 3)
@@ -124,6 +125,7 @@ def test_they_lower_in_a_process_that_has_float64(name, pretend):
         assert exported(partial(value_and_gradients, scan_of(name), "mosaic"), *arrays, reset).count(TARGET) == 2
 
 
+@pytest.mark.slow
 @EACH
 def test_they_lower_under_vmap(name, pretend):
     of, reset = inputs(10, 2, 5, 3)

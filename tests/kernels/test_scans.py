@@ -13,13 +13,21 @@ from tests.kernels.cases import CASES
 
 T, B = 13, 3
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
-EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+FIRST = {name.partition(",")[0]: name for name in reversed(CASES)}.values()
+"""The first case of each kernel. The others run where there is time for what is slow."""
+
+
+def param(name: str, *values, **more):
+    return pytest.param(*values, **more, marks=() if name in FIRST else pytest.mark.slow)
+
+
+EACH = pytest.mark.parametrize("case", [param(name, case, id=name) for name, case in CASES.items()])
 
 
 def each_backend():
     """Every kernel on every fast backend."""
-    pairs = [(case, backend, f"{name}-{backend}") for name, case in CASES.items() for backend in case.backends]
-    return pytest.mark.parametrize(("case", "backend"), [pytest.param(c, b, id=i) for c, b, i in pairs])
+    pairs = [(name, case, backend) for name, case in CASES.items() for backend in case.backends]
+    return pytest.mark.parametrize(("case", "backend"), [param(n, c, b, id=f"{n}-{b}") for n, c, b in pairs])
 
 
 def resets(pattern: str, T: int = T, B: int = B) -> np.ndarray:
@@ -91,6 +99,7 @@ def forward_mode():
     return [(name, "reference") for name in CASES] + [(name, "xla") for name in chunked]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "backend"), forward_mode())
 def test_forward_mode_agrees_with_reverse_mode(name, backend):
     case = CASES[name]
@@ -115,6 +124,7 @@ def test_forward_mode_agrees_with_reverse_mode(name, backend):
         np.testing.assert_allclose(*products(inputs, tangents), rtol=1e-9)
 
 
+@pytest.mark.slow
 @EACH
 def test_one_step_of_one_row(case):
     with jax.enable_x64(True):
@@ -332,6 +342,7 @@ def test_selective_scan_is_its_definition():
             assert relative(case.scan(inputs[0], inputs[1], reset, inputs[2], backend), (y, h[-1])) < 1e-13
 
 
+@pytest.mark.slow
 def test_a_state_of_attention_from_before_the_ring_goes_on_as_it_was():
     """Its entries lay oldest first and its last leaf was their number: the place of such a ring begins at 0."""
     W, H, D = 4, 2, 3

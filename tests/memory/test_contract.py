@@ -1,5 +1,6 @@
 """Every registered memory acts as it trains: the contract suite over the registry."""
 
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -20,12 +21,24 @@ WIDTH = 8
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-@pytest.mark.parametrize("name", sorted(MEMORIES))
-@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+MORE_PROGRAMS = (testing.check_empty, testing.check_scan_and_vmap, testing.check_float64)
+"""Checks that compile programs of their own, which takes half of the time: fast for a few memories only."""
+FEW = ("gru", "mamba2", "s5")
+
+
+def checks():
+    """Every check of every memory."""
+    for check, name in itertools.product(testing.CHECKS, sorted(MEMORIES)):
+        slow = check in MORE_PROGRAMS and name not in FEW
+        yield pytest.param(check, name, id=f"{check.__name__}-{name}", marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize(("check", "name"), [*checks()])
 def test_contract(check, name):
     check(make_memory(name, WIDTH, norm=False, residual=False, **SMALL.get(name, {})))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 @pytest.mark.parametrize(
     "check",

@@ -505,6 +505,7 @@ def test_signed_decays_count_parity(memory):
     np.testing.assert_allclose(np.abs(y), y[0, 0] * np.exp(-faded * since), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_signed_decays_of_gla_start_as_unsigned_ones():
     x, reset = jnp.zeros((1, 1, WIDTH)), jnp.zeros((1, 1), bool)
     decays = []
@@ -587,6 +588,7 @@ def slstm_by_gates(i: Any, f: Any, z: Any, o: Any = 0.3, steps: int = 20):
     return run(xproj)[..., 0, 0], jax.grad(lambda x: run(x).sum())(xproj)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", [-110.0, -5.0, 0.0, 90.0])
 def test_a_constant_input_gate_of_an_slstm_does_not_matter(i):
     """Not even one whose exponential is 0 in float32, in a row that resets alone."""
@@ -601,6 +603,7 @@ def test_an_slstm_that_forgets_shows_its_input():
     np.testing.assert_allclose(slstm_by_gates(0.0, -40.0, z)[0][:, 0], sigmoid(0.3) * np.tanh(z), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_units_of_an_slstm_start_from_remembering_to_forgetting():
     memory = SLSTM(8, heads=2)
     parameters: Any = memory.init(KEY, memory.initial_state(1), jnp.zeros((1, 1, 8)), jnp.zeros((1, 1), bool))
@@ -633,6 +636,7 @@ def test_ffm():
     check(FFM(WIDTH, traces=traces, contexts=contexts, param_dtype=jnp.float64), recurrence)
 
 
+@pytest.mark.slow
 def test_ffm_starts_with_traces_from_two_steps_to_a_thousand():
     memory = FFM(8)
     parameters: Any = memory.init(KEY, memory.initial_state(1), jnp.zeros((1, 1, 8)), jnp.zeros((1, 1), bool))
@@ -705,6 +709,7 @@ def hippo_n(n):
     return -np.outer(root, root) / 2 * np.sign(k[:, None] - k) - np.eye(n) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spectrum", ["legs", "inv", "lin", "real"])
 def test_s4d_starts_from_the_published_eigenvalues(spectrum):
     _, p = fresh_s4d(state=16, spectrum=spectrum)
@@ -762,12 +767,14 @@ def shm_state(table, decay_max=2.0, steps=400):
     return np.stack(states)
 
 
+@pytest.mark.slow
 def test_shm_without_decay_sums_what_it_wrote():
     M = shm_state(np.zeros((5, 2)), steps=20)
     np.testing.assert_allclose(M, np.arange(1, 21)[:, None] * M[0], rtol=1e-5)
     assert M[0, 0] != 0
 
 
+@pytest.mark.slow
 def test_shm_overflows_as_published_and_not_with_decays_of_at_most_one():
     assert not np.isfinite(shm_state([[-1.0, -1.0]])).all()
     bounded = shm_state([[-1.0, -1.0]], decay_max=1.0)
@@ -813,6 +820,7 @@ def test_one_real_mode_of_s4d_is_an_exponential_average():
     np.testing.assert_allclose(observed(memory, p, ages[:, 0] == 0), (1 - keep) * keep**ages, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_s4d_legs_approaches_hippo_legs():
     """With half of its inputs' weights, the normal part of LegS remembers what LegS does, the better the larger it is
     (the theorem of Gu et al. 2022). The first two states of LegS have closed forms."""
@@ -906,6 +914,7 @@ def test_rwkv7():
     check(RWKV7(WIDTH, heads=heads, rank=3, chunk=2, param_dtype=jnp.float64), recurrence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative", ["gla", "deltanet"])
 def test_relatives_of_rwkv7(relative):
     """Nothing removed, it is gated linear attention; no decay and all removed, the delta rule with strengths of 1."""
@@ -1077,6 +1086,7 @@ def test_attention_sees_distances_and_no_positions(positions):
     assert np.abs(y[5] - y[0]).max() > 1e-3  # of the same input, but of another past
 
 
+@pytest.mark.slow
 def test_a_hopfield_network_returns_the_pattern_that_it_stored():
     """Orthogonal keys and a large beta: a noisy query finds its key, and gets exactly its value."""
     memory = Attention(WIDTH, window=8, heads=1, beta=1000.0, retrievals=3)
@@ -1394,6 +1404,7 @@ def test_bounded_weights_come_back():
     np.testing.assert_array_equal(gradient, [1, 0, 0, -1, -1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["leaky", "alrnn", "reservoir"])
 def test_time_constants_of_an_rnn_start_log_uniform(kind):
     _, (_, _, keep, gain) = started(RNN(512, kind=kind, max_timescale=100.0))
@@ -1499,6 +1510,7 @@ def test_para(cell, backend):
     check(Para(WIDTH, cell=cell, limit=1.5, backend=backend, param_dtype=jnp.float64), recurrence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_units_of_a_para_start_with_memories_of_all_lengths(cell):
     """Without input, and without what units see of themselves, a state falls to t / (1 + t); log t is uniform."""
@@ -1521,6 +1533,7 @@ def test_recurrent_weights_start_orthogonal_gate_by_gate(memory, gates):
         np.testing.assert_array_equal(p["inp"]["bias"], np.repeat([0, 1, 0, 0], WIDTH))
 
 
+@pytest.mark.slow
 def test_units_of_a_gru_start_with_memories_of_all_lengths():
     """Without input, and without the recurrent weights, a state falls to t / (1 + t) in a step; log t is uniform."""
     kept = {}
@@ -1552,6 +1565,7 @@ def test_dense_is_flaxs_with_the_same_parameters(rows):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (64, 64), (96, 130), (3, 3, 2, 8), (67, 67), (5, 1), (1, 5)])
 def test_orthogonal_matrices_are_flaxs(shape):
     """By one block of columns, by several, and by columns that no block divides; for many seeds at once."""
@@ -1569,6 +1583,7 @@ def test_orthogonal_matrices_need_no_lapack():
     assert "lapack" not in program
 
 
+@pytest.mark.slow
 def test_gated_deltanet_starts_as_published():
     """Rates uniform in (0, 16), steps log-uniform in [0.001, 0.1], write strengths near 1/2 for inputs of any width."""
     width = 256

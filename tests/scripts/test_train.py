@@ -118,6 +118,7 @@ def test_ctrl_c_checkpoints_and_exits_130(tmp_path):
     assert checkpoint.checkpoints(folder / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_stops_a_run_and_the_lost_reader_of_its_lines_does_not(tmp_path):
     """It trains on without a reader, and what was trained is kept when the terminal hangs up."""
     folder = tmp_path / "run"

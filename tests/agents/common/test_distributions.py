@@ -32,6 +32,7 @@ def test_categorical_equals_scipy():
         assert stats.chisquare(counts, 20_000 * p[row]).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_multi_categorical_sums_over_all_actions():
     policy = MultiCategorical(jnp.asarray(LOGITS), (2, 4))
     actions = jnp.array([(i, j) for i in range(2) for j in range(4)])

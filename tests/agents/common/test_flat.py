@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from engram.agents.common.flat import flattening
 
@@ -21,6 +22,7 @@ def test_moments_become_vectors_and_counters_stay():
     jax.tree.map(np.testing.assert_array_equal, unflatten((params, vectors)), (PARAMS, state))
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_the_leaves():
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
     state = optimiser.init(PARAMS)

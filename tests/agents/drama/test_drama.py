@@ -136,6 +136,7 @@ def read(agent: Drama, method: str, *args: Any) -> Any:
 # Imagination
 
 
+@pytest.mark.slow
 def test_imagined_states_are_those_of_one_long_sequence():
     agent, out = agent_of(), imagined()
     assert out.features.shape == (HORIZON + 1, N, LATENT + WIDTH)
@@ -150,6 +151,7 @@ def test_imagined_states_are_those_of_one_long_sequence():
     np.testing.assert_allclose(out.features[:, :, LATENT:], d[CONTEXT - 1 :], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_imagined_latents_are_drawn_from_the_prior_and_actions_from_the_policy():
     agent, out, state = agent_of(), imagined(), started()
     z, d = out.features[..., :LATENT], out.features[..., LATENT:]
@@ -234,6 +236,7 @@ def two_hot64(x):
     return np.maximum(0, 1 - np.abs(place[..., None] - np.arange(255)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bootstrap", ["next", "same"])
 def test_losses_of_behaviour_by_definition(bootstrap):
     agent, state, s = agent_of(lambda_boot=bootstrap), started(), TINY
@@ -329,6 +332,7 @@ def acting_program(agent: Drama) -> Any:
     return jax.jit(lambda carry, rows: jax.lax.scan(one_step, carry, rows)[1])
 
 
+@pytest.mark.slow
 def test_a_carried_state_acts_as_a_window_over_the_whole_episode():
     rng = np.random.default_rng(5)
     reset = rng.random((12, 4)) < 0.2

@@ -90,6 +90,7 @@ def assert_close(a: Any, b: Any) -> None:
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), a, b)
 
 
+@pytest.mark.slow
 def test_the_old_policy_is_the_one_that_imagined():
     """Each action is recorded under the statistics of the policy's input, which move, that it was drawn with."""
     agent, state = agent_of(behaviour="ppo", actor_norm="forward"), started()
@@ -108,6 +109,7 @@ def test_the_old_policy_is_the_one_that_imagined():
     assert moved > 0.05
 
 
+@pytest.mark.slow
 def test_the_first_step_is_that_of_the_policy_gradient():
     """One pass over the whole batch, all ratios 1: the same gradient, and the same of everything that follows."""
     ppo, metrics = learn(dreamt(), **ONCE)
@@ -180,6 +182,7 @@ def bound() -> float:
     return 1.5 * kl_of(learn(dreamt(), **ONCE)[0].behaviour, dreamt())
 
 
+@pytest.mark.slow
 def test_a_bound_of_zero_leaves_the_first_step():
     once, _ = learn(dreamt(), **ONCE)
     stopped, metrics = learn(dreamt(), behaviour="ppo", ppo_epochs=3, ppo_kl=0.0)
@@ -202,6 +205,7 @@ MINIBATCHES = {"behaviour": "ppo", "ppo_epochs": 2, "ppo_minibatch": 48, "behavi
 """Steps that are too small to move the policy."""
 
 
+@pytest.mark.slow
 def test_minibatches_hold_whole_steps_and_are_dealt_by_the_state_s_key():
     out, state, run = dreamt(), opened(), learner(**MINIBATCHES)
     after, metrics = run(state, out, state.actor_norm)

@@ -57,6 +57,7 @@ def test_losses_are_cross_entropy_and_squared_error_in_the_actions_bounds():
     np.testing.assert_allclose(played, 7 + 2 * out, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_policy_is_given_the_scaled_return_and_the_share_of_the_longest_episode():
     agent = RCBC.of(cases.grid_episodes(), cases.grid_environment(), asked((7.0,)))
     batch = agent.data.windows(jnp.arange(20), 1)

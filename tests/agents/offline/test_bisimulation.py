@@ -66,6 +66,7 @@ def test_histories_are_the_last_steps_of_the_episode_and_the_next_one():
         assert drawn.terminal[column] == (last and episodes.terminated[episode])
 
 
+@pytest.mark.slow
 def test_steps_before_an_episode_are_not_seen():
     """Whatever stands in the rows before it opens, its features are those of a history that begins there."""
     agent = on_grid()
@@ -153,6 +154,7 @@ def test_losses_are_those_of_the_definition_and_each_trains_its_own_part():
     assert not zero(of_model[0]["model"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory", "kind"), [("gru", "cql"), ("mamba2", "iql")])
 def test_any_memory_under_either_method(memory, kind):
     """Shapes alone."""
@@ -165,6 +167,7 @@ def test_any_memory_under_either_method(memory, kind):
     jax.eval_shape(agent.evaluate, state, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_continuous_actions_too():
     kind = {"action_low": -np.ones(2), "action_high": np.ones(2)}
     episodes = cases.one_step_episodes(np.eye(4, 3), np.zeros((4, 2), np.float32), np.zeros(4), **kind)

@@ -100,6 +100,7 @@ def test_the_density_of_a_given_action_is_that_of_its_sample():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_the_policy_imitates_before_it_seeks_values():
     """At first its loss is that of cloning with SAC's entropy, in float64; those of the critics never change."""
     agent, batch = continuous(clone_steps=7), cases.transitions(0, 24, 3, CONTINUOUS)
@@ -117,6 +118,7 @@ def test_the_policy_imitates_before_it_seeks_values():
     np.testing.assert_allclose(early["loss/policy"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_imitating_policy_takes_the_actions_of_the_data():
     """Each state has one action in the data, 0.5 or -0.5, and a reward that grows with the action."""
     kind = {"action_low": -np.ones(1), "action_high": np.ones(1)}
@@ -151,6 +153,7 @@ def test_conservative_term_of_continuous_actions_is_an_integral():
     assert max(np.abs(x).max() for x in jax.tree.leaves(expected)) > 0.5
 
 
+@pytest.mark.slow
 def test_continuous_target_is_the_smaller_slow_value_of_the_policys_next_action_without_entropy():
     agent, batch = continuous(), cases.transitions(3, 16, 3, CONTINUOUS)
     params, target = cases.random_parameters(agent, 1)

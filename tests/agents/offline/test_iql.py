@@ -102,6 +102,7 @@ def test_step_size_of_the_policy_decays_and_that_of_the_others_stays():
     np.testing.assert_allclose([critic, value], 0.1, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "steps"), [({}, 30), ({"decay_steps": 0}, 0), ({"decay_steps": 7}, 7)])
 def test_the_schedule_is_that_of_the_run(given, steps):
     config: Any = make_config("offline", env="gymnax/Pendulum-v1", total_steps=30, iql=given)[1]
@@ -109,6 +110,7 @@ def test_the_schedule_is_that_of_the_run(given, steps):
     assert agent.settings.decay_steps == steps
 
 
+@pytest.mark.slow
 def test_dropout_is_of_the_policy_in_training_alone():
     agent, plain = agent_of(SPACES["continuous"]), agent_of(SPACES["continuous"])
     agent = replace(agent, settings=settings(hidden=(4,), dropout=0.5))

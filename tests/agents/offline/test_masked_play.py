@@ -44,6 +44,7 @@ def trained(folder, dataset, env=""):
     return api.train("dm-pendulum", dataset=dataset, env=env, **SMALL, out=folder, quiet=True)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_sequence_policy_takes_what_is_allowed_alone(dataset, tmp_path):
     """A forbidden action costs 1000: without masks it is soon taken."""
     run = trained(tmp_path / "run", dataset)

@@ -141,6 +141,7 @@ def test_projection_is_of_all_parameters_as_one_vector():
     assert g @ f < -1e-2  # whereas the backward gradient as it is would undo some of it
 
 
+@pytest.mark.slow
 def test_without_weight_the_backward_gradient_is_gone():
     without, semi = gradient_of(eta=0.0)[0], gradient_of(variant="semi")[0]
     np.testing.assert_allclose(flat(without), flat(semi), rtol=1e-5, atol=1e-7)

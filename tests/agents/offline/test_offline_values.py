@@ -123,6 +123,7 @@ def test_transitions_are_those_of_the_episodes():
     assert 0 < episodes.terminated.mean() < 1
 
 
+@pytest.mark.slow
 def test_data_are_an_argument_of_the_program():
     """Rebound within a traced function, nothing of the data is left in the program, and the step is the same."""
     agent = IQL.of(cases.grid_episodes(), cases.grid_environment(), iql())

@@ -552,6 +552,7 @@ def cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
+@pytest.mark.slow
 def test_a_share_of_nothing_is_plain_imitation():
     with_teacher, without = action_gradient()
     student, teacher = params_of(3, "none"), params_of(1, "none")
@@ -581,6 +582,7 @@ def test_only_an_earlier_teacher_changes_the_direction():
     assert cosine(with_teacher(student, earlier, 0.5)[1], plain) < 0.999
 
 
+@pytest.mark.slow
 def test_teacher_is_the_policy_at_the_end_of_the_epoch_before():
     states = history()[0]
     for i, later in enumerate(states):
@@ -687,6 +689,7 @@ def dropping() -> SequenceAgent:
     return replace(agent, policy=agent.policy.copy(mixer=mixer, dropout=0.4))
 
 
+@pytest.mark.slow
 def test_dropout_is_of_training_alone():
     """Evaluations and the earlier policy drop nothing."""
     agent, plain = dropping(), agent_of("attention", epoch=EPOCH, total_updates=4 * EPOCH)
@@ -702,6 +705,7 @@ def test_dropout_is_of_training_alone():
     assert np.all(taught["plain"] != agent.predict(params, windows, KEY).action)
 
 
+@pytest.mark.slow
 def test_updates_with_dropout_are_repeated_by_their_state():
     """What is dropped follows from the state's key alone, and differs from update to update. Runs without dropout go on
     with the keys that they had before there was any."""

@@ -97,6 +97,7 @@ def test_policy_gradient_is_that_of_equation_5_and_does_not_depend_on_the_scale_
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), other["policy"], gradient["policy"])
 
 
+@pytest.mark.slow
 def test_one_step_of_policy_and_targets_for_several_of_the_critics():
     before = cases.jit_once(agent().init)(jax.random.key(1))
     after, _ = cases.jit_once(agent().update)(before)

@@ -60,7 +60,9 @@ GIVEN: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [{}, GIVEN], ids=["own-bounds", "given-bounds"])
+@pytest.mark.parametrize(
+    "given", [pytest.param({}, id="own-bounds"), pytest.param(GIVEN, id="given-bounds", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     ("algorithm", "name"),
     [("dynlin-ucb", "advertising"), ("dynlin-ucb", "random"), ("linucb", "diagonal"), ("d-linucb", "advertising")],

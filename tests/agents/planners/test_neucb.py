@@ -65,7 +65,7 @@ def kind(algorithm):
     return {"neus": "square", "neuf": "fast"}.get(algorithm[:4], algorithm)
 
 
-@pytest.mark.parametrize("width", [0, 10])
+@pytest.mark.parametrize("width", [pytest.param(0, marks=pytest.mark.slow), 10])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_step_by_step_against_the_mirror(algorithm, width):
     """Three calls are the mirror's uncut run: the state carries everything."""

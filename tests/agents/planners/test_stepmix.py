@@ -301,6 +301,7 @@ def test_practical_bonuses_learn_within_a_few_thousand_episodes():
 # ------------------------------------------------------------------------------------------- baselines from data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["data-bc", "data-pessimistic"])
 def test_a_baseline_is_learned_from_half_the_data_and_the_other_half_is_counted(kind):
     env = episodic_mdp.random(horizon=3, states=3, actions=3)

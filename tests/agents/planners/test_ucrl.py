@@ -67,7 +67,10 @@ CASES = [(algorithm, {}, "bernoulli") for algorithm in ALGORITHMS] + [
 ]
 
 
-@pytest.mark.parametrize(("algorithm", "changed", "rewards"), CASES)
+@pytest.mark.parametrize(
+    ("algorithm", "changed", "rewards"),
+    [pytest.param(*case, marks=pytest.mark.slow if case[1] else ()) for case in CASES],
+)
 def test_step_by_step_as_the_mirror(algorithm, changed, rewards):
     """Actions, states, rewards and alarms of every step, with two seeds whose plans interleave."""
     settings, (kernels, means) = replace(SETTINGS, **changed), instance()
@@ -145,6 +148,7 @@ def gain_of_policies(kernel, means):
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_gains(seed):
     """Plain and extended value iteration without widths give the best policy's gain; wide sets the best reward."""

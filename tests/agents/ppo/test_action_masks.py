@@ -49,6 +49,7 @@ def test_without_its_masks_it_takes_what_is_forbidden(tmp_path):
     assert max(rows[-1]["train/return"]) < -100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "more"),
     [
@@ -83,6 +84,7 @@ def test_the_learner_sees_the_masks_of_the_actor():
     assert (np.log(sizes).sum(0) - policy.entropy()).max() < 0.1  # a new policy is nearly uniform
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_masks_ends_as_an_unbroken_one(tmp_path, monkeypatch, capsys):
     options = TINY | {"env": f"{STRICT}&length=9", "log_points": 4, "checkpoint_seconds": 0, "seeds": 2}
     trained(tmp_path / "whole", options)
@@ -118,6 +120,7 @@ def test_training_and_evaluation_have_masks_or_neither(env, eval_env):
     built({"env": RANKED + env, "eval_env": RANKED + eval_env, "observation__action_mask": False})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["stuck", "late"])
 def test_wrong_masks_are_one_line_unless_they_are_dropped(fault, tmp_path):
     env = TINY | {"env": f"gymnasium/tests.envs.own_masks:Loose-v0?disable_env_checker=true&fault={fault}"}
@@ -138,6 +141,7 @@ def test_a_policy_that_acts_elsewhere_takes_the_mask_beside_the_observation(tmp_
         policy(obs)
 
 
+@pytest.mark.slow
 def test_a_policy_of_an_environment_without_masks_refuses_one(tmp_path):
     policy = trained(tmp_path / "run", TINY | {"env": f"{RANKED}?shown=false"}).policy()
     policy(np.ones(1))

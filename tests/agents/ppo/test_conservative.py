@@ -107,6 +107,7 @@ def test_control_is_handed_over_once_an_episode_and_never_back():
     assert (learning[:-1] & ~learning[1:] & reset[1:]).any()
 
 
+@pytest.mark.slow
 def test_without_the_learner_nothing_is_learned_and_with_alpha_0_it_is_never_trusted():
     for before, after, metrics in (updated("baseline"), updated(alpha=0.0, deviations=1e6)):
         assert metrics["train/learner_steps"] == 0
@@ -114,6 +115,7 @@ def test_without_the_learner_nothing_is_learned_and_with_alpha_0_it_is_never_tru
         assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), before.critics, after.critics)))
 
 
+@pytest.mark.slow
 def test_the_fixed_part_of_a_critic_stays_fixed():
     before, after, _ = updated(alpha=0.0, deviations=1e6)
     for layer in ("fixed_0", "fixed_1", "fixed_2"):

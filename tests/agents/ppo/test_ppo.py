@@ -142,6 +142,7 @@ def test_first_ratio_is_one_in_rollouts_that_begin_within_episodes():
     assert float(jnp.min(metrics["loss/grad_norm"])) > 0
 
 
+@pytest.mark.slow
 def test_numbers_that_a_memory_leaves_are_logged():
     """Iterations of Newton's method: the mean of the layers, of the minibatches and of the epochs."""
     settings = replace(SETTINGS, num_envs=4, num_steps=5, epochs=1)
@@ -235,7 +236,6 @@ class Reach(ActOnObservation):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_noise_moves_a_policy_by_the_step_size_where_rewards_say_nothing_of_actions():
     """Standardised advantages are then noise. Nats that 16 updates take a policy away from chance, as documented."""
 
@@ -255,6 +255,7 @@ def test_noise_moves_a_policy_by_the_step_size_where_rewards_say_nothing_of_acti
     assert lost(5e-4) == pytest.approx(0.02, abs=0.01)
 
 
+@pytest.mark.slow
 def test_multi_discrete_actions():
     agent = make_ppo(vectorised(TwoSwitches(1)), "none", 60)
     state, _ = train(agent, 60)
