@@ -27,6 +27,7 @@ from engram.memory.framestack import FrameStack
 from engram.memory.gla import GLA
 from engram.memory.gru import GRU
 from engram.memory.gtrxl import GTrXL
+from engram.memory.h3 import H3
 from engram.memory.kalman import Kalman
 from engram.memory.lru import LRU
 from engram.memory.lssl import LSSL
@@ -60,6 +61,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "gla": GLA,
     "gru": GRU,
     "gtrxl": GTrXL,
+    "h3": H3,
     "kalman": Kalman,
     "lru": LRU,
     "lssl": LSSL,

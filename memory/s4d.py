@@ -50,15 +50,9 @@ def real(n: int) -> np.ndarray:
 SPECTRA = {"legs": legs, "inv": inverse, "lin": linear, "real": real}
 
 
-class S4D(Memory):
-    """One S4D layer: a state space per channel, then the output function. State: complex `[B, width * state / 2]`."""
-
-    about = About(
-        group="diagonal",
-        equation="h = exp(dt A) * h' + B u for each channel u, complex, fixed dt",
-        source="Gu, Gupta, Goel and Re, NeurIPS 2022; options: DSS, S4-PTD, GSS",
-        home="https://arxiv.org/abs/2206.11893",
-    )
+class StateSpaces(Memory):
+    """A diagonal state space for each channel, and what a layer around them needs. State: complex
+    `[B, width * state / 2]`."""
 
     state: int = 16
     """Size of the real state of each channel, even; half as many complex numbers, by conjugate symmetry."""
@@ -73,17 +67,15 @@ class S4D(Memory):
     dt_max: float = 1.0
     """Longest step length at the start. The paper has 0.1; longer ones learn sooner what asks for the last few
     inputs."""
-    gate: Literal["full_glu", "gelu", "gss"] = "full_glu"
-    """Output function: "full_glu" (`W1 u * sigmoid(W2 u)`, `u = gelu(y)`), "gelu" (`u` alone) or "gss" (the block of
-    gated state spaces, all of whose products have `width` channels)."""
     backend: str = "auto"
     """Backend of `engram.kernels.linear_scan`."""
 
     def __post_init__(self) -> None:
+        name = type(self).__name__.lower()
         if self.state < 2 or self.state % 2:
-            raise BadRequest(f"s4d: state ({self.state}) must be even and at least 2")
+            raise BadRequest(f"{name}: state ({self.state}) must be even and at least 2")
         if not 0 < self.dt_min < self.dt_max < math.inf:
-            raise BadRequest(f"s4d: needs 0 < dt_min ({self.dt_min}) < dt_max ({self.dt_max}), all finite")
+            raise BadRequest(f"{name}: needs 0 < dt_min ({self.dt_min}) < dt_max ({self.dt_max}), all finite")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -117,20 +109,14 @@ class S4D(Memory):
             self.B = self.param("B", each_channel([weights.real, weights.imag]))
         self.C = self.param("C", init_C)
         self.D = self.param("D", nn.initializers.normal(1.0), (width,), dtype)
-        if self.gate == "gss":
-            self.inp = Dense(2 * width, use_bias=False, param_dtype=dtype)
-            self.mix = Dense(width, use_bias=False, param_dtype=dtype)
-            self.down = Dense(width, use_bias=False, param_dtype=dtype)
-        elif self.gate == "full_glu":
-            self.out = GatedOutput(width, dtype)
 
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
         size = (batch, self.width * self.state // 2)
         return jnp.zeros(size, jnp.promote_types(self.param_dtype, jnp.complex64))
 
-    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        u, gate = self.write(x)
+    def through(self, state: State, u: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        """A whole sequence through the state spaces: `u[T, B, width]`, `reset[T, B]` -> state, `y[T, B, width]`."""
 
         def scan(state: State, now: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
             u, reset = now
@@ -139,21 +125,13 @@ class S4D(Memory):
             return state, self.observe(h, u)
 
         # The states of a step are `state` times as large as its input.
-        state, y = in_segments(scan, state, (u, reset), 128)
-        return state, self.read(y, gate)
+        return in_segments(scan, state, (u, reset), 128)
 
-    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
-        u, gate = self.write(x)
+    def through_step(self, state: State, u: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        """One step of `through`: `u[B, width]`, `reset[B]`."""
         decay, drive = self.discretise(u)
         state, h = linear_scan_step(state, decay, join(drive), reset)
-        return state, self.read(self.observe(split(h), u), gate)
-
-    def write(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Input -> what the state spaces see, and the gate of GSS, each `[..., width]`."""
-        if self.gate != "gss":
-            return x, None
-        u, gate = jnp.split(nn.gelu(self.inp(x)), 2, -1)
-        return u, gate
+        return state, self.observe(split(h), u)
 
     def discretise(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`u[..., width]` -> factors of a step, complex `[width * half]`; what is added to the state, real
@@ -173,6 +151,48 @@ class S4D(Memory):
         """States `[..., 2 * width * half]`, real and imaginary parts, and inputs `[..., width]` -> y `[..., width]`."""
         weights = jnp.stack([2 * self.C[0], -2 * self.C[1]])
         return (h.reshape(*u.shape[:-1], *weights.shape) * weights).sum((-3, -1)) + self.D * u
+
+
+class S4D(StateSpaces):
+    """One S4D layer: a state space per channel, then the output function."""
+
+    about = About(
+        group="diagonal",
+        equation="h = exp(dt A) * h' + B u for each channel u, complex, fixed dt",
+        source="Gu, Gupta, Goel and Re, NeurIPS 2022; options: DSS, S4-PTD, GSS",
+        home="https://arxiv.org/abs/2206.11893",
+    )
+
+    gate: Literal["full_glu", "gelu", "gss"] = "full_glu"
+    """Output function: "full_glu" (`W1 u * sigmoid(W2 u)`, `u = gelu(y)`), "gelu" (`u` alone) or "gss" (the block of
+    gated state spaces, all of whose products have `width` channels)."""
+
+    def setup(self) -> None:
+        super().setup()
+        width, dtype = self.width, self.param_dtype
+        if self.gate == "gss":
+            self.inp = Dense(2 * width, use_bias=False, param_dtype=dtype)
+            self.mix = Dense(width, use_bias=False, param_dtype=dtype)
+            self.down = Dense(width, use_bias=False, param_dtype=dtype)
+        elif self.gate == "full_glu":
+            self.out = GatedOutput(width, dtype)
+
+    def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        u, gate = self.write(x)
+        state, y = self.through(state, u, reset)
+        return state, self.read(y, gate)
+
+    def step(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
+        u, gate = self.write(x)
+        state, y = self.through_step(state, u, reset)
+        return state, self.read(y, gate)
+
+    def write(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Input -> what the state spaces see, and the gate of GSS, each `[..., width]`."""
+        if self.gate != "gss":
+            return x, None
+        u, gate = jnp.split(nn.gelu(self.inp(x)), 2, -1)
+        return u, gate
 
     def read(self, y: jax.Array, gate: jax.Array | None) -> jax.Array:
         """`[..., width]` each -> output `[..., width]`."""

@@ -1046,6 +1046,27 @@ BUGS: tuple[Bug, ...] = (
         "angles of a long episode lose their digits",
     ),
     Bug(
+        "memory/h3.py",
+        "return q, k * v",
+        "return k, q * v",
+        "tests/memory/test_h3.py::test_h3",
+        "the query of H3 writes and its key reads",
+    ),
+    Bug(
+        "memory/h3.py",
+        "self.width * (3 if",
+        "self.width * (2 if",
+        "tests/memory/test_h3.py::test_hyena",
+        "the values of Hyena pass no short convolution",
+    ),
+    Bug(
+        "memory/h3.py",
+        "h, y = self.through_step(h, u, reset)",
+        "h, y = self.through_step(h, q * u, reset)",
+        "tests/memory/test_contract.py -k h3",
+        "the actor writes what it reads",
+    ),
+    Bug(
         "memory/mom.py",
         "jnp.where(chosen[..., None], fading, 0)",
         "fading",

@@ -61,6 +61,8 @@ def test_mixed_stacks():
         ("s4d", {"dt_min": 2.0}, "s4d: needs 0 < dt_min (2.0) < dt_max (1.0)"),
         ("s4d", {"dt_max": float("inf")}, "s4d: needs 0 < dt_min"),
         ("s4d", {"spectrum": "flat"}, "s4d.spectrum = 'flat': choose from legs, inv, lin, real, ptd"),
+        ("h3", {"conv": 0}, "h3: conv must be at least 1, got 0"),
+        ("h3", {"state": 7}, "h3: state (7) must be even and at least 2"),
         ("attention", {"heads": 3}, "attention: needs window >= 1 and heads that divide width 8"),
         ("attention", {"retrievals": 0}, "attention: needs retrievals >= 1 and a finite beta > 0"),
         (
