@@ -44,6 +44,7 @@ from engram.memory.rnn import RNN
 from engram.memory.rwkv7 import RWKV7
 from engram.memory.s4d import S4D
 from engram.memory.s5 import S5
+from engram.memory.scout import Scout
 from engram.memory.seqboat import SeqBoat
 from engram.memory.shm import SHM
 from engram.memory.slstm import SLSTM
@@ -78,6 +79,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "rwkv7": RWKV7,
     "s4d": S4D,
     "s5": S5,
+    "scout": Scout,
     "seqboat": SeqBoat,
     "shm": SHM,
     "slstm": SLSTM,

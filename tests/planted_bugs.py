@@ -1130,6 +1130,27 @@ BUGS: tuple[Bug, ...] = (
         "a learner sees more active steps than an actor keeps",
     ),
     Bug(
+        "memory/scout.py",
+        "n, after = steps_of_episodes(reset, begun, self.every)",
+        "n, after = jnp.arange(len(x))[:, None] + jnp.zeros_like(begun), begun",
+        "tests/memory/test_layers.py::test_scout",
+        "checkpoints are counted from the start of a sequence",
+    ),
+    Bug(
+        "memory/scout.py",
+        "n % self.every == self.every - 1",
+        "n % self.every == 0",
+        "tests/memory/test_layers.py::test_scout",
+        "a checkpoint stands for the steps after it",
+    ),
+    Bug(
+        "memory/scout.py",
+        "n = where_reset(reset, jnp.zeros_like(n), n)",
+        "n = n + 0",
+        "tests/memory/test_contract.py::test_contract -k scout",
+        "an actor counts on from the episode before",
+    ),
+    Bug(
         "memory/seqboat.py",
         "a = active + (p - lax.stop_gradient(p))",
         "a = active * p / lax.stop_gradient(p)",

@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "rwkv7": {"heads": 2, "rank": 3, "chunk": 4},
     "s4d": {"state": 4},
     "s5": {"state": 8, "blocks": 2},
+    "scout": {"every": 3, "slots": 2, "heads": 2},
     "seqboat": {"window": 3, "heads": 2, "modes": 2, "select": 2},
     "shm": {"size": 3, "thetas": 4},
     "slstm": {"heads": 2},

@@ -42,6 +42,7 @@ from engram.memory.para import Para
 from engram.memory.rnn import RNN, bounded
 from engram.memory.rwkv7 import RWKV7
 from engram.memory.s4d import S4D
+from engram.memory.scout import Scout
 from engram.memory.seqboat import SeqBoat
 from engram.memory.shm import SHM
 from engram.memory.slstm import SLSTM
@@ -1097,6 +1098,49 @@ def test_a_hopfield_network_returns_the_pattern_that_it_stored():
     q = jnp.broadcast_to(noisy, k.shape)
     y: Any = memory.apply(parameters, q, k, v, reset, state, method="scan")[0]
     np.testing.assert_array_equal(y[2:], jnp.broadcast_to(v[2], y[2:].shape))
+
+
+@pytest.mark.parametrize(("mixer", "every"), [("gla", 3), ("mamba2", 2)])
+def test_scout(mixer, every):
+    """The mixer has tests of its own. Checkpoints begin with the episode, not with the sequence."""
+    heads, size, slots = 2, WIDTH // 2, 2
+    memory = Scout(WIDTH, mixer=mixer, every=every, slots=slots, heads=heads, param_dtype=jnp.float64)
+    layer = memory.make_mixer()
+    mixed = jax.jit(lambda p, x: layer.apply({"params": p}, layer.initial_state(1), x, jnp.zeros(x.shape[:2], bool)))
+
+    def recurrence(p):
+        def of_episode(x):
+            m, seen = np.asarray(cast(Any, mixed(p["mix"], np.pad(x, ((0, T - len(x)), (0, 0)))[:, None]))[1]), []
+            m = m[: len(x), 0]
+            q, k, v = (
+                a.reshape(-1, heads, size) for a in np.split(normed(p["norm"], x + m) @ p["qkv"]["kernel"], 3, -1)
+            )
+            found = np.zeros_like(v)
+            for t in range(len(x)):
+                past = [*seen[-slots:], t]
+                for i in range(heads):
+                    logits = k[past, i] @ q[t, i] / np.sqrt(size) + p["bias"][i, len(past) - 1 :: -1]
+                    found[t, i] = np.exp(logits) / np.exp(logits).sum() @ v[past, i]
+                seen = [*seen, t] if (t + 1) % every == 0 else seen
+            return m + gated(p["out"], found.reshape(-1, WIDTH))
+
+        return of_episode
+
+    with jax.enable_x64(True):
+        check(memory, recurrence)
+
+
+def test_scout_with_a_checkpoint_at_each_step_is_attention_over_its_mixer():
+    scout = Scout(WIDTH, every=1, slots=3, heads=2, param_dtype=jnp.float64)
+    attention = Attention(WIDTH, window=3, heads=2, param_dtype=jnp.float64)
+    p, x, reset, y = run(scout)
+    with jax.enable_x64(True):
+        mixer = scout.make_mixer()
+        m: Any = jax.jit(mixer.apply)({"params": p["mix"]}, mixer.initial_state(B), x, reset)[1]
+        own = {"params": {name: p[name] for name in ("qkv", "bias", "out")}}
+        of = normed(p["norm"], x + np.asarray(m))
+        attended: Any = jax.jit(attention.apply)(own, attention.initial_state(B), of, reset)[1]
+        np.testing.assert_allclose(y, m + attended, atol=1e-10)
 
 
 def damped_average(p, x):
