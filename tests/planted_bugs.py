@@ -1046,6 +1046,27 @@ BUGS: tuple[Bug, ...] = (
         "angles of a long episode lose their digits",
     ),
     Bug(
+        "memory/tcn.py",
+        "jnp.maximum(1 - jnp.maximum(lags - position, position - lags), 0)",
+        "nn.relu(1 - jnp.abs(lags - position))",
+        "tests/memory/test_layers.py -k tcn",
+        "taps at whole steps move one way, whatever lies on the other",
+    ),
+    Bug(
+        "memory/tcn.py",
+        "middle + bounded(self.position - middle, middle)",
+        "self.position",
+        "tests/memory/test_layers.py -k tcn",
+        "taps leave the window, and see nothing from then on",
+    ),
+    Bug(
+        "memory/tcn.py",
+        "jnp.sign(self.weight) * nn.relu(",
+        "nn.relu(",
+        "tests/memory/test_layers.py -k tcn",
+        "squashed weights lose their sign",
+    ),
+    Bug(
         "memory/h3.py",
         "return q, k * v",
         "return k, q * v",
@@ -1229,8 +1250,8 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "memory/tcn.py",
-        "range(0, self.taps * self.dilation, self.dilation)",
-        "range(self.taps)",
+        '1 if self.positions == "learned" else self.dilation',
+        "1",
         "tests/memory/test_layers.py::test_tcn",
         "taps of a dilated convolution have no gaps between them",
     ),

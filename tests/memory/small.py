@@ -54,6 +54,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("s4d", {"state": 6, "spectrum": "ptd", "input_weights": "one", "discretisation": "bilinear", "gate": "gss"}),
     ("ttt", {"heads": 2, "key": 3, "hidden": 4, "loss": "huber", "momentum": True, "decay": True}),
     ("ttt", {"heads": 2, "key": 3, "hidden": 0, "chunk": 3, "loss": "l3", "clip": 0.0}),
+    ("tcn", {"taps": 3, "dilation": 2, "positions": "learned", "weights": "channel", "squash": 0.1}),
     ("shm", {"size": 3, "thetas": 1, "decay_max": 1.0}),
 ]
 """Options that make another memory of one, each tested as such."""

@@ -1365,6 +1365,56 @@ def test_tcn(taps, dilation):
     check(TCN(WIDTH, taps=taps, dilation=dilation, param_dtype=jnp.float64), recurrence)
 
 
+@pytest.mark.parametrize(("weights", "squash"), [("dense", 0.0), ("channel", 0.3)])
+def test_tcn_with_learned_positions(weights, squash):
+    """A tap between two steps sees what lies on the line through them; outside of the window, its end."""
+    taps, dilation = 3, 4
+
+    def recurrence(p):
+        assert (p["position"] < 0).any()
+
+        def of_episode(x):
+            seen = np.zeros((taps, *x.shape))
+            for k, c in itertools.product(range(taps), range(WIDTH)):
+                lags = np.arange(len(x))[:, None] - np.clip(p["position"][k, c], 0, (taps - 1) * dilation)
+                seen[k, :, c] = np.interp(lags, [-1, *range(len(x))], [0, *x[:, c]]).ravel()
+            if weights == "dense":
+                hidden = np.concatenate(seen, -1) @ p["inp"]["kernel"] + p["inp"]["bias"]
+            else:
+                w = p["weight"]
+                hidden = (np.where(w > squash, w - squash, np.where(w < -squash, w + squash, 0))[:, None] * seen).sum(0)
+                hidden += p["bias"]
+            return np.maximum(hidden, 0) @ p["out"]["kernel"] + p["out"]["bias"]
+
+        return of_episode
+
+    options: Any = {"positions": "learned", "weights": weights, "squash": squash}
+    check(TCN(WIDTH, taps=taps, dilation=dilation, param_dtype=jnp.float64, **options), recurrence)
+
+
+def test_taps_of_a_tcn_start_apart_and_move():
+    """At the start it is a TCN with gaps. A tap moves as the difference of its neighbours says, and in the window."""
+    learned, fixed = (TCN(1, taps=2, dilation=3, positions=positions) for positions in ("learned", "fixed"))
+    x, reset = np.array([0.0, 5.0, 1.0, 2.0, 4.0, 8.0], np.float32)[:, None, None], np.zeros((6, 1), bool)
+    state = fixed.initial_state(1)
+    p = {
+        "inp": {"kernel": np.array([[0.0], [1.0]]), "bias": np.zeros(1)},
+        "out": {"kernel": np.ones((1, 1)), "bias": np.zeros(1)},
+    }
+
+    def last(position):
+        y: Any = learned.apply({"params": {**p, "position": jnp.array([[0.0], [position]])}}, state, x, reset)[1]
+        return y[4, 0, 0]
+
+    at_start: Any = jax.jit(learned.init)(KEY, state, x, reset)["params"]["position"]
+    np.testing.assert_array_equal(at_start, [[0], [3]])
+    plain: Any = jax.jit(fixed.apply)({"params": p}, state, x, reset)[1]
+    found, slopes = jax.jit(jax.vmap(jax.value_and_grad(last)))(jnp.array([3.0, 2.0, 1.5, 9.0]))
+    np.testing.assert_allclose(found, [plain[4, 0, 0], 1.0, 1.5, 5.0])
+    # At the end of the window what lies beyond counts as 0 by either; outside no gradient leads further out.
+    np.testing.assert_allclose(slopes, [-(1.0 - 0.0) / 2, (5.0 - 2.0) / 2, 1.0 - 2.0, 0.0])
+
+
 @pytest.mark.parametrize(
     ("memory", "seen"), [(FrameStack(16, frames=3), [0, 1, 2]), (TCN(16, taps=3, dilation=2), [0, 2, 4])]
 )

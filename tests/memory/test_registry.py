@@ -79,6 +79,7 @@ def test_mixed_stacks():
         ("gru", {"max_timescale": float("nan")}, "gru: max_timescale must be at least 1"),
         ("framestack", {"frames": 0}, "framestack: frames must be at least 1, got 0"),
         ("tcn", {"dilation": 0}, "tcn: needs taps >= 1 and dilation >= 1, got 4 and 0"),
+        ("tcn", {"squash": 0.1}, "tcn: squash must be finite, at least 0, and 0 with weights=dense, got 0.1"),
         ("rnn", {"kind": "jordan"}, "rnn.kind = 'jordan': choose from elman, indrnn, leaky, alrnn, reservoir"),
         ("rnn", {"activation": "gelu"}, "rnn.activation = 'gelu': choose from auto, tanh, relu"),
         ("rnn", {"kind": "alrnn", "activation": "tanh"}, "rnn: kind=alrnn has no activation"),
