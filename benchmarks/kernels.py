@@ -56,7 +56,9 @@ from engram.kernels.cpu import ffi
 from engram.kernels.delta_scan import delta_scan
 from engram.kernels.gla_scan import gla_scan
 from engram.kernels.gpu import mosaic
+from engram.kernels.gru_scan import gru_scan
 from engram.kernels.linear_scan import linear_scan
+from engram.kernels.lstm_scan import lstm_scan
 from engram.kernels.malloc import keep_freed_memory
 from engram.kernels.newton_scan import CELLS, newton_scan
 from engram.kernels.selective_scan import selective_scan
@@ -240,6 +242,25 @@ def delta(_: Any, sequence: Any, reset: Any, state: Any, backend: str) -> tuple[
     return delta_scan(q, k, v, beta, None, reset, state, backend=backend)
 
 
+def cell_inputs(keys: Iterator[jax.Array], steps: int, batch: int, units: int, gates: int) -> Inputs:
+    weights = normal(keys, units, gates * units) / math.sqrt(units), normal(keys, units)
+    return weights, normal(keys, steps, batch, gates * units), normal(keys, batch, units)
+
+
+def lstm_inputs(keys: Iterator[jax.Array], steps: int, batch: int, units: int) -> Inputs:
+    weights, x, c = cell_inputs(keys, steps, batch, units, gates=4)
+    return weights[0], x, (c, jnp.tanh(c))
+
+
+def gru(weights: Any, x: Any, reset: Any, state: Any, backend: str) -> tuple[Any, Any]:
+    Wh, bh = weights
+    return gru_scan(x, Wh, bh, reset, state, backend=backend)
+
+
+def lstm(Wh: Any, x: Any, reset: Any, state: Any, backend: str) -> tuple[Any, Any]:
+    return lstm_scan(x, Wh, reset, state, backend=backend)
+
+
 def aaren_inputs(keys: Iterator[jax.Array], steps: int, batch: int, heads: int, size: int) -> Inputs:
     state = normal(keys, batch, heads), 1 + jax.random.uniform(next(keys), (batch, heads))
     sequence = normal(keys, steps, batch, heads), normal(keys, steps, batch, heads, size)
@@ -274,6 +295,7 @@ def layer(parameters: Any, x: Any, reset: Any, state: Any, backend: str) -> tupl
 
 
 HEADS = {"batch": 16, "heads": 4, "size": 64}
+UNITS = {"batch": 16, "units": 64}
 CPP = ("ffi", "xla", "reference")
 COMPILED = ("mosaic", *CPP)
 PROBLEMS = {
@@ -317,6 +339,8 @@ PROBLEMS = {
         cpp="gla_scan",
     ),
     "delta": Problem("delta_scan", HEADS, delta_inputs, delta, CPP, cpp="delta_scan"),
+    "gru": Problem("gru_scan", UNITS, partial(cell_inputs, gates=3), gru, CPP, cpp="recurrent_scan"),
+    "lstm": Problem("lstm_scan", UNITS, lstm_inputs, lstm, CPP, cpp="recurrent_scan"),
     "aaren": Problem("aaren_scan", HEADS, aaren_inputs, aaren, ("xla", "reference")),
     **{
         f"newton-{cell}": Problem(

@@ -4,17 +4,21 @@ With `h' = select(reset[t], 0, h[t-1])` and `p = h' Wh` (Cho et al. 2014, in the
     r = sigmoid(x_r + p_r)      z = sigmoid(x_z + p_z)      n = tanh(x_n + r (p_n + bh))      h[t] = (1 - z) n + z h'
 
 Plain autodiff adds an outer product `h'^T dp` to the gradient of `Wh` at every step. Here the backward scan only
-carries `dh`; the gradient of `Wh` is a matrix product over all steps at once, after it.
+carries `dh`; the gradient of `Wh` is a matrix product over all steps at once, after it. On a CPU a C++ kernel
+(`cpu/recurrent_scan.cc`) keeps the weights in the cache and makes a step's product and gates at once.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from engram.kernels.backends import check_flags, check_shapes, pick_backend, state_dtype
+from engram.kernels.cpu import ffi
 from engram.kernels.rows import clear, rows_outer
 
-BACKENDS = ("reference", "xla")
+BACKENDS = ("reference", "xla", "ffi")
 
 
 def sigmoid(x: jax.Array) -> jax.Array:
@@ -39,7 +43,8 @@ def gru_scan(
         bh: recurrent bias of the candidate `[H]`; those of r and z would only add to `bx`.
         reset: bool `[T, B]`, True where `xproj[t]` opens an episode; None for no reset.
         h0: state before the chunk `[B, H]`; None for zeros.
-        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan) or "auto".
+        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan), "ffi" (C++ on a CPU in
+            float32, elsewhere as "xla") or "auto" ("ffi" on a CPU where it can be had, else "xla").
 
     Returns:
         `h[T, B, H]` in the dtype of `xproj`, and the last state `[B, H]` in float32 or wider.
@@ -51,10 +56,14 @@ def gru_scan(
     (T, B, _), H = xproj.shape, len(bh)
     check_shapes("gru_scan", xproj=(xproj, (T, B, 3 * H)), Wh=(Wh, (H, 3 * H)), bh=(bh, (H,)), h0=(h0, (B, H)))
     check_flags("gru_scan", reset, (T, B))
-    backend = pick_backend(backend, BACKENDS, default="xla")
+    backend = pick_backend(backend, BACKENDS, default="ffi")
+    if not xproj.size:
+        backend = "reference"
     dtype = state_dtype(xproj, Wh)
+    if backend == "ffi":
+        backend = ffi.if_loaded("recurrent_scan", dtype, (jnp.float32,))
     h0 = jnp.zeros((B, H), dtype) if h0 is None else h0.astype(dtype)
-    scan = _scan_xla if backend == "xla" and xproj.size else _scan
+    scan = {"reference": _scan, "xla": _scan_xla, "ffi": _scan_ffi}[backend]
     h, last = scan(xproj.astype(dtype), Wh.astype(dtype), bh.astype(dtype), reset, h0)
     return h.astype(xproj.dtype), last
 
@@ -122,3 +131,51 @@ def _backward(residuals, cotangents):
 
 
 _scan_xla.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _scan_ffi(xproj, Wh, bh, reset, h0):
+    def kernel(*inputs):
+        h, *_ = _call_forward(False, *inputs)
+        return h, h[-1]
+
+    return ffi.on_cpu(kernel, _scan, xproj, Wh, bh, ffi.flags(reset, xproj), h0)
+
+
+def _forward_ffi(xproj, Wh, bh, reset, h0):
+    def otherwise(*inputs):
+        (h, _), (*_, (r, z, n, q)) = _forward(*inputs)
+        return h, jnp.concatenate([r, z, n], -1), q
+
+    h, gates, q = ffi.on_cpu(partial(_call_forward, True), otherwise, xproj, Wh, bh, ffi.flags(reset, xproj), h0)
+    return (h, h[-1]), (Wh, reset, h0, h, gates, q)
+
+
+def _backward_ffi(residuals, cotangents):
+    Wh, reset, h0, h, gates, q = residuals
+
+    def kernel(*inputs):
+        Wh, _, h0, _, gates, q, *_ = inputs
+        results = ffi.like(gates, Wh, q, h0)
+        dxproj, dWh, dq, dh0 = ffi.call("gru_scan_backward", results, *inputs, in_place={4: 0, 5: 2})
+        return dxproj, dWh, dq.sum((0, 1)), dh0
+
+    def otherwise(Wh, reset, h0, h, gates, q, *cotangents):
+        gates = (*jnp.split(gates, 3, -1), q)
+        dxproj, dWh, dbh, _, dh0 = _backward((Wh, reset, h0, h, gates), cotangents)
+        return dxproj, dWh, dbh, dh0
+
+    inputs = Wh, ffi.flags(reset, h), h0, h, gates, q
+    dxproj, dWh, dbh, dh0 = ffi.on_cpu(kernel, otherwise, *inputs, *cotangents)
+    return dxproj, dWh, dbh, None, dh0
+
+
+_scan_ffi.defvjp(_forward_ffi, _backward_ffi)
+
+
+def _call_forward(keep, xproj, Wh, bh, reset, h0):
+    """The states and, with `keep`, of every step the gates r, z, n `[T, B, 3H]` and `q[T, B, H]`."""
+    (T, B, _), H = xproj.shape, len(bh)
+    kept = T if keep else 0
+    results = tuple(jax.ShapeDtypeStruct(s, xproj.dtype) for s in ((T, B, H), (kept, B, 3 * H), (kept, B, H)))
+    return ffi.call("gru_scan_forward", results, xproj, Wh, bh, reset, h0)

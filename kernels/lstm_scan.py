@@ -5,18 +5,22 @@ forget gate of Gers et al. 2000):
     i, f, o = sigmoid(s_i, s_f, s_o)      g = tanh(s_g)      c[t] = f c' + i g      h[t] = o tanh(c[t])
 
 As in `gru_scan`, the backward scan carries only gradients of the state and of the gates; the gradient of `Wh` is one
-matrix product after it.
+matrix product after it. On a CPU a C++ kernel (`cpu/recurrent_scan.cc`) keeps the weights in the cache and makes a
+step's product and gates at once.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from engram.kernels.backends import check_flags, check_shapes, pick_backend, state_dtype
+from engram.kernels.cpu import ffi
 from engram.kernels.gru_scan import sigmoid
 from engram.kernels.rows import clear, rows_outer
 
-BACKENDS = ("reference", "xla")
+BACKENDS = ("reference", "xla", "ffi")
 
 
 def lstm_scan(
@@ -34,7 +38,8 @@ def lstm_scan(
         Wh: recurrent weights `[H, 4H]`, same order.
         reset: bool `[T, B]`, True where `xproj[t]` opens an episode; None for no reset.
         state0: `(c, h)` before the chunk, each `[B, H]`; None for zeros.
-        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan) or "auto".
+        backend: "reference" (plain scan, plain autodiff), "xla" (hand-written backward scan), "ffi" (C++ on a CPU in
+            float32, elsewhere as "xla") or "auto" ("ffi" on a CPU where it can be had, else "xla").
 
     Returns:
         `h[T, B, H]` in the dtype of `xproj`, and the last `(c, h)`, each `[B, H]` in float32 or wider.
@@ -47,10 +52,14 @@ def lstm_scan(
     c0, h0 = (None, None) if state0 is None else state0
     check_shapes("lstm_scan", xproj=(xproj, (T, B, 4 * H)), Wh=(Wh, (H, 4 * H)), c0=(c0, (B, H)), h0=(h0, (B, H)))
     check_flags("lstm_scan", reset, (T, B))
-    backend = pick_backend(backend, BACKENDS, default="xla")
+    backend = pick_backend(backend, BACKENDS, default="ffi")
+    if not xproj.size:
+        backend = "reference"
     dtype = state_dtype(xproj, Wh)
+    if backend == "ffi":
+        backend = ffi.if_loaded("recurrent_scan", dtype, (jnp.float32,))
     c0, h0 = (jnp.zeros((B, H), dtype) if x is None else x.astype(dtype) for x in (c0, h0))
-    scan = _scan_xla if backend == "xla" and xproj.size else _scan
+    scan = {"reference": _scan, "xla": _scan_xla, "ffi": _scan_ffi}[backend]
     h, last = scan(xproj.astype(dtype), Wh.astype(dtype), reset, c0, h0)
     return h.astype(xproj.dtype), last
 
@@ -124,3 +133,52 @@ def _backward(residuals, cotangents):
 
 
 _scan_xla.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _scan_ffi(xproj, Wh, reset, c0, h0):
+    def kernel(*inputs):
+        h, c, *_ = _call_forward(False, *inputs)
+        return h, (c, h[-1])
+
+    return ffi.on_cpu(kernel, _scan, xproj, Wh, ffi.flags(reset, xproj), c0, h0)
+
+
+def _forward_ffi(xproj, Wh, reset, c0, h0):
+    def otherwise(*inputs):
+        (h, last), (*_, c, _, (i, f, g, o, _)) = _forward(*inputs)
+        return h, last[0], jnp.concatenate([i, f, g, o], -1), c
+
+    inputs = xproj, Wh, ffi.flags(reset, xproj), c0, h0
+    h, last, gates, c = ffi.on_cpu(partial(_call_forward, True), otherwise, *inputs)
+    return (h, (last, h[-1])), (Wh, reset, c0, h0, h, gates, c)
+
+
+def _backward_ffi(residuals, cotangents):
+    Wh, reset, c0, h0, h, gates, c = residuals
+    g, last = cotangents
+
+    def kernel(*inputs):
+        Wh, _, c0, h0, _, gates, *_ = inputs
+        return ffi.call("lstm_scan_backward", ffi.like(gates, Wh, c0, h0), *inputs, in_place={5: 0})
+
+    def otherwise(Wh, reset, c0, h0, h, gates, c, g, *last):
+        gates = (*jnp.split(gates, 4, -1), jnp.tanh(c))
+        dxproj, dWh, _, dc0, dh0 = _backward((Wh, reset, c0, h0, c, h, gates), (g, last))
+        return dxproj, dWh, dc0, dh0
+
+    inputs = Wh, ffi.flags(reset, h), c0, h0, h, gates, c
+    dxproj, dWh, dc0, dh0 = ffi.on_cpu(kernel, otherwise, *inputs, g, *last)
+    return dxproj, dWh, None, dc0, dh0
+
+
+_scan_ffi.defvjp(_forward_ffi, _backward_ffi)
+
+
+def _call_forward(keep, xproj, Wh, reset, c0, h0):
+    """The states h, the last c and, with `keep`, of every step the gates i, f, g, o `[T, B, 4H]` and `c[T, B, H]`."""
+    (T, B, _), H = xproj.shape, len(Wh)
+    kept = T if keep else 0
+    shapes = (T, B, H), (B, H), (kept, B, 4 * H), (kept, B, H)
+    results = tuple(jax.ShapeDtypeStruct(shape, xproj.dtype) for shape in shapes)
+    return ffi.call("lstm_scan_forward", results, xproj, Wh, reset, c0, h0)

@@ -196,6 +196,57 @@ def test_all_sizes_of_delta_scan_match_float64(K, V, n, decays, read):
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    ("case", "T", "B", "H"),
+    [
+        ("gru", 1, 1, 1),
+        ("gru", 40, 1, 16),  # one row of whole vectors; more steps than the sums of the weights' gradient take at once
+        ("gru", 9, 7, 40),  # tiles of 4, 2 and 1 rows; panels of two vectors and of one
+        ("lstm", 5, 3, 5),
+        ("lstm", 7, 35, 19),  # several tasks, the last of 3 rows; rows of weights beside a whole tile
+        ("lstm", 6, 8, 64),
+    ],
+)
+def test_all_sizes_of_gru_and_lstm_match_float64(case, T, B, H):
+    gates, scan = {"gru": 3, "lstm": 4}[case], CASES[case].scan
+    rng = np.random.default_rng(H)
+    x, Wh, bh = rng.normal(size=(T, B, gates * H)), rng.normal(size=(H, gates * H)) / H**0.5, rng.normal(size=H)
+    c0, h0 = rng.normal(size=(2, B, H))
+    arrays = (Wh, bh) if case == "gru" else Wh, x, h0 if case == "gru" else (c0, h0)
+    reset = jnp.asarray(rng.random((T, B)) < 0.2)
+
+    def value_and_gradients(arrays, backend):
+        out, vjp = jax.vjp(lambda weights, x, state: scan(weights, x, reset, state, backend), *arrays)
+        return out, vjp(jax.tree.map(lambda y: jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape), out))
+
+    run = jax.jit(value_and_gradients, static_argnums=1)
+    with jax.enable_x64(True):
+        truth = run(arrays, "reference")
+        narrow = jax.tree.map(np.float32, arrays)
+        ours = run(narrow, "ffi")
+        assert relative(ours, truth) < 3e-6
+    pair = jax.tree.map(lambda x: np.stack([x / 2, x]), narrow)
+    mapped = jax.jit(jax.vmap(partial(value_and_gradients, backend="ffi")))(pair)
+    assert relative(jax.tree.map(lambda x: x[1], mapped), ours) < 1e-6  # a sum over steps is XLA's
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", ["gru", "lstm"])
+def test_gates_of_large_and_small_inputs_are_those_of_the_plain_scan(case):
+    """Saturated ones are 0 or 1 to rounding, small ones keep their digits, NaN stays NaN in its row."""
+    gates, size = {"gru": 3, "lstm": 4}[case], 8
+    sizes = np.float32([1e-30, 1e-6, 1e-3, 1, 30, 1e30, np.inf, np.nan])
+    x = jnp.asarray(np.tile(np.outer(sizes, np.float32([1, -1, 0.5, 2, -3, 1, 1, -2])), (1, gates)))[None]
+    Wh = jnp.zeros((size, gates * size))
+    weights = (Wh, jnp.zeros(size)) if case == "gru" else Wh
+    ours, truth = (CASES[case].scan(weights, x, None, None, backend)[0][0] for backend in ("ffi", "reference"))
+    np.testing.assert_allclose(ours[:4], truth[:4], rtol=1e-6)
+    np.testing.assert_allclose(ours[4:], truth[4:], rtol=1e-6, atol=2e-7)
+    assert np.isnan(ours[-1]).all()
+    assert np.isfinite(ours[:-1]).all()
+
+
+@needs_compiler
 def test_the_gradient_of_strong_decays_is_not_a_small_difference_of_large_numbers():
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(3, 300, 1, 2, 16))
