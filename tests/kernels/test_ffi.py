@@ -235,8 +235,8 @@ def test_all_sizes_of_gru_and_lstm_match_float64(case, T, B, H):
 def test_gates_of_large_and_small_inputs_are_those_of_the_plain_scan(case):
     """Saturated ones are 0 or 1 to rounding, small ones keep their digits, NaN stays NaN in its row."""
     gates, size = {"gru": 3, "lstm": 4}[case], 8
-    sizes = np.float32([1e-30, 1e-6, 1e-3, 1, 30, 1e30, np.inf, np.nan])
-    x = jnp.asarray(np.tile(np.outer(sizes, np.float32([1, -1, 0.5, 2, -3, 1, 1, -2])), (1, gates)))[None]
+    sizes = np.array([1e-30, 1e-6, 1e-3, 1, 30, 1e30, np.inf, np.nan], np.float32)
+    x = jnp.asarray(np.tile(np.outer(sizes, np.array([1, -1, 0.5, 2, -3, 1, 1, -2], np.float32)), (1, gates)))[None]
     Wh = jnp.zeros((size, gates * size))
     weights = (Wh, jnp.zeros(size)) if case == "gru" else Wh
     ours, truth = (CASES[case].scan(weights, x, None, None, backend)[0][0] for backend in ("ffi", "reference"))
