@@ -7,7 +7,7 @@ what was not a choice then. What a run did stays what it does.
 from collections.abc import Callable
 from typing import Any
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the form in which configurations are written. What runs wrote without a version is of version 1."""
 
 Values = dict[str, Any]
@@ -65,7 +65,22 @@ def _named_decay(settings: Any) -> Any:
     return {**settings, "memory_options": [named(option) for option in options]}
 
 
-STEPS: dict[int, Callable[[Values], Values]] = {1: from_1, 2: from_2, 3: from_3}
+def from_4(values: Values) -> Values:
+    """Mamba and Mamba-2 began as published."""
+    return {group: _begun_as_published(settings) for group, settings in values.items()}
+
+
+def _begun_as_published(settings: Any) -> Any:
+    options = settings.get("memory_options") if isinstance(settings, dict) else None
+    if not isinstance(options, list | tuple):
+        return settings
+    # Those of memories other than the chosen one have no effect.
+    starts = {f"{memory}.start": f"{memory}.start=published" for memory in ("mamba", "mamba2")}
+    chosen = {str(option).partition("=")[0] for option in options}
+    return {**settings, "memory_options": [*options, *(new for key, new in starts.items() if key not in chosen)]}
+
+
+STEPS: dict[int, Callable[[Values], Values]] = {1: from_1, 2: from_2, 3: from_3, 4: from_4}
 """What brings a version to the next."""
 
 

@@ -7,7 +7,7 @@ phases (`observe`, `act`) and not token by token. That is why it is a mixer (`en
 registered memory.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -36,6 +36,9 @@ class DecisionState(struct.PyTreeNode):
 class DecisionMamba(Mamba):
     """One block on tokens `x[3K, B, width]`, `reset[3K, B]`: a Mamba block with all its options. The output of the
     fine-grained branch is added to its own before gate and projection."""
+
+    start: Literal["long", "published"] = "published"
+    """Rates, steps and skip at the start, as for `mamba`, but by default "published"."""
 
     def setup(self) -> None:
         super().setup()

@@ -54,12 +54,18 @@ class LRU(Memory):
     """Outer radius of the ring on which the eigenvalues start, at most 1."""
     max_phase: float = 2 * math.pi
     """Largest phase of an eigenvalue at the start, in radians."""
+    min_phase: float = 0.0
+    """Smallest phase at the start, log-uniform up to `max_phase`; 0 for uniform phases (the paper)."""
     backend: str = "auto"
     """Backend of `engram.kernels.linear_scan`."""
 
     def __post_init__(self) -> None:
-        if self.state < 1 or not (0 <= self.r_min < self.r_max <= 1 and 0 < self.max_phase < math.inf):
-            raise BadRequest("lru: needs state >= 1, 0 <= r_min < r_max <= 1 and a finite max_phase > 0")
+        if self.state < 1 or not (
+            0 <= self.r_min < self.r_max <= 1 and 0 <= self.min_phase < self.max_phase < math.inf
+        ):
+            raise BadRequest(
+                "lru: needs state >= 1, 0 <= r_min < r_max <= 1 and 0 <= min_phase < max_phase, which is finite"
+            )
         if self.kind == "rotrnn":
             if self.heads < 1 or self.state % self.heads:
                 raise BadRequest(f"lru: heads={self.heads} must divide state={self.state}")
@@ -74,8 +80,10 @@ class LRU(Memory):
             area = jax.random.uniform(key, shape, dtype, minval=jnp.finfo(dtype).tiny)
             return jnp.log(-0.5 * jnp.log(self.r_min**2 + area * (self.r_max**2 - self.r_min**2)))
 
-        def init_theta(key, shape, dtype):
-            return jnp.log(self.max_phase * jax.random.uniform(key, shape, dtype, minval=jnp.finfo(dtype).tiny))
+        def phases(key, shape, dtype):
+            if self.min_phase:
+                return jnp.exp(log_uniform(self.min_phase, self.max_phase)(key, shape, dtype))
+            return self.max_phase * jax.random.uniform(key, shape, dtype, minval=jnp.finfo(dtype).tiny)
 
         def normal(scale):
             return nn.initializers.normal(math.sqrt(scale))
@@ -84,10 +92,10 @@ class LRU(Memory):
         if rotates:
             slowest, fastest = (-math.log(radius) for radius in (self.r_max, self.r_min))
             self.nu = self.param("nu", log_uniform(slowest, fastest), (self.heads,), dtype)
-            self.theta = self.param("theta", nn.initializers.uniform(self.max_phase), (self.state,), dtype)
+            self.theta = self.param("theta", phases, (self.state,), dtype)
         else:
             self.nu = self.param("nu", init_nu, (self.state,), dtype)
-            self.theta = self.param("theta", init_theta, (self.state,), dtype)
+            self.theta = self.param("theta", lambda *args: jnp.log(phases(*args)), (self.state,), dtype)
         self.B = self.param("B", normal(0.5 / width), (width, 2 * self.state), dtype)  # Re | Im
         if self.kind == "rtu":
             self.out = Dense(width, param_dtype=dtype)

@@ -98,6 +98,9 @@ class S5(Memory):
     dt_max: float = 1.0
     """Longest step length at the start. The paper has 0.1; with 1, tasks that ask for the last few inputs are learned
     several times faster."""
+    gain: Literal["zoh", "unit"] = "zoh"
+    """Size of what an input adds to a mode: "zoh" (the paper; a mode of short steps is hardly written) or "unit" (that
+    with which white noise makes states of variance 1, whatever the step, as in the LRU)."""
     gate: Literal["full_glu", "gelu"] = "full_glu"
     """Output function: "full_glu" (`W1 u * sigmoid(W2 u)`, `u = gelu(y)`, the paper) or "gelu" (`u` alone)."""
     backend: str = "auto"
@@ -156,11 +159,13 @@ class S5(Memory):
         return state, self.read(split(h), x)
 
     def discretise(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Zero-order hold: `exp(Lambda dt)`, complex `[P]`; `Lambda^-1 (exp(Lambda dt) - 1) B x`, real `[..., 2 P]`:
-        its real and imaginary parts."""
+        """Zero-order hold: `exp(Lambda dt)`, complex `[P]`; `Lambda^-1 (exp(Lambda dt) - 1) B x`, or that of unit gain,
+        real `[..., 2 P]`: its real and imaginary parts."""
         eigenvalues = lax.complex(-jnp.exp(self.log_neg_re), self.im)
         exponent = eigenvalues * jnp.exp(self.log_dt)
         gain = jnp.expm1(exponent) / eigenvalues
+        if self.gain == "unit":
+            gain = gain / jnp.abs(gain) * jnp.sqrt(-jnp.expm1(2 * exponent.real))
         B_re, B_im = jnp.split(self.B, 2, -1)
         B_bar = jnp.concatenate([B_re * gain.real - B_im * gain.imag, B_re * gain.imag + B_im * gain.real], -1)
         return jnp.exp(exponent), rows_matmul(x, B_bar)

@@ -32,14 +32,14 @@ class Start(NamedTuple):
     """D, the weight at which the input of the state space is added to its output."""
 
 
-LONG = Start(0.003, 0.3, "log", 0.3, 0.7, 1.0)
-"""Steps write what they are given, and rates keep it for 5 to 700 steps."""
+LONG = Start(0.003, 0.3, "log", 0.3, 0.7, 0.0)
+"""Steps write what they are given, rates keep it for 5 to 700 steps, and the output is what the state holds."""
 
 
 class Started(Memory):
     """A memory that has these options, and `a_spacing` with choices of its own."""
 
-    start: Literal["long", "published"] = "published"
+    start: Literal["long", "published"] = "long"
     """Rates, steps and skip at the start: "published", or "long", with which states are written at once and kept for
     hundreds of steps. The options `a_min` to `skip` change single values."""
     a_min: float | None = None

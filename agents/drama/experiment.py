@@ -47,7 +47,13 @@ class WorldSettings:
     number of categorical variables."""
     dropout: float = 0.0
     """Dropout rate of each memory layer's output, in training."""
-    memory_options: tuple[str, ...] = ("mamba2.state=16", "mamba2.expand=2", "mamba2.head=64")
+    memory_options: tuple[str, ...] = (
+        "mamba2.state=16",
+        "mamba2.expand=2",
+        "mamba2.head=64",
+        "mamba.start=published",
+        "mamba2.start=published",
+    )
     """Options of memories as `memory.option=value` (see the memory page in docs). Those of memories other than the
     chosen one have no effect."""
 

@@ -135,12 +135,30 @@ NEW = {
 """Settings that were no choice then, and what was done."""
 
 
+STARTS = ["mamba.start=published", "mamba2.start=published"]
+"""How these memories began then, whatever begins otherwise now."""
+
+
+def with_starts(options: list[str]) -> list[str]:
+    return [*options, *(start for start in STARTS if start not in options)]
+
+
+def begun(preset: Any) -> Any:
+    """`preset` with the starts that memories had then."""
+    for group in ("network", "world", "mixer", "history"):
+        if settings := getattr(preset, group, None):
+            settings = replace(settings, memory_options=tuple(with_starts([*settings.memory_options])))
+            preset = replace(preset, **{group: settings})
+    return preset
+
+
 @pytest.mark.parametrize("name", OLD)
 def test_configurations_of_the_first_version_mean_what_they_meant(name):
     """Every value is still there, some under other names, and what is new was not a choice then."""
     old, config = OLD[name], from_dict(OLD[name])
     now = flat(describe(name, config))
     expected = {(group, RENAMED.get((group, key), key)): value for (group, key), value in flat(old).items()}
+    expected |= {key: with_starts(value) for key, value in expected.items() if key[1] == "memory_options"}
     assert {key: now.get(key) for key in expected} == expected
     assert {*now} - {*expected} <= {("", "schema"), *NEW}
     assert all(now[key] == value for key, value in NEW.items() if key in now)
@@ -155,7 +173,7 @@ def test_presets_have_the_values_of_the_first_version(name):
         preset = replace(preset, iql=iql, cql=replace(preset.cql, clone_steps=0))
     if hasattr(preset, "observation"):  # masks of actions, which no preset's environment has, are now heeded
         preset = replace(preset, observation=replace(preset.observation, action_mask=False))
-    assert from_dict(OLD[name]) == preset
+    assert from_dict(OLD[name]) == begun(preset)
 
 
 def test_every_agent_is_among_the_old_configurations():
@@ -173,7 +191,8 @@ def test_runs_from_before_step_sizes_could_fall_keep_theirs():
     stored = yaml.safe_load(yaml.safe_dump(OLD["dm-pendulum"]))
     del stored["sequence"]["learning_rate_end"]
     rate = preset.sequence.learning_rate
-    assert from_dict(stored) == replace(preset, sequence=replace(preset.sequence, learning_rate_end=rate))
+    expected = replace(begun(preset), sequence=replace(preset.sequence, learning_rate_end=rate))
+    assert from_dict(stored) == expected
 
 
 def test_runs_from_before_means_could_be_free_keep_theirs():
@@ -199,10 +218,25 @@ def test_runs_from_before_decays_of_deltanet_had_names_keep_theirs(old, now):
     stored["schema"] = 3
     stored["network"] = {**stored["network"], "memory_options": ["s5.state=8", f"deltanet.decay={old}"]}
     config: Any = from_dict(stored)
-    assert config.network.memory_options == ("s5.state=8", f"deltanet.decay={now}")
+    assert config.network.memory_options[:2] == ("s5.state=8", f"deltanet.decay={now}")
 
 
 def test_reading_leaves_what_was_read_as_it_is():
     stored = yaml.safe_load(yaml.safe_dump(OLD["drama-catch"]))
     from_dict(stored)
     assert stored == OLD["drama-catch"]
+
+
+def test_runs_from_before_mamba_began_with_long_memories_begin_as_published():
+    stored = {**store.to_dict(PRESETS["debug"]), "agent": "ppo", "preset": "debug", "schema": 4}
+    stored["network"] = {**stored["network"], "memory_options": ["mamba2.head=8", "mamba.start=long"]}
+    config: Any = from_dict(stored)
+    assert config.network.memory_options == ("mamba2.head=8", "mamba.start=long", "mamba2.start=published")
+    del stored["schema"], stored["preset"]  # as a person writes it
+    config = from_dict(stored)
+    assert config.network.memory_options == ("mamba2.head=8", "mamba.start=long")
+
+
+@pytest.mark.parametrize("name", ["atari100k", "atari100k-parity"])
+def test_published_world_models_begin_as_published(name):
+    assert {*STARTS} <= {*PRESETS[name].world.memory_options}

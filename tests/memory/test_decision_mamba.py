@@ -122,7 +122,7 @@ def test_mixers_are_all_memories_and_dm():
     from engram.memory import MEMORIES
 
     assert set(MIXERS) == {*MEMORIES, "dm"}
-    assert mixer_options("dm") == mixer_options("mamba")
+    assert mixer_options("dm") == mixer_options("mamba") | {"start": "published"}
     with pytest.raises(UnknownName, match="did you mean dm"):
         make_mixer("dmm", 8, 1)
     with pytest.raises(UnknownName, match="unknown memory 'dm'"):

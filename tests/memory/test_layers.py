@@ -209,6 +209,9 @@ def test_lru_starts_on_its_ring():
     modulus, phase = np.exp(-np.exp(p["nu"])), np.exp(p["theta"])
     assert 0.5 <= modulus.min() < modulus.max() <= 0.8
     assert 0 <= phase.min() < phase.max() <= 0.3
+    spread = LRU(WIDTH, state=2000, min_phase=0.01, max_phase=3.0)
+    log_phase = jax.jit(spread.init)(KEY, spread.initial_state(1), x, reset)["params"]["theta"]
+    assert stats.kstest(log_phase, stats.uniform(np.log(0.01), np.log(300)).cdf).pvalue > 0.01
     # Uniform in area: modulus^2 is uniform between the squares; four standard errors of its mean.
     assert abs((modulus**2).mean() - (0.25 + 0.64) / 2) < 4 * 0.39 / np.sqrt(12 * 2000)
 

@@ -125,6 +125,21 @@ def test_starts_and_stays_stable(spectrum):
     assert np.abs(decay(anywhere)).max() <= 1
 
 
+def test_states_of_unit_gain_have_the_variance_of_b_under_white_noise():
+    """Over a step of any length: sum_k |a^k b|^2 = |b|^2 / (1 - |a|^2) is |B|^2 for each mode."""
+    memory = S5(width=3, state=16, gain="unit", dt_min=1e-3, dt_max=1.0)
+    x, reset = jnp.eye(3)[None], jnp.ones((1, 3), bool)
+    parameters = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(3), x, reset)
+    decay, drive = jax.jit(lambda p: memory.apply(p, x[0], method="discretise"))(parameters)
+    re, im = jnp.split(drive, 2, -1)
+    B_re, B_im = jnp.split(parameters["params"]["B"], 2, -1)
+    np.testing.assert_allclose((re**2 + im**2) / (1 - jnp.abs(decay) ** 2), B_re**2 + B_im**2, rtol=2e-3)
+    zoh = S5(width=3, state=16, dt_min=1e-3, dt_max=1.0)
+    _, slow = jax.jit(lambda p: zoh.apply(p, x[0], method="discretise"))(parameters)
+    slow_re, slow_im = jnp.split(slow, 2, -1)
+    np.testing.assert_allclose(re * slow_im, im * slow_re, atol=1e-7)  # of one phase
+
+
 @pytest.mark.parametrize("options", [{"state": 6, "blocks": 2}, {"state": 0}, {"blocks": 0}, {"dt_max": 1e-4}])
 def test_bad_sizes_are_refused(options):
     with pytest.raises(ValueError, match="s5"):
