@@ -6,9 +6,8 @@ stands for the steps before it, and each step attends to the last checkpoints an
     m = mixer(x)    q, k, v = W LN(x + m)    y = m + out(attention(q; k, v of the last checkpoints and of t))
 
 Added to x, as a stack does, these are the two residual layers of the paper's block; its feed-forward layers are left
-out. The mixer of the paper is Mamba, which begins to remember later than the default here. Checkpoints come at the
-steps `every`, 2 `every`, ... of the episode. Old ones are dropped, which the paper does not do: a state has one size.
-Positions are the numbers of checkpoints between.
+out. The mixer of the paper is Mamba. Checkpoints come at the steps `every`, 2 `every`, ... of the episode. Old ones are
+dropped, which the paper does not do: a state has one size. Positions are the numbers of checkpoints between.
 """
 
 from typing import Any, Literal
