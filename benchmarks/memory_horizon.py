@@ -27,7 +27,14 @@ WIDTH, BATCH, DIRECTIONS, STEP = 64, 4, 3, 0.1
 FLOOR = 1e-6
 """Smallest response that is told from rounding."""
 DISTANCES = (1, 3, 10, 30, 100, 300)
-ALSO = ("gru max_timescale=64", "s5 dt_max=0.1", "mamba start=long", "mamba2 start=long")
+ALSO = (
+    "gru max_timescale=64",
+    "lru min_phase=0.003",
+    "mamba start=published",
+    "mamba2 start=published",
+    "s5 dt_max=0.1",
+    "s5 gain=unit",
+)
 """What is shown beside the registered memories as they come."""
 
 

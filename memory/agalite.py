@@ -120,7 +120,10 @@ class AGaLiTe(Memory):
         c = self.table(x.dtype)[:, n % self.period].T[..., None]  # all cosines at once
         K = fade_k[:, None] * K + c * write_k[:, None]
         V = fade_v[:, None] * V + c * write_v[:, None]
-        total = (by_head(V, self.heads) * self.dot(K, query[:, None])).sum(1)
+        found = by_head(V, self.heads) * self.dot(K, query[:, None])
+        total = found[:, 0]
+        for j in range(1, self.cosines):  # in the order of `attend`: where the sum is divided by little, rounding shows
+            total = total + found[:, j]
         y = self.out(self.read(total, s, query))
         return (K, V, s, (n + 1) % self.period), self.block.after(x, y)
 
