@@ -250,8 +250,8 @@ def test_mamba():
     check(Mamba(WIDTH, state=state, param_dtype=jnp.float64), recurrence)
 
 
-def test_mamba_starts_with_step_sizes_in_range():
-    memory = Mamba(64)
+def test_mamba_starts_as_published():
+    memory = Mamba(64, start="published")
     x, reset = jnp.ones((1, 1, 64)), jnp.ones((1, 1), bool)
     p = jax.jit(memory.init)(KEY, memory.initial_state(1), x, reset)["params"]
     dt = np.log1p(np.exp(np.asarray(p["dt_proj"]["bias"], np.float64)))
