@@ -77,7 +77,7 @@ def draw(found: dict[str, np.ndarray], out: Path) -> None:
         about = find_memory(parse(name)[0]).about
         groups[about.group if about else "recurrent"].append(name)
     shown = {group: names for group, names in groups.items() if names}
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(2, 3, figsize=(11, 8), layout="constrained", sharex=True, sharey=True)
     for axis, (group, names) in zip(axes.flat, shown.items(), strict=False):
         kinds = list(dict.fromkeys(parse(name)[0] for name in names))
         for name in names:
@@ -90,7 +90,8 @@ def draw(found: dict[str, np.ndarray], out: Path) -> None:
         axis.set_yscale("log")
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
-        axis.legend(fontsize=7, loc="lower left")
+        # Below the panel, where it hides no line.
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False)
     for spare in axes.flat[len(shown) :]:
         spare.axis("off")
     figure.supxlabel("steps since the first input", fontsize=9)

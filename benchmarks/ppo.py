@@ -4,8 +4,9 @@
     python -m benchmarks.ppo paper/popgym-s5 --memories s5 gru --num-envs 16 --num-steps 128 --epochs 4 --minibatches 4
 
 Each round runs every memory once; the table gives the median and best round, and each memory's ratio to the first one.
-`--width gru=304` sets the width of one memory, to compare at equal arithmetic per step (`mflop` in the table, forward
-pass of one step of one environment as XLA counts it).
+A memory may have options after its name, as in `--memories "gru backend=xla" gru`. `--width gru=304` sets the width of
+one memory, to compare at equal arithmetic per step (`mflop` in the table, forward pass of one step of one environment
+as XLA counts it: without what a kernel in C++ computes).
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.memory_probe import parse
 from engram.agents.ppo.build import make_ppo
 from engram.configs.presets import PRESETS, names
 from engram.configs.presets.ppo import PPO
@@ -88,13 +90,15 @@ def main() -> None:
     widths = {name: int(width) for name, width in (pair.split("=") for pair in arguments.width)}
 
     contenders = []
-    for name in arguments.memories:
+    for memory in arguments.memories:
+        name, options = parse(memory)
         own = PRESETS.get(f"paper/popgym-{name}", preset) if arguments.preset.startswith("paper/") else preset
-        network = replace(own.network, width=widths.get(name, own.network.width))
+        entries = (*own.network.memory_options, *(f"{name}.{key}={value}" for key, value in options.items()))
+        network = replace(own.network, width=widths.get(name, own.network.width), memory_options=entries)
         config = replace(own, ppo=ppo, memory=name, seeds=arguments.seeds, network=network)
         if arguments.env:
             config = replace(config, env=arguments.env, eval_env="")
-        contenders.append(prepare(name, config, arguments.updates))
+        contenders.append(prepare(memory, config, arguments.updates))
     rounds = [[contender.run() for contender in contenders] for _ in range(arguments.rounds)]
 
     rollout = f"{ppo.num_envs} x {ppo.num_steps} steps"

@@ -185,14 +185,14 @@ def test_repeating_the_command_makes_only_what_is_missing(out, tiers, monkeypatc
 @pytest.mark.slow
 def test_the_expert_of_a_finished_run_is_that_of_its_tiers(out, tiers, tmp_path):
     """From the run's own checkpoint, as if `train.py` had made it; written for Minari."""
-    datasets.record_expert(Expert(out / "training", tmp_path, ("expert",), STEPS, "minari"))
+    # As many steps as make the mean of some 200 episodes.
+    datasets.record_expert(Expert(out / "training", tmp_path, ("expert",), 10 * STEPS, "minari"))
     expert = load(tmp_path / "minari" / "gymnax-CartPole-v1" / "expert-v0")
     high = tiers["expert"].origin.ref_max
     assert high is not None
     assert expert.origin.ref_max == pytest.approx(high, rel=0.15)
     assert expert.origin.ref_min == tiers["random"].origin.ref_min
-    error = expert.returns.std(ddof=1) / len(expert.returns) ** 0.5
-    assert expert.returns.mean() == pytest.approx(high, abs=4 * error)
+    assert expert.returns.mean() == pytest.approx(high, rel=0.15)
 
 
 @pytest.mark.slow
