@@ -5,7 +5,8 @@
 DeltaNet (Yang et al., NeurIPS 2024): a = 1. `decay=head`: Gated DeltaNet (Yang et al., ICLR 2025). `decay=channel`: a
 is diagonal, as in Kimi delta attention (KDA, Kimi Team 2025). `negative`: beta in (0, 2), so that the transition
 reflects (Grazzi et al. 2025). `updates`: several keys per step (DeltaProduct, Siems et al. 2025). With the last two,
-the state can follow what a fading one cannot: parity, and the order in which things were swapped.
+the state can follow what a fading one cannot: parity, and the order in which things were swapped. Fast weight
+programmers with the delta rule (Schlag et al., ICML 2021): `conv=1 feature=dpfp`, keys and queries that sum to 1.
 """
 
 import math
@@ -20,12 +21,23 @@ from engram.errors import BadRequest
 from engram.kernels.causal_conv import causal_conv, causal_conv_step
 from engram.kernels.delta_scan import delta_scan, delta_scan_step
 from engram.memory.base import About, Memory, State
-from engram.memory.layers import Dense, by_head, head_sizes, init_A_log, init_step_bias, uniform, unit
+from engram.memory.layers import (
+    FEATURES,
+    Dense,
+    by_head,
+    feature_count,
+    head_sizes,
+    init_A_log,
+    init_step_bias,
+    sum_to_one,
+    uniform,
+    unit,
+)
 
 
 class DeltaNet(Memory):
     """One layer. State: `(taps, S)`, the past inputs of the convolution over q, k and v `[B, conv - 1, ...]` and the
-    matrices `[B, heads, keys, values]`.
+    matrices `[B, heads, keys, values]`, six times as many keys with `feature="dpfp"`.
     """
 
     about = About(
@@ -48,6 +60,9 @@ class DeltaNet(Memory):
     decay: Literal["none", "head", "channel"] = "none"
     """Decay of the state by factors made from the input as in Mamba-2: none, head (one a head, Gated DeltaNet) or
     channel (one for each number of a key, KDA)."""
+    feature: Literal["none", "elu", "relu", "dpfp"] = "none"
+    """Map of queries and keys: none, elu (elu + 1), relu or dpfp. With one they sum to 1, with none their length
+    is 1."""
     conv: int = 4
     """Taps of the convolution over queries, keys and values, the current input among them."""
     chunk: int = 0
@@ -88,7 +103,7 @@ class DeltaNet(Memory):
             self.A_log = self.param("A_log", init_A_log(0.0), (self.heads,), dtype)
         elif self.decay == "channel":
             self.dt_in = Dense(values // self.heads, use_bias=False, param_dtype=dtype)
-            self.dt = Dense(keys, bias_init=init_step_bias, param_dtype=dtype)
+            self.dt = Dense(keys * feature_count(self.feature), bias_init=init_step_bias, param_dtype=dtype)
             self.A_log = self.param("A_log", init_A_log(1.0), (self.heads,), dtype)
         self.gate = Dense(values, use_bias=False, param_dtype=dtype)
         self.norm = nn.RMSNorm(1e-5, param_dtype=dtype)
@@ -98,6 +113,7 @@ class DeltaNet(Memory):
     def initial_state(self, batch: int) -> State:
         keys, values = self.sizes
         taps = jnp.zeros((batch, self.conv - 1, self.mixed), self.param_dtype)
+        keys *= feature_count(self.feature)
         return taps, jnp.zeros((batch, self.heads, keys // self.heads, values // self.heads), self.param_dtype)
 
     def __call__(self, state: State, x: jax.Array, reset: jax.Array) -> tuple[State, jax.Array]:
@@ -125,7 +141,11 @@ class DeltaNet(Memory):
         if self.updates > 1:
             k, v, beta = (by_head(part, self.updates) for part in (k, v, beta))
         q, k, v = (by_head(part, self.heads) for part in (q, k, v))
-        return unit(q), unit(k), v, beta * (2 if self.negative else 1), self.log_decay(x)
+        if self.feature == "none":
+            q, k = unit(q), unit(k)
+        else:
+            q, k = (sum_to_one(FEATURES[self.feature](part)) for part in (q, k))
+        return q, k, v, beta * (2 if self.negative else 1), self.log_decay(x)
 
     def log_decay(self, x: jax.Array) -> jax.Array | None:
         """`[..., heads]`, or `[..., heads, keys]` with a decay per channel."""

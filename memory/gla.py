@@ -22,27 +22,12 @@ import numpy as np
 from engram.errors import BadRequest
 from engram.kernels.gla_scan import gla_scan, gla_scan_step, signed_decay
 from engram.memory.base import About, Memory, State
-from engram.memory.layers import Dense, by_head, head_sizes
+from engram.memory.layers import FEATURES, NO_WEIGHT, Dense, by_head, feature_count, head_sizes, sum_to_one
 
 GATE_RANK, GATE_ROOT = 16, 16
 """Rank of the gate's projection, and the root that is taken of it: decays start near 1 and move slowly."""
 SIGNED_START = 2 * math.atanh(2 ** (-1 / GATE_ROOT))
 """Bias with which signed decays, which have no root, start where the others do."""
-EPSILON = 1e-6
-"""What keeps a running sum of weights from 0, as in the authors' code."""
-
-
-ROLLS = 3
-"""Products that dpfp makes of each number, of either sign."""
-
-
-def _dpfp(x: jax.Array) -> jax.Array:
-    """The deterministic parameter-free projection (Schlag et al. 2021, eq. 37), `[..., n]` -> `[..., 2 n ROLLS]`."""
-    both = nn.relu(jnp.concatenate([x, -x], -1))
-    return jnp.concatenate([both * jnp.roll(both, i, -1) for i in range(1, ROLLS + 1)], -1)
-
-
-FEATURES = {"none": lambda x: x, "elu": lambda x: nn.elu(x) + 1, "relu": nn.relu, "dpfp": _dpfp}
 
 
 class GLA(Memory):
@@ -93,7 +78,7 @@ class GLA(Memory):
     @property
     def features(self) -> int:
         """Features of a key for each of its numbers."""
-        return 2 * ROLLS if self.feature == "dpfp" else 1
+        return feature_count(self.feature)
 
     @property
     def forgets_nan_inside(self) -> bool:
@@ -135,7 +120,7 @@ class GLA(Memory):
         scale = q.shape[-1] ** -0.5 if self.normalise == "none" else 1.0
         q, k = FEATURES[self.feature](q * scale), FEATURES[self.feature](k)
         if self.normalise == "sum":
-            q, k = (part / (part.sum(-1, keepdims=True) + EPSILON) for part in (q, k))
+            q, k = sum_to_one(q), sum_to_one(k)
         if self.normalise == "running":
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
         negative = None
@@ -149,5 +134,5 @@ class GLA(Memory):
 
     def read(self, y: jax.Array, gate: jax.Array) -> jax.Array:
         if self.normalise == "running":
-            y = y[..., :-1] / (y[..., -1:] + EPSILON)
+            y = y[..., :-1] / (y[..., -1:] + NO_WEIGHT)
         return self.out(self.norm(y).reshape(gate.shape) * nn.silu(gate))

@@ -107,6 +107,32 @@ def unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)
 
 
+ROLLS = 3
+"""Products that dpfp makes of each number, of either sign."""
+NO_WEIGHT = 1e-6
+"""What keeps a sum of weights from 0, as in the authors' code."""
+
+
+def _dpfp(x: jax.Array) -> jax.Array:
+    """The deterministic parameter-free projection (Schlag et al. 2021, eq. 37), `[..., n]` -> `[..., 2 n ROLLS]`."""
+    both = nn.relu(jnp.concatenate([x, -x], -1))
+    return jnp.concatenate([both * jnp.roll(both, i, -1) for i in range(1, ROLLS + 1)], -1)
+
+
+FEATURES = {"none": lambda x: x, "elu": lambda x: nn.elu(x) + 1, "relu": nn.relu, "dpfp": _dpfp}
+"""Maps of keys and queries; all but none make numbers that are not negative."""
+
+
+def feature_count(feature: str) -> int:
+    """How many features `FEATURES[feature]` makes of each number."""
+    return 2 * ROLLS if feature == "dpfp" else 1
+
+
+def sum_to_one(x: jax.Array) -> jax.Array:
+    """Weights that are not negative, divided by their sum."""
+    return x / (x.sum(-1, keepdims=True) + NO_WEIGHT)
+
+
 def orthogonal(scale: float = 1.0) -> Callable:
     """Orthogonal matrices times `scale`: the matrices of flax's initialiser, to rounding.
 

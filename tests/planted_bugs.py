@@ -1215,10 +1215,31 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "kernels/ttt_scan.py",
-        "M, A, S = jax.tree.map(partial(clear, reset), state)",
-        "M, A, S = State(*jax.tree.map(partial(clear, reset), (state.M, None, state.S)))._replace(A=state.A)",
+        "M, A, S, past = jax.tree.map(partial(clear, reset), state)",
+        "M, A, S, past = jax.tree.map(partial(clear, reset), state)._replace(A=state.A)",
         "tests/kernels/test_scans.py::test_nothing_bad_survives_a_reset -k ttt",
         "a chunk's weights outlive a reset",
+    ),
+    Bug(
+        "kernels/ttt_scan.py",
+        "M, A, S, past = jax.tree.map(partial(clear, reset), state)",
+        "M, A, S, past = jax.tree.map(partial(clear, reset), state)._replace(past=state.past)",
+        "tests/memory/test_layers.py::test_ttt",
+        "a window reaches into the episode before",
+    ),
+    Bug(
+        "kernels/ttt_scan.py",
+        "tuple(rule.mass * jax.nn.softmax(m, -1) for m in M)",
+        "tuple(rule.mass * jax.nn.softmax(m, -2) for m in M)",
+        "tests/memory/test_layers.py::test_ttt",
+        "columns of weights sum to the mass, not rows",
+    ),
+    Bug(
+        "memory/layers.py",
+        "return x / (x.sum(-1, keepdims=True) + NO_WEIGHT)",
+        "return x / (x.sum(-1, keepdims=True) + 1)",
+        "tests/memory/test_layers.py::test_deltanet",
+        "keys of fast weights sum to less than 1",
     ),
     Bug(
         "memory/layers.py",

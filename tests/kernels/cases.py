@@ -314,27 +314,40 @@ def _marked_case(best=3):
     return Case(_marked, scan, step, tolerance=1e-5)
 
 
-def _ttt(key, T, B):
-    q, k, v, theta, eta, alpha, opens, *weights = _normal(
-        key, *3 * [(T, B, HEADS, KEYS)], *3 * [(T, B, HEADS)], (T, B), *4 * [(HEADS, KEYS, D), (HEADS, D, KEYS)]
-    )
-    fresh, *state = zip(weights[::2], weights[1::2], strict=True)
-    state = [tuple(jnp.stack([(b + 1) / 2 * w for b in range(B)]) for w in leaf) for leaf in state]
-    q, k = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
-    theta, eta, alpha = (jax.nn.sigmoid(x) for x in (theta, eta, alpha))
-    return fresh, (q, k, v, theta, eta, alpha, opens), State(*state)
+def _ttt_case(window: int, rule: Rule) -> Case:
+    def draw(key, T, B):
+        q, k, v, theta, eta, alpha, opens, gamma, *weights = _normal(
+            key,
+            *3 * [(T, B, HEADS, KEYS)],
+            *3 * [(T, B, HEADS)],
+            (T, B),
+            (T, B, HEADS),
+            *4 * [(HEADS, KEYS, D), (HEADS, D, KEYS)],
+        )
+        fresh, *state = zip(weights[::2], weights[1::2], strict=True)
+        state = State(*(tuple(jnp.stack([(b + 1) / 2 * w for b in range(B)]) for w in leaf) for leaf in state))
+        q, k = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
+        theta, eta, alpha, gamma = (jax.nn.sigmoid(x) for x in (theta, eta, alpha, gamma))
+        if window > 1:
+            shape = (B, HEADS, window - 1)
+            *past, old = _normal(jax.random.fold_in(key, 1), (*shape, KEYS), (*shape, KEYS), shape)
+            state = state._replace(past=(*past, jax.nn.sigmoid(old)))
+        return fresh, (q, k, v, theta, eta, alpha, opens, *([gamma] if window > 1 else [])), state
 
+    def apart(sequence):
+        q, k, v, theta, eta, alpha, opens, *gamma = sequence
+        more = {"eta": eta, "alpha": alpha, "gamma": gamma[0] if gamma else None, "opens": opens > 0}
+        return (q, k, v, theta), {**more, "rule": rule._replace(window=window)}
 
-def _scan_ttt(fresh, sequence, reset, state, backend="auto"):
-    q, k, v, theta, eta, alpha, opens = sequence
-    more = {"eta": eta, "alpha": alpha, "opens": opens > 0, "rule": Rule(clip=1.0)}
-    return ttt_scan(q, k, v, theta, fresh, reset, state, backend=backend, **more)
+    def scan(fresh, sequence, reset, state, backend="auto"):
+        args, more = apart(sequence)
+        return ttt_scan(*args, fresh, reset, state, backend=backend, **more)
 
+    def step(fresh, state, now, reset):
+        args, more = apart(now)
+        return ttt_scan_step(state, *args, fresh, reset, **more)
 
-def _step_ttt(fresh, state, now, reset):
-    q, k, v, theta, eta, alpha, opens = now
-    more = {"eta": eta, "alpha": alpha, "opens": opens > 0, "rule": Rule(clip=1.0)}
-    return ttt_scan_step(state, q, k, v, theta, fresh, reset, **more)
+    return Case(draw, scan, step)
 
 
 def _scan_constant(a, x, reset, h0, backend="auto"):
@@ -423,7 +436,8 @@ CASES = {
     "delta, side by side": Case(
         partial(_delta, 2, (HEADS,)), partial(_scan_delta, 2), _step_delta, tolerance=1e-5, where=side_by_side
     ),
-    "ttt": Case(_ttt, _scan_ttt, _step_ttt),
+    "ttt": _ttt_case(1, Rule(clip=1.0)),
+    "ttt_window": _ttt_case(3, Rule(clip=1.0, retention="kl", mass=2.0)),
     "aaren": Case(
         _aaren,
         _scan_aaren,

@@ -34,6 +34,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("attention", {"window": 5, "heads": 2, "positions": "rope", "beta": 2.0}),
     ("attention", {"window": 5, "heads": 2, "positions": "xl"}),
     ("deltanet", {"heads": 2, "decay": "channel", "chunk": 4}),
+    ("deltanet", {"heads": 2, "feature": "dpfp", "conv": 1, "chunk": 4}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "fixed"}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "elu", "normalise": "running"}),
     ("gla", {"heads": 2, "chunk": 4, "decay": "none", "feature": "dpfp", "normalise": "sum"}),
@@ -55,6 +56,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("s4d", {"state": 6, "spectrum": "ptd", "input_weights": "one", "discretisation": "bilinear", "gate": "gss"}),
     ("ttt", {"heads": 2, "key": 3, "hidden": 4, "loss": "huber", "momentum": True, "decay": True}),
     ("ttt", {"heads": 2, "key": 3, "hidden": 0, "chunk": 3, "loss": "l3", "clip": 0.0}),
+    ("ttt", {"heads": 2, "key": 3, "hidden": 4, "window": 3, "feature": "quadratic", "retention": "kl"}),
     ("tcn", {"taps": 3, "dilation": 2, "positions": "learned", "weights": "channel", "squash": 0.1}),
     ("shm", {"size": 3, "thetas": 1, "decay_max": 1.0}),
 ]

@@ -847,9 +847,16 @@ def test_s4d_legs_approaches_hippo_legs():
 
 
 @pytest.mark.parametrize(
-    ("updates", "negative", "decay"), [(1, False, "none"), (2, True, "channel"), (3, False, "head")], ids=str
+    ("updates", "negative", "decay", "feature"),
+    [
+        (1, False, "none", "none"),
+        (2, True, "channel", "none"),
+        (3, False, "head", "none"),
+        (2, False, "channel", "dpfp"),
+    ],
+    ids=str,
 )
-def test_deltanet(updates, negative, decay):
+def test_deltanet(updates, negative, decay, feature):
     heads, size = 2, WIDTH // 2
 
     def unit(a):
@@ -859,28 +866,37 @@ def test_deltanet(updates, negative, decay):
         def of_episode(x):
             mixed = silu(convolved(x @ p["qkv"]["kernel"], p["conv_weight"]))
             q, k, v = np.split(mixed, [WIDTH, (1 + updates) * WIDTH], -1)
-            q, k = unit(q.reshape(-1, heads, size)), unit(k.reshape(-1, updates, heads, size))
-            v = v.reshape(k.shape)
+            q, k, v = (
+                q.reshape(-1, heads, size),
+                k.reshape(-1, updates, heads, size),
+                v.reshape(-1, updates, heads, size),
+            )
+            if feature == "none":
+                q, k = unit(q), unit(k)
+            else:
+                q, k = (np.apply_along_axis(dpfp_feature, -1, part) for part in (q, k))
+                q, k = (part / (part.sum(-1, keepdims=True) + 1e-6) for part in (q, k))
+            keys = q.shape[-1]
             beta = sigmoid(x @ p["beta"]["kernel"] + p["beta"]["bias"]).reshape(-1, updates, heads) * (1 + negative)
-            keep = np.ones((len(x), heads, size))
+            keep = np.ones((len(x), heads, keys))
             if decay != "none":
                 low = x @ p["dt_in"]["kernel"] if decay == "channel" else x
                 steps = softplus(low @ p["dt"]["kernel"] + p["dt"]["bias"]).reshape(len(x), heads, -1)
                 keep = keep * np.exp(-np.exp(p["A_log"])[:, None] * steps)
-            S, y = np.zeros((heads, size, size)), np.zeros_like(q)
+            S, y = np.zeros((heads, keys, size)), np.zeros((len(x), heads, size))
             for t in range(len(x)):
                 for i in range(heads):
                     S[i] = np.diag(keep[t, i]) @ S[i]
                     for j in range(updates):
                         key = k[t, j, i]
-                        reflect = np.eye(size) - beta[t, j, i] * np.outer(key, key)
+                        reflect = np.eye(keys) - beta[t, j, i] * np.outer(key, key)
                         S[i] = reflect @ S[i] + beta[t, j, i] * np.outer(key, v[t, j, i])
                     y[t, i] = S[i].T @ q[t, i]
             return (rms(p, y).reshape(-1, WIDTH) * silu(x @ p["gate"]["kernel"])) @ p["out"]["kernel"]
 
         return of_episode
 
-    options = {"updates": updates, "negative": negative, "decay": decay, "chunk": 2}
+    options = {"updates": updates, "negative": negative, "decay": decay, "feature": feature, "chunk": 2}
     check(DeltaNet(WIDTH, heads=heads, param_dtype=jnp.float64, **options), recurrence)
 
 
@@ -953,36 +969,60 @@ def published_ttt(p, memory, x):
     heads, size = memory.heads, memory.key
     q, k, v = (a.reshape(len(x), heads, size) for a in np.split(x @ p["qkv"]["kernel"], 3, -1))
     q, k = (a / np.sqrt((a**2).sum(-1, keepdims=True) + 1e-6) for a in (q, k))
-    gates = np.split(sigmoid(x @ p["gates"]["kernel"] + p["gates"]["bias"]), 1 + memory.momentum + memory.decay, -1)
-    zeros = np.zeros_like(gates[0])
-    theta, eta = memory.step_max * gates[0], gates[1] if memory.momentum else zeros
-    alpha = gates[-1] if memory.decay else zeros
-    M = [p[name] for name in ("M1", "M2")[: 1 + (memory.hidden > 0)]]
+    if memory.feature == "quadratic":
+
+        def features(a):  # the product of two is (a b + (a b)^2) / 2
+            each = [a[..., i] * a[..., j] * (1 if i == j else np.sqrt(2)) for i in range(size) for j in range(i, size)]
+            return np.concatenate([a, np.stack(each, -1)], -1) / np.sqrt(2)
+
+        np.testing.assert_allclose((features(q) * features(k)).sum(-1), ((q * k).sum(-1) + (q * k).sum(-1) ** 2) / 2)
+        q, k = features(q), features(k)
+    made = [memory.momentum, memory.window > 1, memory.decay]
+    gates = iter(np.split(sigmoid(x @ p["gates"]["kernel"] + p["gates"]["bias"]), 1 + sum(made), -1))
+    theta = memory.step_max * next(gates)
+    eta, gamma, alpha = (
+        next(gates) if there else less + 0 * theta for there, less in zip(made, (0, 1, 0), strict=True)
+    )
+    logits = [p[name] for name in ("M1", "M2")[: 1 + (memory.hidden > 0)]]  # these are the weights but with "kl"
+
+    def positive(W):
+        W = np.exp(W)
+        return memory.mass * W / W.sum(-1, keepdims=True)
+
+    M = [positive(w) for w in logits] if memory.retention == "kl" else logits
     S, y, anchor = [np.zeros_like(w) for w in M], np.zeros_like(v), M
 
     def gelu_slope(x, step=1e-6):
         return (gelu(x + step) - gelu(x - step)) / (2 * step)
 
+    def network(W, key):
+        return key[:size] + gelu(key @ W[0]) @ W[1] if memory.hidden else key @ W[0]
+
+    def descent(W, key, value):
+        hidden = key @ W[0]
+        e = network(W, key) - value
+        d = {"l2": e, "huber": np.clip(e, -memory.delta, memory.delta), "l3": e * np.abs(e)}[memory.loss]
+        if memory.hidden:
+            return [np.outer(key, (W[1] @ d) * gelu_slope(hidden)), np.outer(gelu(hidden), d)]
+        return [np.outer(key, d)]
+
     for t in range(len(x)):
         anchor = M if t % memory.chunk == 0 else anchor
-        M, new = [w.copy() for w in M], np.zeros((heads, size))
+        M = [w.copy() for w in M]
         for h in range(heads):
             W = [w[h] for w in anchor]
-            hidden = k[t, h] @ W[0]
-            e = (k[t, h] + gelu(hidden) @ W[1] if memory.hidden else hidden) - v[t, h]
-            d = {"l2": e, "huber": np.clip(e, -memory.delta, memory.delta), "l3": e * np.abs(e)}[memory.loss]
-            if memory.hidden:
-                g = [np.outer(k[t, h], (W[1] @ d) * gelu_slope(hidden)), np.outer(gelu(hidden), d)]
-            else:
-                g = [np.outer(k[t, h], d)]
+            pairs = range(max(0, t - memory.window + 1), t + 1)
+            each = [[gamma[i, h] * a for a in descent(W, k[i, h], v[i, h])] for i in pairs]
+            g = [np.sum(parts, 0) for parts in zip(*each, strict=True)]
             norm = np.sqrt(sum((a**2).sum() for a in g))
             for i, a in enumerate(g):
                 a = a * min(1, memory.clip / norm) if memory.clip else a
                 S[i][h] = eta[t, h] * S[i][h] - theta[t, h] * (1 - eta[t, h]) * a
-                M[i][h] = (1 - alpha[t, h]) * M[i][h] + S[i][h]
-            W = [w[h] for w in M]
-            new[h] = q[t, h] + gelu(q[t, h] @ W[0]) @ W[1] if memory.hidden else q[t, h] @ W[0]
-        y[t] = new
+                if memory.retention == "kl":
+                    M[i][h] = positive((1 - alpha[t, h]) * np.log(M[i][h]) + S[i][h])
+                else:
+                    M[i][h] = (1 - alpha[t, h]) * M[i][h] + S[i][h]
+            y[t, h] = network([w[h] for w in M], q[t, h])
     y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
     return gated(p["out"], y.reshape(len(x), -1) * p["norm_scale"])
 
@@ -994,11 +1034,15 @@ def published_ttt(p, memory, x):
         {"momentum": True, "decay": True, "chunk": 3, "clip": 0.3},
         {"loss": "huber", "delta": 0.4, "momentum": True, "clip": 0.0},
         {"loss": "l3", "hidden": 0, "decay": True, "chunk": 2},
+        {"window": 3, "momentum": True, "decay": True},
+        {"window": 2, "chunk": 3, "loss": "huber", "feature": "quadratic", "clip": 0.0},
+        {"retention": "kl", "mass": 3.0, "decay": True, "momentum": True, "window": 3},
+        {"hidden": 0, "feature": "quadratic", "retention": "kl"},
     ],
     ids=str,
 )
 def test_ttt(options):
-    """Chunks begin with the episode, not with the sequence: one has a reset at step 4."""
+    """Chunks and windows begin with the episode, not with the sequence: one has a reset at step 4."""
     memory = TTT(WIDTH, heads=2, key=3, **{"hidden": 4, **options}, param_dtype=jnp.float64)
     check(memory, lambda p: partial(published_ttt, p, memory))
 

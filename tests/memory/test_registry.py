@@ -109,7 +109,7 @@ def test_mixed_stacks():
         ("seqboat", {"modes": 0}, "seqboat: needs window and modes >= 1 and heads that divide width 8"),
         ("seqboat", {"max_timescale": 1.0}, "seqboat: max_timescale must be at least 2 and finite, got 1.0"),
         ("seqboat", {"select": 65}, "seqboat: select must lie in [0, window = 64], got 65"),
-        ("ttt", {"chunk": 0}, "ttt: needs heads, key and chunk >= 1 and hidden >= 0"),
+        ("ttt", {"chunk": 0}, "ttt: needs heads, key, chunk and window >= 1 and hidden >= 0"),
         ("aaren", {"heads": 3}, "aaren: needs heads that divide width 8"),
         ("s5", {"backend": "nope"}, "unknown backend 'nope': choose from auto, reference, xla"),
         ("gla", {"chunk": 3}, "chunk must be a power of 2, got 3"),
