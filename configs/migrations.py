@@ -66,7 +66,7 @@ def _named_decay(settings: Any) -> Any:
 
 
 def from_4(values: Values) -> Values:
-    """Mamba and Mamba-2 began as published."""
+    """Mamba, Mamba-2, S5 and the LRU began as published."""
     return {group: _begun_as_published(settings) for group, settings in values.items()}
 
 
@@ -75,9 +75,19 @@ def _begun_as_published(settings: Any) -> Any:
     if not isinstance(options, list | tuple):
         return settings
     # Those of memories other than the chosen one have no effect.
-    starts = {f"{memory}.start": f"{memory}.start=published" for memory in ("mamba", "mamba2")}
     chosen = {str(option).partition("=")[0] for option in options}
-    return {**settings, "memory_options": [*options, *(new for key, new in starts.items() if key not in chosen)]}
+    began = [f"{key}={value}" for key, value in BEGAN.items() if key not in chosen]
+    return {**settings, "memory_options": [*options, *began]}
+
+
+BEGAN = {
+    "mamba.start": "published",
+    "mamba2.start": "published",
+    "s5.blocks": "1",
+    "s5.gain": "zoh",
+    "lru.min_phase": "0",
+}
+"""Options that were no choice before version 5, or had other defaults, with what was done."""
 
 
 STEPS: dict[int, Callable[[Values], Values]] = {1: from_1, 2: from_2, 3: from_3, 4: from_4}

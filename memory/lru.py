@@ -54,7 +54,7 @@ class LRU(Memory):
     """Outer radius of the ring on which the eigenvalues start, at most 1."""
     max_phase: float = 2 * math.pi
     """Largest phase of an eigenvalue at the start, in radians."""
-    min_phase: float = 0.0
+    min_phase: float = 0.003
     """Smallest phase at the start, log-uniform up to `max_phase`; 0 for uniform phases (the paper)."""
     backend: str = "auto"
     """Backend of `engram.kernels.linear_scan`."""

@@ -24,6 +24,8 @@ from engram.memory.base import About, Memory, State
 from engram.memory.layers import GatedOutput, log_uniform
 
 PERTURBATION = 0.1
+BLOCK = 16
+"""Size of a HiPPO block, where the number of blocks is not given."""
 Complex = npt.NDArray[np.complex128]
 
 
@@ -89,8 +91,9 @@ class S5(Memory):
 
     state: int = 64
     """Size of the real state; half as many complex numbers, by conjugate symmetry."""
-    blocks: int = 1
-    """Number of independent HiPPO blocks that the state starts from; `state` must be a multiple of `2 * blocks`."""
+    blocks: int = 0
+    """Number of independent HiPPO blocks that the state starts from; `state` must be a multiple of `2 * blocks`. 0 for
+    blocks of 16, or a single one where `state` is no multiple of 16: small blocks have more slow modes."""
     spectrum: Literal["hippo", "ptd"] = "hippo"
     """Eigenvalues at the start: "hippo" (HiPPO-N, the paper) or "ptd" (perturb-then-diagonalise HiPPO-LegS)."""
     dt_min: float = 1e-3
@@ -98,38 +101,45 @@ class S5(Memory):
     dt_max: float = 1.0
     """Longest step length at the start. The paper has 0.1; with 1, tasks that ask for the last few inputs are learned
     several times faster."""
-    gain: Literal["zoh", "unit"] = "zoh"
-    """Size of what an input adds to a mode: "zoh" (the paper; a mode of short steps is hardly written) or "unit" (that
-    with which white noise makes states of variance 1, whatever the step, as in the LRU)."""
+    gain: Literal["zoh", "unit"] = "unit"
+    """Size of what an input adds to a mode: "unit" (that with which white noise makes states of variance 1, whatever
+    the step, as in the LRU) or "zoh" (the paper; a mode of short steps is hardly written)."""
     gate: Literal["full_glu", "gelu"] = "full_glu"
     """Output function: "full_glu" (`W1 u * sigmoid(W2 u)`, `u = gelu(y)`, the paper) or "gelu" (`u` alone)."""
     backend: str = "auto"
     """Backend of `engram.kernels.linear_scan`."""
 
     def __post_init__(self) -> None:
-        if self.blocks < 1 or self.state < 2 or self.state % (2 * self.blocks):
-            raise BadRequest(f"s5: state ({self.state}) must be a positive multiple of 2 * blocks ({2 * self.blocks})")
+        if self.blocks < 0 or self.state < 2 or self.state % (2 * self.block_count):
+            raise BadRequest(
+                f"s5: state ({self.state}) must be a positive multiple of 2 * blocks ({2 * self.block_count})"
+            )
         if not 0 < self.dt_min < self.dt_max < math.inf:
             raise BadRequest(f"s5: needs 0 < dt_min ({self.dt_min}) < dt_max ({self.dt_max}), all finite")
         super().__post_init__()
 
+    @property
+    def block_count(self) -> int:
+        """Number of blocks, whoever chose it."""
+        return self.blocks or (1 if self.state % BLOCK else self.state // BLOCK)
+
     def setup(self) -> None:
-        half, width, dtype = self.state // 2, self.width, self.param_dtype
-        eigenvalues, V, V_inverse = SPECTRA[self.spectrum](self.state // self.blocks)
+        half, width, dtype, blocks = self.state // 2, self.width, self.param_dtype, self.block_count
+        eigenvalues, V, V_inverse = SPECTRA[self.spectrum](self.state // blocks)
         rows = V.shape[0]  # of one block, before it is diagonalised
-        eigenvalues = np.tile(eigenvalues, self.blocks)
+        eigenvalues = np.tile(eigenvalues, blocks)
 
         def init_B(key):
             """Real normal B of variance `1 / state`, as the authors', each block multiplied by V^-1 ->
             `[width, 2 * half]`: Re | Im."""
-            B = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)(key, (width, self.blocks * rows), dtype)
+            B = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)(key, (width, blocks * rows), dtype)
             planes = jnp.asarray(np.stack([V_inverse.real, V_inverse.imag]), dtype)
-            return jnp.einsum("cpq,wjq->wcjp", planes, B.reshape(width, self.blocks, rows)).reshape(width, 2 * half)
+            return jnp.einsum("cpq,wjq->wcjp", planes, B.reshape(width, blocks, rows)).reshape(width, 2 * half)
 
         def init_C(key):
             """Complex lecun-normal C, each block multiplied by V -> `[2 * half, width]`: Re over -Im."""
-            parts = nn.initializers.lecun_normal(batch_axis=0)(key, (2, self.blocks * rows, width), dtype)
-            re, im = parts.reshape(2, self.blocks, rows, width)
+            parts = nn.initializers.lecun_normal(batch_axis=0)(key, (2, blocks * rows, width), dtype)
+            re, im = parts.reshape(2, blocks, rows, width)
             V_re, V_im = jnp.asarray(V.real, dtype), jnp.asarray(V.imag, dtype)
             C_re = jnp.einsum("qp,jqw->jpw", V_re, re) - jnp.einsum("qp,jqw->jpw", V_im, im)
             C_im = jnp.einsum("qp,jqw->jpw", V_im, re) + jnp.einsum("qp,jqw->jpw", V_re, im)

@@ -14,6 +14,9 @@ POPGYM = {
 }
 """The network and the length of the POPGym runs of Lu et al. (NeurIPS 2023); PPO's settings are the defaults."""
 
+S5_START = ("s5.blocks=1", "s5.dt_max=0.1", "s5.gain=zoh")
+"""The initial values of S5 as its paper has them."""
+
 RBOCPD = {
     f"paper/rbocpd-{states}x{actions}": Preset(
         f"R-BOCPD-UCRL2 in MDPs of {states} states and {actions} actions that change 14 times.",
@@ -32,7 +35,7 @@ PRESETS = {
     "paper/popgym-s5": Preset(
         "S5 on POPGym, as in Lu et al. (NeurIPS 2023); hours on a CPU.",
         PPO,
-        {**POPGYM, "network.layers": 4, "network.memory_options": ("s5.state=256", "s5.dt_max=0.1")},
+        {**POPGYM, "network.layers": 4, "network.memory_options": ("s5.state=256", *S5_START)},
     ),
     "paper/popgym-gru": Preset(
         "GRU on POPGym, as in Lu et al. (NeurIPS 2023); hours on a CPU.",

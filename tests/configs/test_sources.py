@@ -138,7 +138,7 @@ def test_options_of_memories_replace_those_of_the_preset():
     published: Any = api.make_config("paper/popgym-s5")[1]
     changed: Any = api.make_config("paper/popgym-s5", network__memory_options=["s5.state=128"])[1]
     made = [options_of("s5", config.network.memory_options) for config in (published, changed)]
-    assert made == [{"state": "256", "dt_max": "0.1"}, {"state": "128"}]
+    assert made == [{"state": "256", "blocks": "1", "dt_max": "0.1", "gain": "zoh"}, {"state": "128"}]
 
 
 def test_train_lists_presets(capsys):

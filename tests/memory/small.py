@@ -52,7 +52,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *(("para", {"cell": cell, "backend": backend}) for cell, backend in [("lstm", "auto"), ("gru", "newton")]),
     ("rnn", {"activation": "relu"}),
     *(("rnn", {"kind": kind}) for kind in ("indrnn", "leaky", "alrnn", "reservoir")),
-    ("s5", {"state": 8, "blocks": 2, "gain": "unit"}),
+    ("s5", {"state": 8, "blocks": 2, "gain": "zoh"}),
     ("s4d", {"state": 6, "spectrum": "ptd", "input_weights": "one", "discretisation": "bilinear", "gate": "gss"}),
     ("ttt", {"heads": 2, "key": 3, "hidden": 4, "loss": "huber", "momentum": True, "decay": True}),
     ("ttt", {"heads": 2, "key": 3, "hidden": 0, "chunk": 3, "loss": "l3", "clip": 0.0}),

@@ -189,7 +189,7 @@ def test_rotrnn():
 
 def test_rotrnn_starts_and_stays_as_published():
     """Rates log-uniform; angles uniform; a head's state has the variance of one input of variance 1."""
-    memory = LRU(16, state=256, kind="rotrnn", heads=128, r_min=0.5, r_max=0.99, max_phase=0.3)
+    memory = LRU(16, state=256, kind="rotrnn", heads=128, r_min=0.5, r_max=0.99, min_phase=0.0, max_phase=0.3)
     x = jax.random.normal(jax.random.key(1), (400, 20, 16))
     state, reset = memory.initial_state(20), jnp.zeros((400, 20), bool)
     parameters: Any = jax.jit(memory.init)(KEY, state, x, reset)
@@ -203,7 +203,7 @@ def test_rotrnn_starts_and_stays_as_published():
 
 
 def test_lru_starts_on_its_ring():
-    memory = LRU(WIDTH, state=2000, r_min=0.5, r_max=0.8, max_phase=0.3)
+    memory = LRU(WIDTH, state=2000, r_min=0.5, r_max=0.8, min_phase=0.0, max_phase=0.3)
     x, reset = jnp.ones((1, 1, WIDTH)), jnp.ones((1, 1), bool)
     p = jax.jit(memory.init)(KEY, memory.initial_state(1), x, reset)["params"]
     modulus, phase = np.exp(-np.exp(p["nu"])), np.exp(p["theta"])

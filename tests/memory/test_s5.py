@@ -43,7 +43,7 @@ def test_equals_the_authors_layer_in_float64(reference, blocks):
     reset = np.zeros((len(x), 1), bool)
     width = x.shape[-1]
     with jax.enable_x64(True):
-        options = {"width": width, "state": 16, "blocks": blocks, "param_dtype": jnp.float64}
+        options = {"width": width, "state": 16, "blocks": blocks, "gain": "zoh", "param_dtype": jnp.float64}
         ssm = S5(gate="gelu", **options)
         _, y = jax.jit(ssm.apply)({"params": r["ssm"]}, ssm.initial_state(1), x, reset)
         np.testing.assert_allclose(y[:, 0], jax.nn.gelu(r["ssm_y"]), atol=1e-10)
@@ -74,6 +74,14 @@ def test_starts_with_the_authors_scale_of_b(blocks):
     B = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(1), x, reset)["params"]["B"]
     re, im = jnp.split(B, 2, -1)
     np.testing.assert_allclose(jnp.mean(re**2 + im**2), 1 / 16, rtol=0.06)
+
+
+@pytest.mark.parametrize(("state", "blocks"), [(64, 4), (16, 1), (40, 1)])
+def test_begins_with_blocks_of_16_where_they_fit(state, blocks):
+    memories = S5(width=4, state=state), S5(width=4, state=state, blocks=blocks)
+    x, reset = jnp.ones((1, 1, 4)), jnp.ones((1, 1), bool)
+    ours, truth = (jax.jit(m.init)(jax.random.key(0), m.initial_state(1), x, reset) for m in memories)
+    jax.tree.map(np.testing.assert_array_equal, ours, truth)
 
 
 @pytest.mark.parametrize("n", [2, 16, 64])
@@ -127,20 +135,20 @@ def test_starts_and_stays_stable(spectrum):
 
 def test_states_of_unit_gain_have_the_variance_of_b_under_white_noise():
     """Over a step of any length: sum_k |a^k b|^2 = |b|^2 / (1 - |a|^2) is |B|^2 for each mode."""
-    memory = S5(width=3, state=16, gain="unit", dt_min=1e-3, dt_max=1.0)
+    memory = S5(width=3, state=16, dt_min=1e-3, dt_max=1.0)
     x, reset = jnp.eye(3)[None], jnp.ones((1, 3), bool)
     parameters = jax.jit(memory.init)(jax.random.key(0), memory.initial_state(3), x, reset)
     decay, drive = jax.jit(lambda p: memory.apply(p, x[0], method="discretise"))(parameters)
     re, im = jnp.split(drive, 2, -1)
     B_re, B_im = jnp.split(parameters["params"]["B"], 2, -1)
     np.testing.assert_allclose((re**2 + im**2) / (1 - jnp.abs(decay) ** 2), B_re**2 + B_im**2, rtol=2e-3)
-    zoh = S5(width=3, state=16, dt_min=1e-3, dt_max=1.0)
+    zoh = S5(width=3, state=16, gain="zoh", dt_min=1e-3, dt_max=1.0)
     _, slow = jax.jit(lambda p: zoh.apply(p, x[0], method="discretise"))(parameters)
     slow_re, slow_im = jnp.split(slow, 2, -1)
     np.testing.assert_allclose(re * slow_im, im * slow_re, atol=1e-7)  # of one phase
 
 
-@pytest.mark.parametrize("options", [{"state": 6, "blocks": 2}, {"state": 0}, {"blocks": 0}, {"dt_max": 1e-4}])
+@pytest.mark.parametrize("options", [{"state": 6, "blocks": 2}, {"state": 0}, {"blocks": -1}, {"dt_max": 1e-4}])
 def test_bad_sizes_are_refused(options):
     with pytest.raises(ValueError, match="s5"):
         make_memory("s5", 8, **options)
