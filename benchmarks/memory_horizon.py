@@ -29,11 +29,10 @@ FLOOR = 1e-6
 DISTANCES = (1, 3, 10, 30, 100, 300)
 ALSO = (
     "gru max_timescale=64",
-    "lru min_phase=0.003",
+    "lru min_phase=0",
     "mamba start=published",
     "mamba2 start=published",
-    "s5 dt_max=0.1",
-    "s5 gain=unit",
+    "s5 gain=zoh blocks=1",
 )
 """What is shown beside the registered memories as they come."""
 

@@ -5,7 +5,6 @@ finished runs and resumes broken ones; several with other games or seeds may sha
 `scores.json`, `table.md` and `scores.png` of all runs in the folder are written after every run.
 """
 
-import fcntl
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,10 +16,12 @@ import numpy as np
 
 from engram.agents.common.experiment import Experiment
 from engram.agents.registry import spec_of
+from engram.atomic_files import replacing
 from engram.envs.host.atari import ATARI_100K
-from engram.errors import BadRequest, Interrupted, UnknownName
+from engram.errors import BadRequest, UnknownName
 from engram.experiments.atari_scores import published
-from engram.experiments.cells import Cell, make_folder
+from engram.experiments.cells import Cell, make_folder, reporting
+from engram.experiments.launch import run_cells
 from engram.experiments.options import Atari100k as Options
 from engram.experiments.options import Output
 from engram.experiments.runs import Run, read_summary
@@ -109,22 +110,18 @@ def atari100k(config: Experiment, preset: str, options: Options, output: Output 
         cell_of(config, preset, run).refuse_other()
     make_folder(out)
 
-    failures: dict[str, str] = {}
-    report(out, preset, config, failures)
-    for number, (run, cell) in enumerate(cells.items(), 1):
-        if cell.is_finished:
-            continue
-        left = None if options.hours is None else started + 3600 * options.hours - time.monotonic()
-        if left is not None and left <= 0:
-            raise Interrupted("time is up; repeat the command to go on")
-        notify(f"[{number}/{len(cells)}] {run.name}")
-        failure = cell.train(output, left)
-        if failure is not None:
-            failures[run.name] = failure
-            notify(f"failed: {failure}")
-        report(out, preset, config, failures)
+    def failures() -> dict[str, str]:
+        return {run.name: reason for run, cell in cells.items() if (reason := cell.failure) is not None}
+
+    def write() -> None:
+        report(out, preset, config, failures())
+
+    write()
+    left = None if options.hours is None else started + 3600 * options.hours - time.monotonic()
+    run_cells(list(cells.values()), output, options.jobs, write, left)
+    write()
     notify(f"wrote scores.json, table.md and scores.png in {out}")
-    return failures
+    return failures()
 
 
 def folder_of(config: Experiment, preset: str, options: Options) -> Path:
@@ -229,8 +226,7 @@ def scores_of(results: list[Result]) -> dict[str, list[float]]:
 
 def report(out: Path, preset: str, config: Experiment, failures: dict[str, str]) -> None:
     """Writes scores, table and picture of all finished runs in the folder."""
-    with (out / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: another command may report as well
+    with reporting(out):  # another command may report as well
         results = results_in(out)
         scores = scores_of(results)
         label = f"{preset}, {config.chosen}"
@@ -332,7 +328,6 @@ def draw(scores: dict[str, list[float]], label: str, out: Path) -> None:
     axes.set_ylabel("human-normalised score")
     axes.yaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    partial = out.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=120)
-    partial.replace(out)
+    with replacing(out) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     plt.close(figure)

@@ -1,9 +1,14 @@
 """Cells: the runs that a comparison consists of, each in its own folder, skipped when done and resumed when not."""
 
 import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from filelock import SoftFileLease
 
 from engram.agents import registry
 from engram.agents.common.experiment import Experiment
@@ -11,8 +16,11 @@ from engram.configs import store
 from engram.errors import BadRequest
 from engram.experiments.options import Output
 from engram.experiments.runs import read_summary
-from engram.experiments.train import train_apart
-from engram.training.folder import read_config
+from engram.experiments.train import Children, train_apart
+from engram.regular_files import read_json
+from engram.training.claim import is_claimed, lease_seconds
+from engram.training.folder import read_config, write_atomically
+from engram.training.stderr import notify
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,35 @@ class Cell:
         return (self.folder / "summary.json").exists()
 
     @property
+    def is_running(self) -> bool:
+        """Whether a process trains it at this moment, here or on another machine."""
+        return is_claimed(self.folder)
+
+    @property
+    def failure(self) -> str | None:
+        """Why its last training failed, None where it did not, or is under way again."""
+        if self.is_finished or not self._failed.exists() or self.is_running:
+            return None
+        try:
+            return str(read_json(self._failed)["reason"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "for a reason that cannot be read any more"
+
+    @property
+    def _failed(self) -> Path:
+        """The file that says why it failed: beside the folder, which may be what is wrong."""
+        return self.folder.with_name(f"{self.folder.name}.failed.json")
+
+    @property
+    def state(self) -> Literal["done", "running", "failed", "not run"]:
+        """How far it is."""
+        if self.is_finished:
+            return "done"
+        if self.is_running:
+            return "running"
+        return "not run" if self.failure is None else "failed"
+
+    @property
     def summary(self) -> dict[str, Any] | None:
         """The numbers of the finished run, None before. Raises BadRequest where the file is damaged."""
         return read_summary(self.folder)
@@ -56,10 +93,22 @@ class Cell:
         if store.upgrade(read_config(self.folder)) != store.describe(self.preset, self.config):
             raise BadRequest(f"{self.folder} was trained with other options: choose another --out")
 
-    def train(self, output: Output = Output(), seconds: float | None = None) -> str | None:
-        """Trains in a process of its own; returns why it failed, or None. `seconds` as in `train_apart`."""
+    def train(self, output: Output, children: Children, cores: Sequence[int] = ()) -> None:
+        """Trains in a process of its own; why that fails is kept beside the folder. Arguments and what is raised are
+        those of `train_apart`."""
+        self._failed.unlink(missing_ok=True)
         output = dataclasses.replace(output, out=self.folder)
-        return train_apart(self.config, self.preset, self.folder, output, seconds)
+        reason = train_apart(self.config, self.preset, self.folder, output, children, cores)
+        if reason is not None:
+            notify(f"failed: {reason}")
+            write_atomically(self._failed, json.dumps({"reason": reason}) + "\n")
+
+
+@contextmanager
+def reporting(out: Path) -> Iterator[None]:
+    """The sole right to write the report of a comparison, for which others wait."""
+    with SoftFileLease(out / ".report", lease_duration=lease_seconds(), poll_interval=0.1):
+        yield
 
 
 def make_folder(out: Path) -> None:

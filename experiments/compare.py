@@ -8,14 +8,17 @@ adapt within trials (see `engram.experiments.adapt`): `adaptation.md` and `adapt
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from engram.agents.common.experiment import Experiment
 from engram.agents.registry import spec_of
+from engram.atomic_files import replacing
 from engram.errors import BadRequest
 from engram.experiments.adapt import adapt, is_trials
-from engram.experiments.cells import Cell, make_folder
+from engram.experiments.cells import Cell, make_folder, reporting
 from engram.experiments.figures import draw_panel
+from engram.experiments.launch import run_cells
 from engram.experiments.options import Adapt, Output
 from engram.experiments.options import Compare as Options
 from engram.experiments.runs import folder_name
@@ -33,12 +36,15 @@ class Comparison:
     Attributes:
         out: its folder, with `table.md`, `table.csv`, `curves.png` and `bars.png`.
         cells: its cells, each in a run folder (`cell.folder`).
-        failures: why cells failed, by cell.
     """
 
     out: Path
     cells: list[Cell] = field(repr=False)
-    failures: dict[Cell, str]
+
+    @property
+    def failures(self) -> dict[Cell, str]:
+        """Why cells failed, by cell."""
+        return {cell: reason for cell in self.cells if (reason := cell.failure) is not None}
 
     @property
     def table(self) -> str:
@@ -62,19 +68,11 @@ def compare(config: Experiment, preset: str, options: Options, output: Output = 
     out = options.out or Path("runs") / "compare" / (preset or "own")
     cells = cells_of(config, preset, options, out)
     make_folder(out)
-    failures: dict[Cell, str] = {}
-    for number, cell in enumerate(cells, 1):
-        if not cell.is_finished:
-            notify(f"[{number}/{len(cells)}] {cell.task} with {cell.label}")
-            failure = cell.train(output)
-            if failure is not None:
-                failures[cell] = failure
-                notify(f"failed: {failure}")
-            report(out, cells, failures)
-    report(out, cells, failures)
+    run_cells(cells, output, options.jobs, partial(report, out, cells))
+    report(out, cells)
     notify(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
     report_adaptation(cells, out)
-    return Comparison(out, cells, failures)
+    return Comparison(out, cells)
 
 
 def cells_of(config: Experiment, preset: str, options: Options, out: Path) -> list[Cell]:
@@ -129,13 +127,14 @@ def columns_of(config: Experiment, options: Options) -> list[dict[str, str]]:
 # ---------------------------------------------------------------------------------------------------------- reporting
 
 
-def report(out: Path, cells: list[Cell], failures: dict[Cell, str]) -> None:
-    """Writes tables and pictures of what is there."""
-    write_atomically(out / "table.md", markdown_table(cells, failures))
-    write_atomically(out / "table.csv", csv_table(cells, failures))
-    if any(cell.is_finished for cell in cells):
-        draw_curves(cells, out / "curves.png")
-        draw_bars(cells, out / "bars.png")
+def report(out: Path, cells: list[Cell]) -> None:
+    """Writes tables and pictures of what is there, one command at a time."""
+    with reporting(out):
+        write_atomically(out / "table.md", markdown_table(cells))
+        write_atomically(out / "table.csv", csv_table(cells))
+        if any(cell.is_finished for cell in cells):
+            draw_curves(cells, out / "curves.png")
+            draw_bars(cells, out / "bars.png")
 
 
 def report_adaptation(cells: list[Cell], out: Path) -> None:
@@ -186,7 +185,8 @@ def draw_curves(cells: list[Cell], out: Path) -> None:
     axes[0].legend(fontsize=8)
     figure.supxlabel(f"{WORDS[cells[0].config.row][1]} per seed", fontsize=9)
     figure.supylabel(quantity, fontsize=9)
-    figure.savefig(out, dpi=110)
+    with replacing(out) as partial_file:
+        figure.savefig(partial_file, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -214,5 +214,6 @@ def draw_bars(cells: list[Cell], out: Path) -> None:
     axes[0].set_ylabel("final evaluation return")
     axes[0].set_title(f"mean, 95 % t interval, seeds (n = {', '.join(sorted(counts))})", fontsize=9)
     axes[0].legend(fontsize=8)
-    figure.savefig(out, dpi=110)
+    with replacing(out) as partial_file:
+        figure.savefig(partial_file, dpi=110, format="png")
     plt.close(figure)

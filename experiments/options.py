@@ -76,9 +76,11 @@ class Compare:
     """Seeds per cell."""
     out: Path | None = None
     """Folder of the comparison (default: runs/compare/<preset>)."""
+    jobs: int = 1
+    """Cells that are trained at the same time, each in a process of its own; with several, cores are shared out."""
 
     def __post_init__(self):
-        require_at_least(self, "--", 1, "seeds")
+        require_at_least(self, "--", 1, "seeds", "jobs")
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,11 @@ class Atari100k:
     """Hours after which the benchmark stops, with the current run checkpointed (default: when all is done)."""
     out: Path | None = None
     """Folder of the benchmark (default: runs/atari-100k/<preset>-<memory>)."""
+    jobs: int = 1
+    """Runs that are trained at the same time, each in a process of its own; with several, cores are shared out."""
 
     def __post_init__(self):
-        require_at_least(self, "--", 1, "seeds", "episodes")
+        require_at_least(self, "--", 1, "seeds", "episodes", "jobs")
         require_not_negative(self, "--", "hours")
 
 

@@ -12,6 +12,8 @@ from engram.training.statistics import TEST_SEEDS, better, human_normalised, in_
 
 WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
 """Words for rows, and for the steps that their runs count."""
+WITHOUT_NUMBER = {"failed": "**failed**", "running": "*running*", "not run": "not run"}
+"""What stands in place of a number."""
 
 
 def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
@@ -20,7 +22,7 @@ def rows_and_columns(cells: list[Cell]) -> tuple[list[str], list[str], dict[tupl
     return tasks, columns, {(cell.task, cell.label): cell for cell in cells}
 
 
-def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
+def markdown_table(cells: list[Cell]) -> str:
     """Rows are tasks, columns memories or algorithms; a star where the mean is above that of `none`, by a test."""
     tasks, columns, at = rows_and_columns(cells)
     kind, unit = WORDS[cells[0].config.row]
@@ -35,7 +37,7 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
             if cell.is_finished:
                 row.append(in_words(summarise(cell.scores())) + (" *" if stars.get(label) else ""))
             else:
-                row.append("**failed**" if cell in failures else "not run")
+                row.append(WITHOUT_NUMBER[cell.state])
         lines.append(f"| {task} | " + " | ".join(row) + " |")
     over_tasks, about_tasks = row_over_tasks(cells) if len(tasks) > 1 else ([], [])
     lines += [*over_tasks, "", "Final evaluation return: mean over n seeds and its 95 % t interval.", *about_tasks]
@@ -59,7 +61,9 @@ def markdown_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
         if min(ended) < 1:
             share = f"{sum(ended) / len(ended):.1%} of the evaluation's episodes ended"
             lines.append(f"- **unfinished**: {cell.task} with {cell.label}: {share}; the mean leaves out the others")
-    lines += [f"- **failed**: {cell.task} with {cell.label}: {reason}" for cell, reason in failures.items()]
+    for cell in cells:
+        if (reason := cell.failure) is not None:
+            lines.append(f"- **failed**: {cell.task} with {cell.label}: {reason}")
     return "\n".join(lines) + "\n"
 
 
@@ -126,7 +130,7 @@ def reference_scores(cell: Cell) -> list[float] | None:
     return human_normalised(cell.scores(), table["random"][game], table["human"][game]).tolist()
 
 
-def csv_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
+def csv_table(cells: list[Cell]) -> str:
     """One line a cell and seed-level scores in one column, for further analysis."""
     text = io.StringIO()
     writer = csv.writer(text)
@@ -135,7 +139,7 @@ def csv_table(cells: list[Cell], failures: dict[Cell, str]) -> str:
     for cell in cells:
         summary = cell.summary
         if summary is None:
-            state = f"failed: {failures[cell]}" if cell in failures else "not run"
+            state = cell.state + (f": {cell.failure}" if cell.state == "failed" else "")
             writer.writerow([cell.task, cell.label, state])
             continue
         found = summarise(cell.scores())

@@ -1,12 +1,11 @@
 """Training one run, in this process or in one of its own."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from engram.agents.common.experiment import Experiment
 from engram.agents.common.spec import AgentSpec, Build
 from engram.agents.registry import spec_of
 from engram.configs import store
-from engram.errors import BadRequest, Interrupted
+from engram.errors import BadRequest, Interrupted, InUse
 from engram.experiments.options import Output
 from engram.experiments.policy import write_spaces
 from engram.experiments.runs import Run, default_folder
@@ -137,55 +136,80 @@ def draw_views(run: Run, agent: Any, states: Any) -> list[Path]:
         return draw_dream(run.spec.dreaming, fresh, states, run.folder)
 
 
+STOPPED = "stopped; repeat the command to go on where it was"
+
+
+class Children:
+    """Processes that train, which are stopped together."""
+
+    def __init__(self):
+        self._lock = threading.RLock()  # signals may come while it is held
+        self._processes: set[subprocess.Popen] = set()
+        self._stopped = False
+
+    @contextmanager
+    def start(self, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
+        """Starts a process, to which `stop` reaches until the end of the context. Raises Interrupted after `stop`."""
+        with self._lock:
+            if self._stopped:
+                raise Interrupted(STOPPED)
+            process = subprocess.Popen(command, **options)
+            self._processes.add(process)
+        try:
+            yield process
+        finally:
+            with self._lock:
+                self._processes.remove(process)
+
+    def stop(self) -> None:
+        """Asks all to stop, politely; once more: at once."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                process.terminate()
+
+
 def train_apart(
-    config: Experiment, preset: str, folder: Path, output: Output, seconds: float | None = None
+    config: Experiment, preset: str, folder: Path, output: Output, children: Children, cores: Sequence[int] = ()
 ) -> str | None:
     """Trains `config` in a process of its own, or goes on with what is in `folder`; returns why it failed, or None.
 
     Args:
         output: `wandb` and `quiet` of the run.
-        seconds: politely stopped after this time (None: never).
+        children: which the process becomes one of.
+        cores: numbers of the cores that it may use; none for those of this process.
 
     Raises:
-        Interrupted: by Ctrl-C, a polite kill of either process, or the time; the run was checkpointed if it had begun.
+        InUse: another process trains there.
+        Interrupted: by Ctrl-C or a polite kill; the run was checkpointed if it had begun.
     """
     arguments = ["-", "--out", str(folder), "--resume", "--wandb", output.wandb, *(["--quiet"] if output.quiet else [])]
-    process = subprocess.Popen(  # which finds the modules that this process finds
-        [sys.executable, "-m", "engram.scripts.train", *arguments],
-        env={
+    options: dict[str, Any] = {
+        "env": {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # its modules are found too
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # modules of this process are found too
             PARENT: str(os.getpid()),
         },
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    timer = threading.Timer(seconds or 0.0, process.terminate)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {}
-    for name in POLITE if in_main_thread else ():
-        if signal.getsignal(name) is not signal.SIG_IGN:
-            before[name] = signal.signal(name, lambda *_: process.terminate())
+        "stdin": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     last = ""
-    assert process.stdin is not None
-    assert process.stderr is not None
-    try:
-        if seconds is not None:
-            timer.start()
+    with children.start([sys.executable, "-m", "engram.scripts.train", *arguments], **options) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        if cores:
+            with suppress(OSError):  # before it counts its cores
+                os.sched_setaffinity(process.pid, cores)
         with suppress(BrokenPipeError), process.stdin:  # a child that died says why itself
             process.stdin.write(yaml.safe_dump(store.describe(preset, config), sort_keys=False))
-        for line in process.stderr:
-            last = line.strip() or last
-            notify(line.rstrip("\n"))
+        with process.stderr:
+            for line in process.stderr:
+                last = line.strip() or last
+                notify(line.rstrip("\n"))
         code = process.wait()
-    except KeyboardInterrupt:  # the same Ctrl-C reached the child: let it write its checkpoint
-        process.wait()
-        code = Interrupted.exit_code
-    finally:
-        timer.cancel()
-        for name, handler in before.items():
-            signal.signal(name, handler)
+    if code == InUse.exit_code:
+        raise InUse(last.removeprefix("error: "))
     if code in (Interrupted.exit_code, *(-name for name in POLITE)):  # the latter before it listened
-        raise Interrupted("stopped; repeat the command to go on where it was")
+        raise Interrupted(STOPPED)
     return None if code == 0 else f"exit code {code}: {last}"

@@ -33,7 +33,7 @@ MORE = {
     "network.memory_options": "[table](memory.md#options)",
     "mamba.start": "[Why](sharp-bits.md#rates-and-steps-of-mamba).",
     "mamba2.start": "[Why](sharp-bits.md#rates-and-steps-of-mamba).",
-    "s5.dt_max": "[Why](sharp-bits.md#s5-step-lengths).",
+    "s5.dt_max": "[Why](sharp-bits.md#how-s5-and-the-lru-begin).",
     "shm.decay_max": "[Why](sharp-bits.md#a-stable-hadamard-memory-can-overflow).",
     **{
         f"{memory}.negative": "[Counting needs them](kernels.md#state-tracking)."

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engram.atomic_files import set_aside, sync
-from engram.errors import BadRequest
+from engram.errors import BadRequest, EngramError
 from engram.regular_files import read_json
 from engram.training.metrics import Row, read_metrics, text_of
 from engram.training.stderr import notify
@@ -143,11 +143,12 @@ def _own_crc32(manifest: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps({k: v for k, v in manifest.items() if k != "crc32"}, sort_keys=True).encode())
 
 
-def save(root: Path, state: PyTree, progress: Progress) -> Path:
+def save(root: Path, state: PyTree, progress: Progress, check_place: Callable[[], None] = lambda: None) -> Path:
     """Writes the checkpoint of `progress.chunk`, and drops all but the newest two.
 
     Args:
         root: folder of the checkpoints, whose own folder exists.
+        check_place: raises where the folder is no longer this process's; called before the checkpoint gets its name.
 
     Returns:
         the folder of the checkpoint.
@@ -169,6 +170,10 @@ def save(root: Path, state: PyTree, progress: Progress) -> Path:
         manifest = {**numbers, "generators": _generators(state), "files": _files(partial)}
         (partial / MANIFEST).write_text(json.dumps({**manifest, "crc32": _own_crc32(manifest)}))
         sync(partial)
+        check_place()
+    except EngramError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _as_os_error(error, final) from error

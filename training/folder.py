@@ -1,7 +1,6 @@
 """The run folder: who may write it, what it holds, and files that are either whole or absent."""
 
 import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -14,8 +13,9 @@ from typing import Any
 import yaml
 
 from engram import __version__
-from engram.atomic_files import is_at, replacing
-from engram.errors import BadRequest, InUse
+from engram.atomic_files import is_at, remove_leftovers, replacing
+from engram.errors import BadRequest
+from engram.training.claim import KERNEL, Claim
 from engram.training.yaml_files import read_yaml
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -102,24 +102,18 @@ class RunFolder:
             raise BadRequest(f"{path} already exists: choose another --out, or continue it with --resume")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            # The lock is the process's, and goes with it however it ends.
-            self._lock = (path / ".lock").open("a")
         except OSError as error:
             raise BadRequest(f"cannot write to {path}: {error.strerror}") from None
+        self._claim = Claim(path)
         try:
+            remove_leftovers(path)
             self._begin(config, upgrade)
         except BaseException:
             self.close()
             raise
 
     def _begin(self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Takes the lock and writes what describes the run, or checks what stands there."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(f"{self.path} is in use by another process") from None
-        except OSError as error:
-            raise BadRequest(f"cannot write to {self.path}: {error.strerror}") from None
+        """Writes what describes the run, or checks what stands there."""
         stored = self.config()
         if stored is not None and upgrade(stored) != config:
             changed = sorted(_differences(upgrade(stored), config))
@@ -132,16 +126,22 @@ class RunFolder:
             raise BadRequest(f"cannot write to {self.path}: {error.strerror}") from None
 
     def check_place(self) -> None:
-        """Raises BadRequest where the folder was moved or removed since it was opened: another one of its name, with
-        half of a run, must not take its place."""
-        if not is_at(self._lock, self.path / ".lock"):
+        """To be called before anything is written.
+
+        Raises:
+            BadRequest: the folder was moved or removed since it was opened: another one of its name, with half of a
+                run, must not take its place.
+            InUse: another process has taken it over.
+        """
+        if not is_at(self._claim.file, self.path / KERNEL):
             raise BadRequest(
                 f"{self.path} was moved or removed in the middle of its training: where it is now, it can be resumed"
             )
+        self._claim.check()
 
     def close(self) -> None:
         """Lets other processes, and this one, open the folder again."""
-        self._lock.close()
+        self._claim.close()
 
     def config(self) -> dict[str, Any] | None:
         """The stored configuration, or None before it was written."""
@@ -159,6 +159,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes `summary.json`, which ends the run."""
+        self.check_place()
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 

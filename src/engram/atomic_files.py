@@ -2,11 +2,17 @@
 
 import itertools
 import os
+import platform
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+UNFINISHED = ".partial"
+"""End of the names of files that are being written."""
 
 
 @contextmanager
@@ -14,14 +20,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, for a file or a folder; what was written there takes the place of `path` at the
     end. After an error `path` is as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)
+    # A name of its own: others, on other machines too, may replace the same file at the same time.
+    mark = f"{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
+    partial = path.with_name(f".{path.name}.{mark}{UNFINISHED}")
     try:
         yield partial
         sync(partial)
         if path.is_dir():  # a rename does not replace a folder that holds something
-            old = path.with_name(f".{path.name}.old")
-            _remove(old)
+            old = path.with_name(f".{path.name}.{mark}.old{UNFINISHED}")
             path.rename(old)
             try:
                 partial.rename(path)
@@ -34,6 +40,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(partial)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left in `folder` of files that they replaced; a day old, as it may still be
+    written."""
+    for left in folder.glob(f".*{UNFINISHED}"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 86_400:
+                _remove(left)
 
 
 def sync(path: Path) -> None:

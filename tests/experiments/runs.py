@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {"memory": "none", "total_steps": 1024, "log_points": 2, 
 CLOCKS = {"wall_s", "steps_per_s"}
 
 
-def train_here(config: Experiment, preset: str, folder: Path, output: Output, seconds: float | None = None) -> None:
+def train_here(config: Experiment, preset: str, folder: Path, output: Output, *_: Any) -> None:
     """Stands in for `train_apart`: the same in this process, which has imported and compiled before."""
     train(config, preset, dataclasses.replace(output, out=folder, resume=True))
 

@@ -13,7 +13,8 @@ from engram.configs.store import describe
 from engram.errors import BadRequest, Interrupted
 from engram.experiments import atari100k, cells
 from engram.experiments.atari100k import Options
-from engram.experiments.train import Output, train_apart
+from engram.experiments.launch import run_cells
+from engram.experiments.options import Output
 from engram.training.statistics import summarise
 
 PRESET = PRESETS["atari100k"]
@@ -70,7 +71,7 @@ def played(monkeypatch):
     monkeypatch.setattr(cells, "train_apart", play)
 
 
-def play(config, preset, folder, output, seconds=None):
+def play(config, preset, folder, output, *_):
     """Stands in for a training process: the summary of one which earns `SCORES`, or a failure."""
     game = config.env.removeprefix("atari/").partition("?")[0]
     if (game, config.seed) not in SCORES:
@@ -130,5 +131,7 @@ def test_no_run_begins_when_time_is_up(tmp_path):
 
 def test_time_stops_a_running_run(tmp_path):
     """Even one that does not listen for signals yet; it would train for days."""
+    cell = cells.Cell(replace(PRESET, total_steps=10**8), tmp_path / "run", "atari100k")
     with pytest.raises(Interrupted):
-        train_apart(replace(PRESET, total_steps=10**8), "atari100k", tmp_path / "run", Output(), seconds=0.2)
+        run_cells([cell], Output(), seconds=0.2)
+    assert not cell.is_running

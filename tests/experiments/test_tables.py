@@ -34,7 +34,7 @@ def cells_of(out: Path, scores: Mapping[str, Mapping[str, Sequence[float | None]
 
 def rows_of(cells: list[Cell]) -> dict[str, list[str]]:
     """Cells of the table by the first of their row, in the order of the columns."""
-    lines = [line for line in markdown_table(cells, {}).splitlines() if line.startswith("| ")]
+    lines = [line for line in markdown_table(cells).splitlines() if line.startswith("| ")]
     rows = [[word.strip() for word in line.strip("|").split("|")] for line in lines]
     return {first: rest for first, *rest in rows}
 
@@ -50,7 +50,7 @@ def test_scales_of_tasks_do_not_weigh(tmp_path):
     # Of [400, 540] the means are 50 / 140 and 130 / 140; the intervals are half of those of B, with its 2 degrees.
     assert gru == "0.679 [0.235, 1.122] (n = 6 in 2 tasks)"
     assert s5 == "0.464 [0.376, 0.553] (n = 6 in 2 tasks)"
-    text = markdown_table(cells, {})
+    text = markdown_table(cells)
     assert "0 for the worst and 1 for the best seed of any column in each task" in text
     assert rows_of(cells)[B] == ["450.000 [325.793, 574.207] (n = 3)", "530.000 [505.159, 554.841] (n = 3)"]
 
@@ -59,7 +59,7 @@ def test_registered_play_is_the_scale_where_it_is_known(tmp_path):
     """Random play and a human's of Pong and Boxing, as published: one column is enough."""
     cells = cells_of(tmp_path, {"gru": {"atari/Pong": [14.6, -20.7], "atari/Boxing": [12.1, 12.1]}})
     assert rows_of(cells)["**all** (normalised)"][0].startswith("0.750 [")
-    assert "0 for random play and 1 for the reference" in markdown_table(cells, {})
+    assert "0 for random play and 1 for the reference" in markdown_table(cells)
     clipped = cells_of(tmp_path / "b", {"gru": {"atari/Pong?reward_clip=true": [14.6], "atari/Boxing": [12.1]}})
     assert "**all** (normalised)" not in rows_of(clipped)
 
@@ -68,7 +68,7 @@ def test_registered_play_is_the_scale_where_it_is_known(tmp_path):
 def test_without_a_common_scale_there_is_no_row_over_tasks(tmp_path, other):
     cells = cells_of(tmp_path, {"gru": {A: [1.0, 1.0], B: [400.0, 450.0]}, "s5": {A: [-1.0, 1.0], B: other}})
     assert not [row for row in rows_of(cells) if "all" in row]
-    assert "No row over all tasks: it needs two columns" in markdown_table(cells, {})
+    assert "No row over all tasks: it needs two columns" in markdown_table(cells)
     three = cells_of(
         tmp_path / "c",
         {"gru": {A: [1.0], B: [4.0]}, "s5": {A: [-1.0], B: other}, "lru": {A: [0.0], B: [8.0]}},
@@ -88,14 +88,14 @@ def test_tasks_in_which_all_are_equal_favour_none(tmp_path):
 def test_seeds_without_a_number_are_counted(tmp_path):
     cells = cells_of(tmp_path, {"gru": {A: [1.0, None, 3.0]}, "s5": {A: [None, None, None]}, "lru": {A: None}})
     assert rows_of(cells)[A] == ["2.000 [-10.706, 14.706] (n = 2 of 3)", "no number (n = 0 of 3)", "not run"]
-    assert "the others finished no episode" in markdown_table(cells, {})
-    first, second, third = csv.DictReader(csv_table(cells, {}).splitlines())
+    assert "the others finished no episode" in markdown_table(cells)
+    first, second, third = csv.DictReader(csv_table(cells).splitlines())
     assert (first["n"], first["missing"], first["mean"], first["per_seed"]) == ("2", "1", "2.0", "1 none 3")
     assert (second["state"], second["mean"], second["per_seed"]) == ("done", "", "none none none")
     assert third["state"] == "not run"
     path = cells[0].folder / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eval_finished": [1.0, 0.0, 0.5]}))
-    assert f"**unfinished**: {A} with gru: 50.0% of the evaluation's episodes ended" in markdown_table(cells, {})
+    assert f"**unfinished**: {A} with gru: 50.0% of the evaluation's episodes ended" in markdown_table(cells)
     draw_bars(cells, tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 1000
 

@@ -176,10 +176,10 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     folder, save = tmp_path / "run", checkpoint.save
     preset, config = api.make_config("debug", **TINY, checkpoint_seconds=0)
 
-    def full(root, state, progress):
+    def full(root, state, progress, *rest):
         if progress.chunk == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save(root, state, progress)
+        return save(root, state, progress, *rest)
 
     monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(BadRequest, match="No space left"):

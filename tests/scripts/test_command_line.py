@@ -1,6 +1,7 @@
 """How scripts end: errors of ours are one line and an exit code, all others show their traceback."""
 
 import errno
+import os
 import sys
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_a_run_in_use_ends_with_4(tmp_path, capsys):
     config = PRESETS["lsd"]
     held = RunFolder(tmp_path / "run", describe("lsd", config), resume=False)
     assert ending(train.main, "lsd", "--out", str(held.path), "--resume") == 4
-    assert capsys.readouterr().err == f"error: {held.path} is in use by another process\n"
+    assert capsys.readouterr().err == f"error: {held.path} is in use by another process ({os.getpid()})\n"
 
 
 def test_engram_runs_the_script_that_is_named_first(monkeypatch, capsys):

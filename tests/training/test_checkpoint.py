@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engram.errors import BadRequest
+from engram.errors import BadRequest, InUse
 from engram.training import checkpoint
 from engram.training.checkpoint import Progress
 
@@ -130,3 +130,13 @@ def test_a_disk_that_takes_no_more_is_one_short_error(tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
     checkpoint.save(tmp_path, large, Progress(2))
+
+
+def test_who_lost_its_folder_makes_no_checkpoint(tmp_path):
+    def lost():
+        raise InUse("taken over")
+
+    save(tmp_path, 1)
+    with pytest.raises(InUse, match="taken over"):
+        checkpoint.save(tmp_path, state(2), Progress(2), lost)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]

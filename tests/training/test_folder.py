@@ -1,9 +1,12 @@
 """Run folders: who may open them, what they record of where they were made, and whose fault an error is."""
 
 import errno
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -98,3 +101,39 @@ def test_versions_name_what_random_numbers_and_pictures_depend_on():
 )
 def test_trouble_with_the_disk_is_told_from_other_errors(error, expected):
     assert is_disk_trouble(error, Path("run")) is expected
+
+
+REPLACER = """
+import sys
+from pathlib import Path
+from engram.training.folder import write_atomically
+sys.stdin.readline()
+for number in range(300):
+    write_atomically(Path(sys.argv[1]), sys.argv[2] * 1000)
+    assert set(Path(sys.argv[1]).read_text()) in ({"a"}, {"b"}, {"c"})
+"""
+
+
+def test_processes_may_replace_the_same_file_at_the_same_time(tmp_path):
+    """No error, and whoever reads it finds a whole file; nothing is left beside it."""
+    path, pipes = tmp_path / "table.md", {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    commands = [[sys.executable, "-c", REPLACER, str(path), letter] for letter in "abc"]
+    processes: list[Any] = [subprocess.Popen(command, **pipes) for command in commands]
+    for process in processes:  # together, as far as that goes
+        process.stdin.write("\n")
+        process.stdin.flush()
+    ends = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], ends
+    assert len(path.read_text()) == 1000
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(tmp_path):
+    old, new = (tmp_path / f".table.md.host.{pid}.0a.partial" for pid in (1, 2))
+    for path, age in ((old, 90_000), (new, 60)):
+        path.write_text("half")
+        then = time.time() - age
+        os.utime(path, (then, then))
+    RunFolder(tmp_path, CONFIG, resume=True).close()
+    assert not old.exists()
+    assert new.exists()

@@ -1,0 +1,168 @@
+"""Launching cells: as many at a time as there are processes for, each in a process of its own.
+
+What is done is read from run folders alone. A cell that another command trains is left to it, and looked at again at
+the end: it is waited for, and taken over where it was given up.
+"""
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from engram.errors import Interrupted, InUse
+from engram.experiments.cells import Cell
+from engram.experiments.options import Output
+from engram.experiments.train import STOPPED, Children
+from engram.training.loop import POLITE
+from engram.training.stderr import notify
+
+LOOK = 1.0
+"""Seconds between two looks at cells that other commands train."""
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    output: Output,
+    jobs: int = 1,
+    changed: Callable[[], None] = lambda: None,
+    seconds: float | None = None,
+) -> None:
+    """Trains every cell that is not finished.
+
+    Args:
+        output: `wandb` and `quiet` of the runs.
+        jobs: cells at the same time. With several, the cores of this process are shared out among them.
+        changed: called whenever a cell was finished or has failed; such calls do not overlap.
+        seconds: politely stopped after this time (None: never).
+
+    Raises:
+        Interrupted: by Ctrl-C, a polite kill of this process or of a run, or the time; runs that had begun were
+            checkpointed.
+    """
+    left = [cell for cell in cells if not cell.is_finished]
+    if not left:
+        return
+    if seconds is not None and seconds <= 0:
+        raise Interrupted("time is up; repeat the command to go on")
+    number = {cell: i for i, cell in enumerate(cells, 1)}
+    with _Stop(seconds) as stop:
+        while left:
+            held = _train(left, number, output, jobs, changed, stop)
+            left = _wait_for_others(held, changed, stop)
+
+
+def _train(
+    cells: Sequence[Cell],
+    number: dict[Cell, int],
+    output: Output,
+    jobs: int,
+    changed: Callable[[], None],
+    stop: "_Stop",
+) -> list[Cell]:
+    """Trains `cells` -> those that others hold."""
+    waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
+    for cell in cells:
+        waiting.put(cell)
+    ended: queue.SimpleQueue[Cell | BaseException | None] = queue.SimpleQueue()
+    held: list[Cell] = []
+
+    def work(cores: Sequence[int]) -> None:
+        try:
+            while not stop.asked:
+                cell = waiting.get_nowait()
+                notify(f"[{number[cell]}/{len(number)}] {cell.task} with {cell.label}")
+                try:
+                    cell.train(output, stop.children, cores)
+                except InUse:
+                    notify(f"{cell.folder} is trained by another command")
+                    held.append(cell)
+                ended.put(cell)
+        except queue.Empty:
+            pass
+        except BaseException as error:  # for the thread that waits
+            ended.put(error)
+        finally:
+            ended.put(None)
+
+    shares = _shares(min(jobs, len(cells)))
+    workers = [threading.Thread(target=work, args=(share,), daemon=True) for share in shares]
+    for worker in workers:
+        worker.start()
+    first: BaseException | None = None
+    going = len(workers)
+    while going:  # in this thread, which takes signals and draws the pictures
+        try:
+            message = ended.get(timeout=0.2)
+            if isinstance(message, Cell):
+                changed()
+            elif message is not None:
+                raise message
+            else:
+                going -= 1
+        except queue.Empty:
+            pass
+        except BaseException as error:  # all children end, which their runs survive, before it is raised
+            first = first or error
+            stop()
+    if first is not None:
+        raise first
+    stop.check()
+    return held
+
+
+def _wait_for_others(held: Sequence[Cell], changed: Callable[[], None], stop: "_Stop") -> list[Cell]:
+    """Waits until no cell is held -> those that are not finished."""
+    left = list(held)
+    if left:
+        notify(f"waiting for {len(left)} cells of another command")
+    while any(cell.is_running for cell in left):
+        stop.check()
+        time.sleep(LOOK)
+        if done := [cell for cell in left if cell.is_finished]:
+            left = [cell for cell in left if cell not in done]
+            changed()
+    return [cell for cell in left if not cell.is_finished and cell.failure is None]
+
+
+def _shares(jobs: int) -> list[list[int]]:
+    """The cores of this process in `jobs` shares; where there are fewer cores than that, each has several owners."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return [cores[i::jobs] or [cores[i % len(cores)]] if cores else [] for i in range(jobs)]
+
+
+class _Stop:
+    """The request to stop, by Ctrl-C, a polite kill or the time, which all children get."""
+
+    def __init__(self, seconds: float | None):
+        self.children = Children()
+        self.asked = False
+        self._timer = threading.Timer(seconds or 0.0, self) if seconds is not None else None
+        self._before = {}
+
+    def __call__(self, *_: object) -> None:
+        self.asked = True
+        self.children.stop()
+
+    def check(self) -> None:
+        """Raises Interrupted if stopping was asked for."""
+        if self.asked:
+            raise Interrupted(STOPPED)
+
+    def __enter__(self) -> "_Stop":
+        for name in (signal.SIGINT, *POLITE):
+            with suppress(ValueError):  # not in the main thread: the caller handles signals
+                if signal.getsignal(name) is not signal.SIG_IGN:
+                    self._before[name] = signal.signal(name, self)
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for name, handler in self._before.items():
+            signal.signal(name, handler)

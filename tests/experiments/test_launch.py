@@ -1,0 +1,156 @@
+"""Launching cells: how many at a time, whose they are, what becomes of failures and of a request to stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engram.configs import store
+from engram.configs.presets import PRESETS
+from engram.errors import Interrupted, InUse
+from engram.experiments import cells as cells_module
+from engram.experiments.cells import Cell
+from engram.experiments.launch import _shares, run_cells
+from engram.experiments.options import Output
+from engram.training.folder import RunFolder
+
+QUIET = Output(quiet=True)
+
+
+def some(out: Path, count: int) -> list[Cell]:
+    config: Any = replace(PRESETS["lsd"], total_steps=100)
+    return [Cell(replace(config, seed=seed), out / f"cell{seed}", "lsd") for seed in range(count)]
+
+
+def finish(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "summary.json").write_text("{}")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Cells that are trained by a function; those that were begun."""
+    begun: list[str] = []
+
+    def use(function):
+        def train_apart(config, preset, folder, output, children, cores):
+            begun.append(folder.name)
+            return function(folder, cores)
+
+        monkeypatch.setattr(cells_module, "train_apart", train_apart)
+        return begun
+
+    return use
+
+
+def test_as_many_cells_at_a_time_as_there_are_jobs(tmp_path, trained):
+    """Each waits for a second one: alone it would wait for ever."""
+    pairs = threading.Barrier(2, timeout=10)
+
+    def train(folder, cores):
+        pairs.wait()
+        finish(folder)
+
+    reports = []
+    begun = trained(train)
+    run_cells(some(tmp_path, 6), QUIET, jobs=2, changed=lambda: reports.append(len(reports)))
+    assert sorted(begun) == [f"cell{i}" for i in range(6)]
+    assert reports == [*range(6)]
+
+
+@pytest.mark.parametrize(("jobs", "expected"), [(1, [[0, 1, 2]]), (2, [[0, 2], [1]]), (4, [[0], [1], [2], [0]])])
+def test_cores_are_shared_out(jobs, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert _shares(jobs) == expected
+
+
+def test_failures_are_kept_and_forgotten_when_the_cell_is_trained(tmp_path, trained):
+    def train(folder, cores):
+        return "exit code 2: no" if folder.name == "cell1" else finish(folder)
+
+    trained(train)
+    cells = some(tmp_path, 3)
+    run_cells(cells, QUIET)
+    assert [cell.state for cell in cells] == ["done", "failed", "done"]
+    assert cells[1].failure == "exit code 2: no"
+    begun = trained(lambda folder, cores: finish(folder))
+    begun.clear()
+    run_cells(cells, QUIET)
+    assert begun == ["cell1"]
+    assert [cell.state for cell in cells] == ["done"] * 3
+    assert not list(tmp_path.glob("*.failed.json"))
+
+
+def test_a_defect_ends_all_and_is_raised(tmp_path, trained):
+    def train(folder, cores):
+        raise ZeroDivisionError
+
+    begun = trained(train)
+    with pytest.raises(ZeroDivisionError):
+        run_cells(some(tmp_path, 3), QUIET)
+    assert begun == ["cell0"]
+
+
+def test_a_cell_of_another_command_is_waited_for_and_no_failure(tmp_path, trained):
+    """One is finished by its owner, another one given up: that is taken over."""
+    cells = some(tmp_path, 3)
+    folders = [RunFolder(cell.folder, store.describe("lsd", cell.config), resume=False) for cell in cells[:2]]
+    assert [cell.state for cell in cells] == ["running", "running", "not run"]
+
+    def train(folder, cores):
+        if any(folder == held.path for held in folders):
+            raise InUse("in use")
+        finish(folder)
+
+    def end():
+        finish(cells[0].folder)
+        held = [*folders]
+        folders.clear()
+        for folder in held:
+            folder.close()
+
+    threading.Timer(1.5, end).start()
+    begun = trained(train)
+    run_cells(cells, QUIET)
+    assert begun == ["cell0", "cell1", "cell2", "cell1"]
+    assert [cell.state for cell in cells] == ["done"] * 3
+
+
+def test_nothing_is_started_once_stopping_was_asked_for(tmp_path, trained):
+    def train(folder, cores):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        finish(folder)
+
+    begun = trained(train)
+    with pytest.raises(Interrupted, match="repeat the command"):
+        run_cells(some(tmp_path, 3), QUIET)
+    assert begun == ["cell0"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_two_comparisons_in_one_folder_train_every_cell_once(tmp_path):
+    """Both end with 0 and the same table, in which nothing failed."""
+    out = tmp_path / "comparison"
+    script = [sys.executable, "-m", "engram.scripts.compare", "debug", "--memories", "none", "gru", "lru", "mingru"]
+    command = [*script, "--jobs", "2", "--seeds", "2", "--total-steps", "2048", "--out", str(out)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    ends = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    tables = [table for table, _ in ends]
+    assert tables[0] == tables[1] == (out / "table.md").read_text() + "\n"
+    assert "failed" not in "".join(word for end in ends for word in end)
+    began = "".join(errors for _, errors in ends)
+    for folder in out.glob("popgym-*/"):
+        assert began.count(f"in {folder}\n") == 1, "one process finished it"
+        assert json.loads((folder / "summary.json").read_text())["seeds"] == 2
