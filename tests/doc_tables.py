@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import popgym_easy
 from engram.agents.ppo.experiment import PPOExperiment
 from engram.configs import docstrings, presets
 from engram.configs.arguments import Option, metavar
@@ -203,6 +204,11 @@ def memory_settings() -> str:
     return table(["memory", "option", "default", "meaning"], rows)
 
 
+def popgym_of_memories() -> str:
+    """What each memory came to on two tasks of POPGym."""
+    return popgym_easy.table(popgym_easy.read())
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "settings": settings,
     "script": script,
@@ -211,6 +217,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "modifiers": modifiers,
     "memories": memories,
     "memory_settings": memory_settings,
+    "popgym_easy": popgym_of_memories,
 }
 
 

@@ -94,8 +94,8 @@ def stopping_after(chunk):
     """A `checkpoint.save` that stops the run after one."""
     save = checkpoint.save
 
-    def stop(root, state, progress):
-        save(root, state, progress)
+    def stop(root, state, progress, *rest):
+        save(root, state, progress, *rest)
         if progress.chunk == chunk:
             raise Interrupted("stopped")
 

@@ -99,8 +99,14 @@ class Claim:
 
     def close(self) -> None:
         """Lets other processes, and this one, claim the folder again."""
+        token = self._lease.token
         with suppress(OSError):
             self._lease.release(force=True)
+        with suppress(OSError):  # it may lie elsewhere by now
+            moved = Path(os.readlink(f"/proc/self/fd/{self.file.fileno()}")).parent
+            record = lease_on(moved).owner
+            if token is not None and record is not None and record.token == token:
+                (moved / LEASE).unlink()
         self.file.close()
 
 

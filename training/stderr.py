@@ -42,7 +42,7 @@ class Unfailing:
 def notify(message: str) -> None:
     """Prints one line for the user, beside the progress display."""
     if sys.stderr is not None:  # it is, where the process began without one
-        print(message, file=Unfailing(sys.stderr), flush=True)
+        print(message + "\n", end="", file=Unfailing(sys.stderr), flush=True)  # whole lines, of several threads too
 
 
 def open_what_is_closed() -> None:

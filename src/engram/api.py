@@ -107,6 +107,7 @@ def compare(
     datasets: Sequence[str] = (),
     seeds: int = 3,
     out: Path | str | None = None,
+    jobs: int = 1,
     wandb: Literal["disabled", "offline", "online"] = "disabled",
     quiet: bool = False,
     **changes: Any,
@@ -119,6 +120,7 @@ def compare(
         envs, datasets: rows of the table (default: the preset's).
         seeds: seeds per cell.
         out: folder of the comparison (default: runs/compare/<preset>). Finished cells in it are not trained again.
+        jobs: cells that are trained at the same time, each in a process of its own.
         wandb: Weights & Biases.
         quiet: whether to show no progress.
 
@@ -132,7 +134,7 @@ def compare(
 
     name, config = make_config(preset, **changes)
     lists = {"memories": memories, "algorithms": algorithms, "envs": envs, "datasets": datasets}
-    options = make_options(Options, **lists, seeds=seeds, out=out)
+    options = make_options(Options, **lists, seeds=seeds, out=out, jobs=jobs)
     refuse_fixed(config, options, changes)
     return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet))
 

@@ -41,8 +41,8 @@ def out(tmp_path_factory):
     """All tiers of CartPole, in a run that was stopped after its fourth checkpoint and continued."""
     folder, save = tmp_path_factory.mktemp("data") / "cartpole", checkpoint.save
 
-    def stop(root, state, progress):
-        save(root, state, progress)
+    def stop(root, state, progress, *rest):
+        save(root, state, progress, *rest)
         if progress.chunk == 4:
             raise Interrupted("stopped after chunk 4 of 30; continue with --resume")
 

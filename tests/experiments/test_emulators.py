@@ -70,7 +70,9 @@ def test_a_run_whose_emulators_were_seeded_otherwise_goes_on_in_new_episodes(
     not even after a checkpoint of this version."""
     run, save = tmp_path / "run", checkpoint.save
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", lambda root, state, progress, *_: save(root, state, _older(progress)))
+        patch.setattr(
+            checkpoint, "save", lambda root, state, progress, *rest: save(root, state, _older(progress), *rest)
+        )
         trained_to(run, 1)
     for last_chunk in (2, 0):
         capsys.readouterr()

@@ -34,10 +34,10 @@ def test_a_broken_run_ends_bit_for_bit_where_an_unbroken_one_ends(preset, tmp_pa
     api.train(preset, out=whole, quiet=True, **small)
     save = checkpoint.save
 
-    def full(root, state, progress):
+    def full(root, state, progress, *rest):
         if progress.chunk == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save(root, state, progress)
+        return save(root, state, progress, *rest)
 
     monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(BadRequest, match="No space left"):

@@ -117,6 +117,15 @@ def test_a_claim_that_is_touched_outlasts_its_length(tmp_path, hold):
     assert asked(holder) == "mine"
 
 
+def test_a_folder_that_was_moved_is_free_where_it_is(tmp_path):
+    (tmp_path / "run").mkdir()
+    claim = Claim(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    claim.close()
+    Claim(tmp_path / "elsewhere").close()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [".lock"]
+
+
 def test_a_claim_that_was_removed_is_lost(tmp_path):
     claim = Claim(tmp_path)
     claim.check()
