@@ -25,6 +25,7 @@ from engram.experiments.launch import run_cells
 from engram.experiments.options import Atari100k as Options
 from engram.experiments.options import Output
 from engram.experiments.runs import Run, read_summary
+from engram.experiments.watch import watch
 from engram.training.folder import write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import (
@@ -82,13 +83,20 @@ class Result:
     steps_per_s: float
 
 
-def atari100k(config: Experiment, preset: str, options: Options, output: Output = Output()) -> dict[str, str]:
+def atari100k(
+    config: Experiment,
+    preset: str,
+    options: Options,
+    output: Output = Output(),
+    seconds: float | None = None,
+) -> dict[str, str]:
     """Trains what is not there yet, and reports all runs of the folder.
 
     Args:
         config: what all runs have in common, for a game of Atari.
         preset: name of the preset that it began from.
         output: `wandb` and `quiet` of the runs.
+        seconds: time between two looks at runs that others train (see `watch`); None to train them here.
 
     Returns:
         why runs failed, by their names.
@@ -117,9 +125,12 @@ def atari100k(config: Experiment, preset: str, options: Options, output: Output 
         report(out, preset, config, failures())
 
     write()
-    left = None if options.hours is None else started + 3600 * options.hours - time.monotonic()
-    run_cells(list(cells.values()), output, options.jobs, write, left)
-    write()
+    if seconds is None:
+        left = None if options.hours is None else started + 3600 * options.hours - time.monotonic()
+        run_cells(list(cells.values()), output, options.jobs, write, left)
+        write()
+    else:
+        watch(list(cells.values()), seconds, write)
     notify(f"wrote scores.json, table.md and scores.png in {out}")
     return failures()
 

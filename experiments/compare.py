@@ -23,6 +23,7 @@ from engram.experiments.options import Adapt, Output
 from engram.experiments.options import Compare as Options
 from engram.experiments.runs import folder_name
 from engram.experiments.tables import WORDS, csv_table, markdown_table, rows_and_columns
+from engram.experiments.watch import watch
 from engram.training.folder import write_atomically
 from engram.training.metrics import read_metrics
 from engram.training.statistics import summarise
@@ -52,13 +53,20 @@ class Comparison:
         return (self.out / "table.md").read_text()
 
 
-def compare(config: Experiment, preset: str, options: Options, output: Output = Output()) -> Comparison:
+def compare(
+    config: Experiment,
+    preset: str,
+    options: Options,
+    output: Output = Output(),
+    seconds: float | None = None,
+) -> Comparison:
     """Trains every cell that is not finished, and reports.
 
     Args:
         config: what all cells have in common.
         preset: name of the preset that it began from.
         output: `wandb` and `quiet` of the runs.
+        seconds: time between two looks at cells that others train (see `watch`); None to train them here.
 
     Raises:
         BadRequest: cells that cannot be built, or of another comparison in the same folder.
@@ -68,8 +76,12 @@ def compare(config: Experiment, preset: str, options: Options, output: Output = 
     out = options.out or Path("runs") / "compare" / (preset or "own")
     cells = cells_of(config, preset, options, out)
     make_folder(out)
-    run_cells(cells, output, options.jobs, partial(report, out, cells))
-    report(out, cells)
+    write = partial(report, out, cells)
+    if seconds is None:
+        run_cells(cells, output, options.jobs, write)
+        write()
+    else:
+        watch(cells, seconds, write)
     notify(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
     report_adaptation(cells, out)
     return Comparison(out, cells)

@@ -84,6 +84,18 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """Looking at what other commands train."""
+
+    watch: float | None = None
+    """Seconds between two looks at cells that other commands train, with a line for each, until all have ended; 0 for a
+    single look. Nothing is trained; tables and pictures are of what is there."""
+
+    def __post_init__(self):
+        require_not_negative(self, "--", "watch")
+
+
+@dataclass(frozen=True)
 class Adapt:
     """How trained agents adapt within the trials of a `meta/` environment."""
 

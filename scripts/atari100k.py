@@ -12,7 +12,7 @@ there, 1 if some failed, 130 if stopped or out of time.
 from collections.abc import Sequence
 
 from engram.errors import BadRequest
-from engram.experiments.options import Atari100k, Output
+from engram.experiments.options import Atari100k, Output, Watch
 from engram.scripts.command_line import experiment_named, help_if_asked, parse, run_script
 
 DEFAULT = "atari100k"
@@ -21,14 +21,14 @@ DEFAULT = "atari100k"
 
 def main(arguments: Sequence[str]) -> int:
     about = ("atari100k.py PRESET", __doc__ or "")
-    help_if_asked([Atari100k()], arguments, *about)
+    help_if_asked([Atari100k(), Watch()], arguments, *about)
     preset, experiment, rest = experiment_named(arguments, DEFAULT)
-    options, output, changed = parse([Atari100k(), Output(), experiment], rest, *about)
+    options, looking, output, changed = parse([Atari100k(), Watch(), Output(), experiment], rest, *about)
     if changed.env != experiment.env:
         raise BadRequest("atari100k sets --env itself: use --games")
     from engram.experiments.atari100k import atari100k, folder_of  # with JAX, which help does without
 
-    failures = atari100k(changed, preset, options, output)
+    failures = atari100k(changed, preset, options, output, looking.watch)
     print((folder_of(changed, preset, options) / "table.md").read_text())
     return 1 if failures else 0
 

@@ -44,13 +44,13 @@ MORE = {
 """Where to read on, by key."""
 BACKEND = "Backend of its scan, see above."
 SCRIPTS = {
-    "train.py": options.Output,
-    "evaluate.py": options.Evaluate,
-    "compare.py": options.Compare,
-    "atari100k.py": options.Atari100k,
-    "dream.py": options.Dream,
-    "plot.py": options.Plot,
-    "adapt.py": options.Adapt,
+    "train.py": (options.Output,),
+    "evaluate.py": (options.Evaluate,),
+    "compare.py": (options.Compare, options.Watch),
+    "atari100k.py": (options.Atari100k, options.Watch),
+    "dream.py": (options.Dream,),
+    "plot.py": (options.Plot,),
+    "adapt.py": (options.Adapt,),
 }
 TYPES = {"INT": "whole number", "NUMBER": "number", "TEXT": "text", "PATH": "path", "true|false": "switch"}
 
@@ -96,14 +96,14 @@ def settings(group: str, *shown: str) -> str:
 
 def script(name: str) -> str:
     """The options of a script beside those of an experiment."""
-    kind = SCRIPTS[name]
-    texts, hints = docstrings.of_fields(kind), typing.get_type_hints(kind)
     rows = []
-    for f in dataclasses.fields(kind):
-        if f.name not in ("run", "runs"):
-            option = Option(0, f.name, hints[f.name])
-            said = "(default:" in texts[f.name]
-            rows.append([code(option.name), "" if said else docstrings.words(f.default), texts[f.name]])
+    for kind in SCRIPTS[name]:
+        texts, hints = docstrings.of_fields(kind), typing.get_type_hints(kind)
+        for f in dataclasses.fields(kind):
+            if f.name not in ("run", "runs"):
+                option = Option(0, f.name, hints[f.name])
+                said = "(default:" in texts[f.name]
+                rows.append([code(option.name), "" if said else docstrings.words(f.default), texts[f.name]])
     return table([f"option of `{name}`", "default", "meaning"], rows)
 
 

@@ -20,6 +20,7 @@ from engram.experiments import cells as cells_module
 from engram.experiments.cells import Cell
 from engram.experiments.launch import _shares, run_cells
 from engram.experiments.options import Output
+from engram.experiments.watch import watch
 from engram.training.folder import RunFolder
 
 QUIET = Output(quiet=True)
@@ -154,3 +155,33 @@ def test_two_comparisons_in_one_folder_train_every_cell_once(tmp_path):
     for folder in out.glob("popgym-*/"):
         assert began.count(f"in {folder}\n") == 1, "one process finished it"
         assert json.loads((folder / "summary.json").read_text())["seeds"] == 2
+
+
+def test_a_look_shows_each_cell_and_trains_nothing(tmp_path, capsys):
+    done, running, failed, fresh = some(tmp_path, 4)
+    finish(done.folder)
+    held = RunFolder(running.folder, store.describe("lsd", running.config), resume=False)
+    for cell, steps in ((done, 104), (running, 40)):
+        (cell.folder / "metrics.jsonl").write_text(f'{{"env_steps": {steps}, "steps_per_s": 1234.5}}\n')
+    failed.folder.with_name("cell2.failed.json").write_text('{"reason": "exit code 3: diverged"}')
+    looks = []
+    watch([done, running, failed, fresh], 0, lambda: looks.append(1))
+    lines = capsys.readouterr().err.splitlines()
+    task = f"{fresh.task} with {fresh.label}"
+    assert lines == [
+        f"   done 100%      1,234 steps/s  {task}",
+        f"running  40%      1,234 steps/s  {task}: another process ({os.getpid()})",
+        f" failed                          {task}: exit code 3: diverged",
+        f"not run                          {task}",
+    ]
+    assert looks == [1]
+    held.close()
+
+
+def test_a_watch_ends_with_the_last_cell(tmp_path, capsys):
+    (cell,) = some(tmp_path, 1)
+    threading.Timer(0.5, finish, [cell.folder]).start()
+    watch([cell], 0.1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("not run")
+    assert lines[-1].lstrip().startswith("done")
