@@ -116,6 +116,8 @@ def atari100k(
     next(iter(cells.values())).refuse_impossible()
     for run in runs_in(out):
         cell_of(config, preset, run).refuse_other()
+    if seconds is not None and not out.is_dir():
+        raise BadRequest(f"there is no benchmark in {out}")
     make_folder(out)
 
     def failures() -> dict[str, str]:

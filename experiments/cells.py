@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import SoftFileLease
+from filelock import LeaseSettingsMismatch, SoftFileLease
 
 from engram.agents import registry
 from engram.agents.common.experiment import Experiment
+from engram.atomic_files import remove_leftovers
 from engram.configs import store
 from engram.errors import BadRequest
 from engram.experiments.options import Output
 from engram.experiments.runs import read_summary
 from engram.experiments.train import Children, train_apart
 from engram.regular_files import read_json
-from engram.training.claim import is_claimed, lease_seconds
+from engram.training.claim import LENGTH, is_claimed, lease_seconds
 from engram.training.folder import read_config, write_atomically
 from engram.training.stderr import notify
 
@@ -106,14 +107,25 @@ class Cell:
 
 @contextmanager
 def reporting(out: Path) -> Iterator[None]:
-    """The sole right to write the report of a comparison, for which others wait."""
-    with SoftFileLease(out / ".report", lease_duration=lease_seconds(), poll_interval=0.1):
+    """The sole right to write the report of a comparison, for which others wait. Raises BadRequest where it cannot be
+    had."""
+    lease = SoftFileLease(out / ".report", lease_duration=lease_seconds(), poll_interval=0.1)
+    try:
+        lease.acquire()
+    except LeaseSettingsMismatch:
+        raise BadRequest(f"{out} is reported on with another {LENGTH}: it must be the same") from None
+    except OSError as error:
+        raise BadRequest(f"cannot write to {out}: {error.strerror}") from None
+    try:
         yield
+    finally:
+        lease.release()
 
 
 def make_folder(out: Path) -> None:
     """Makes the folder of a comparison. Raises BadRequest where it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
     except OSError as error:
         raise BadRequest(f"cannot write to {out}: {error.strerror}") from None

@@ -75,6 +75,8 @@ def compare(
     config = replace(config, seeds=options.seeds)
     out = options.out or Path("runs") / "compare" / (preset or "own")
     cells = cells_of(config, preset, options, out)
+    if seconds is not None and not out.is_dir():
+        raise BadRequest(f"there is no comparison in {out}")
     make_folder(out)
     write = partial(report, out, cells)
     if seconds is None:
@@ -83,7 +85,8 @@ def compare(
     else:
         watch(cells, seconds, write)
     notify(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
-    report_adaptation(cells, out)
+    if seconds is None:
+        report_adaptation(cells, out)
     return Comparison(out, cells)
 
 

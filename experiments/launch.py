@@ -106,7 +106,8 @@ def _train(
             pass
         except BaseException as error:  # all children end, which their runs survive, before it is raised
             first = first or error
-            stop()
+            if not stop.asked:  # a child that is asked twice stops at once, without a checkpoint
+                stop()
     if first is not None:
         raise first
     stop.check()
@@ -114,17 +115,20 @@ def _train(
 
 
 def _wait_for_others(held: Sequence[Cell], changed: Callable[[], None], stop: "_Stop") -> list[Cell]:
-    """Waits until no cell is held -> those that are not finished."""
+    """Waits until no cell is held, or one was given up -> those that are neither finished nor failed."""
     left = list(held)
     if left:
         notify(f"waiting for {len(left)} cells of another command")
-    while any(cell.is_running for cell in left):
+    while left:
         stop.check()
-        time.sleep(LOOK)
-        if done := [cell for cell in left if cell.is_finished]:
-            left = [cell for cell in left if cell not in done]
+        time.sleep(LOOK)  # at least once: an owner that only seems to be gone is not asked again and again
+        states = {cell: cell.state for cell in left}
+        if "not run" in states.values():  # given up: it is trained here, and the others are looked at again behind it
+            return [cell for cell, state in states.items() if state in ("not run", "running")]
+        if len(running := [cell for cell, state in states.items() if state == "running"]) < len(left):
+            left = running
             changed()
-    return [cell for cell in left if not cell.is_finished and cell.failure is None]
+    return []
 
 
 def _shares(jobs: int) -> list[list[int]]:
@@ -139,12 +143,16 @@ class _Stop:
     def __init__(self, seconds: float | None):
         self.children = Children()
         self.asked = False
-        self._timer = threading.Timer(seconds or 0.0, self) if seconds is not None else None
+        self._timer = threading.Timer(seconds or 0.0, self._time_is_up) if seconds is not None else None
         self._before = {}
 
     def __call__(self, *_: object) -> None:
         self.asked = True
         self.children.stop()
+
+    def _time_is_up(self) -> None:
+        if not self.asked:
+            self()
 
     def check(self) -> None:
         """Raises Interrupted if stopping was asked for."""

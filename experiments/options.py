@@ -77,7 +77,8 @@ class Compare:
     out: Path | None = None
     """Folder of the comparison (default: runs/compare/<preset>)."""
     jobs: int = 1
-    """Cells that are trained at the same time, each in a process of its own; with several, cores are shared out."""
+    """Cells that are trained at the same time, each in a process of its own; with several, each has its share of the
+    cores."""
 
     def __post_init__(self):
         require_at_least(self, "--", 1, "seeds", "jobs")
@@ -152,7 +153,8 @@ class Atari100k:
     out: Path | None = None
     """Folder of the benchmark (default: runs/atari-100k/<preset>-<memory>)."""
     jobs: int = 1
-    """Runs that are trained at the same time, each in a process of its own; with several, cores are shared out."""
+    """Runs that are trained at the same time, each in a process of its own; with several, each has its share of the
+    cores."""
 
     def __post_init__(self):
         require_at_least(self, "--", 1, "seeds", "episodes", "jobs")

@@ -34,10 +34,11 @@ def markdown_table(cells: list[Cell]) -> str:
         row = []
         for label in columns:
             cell = at[task, label]
-            if cell.is_finished:
+            state = cell.state
+            if state == "done":
                 row.append(in_words(summarise(cell.scores())) + (" *" if stars.get(label) else ""))
             else:
-                row.append(WITHOUT_NUMBER[cell.state])
+                row.append(WITHOUT_NUMBER[state])
         lines.append(f"| {task} | " + " | ".join(row) + " |")
     over_tasks, about_tasks = row_over_tasks(cells) if len(tasks) > 1 else ([], [])
     lines += [*over_tasks, "", "Final evaluation return: mean over n seeds and its 95 % t interval.", *about_tasks]
@@ -139,7 +140,8 @@ def csv_table(cells: list[Cell]) -> str:
     for cell in cells:
         summary = cell.summary
         if summary is None:
-            state = cell.state + (f": {cell.failure}" if cell.state == "failed" else "")
+            state = "not run" if (state := cell.state) == "done" else state  # it ended at this moment
+            state += f": {cell.failure}" if state == "failed" else ""
             writer.writerow([cell.task, cell.label, state])
             continue
         found = summarise(cell.scores())

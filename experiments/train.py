@@ -1,6 +1,7 @@
 """Training one run, in this process or in one of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -157,6 +158,9 @@ class Children:
             self._processes.add(process)
         try:
             yield process
+        except BaseException:
+            process.terminate()
+            raise
         finally:
             with self._lock:
                 self._processes.remove(process)
@@ -193,6 +197,7 @@ def train_apart(
         "stdin": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,
+        "errors": "replace",
     }
     last = ""
     with children.start([sys.executable, "-m", "engram.scripts.train", *arguments], **options) as process:
@@ -210,6 +215,6 @@ def train_apart(
         code = process.wait()
     if code == InUse.exit_code:
         raise InUse(last.removeprefix("error: "))
-    if code in (Interrupted.exit_code, *(-name for name in POLITE)):  # the latter before it listened
+    if code in (Interrupted.exit_code, -signal.SIGINT, *(-name for name in POLITE)):  # the latter before it listened
         raise Interrupted(STOPPED)
     return None if code == 0 else f"exit code {code}: {last}"

@@ -702,7 +702,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "training/claim.py",
-        "if record is not None and record.token == token and self._lease.compromise is None:",
+        "if record is not None and record.token == token:",
         "if record is not None:",
         "tests/training/test_claim.py::test_who_is_silent_for_too_long_loses_its_claim_and_learns_of_it",
         "two processes write one folder after one of them slept",
@@ -723,10 +723,17 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "experiments/launch.py",
-        "return [cell for cell in left if not cell.is_finished and cell.failure is None]",
+        'return [cell for cell, state in states.items() if state in ("not run", "running")]',
         "return []",
         "tests/experiments/test_launch.py::test_a_cell_of_another_command_is_waited_for_and_no_failure",
         "a cell that another command gave up is left out",
+    ),
+    Bug(
+        "experiments/launch.py",
+        "if not stop.asked:  # a child",
+        "if True:  # a child",
+        "tests/experiments/test_launch.py::test_each_child_is_asked_once_to_stop",
+        "runs beside the first that stops make no checkpoint",
     ),
     Bug(
         "src/engram/atomic_files.py",
@@ -787,7 +794,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "experiments/train.py",
-        "(Interrupted.exit_code, *(-name for name in POLITE))",
+        "(Interrupted.exit_code, -signal.SIGINT, *(-name for name in POLITE))",
         "(Interrupted.exit_code,)",
         "tests/experiments/test_atari100k.py::test_time_stops_a_running_run",
         "time that is up counts as a failure",

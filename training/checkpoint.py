@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import zlib
@@ -157,8 +158,8 @@ def save(root: Path, state: PyTree, progress: Progress, check_place: Callable[[]
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     root.mkdir(exist_ok=True)
-    partial, final = root / f"{progress.chunk}.partial", root / str(progress.chunk)
-    shutil.rmtree(partial, ignore_errors=True)
+    # A name of its own: another process may have taken the folder over, and be writing the same checkpoint.
+    partial, final = root / f"{progress.chunk}.{secrets.token_hex(4)}.partial", root / str(progress.chunk)
     try:
         partial.mkdir()
         import orbax.checkpoint as ocp  # here and below: its half a second is not for the wait before training

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from filelock import SoftFileLease, Timeout
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from engram.errors import BadRequest, InUse
 from engram.training.stderr import notify
@@ -72,29 +72,35 @@ class Claim:
                 raise
 
     def _acquire(self) -> None:
-        with suppress(Timeout):
+        try:
             self._lease.acquire(timeout=0)
             return
+        except Timeout:
+            pass
+        except LeaseSettingsMismatch:
+            raise InUse(
+                f"{self.folder} is claimed for another length of time by {who(self.folder)}: {LENGTH} must be the same"
+            ) from None
         if not is_silent(self.folder, self._lease):
             raise self._in_use()
         seconds = lease_seconds()
-        notify(
-            f"{self.folder} is claimed by {owner(self.folder)}, which is silent: waiting up to {seconds:.0f} s for it"
-        )
+        notify(f"{self.folder} is claimed by {who(self.folder)}, which is silent: waiting up to {seconds:.0f} s for it")
         try:
             self._lease.acquire(timeout=1.2 * seconds + 1, poll_interval=min(1.0, seconds / 10))
         except Timeout:
             raise self._in_use() from None
 
     def _in_use(self) -> InUse:
-        return InUse(f"{self.folder} is in use by {owner(self.folder) or 'another process'}")
+        return InUse(f"{self.folder} is in use by {who(self.folder)}")
 
     def check(self) -> None:
         """Raises InUse where another process took the folder over, after which this one must not write to it."""
         record, token = self._lease.owner, self._lease.token
-        if record is not None and record.token == token and self._lease.compromise is None:
+        if record is not None and record.token == token:
             return
-        now = "was removed" if record is None else f"went to {owner(self.folder)}"
+        if record is None and os.path.lexists(self.folder / LEASE):  # it could not be read this time
+            return
+        now = "was removed" if record is None else f"went to {who(self.folder)}"
         raise InUse(f"the claim on {self.folder} {now}, as this process was silent for too long: it writes no more")
 
     def close(self) -> None:
@@ -124,6 +130,11 @@ def owner(folder: Path) -> str:
     return f"another process{where} ({record.pid})"
 
 
+def who(folder: Path) -> str:
+    """Words for the process that has claimed `folder`."""
+    return owner(folder) or "another process"
+
+
 def is_silent(folder: Path, lease: SoftFileLease) -> bool:
     """Whether the owner of a lease has missed two of the times at which it touches it, by the clock of the file
     server."""
@@ -136,10 +147,14 @@ def is_silent(folder: Path, lease: SoftFileLease) -> bool:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a process has claimed `folder` that is not known to be gone. Changes nothing there."""
+    """Whether a process has claimed `folder` that is not known to be gone."""
     lease = lease_on(folder)
     record = lease.owner
-    if record is None:
+    if record is None and not (folder / LEASE).is_file():
+        return False
+    if record is None:  # just being written
+        with suppress(OSError):
+            return not is_silent(folder, lease)
         return False
     if record.hostname == this_host() and not is_alive(record.pid):
         return False

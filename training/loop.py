@@ -27,6 +27,7 @@ from engram.kernels.host_call import errors_as_raised
 from engram.training import action_log, checkpoint, compile_times
 from engram.training.display import Display
 from engram.training.faults import in_words
+from engram.training.claim import is_alive
 from engram.training.folder import RunFolder, is_disk_trouble
 from engram.training.metrics import LastKnown, MetricsLog, Row, WandbLog, aggregate, finite_or_none, read_metrics
 from engram.training.programs import Compiled, compile_agent, seed_keys
@@ -287,6 +288,7 @@ class TrainingRun:
         started = time.perf_counter()
         self.states, metrics = self.programs.chunk(self.states)
         metrics = jax.device_get(metrics)
+        self.folder.check_place()
         if self.actions is not None:
             self.actions.write(metrics["replay/action"], metrics["replay/played"])
         if self.keep is not None:
@@ -369,7 +371,10 @@ class StopRequest:
     def __init__(self):
         self._asked: set[int] = set()
         # A run that nobody waits for would hold its folder. (Another parent is a launcher between the two.)
-        self._parent = os.getppid() if os.environ.get(PARENT) == str(os.getppid()) else None
+        parent = os.environ.get(PARENT, "")
+        self._parent = os.getppid() if parent == str(os.getppid()) else None
+        if self._parent is None and parent.isdigit() and not is_alive(int(parent)):  # it ended before this began
+            self._asked.add(signal.SIGHUP)
         self._before = {}
         for name in (signal.SIGINT, *POLITE):
             if name == signal.SIGHUP and signal.getsignal(name) is signal.SIG_IGN:  # `nohup`

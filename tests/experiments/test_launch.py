@@ -15,12 +15,13 @@ import pytest
 
 from engram.configs import store
 from engram.configs.presets import PRESETS
-from engram.errors import Interrupted, InUse
+from engram.errors import BadRequest, Interrupted, InUse
 from engram.experiments import cells as cells_module
 from engram.experiments.cells import Cell
 from engram.experiments.launch import _shares, run_cells
 from engram.experiments.options import Output
 from engram.experiments.watch import watch
+from engram.scripts import compare
 from engram.training.folder import RunFolder
 
 QUIET = Output(quiet=True)
@@ -178,6 +179,12 @@ def test_a_look_shows_each_cell_and_trains_nothing(tmp_path, capsys):
     held.close()
 
 
+def test_there_is_nothing_to_watch_where_no_comparison_is(tmp_path):
+    with pytest.raises(BadRequest, match="there is no comparison in"):
+        compare.main(["lsd", "--algorithms", "greedy", "--out", str(tmp_path / "nowhere"), "--watch", "0"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_watch_ends_with_the_last_cell(tmp_path, capsys):
     (cell,) = some(tmp_path, 1)
     threading.Timer(0.5, finish, [cell.folder]).start()
@@ -185,3 +192,36 @@ def test_a_watch_ends_with_the_last_cell(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("not run")
     assert lines[-1].lstrip().startswith("done")
+
+
+CHILD = """
+import signal, sys, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+print("ready", flush=True)
+while not asked:
+    time.sleep(0.01)
+time.sleep(float(sys.argv[1]))
+sys.exit(130 if len(asked) == 1 else 1)
+"""
+
+
+def test_each_child_is_asked_once_to_stop(tmp_path, monkeypatch):
+    """The first to end does not have the others asked again: twice means at once, without a checkpoint."""
+    ends = []
+    both = threading.Barrier(2, timeout=20)
+
+    def train_apart(config, preset, folder, output, children, cores):
+        wait = 0.1 if folder.name == "cell0" else 1.0
+        with children.start([sys.executable, "-c", CHILD, str(wait)], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            if both.wait() == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            ends.append(process.wait())
+            process.stdout.close()
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(cells_module, "train_apart", train_apart)
+    with pytest.raises(Interrupted):
+        run_cells(some(tmp_path, 2), QUIET, jobs=2)
+    assert ends == [130, 130]
