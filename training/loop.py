@@ -25,9 +25,9 @@ from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest, Diverged, Interrupted
 from engram.kernels.host_call import errors_as_raised
 from engram.training import action_log, checkpoint, compile_times
+from engram.training.claim import is_alive
 from engram.training.display import Display
 from engram.training.faults import in_words
-from engram.training.claim import is_alive
 from engram.training.folder import RunFolder, is_disk_trouble
 from engram.training.metrics import LastKnown, MetricsLog, Row, WandbLog, aggregate, finite_or_none, read_metrics
 from engram.training.programs import Compiled, compile_agent, seed_keys

@@ -132,11 +132,11 @@ def test_nothing_is_started_once_stopping_was_asked_for(tmp_path, trained):
         time.sleep(0.5)
         finish(folder)
 
-    begun = trained(train)
+    begun, before = trained(train), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="repeat the command"):
         run_cells(some(tmp_path, 3), QUIET)
     assert begun == ["cell0"]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow

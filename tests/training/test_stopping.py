@@ -62,7 +62,9 @@ def test_the_end_of_the_process_that_waits_is_a_request(monkeypatch):
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert stop.requested
     stop.restore()
-    monkeypatch.setenv(PARENT, "4194304")  # of another process, such as the one that started a launcher
-    stop = StopRequest()
-    assert not stop.requested
-    stop.restore()
+    # Of another process, such as the one that started a launcher; and of one that ended before this one listened.
+    for number, requested in ((os.getpid(), False), (4194304, True)):
+        monkeypatch.setenv(PARENT, str(number))
+        stop = StopRequest()
+        assert stop.requested == requested
+        stop.restore()
