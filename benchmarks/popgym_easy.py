@@ -104,6 +104,9 @@ def main() -> None:
     except EngramError as error:
         parser.exit(error.exit_code, f"{error}\n")
     print(table(read(arguments.csv)))
+    failures = [f"failed: {cell.task} with {cell.label}: {cell.failure}\n" for cell in cells if cell.failure]
+    if failures:
+        parser.exit(1, "".join(failures))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def atari100k(
         seconds: time between two looks at runs that others train (see `watch`); None to train them here.
 
     Returns:
-        why runs failed, by their names.
+        why runs are not there, by their names.
 
     Raises:
         BadRequest: the configuration does not play Atari, or the folder holds runs of another.
@@ -134,7 +134,7 @@ def atari100k(
     else:
         watch(list(cells.values()), seconds, write)
     notify(f"wrote scores.json, table.md and scores.png in {out}")
-    return failures()
+    return {run.name: cell.failure or cell.state for run, cell in cells.items() if not cell.is_finished}
 
 
 def folder_of(config: Experiment, preset: str, options: Options) -> Path:

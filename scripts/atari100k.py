@@ -28,9 +28,9 @@ def main(arguments: Sequence[str]) -> int:
         raise BadRequest("atari100k sets --env itself: use --games")
     from engram.experiments.atari100k import atari100k, folder_of  # with JAX, which help does without
 
-    failures = atari100k(changed, preset, options, output, looking.watch)
+    missing = atari100k(changed, preset, options, output, looking.watch)
     print((folder_of(changed, preset, options) / "table.md").read_text())
-    return 1 if failures else 0
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         raise BadRequest("compare sets --resume itself")
     compared = compare(changed, preset, options, output, looking.watch)
     print(compared.table)
-    return 0 if all(cell.is_finished for cell in compared.cells) or looking.watch is not None else 1
+    return 0 if all(cell.is_finished for cell in compared.cells) else 1
 
 
 if __name__ == "__main__":

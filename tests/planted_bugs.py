@@ -716,7 +716,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "training/claim.py",
-        "if record.hostname == this_host() and not is_alive(record.pid):",
+        "if record is not None and record.hostname == this_host() and not is_alive(record.pid):",
         "if False:",
         "tests/training/test_claim.py::test_one_process_at_a_time_with_and_without_the_locks_of_the_kernel",
         "a cell whose process was killed is called running",

@@ -156,6 +156,7 @@ def save(root: Path, state: PyTree, progress: Progress, check_place: Callable[[]
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
+        EngramError: raised by `check_place`; likewise.
     """
     root.mkdir(exist_ok=True)
     # A name of its own: another process may have taken the folder over, and be writing the same checkpoint.
@@ -172,11 +173,10 @@ def save(root: Path, state: PyTree, progress: Progress, check_place: Callable[[]
         (partial / MANIFEST).write_text(json.dumps({**manifest, "crc32": _own_crc32(manifest)}))
         sync(partial)
         check_place()
-    except EngramError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, EngramError):
+            raise
         raise _as_os_error(error, final) from error
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)

@@ -79,19 +79,21 @@ class Claim:
             pass
         except LeaseSettingsMismatch:
             raise InUse(
-                f"{self.folder} is claimed for another length of time by {who(self.folder)}: {LENGTH} must be the same"
+                f"{self.folder} is claimed by {owner(self.folder)} with another {LENGTH}: it must be the same"
             ) from None
         if not is_silent(self.folder, self._lease):
             raise self._in_use()
         seconds = lease_seconds()
-        notify(f"{self.folder} is claimed by {who(self.folder)}, which is silent: waiting up to {seconds:.0f} s for it")
+        notify(
+            f"{self.folder} is claimed by {owner(self.folder)}, which is silent: waiting up to {seconds:.0f} s for it"
+        )
         try:
             self._lease.acquire(timeout=1.2 * seconds + 1, poll_interval=min(1.0, seconds / 10))
         except Timeout:
             raise self._in_use() from None
 
     def _in_use(self) -> InUse:
-        return InUse(f"{self.folder} is in use by {who(self.folder)}")
+        return InUse(f"{self.folder} is in use by {owner(self.folder)}")
 
     def check(self) -> None:
         """Raises InUse where another process took the folder over, after which this one must not write to it."""
@@ -100,7 +102,7 @@ class Claim:
             return
         if record is None and os.path.lexists(self.folder / LEASE):  # it could not be read this time
             return
-        now = "was removed" if record is None else f"went to {who(self.folder)}"
+        now = "was removed" if record is None else f"went to {owner(self.folder)}"
         raise InUse(f"the claim on {self.folder} {now}, as this process was silent for too long: it writes no more")
 
     def close(self) -> None:
@@ -122,17 +124,12 @@ def lease_on(folder: Path) -> SoftFileLease:
 
 
 def owner(folder: Path) -> str:
-    """Words for the process that has claimed `folder`; empty where that is not known."""
+    """Words for the process that has claimed `folder`."""
     record = lease_on(folder).owner
-    if record is None:
-        return ""
+    if record is None:  # that is not known
+        return "another process"
     where = "" if record.hostname == this_host() else f" on {record.hostname.partition('?')[0]}"
     return f"another process{where} ({record.pid})"
-
-
-def who(folder: Path) -> str:
-    """Words for the process that has claimed `folder`."""
-    return owner(folder) or "another process"
 
 
 def is_silent(folder: Path, lease: SoftFileLease) -> bool:
@@ -150,17 +147,12 @@ def is_claimed(folder: Path) -> bool:
     """Whether a process has claimed `folder` that is not known to be gone."""
     lease = lease_on(folder)
     record = lease.owner
-    if record is None and not (folder / LEASE).is_file():
+    if record is not None and record.hostname == this_host() and not is_alive(record.pid):
         return False
-    if record is None:  # just being written
-        with suppress(OSError):
-            return not is_silent(folder, lease)
-        return False
-    if record.hostname == this_host() and not is_alive(record.pid):
-        return False
-    with suppress(OSError):
-        return not is_silent(folder, lease)
-    return True
+    try:
+        return (folder / LEASE).is_file() and not is_silent(folder, lease)
+    except OSError:
+        return record is not None
 
 
 @cache

@@ -134,4 +134,4 @@ def test_time_stops_a_running_run(tmp_path):
     cell = cells.Cell(replace(PRESET, total_steps=10**8), tmp_path / "run", "atari100k")
     with pytest.raises(Interrupted):
         run_cells([cell], Output(), seconds=0.2)
-    assert not cell.is_running
+    assert cell.state == "not run", "it has not failed"
