@@ -1,13 +1,12 @@
 """The compiled programs of a run: all seeds side by side, a chunk of updates in one program."""
 
-import dataclasses
 import functools
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from engram.kernels.cpu import ffi
 from engram.kernels.host_call import errors_as_raised
 from engram.kernels.malloc import give_back_freed_memory, no_search_for_garbage
 from engram.training import compile_times, work
+from engram.training.arguments import arguments_of, with_arguments
 from engram.training.types import Agent, Key, PyTree
 
 QUICK = {"xla_backend_optimization_level": 1}
@@ -95,20 +95,15 @@ def evaluation(agent: Agent, seeds: int) -> Callable:
     return over_seeds(functools.partial(agent.evaluate, axis_name="seeds" if seeds > 1 else None), seeds)
 
 
-def with_data(agent: Agent, data: PyTree) -> Agent:
-    """`agent` with `data` in place of its own, if it has any."""
-    return agent if data is None else dataclasses.replace(cast(Any, agent), data=data)
-
-
 class Program:
     """A program that is compiled in a thread of its own. Who calls it waits until it is there."""
 
-    def __init__(self, name: str, data: PyTree, compiling: "Future[tuple[Any, float]]"):
-        self.name, self.data, self._compiling = name, data, compiling
+    def __init__(self, name: str, arguments: PyTree, compiling: "Future[tuple[Any, float]]"):
+        self.name, self.arguments, self._compiling = name, arguments, compiling
 
     @property
     def compiled(self) -> jax.stages.Compiled:
-        """The program itself, which also takes `data`."""
+        """The program itself, which also takes `arguments`."""
         return self._compiling.result()[0]
 
     @property
@@ -132,7 +127,7 @@ class Program:
         self._compiling.add_done_callback(lambda _: call())
 
     def __call__(self, *args: Any) -> Any:
-        return self.compiled(*args, data=self.data)
+        return self.compiled(*args, arguments=self.arguments)
 
 
 @dataclass(frozen=True)
@@ -176,18 +171,18 @@ def compile_agent(
         chunks: chunks of the whole run. A long one is compiled to be fast, a short one to begin soon.
     """
     started = time.perf_counter()
-    data = getattr(agent, "data", None)
+    arguments = arguments_of(agent)
 
-    def init_all(keys, data):
-        return over_seeds(with_data(agent, data).init, seeds)(keys)
+    def init_all(keys, arguments):
+        return over_seeds(with_arguments(agent, arguments).init, seeds)(keys)
 
-    def chunk(states, data):
-        update_all = over_seeds(with_data(agent, data).update, seeds)
+    def chunk(states, arguments):
+        update_all = over_seeds(with_arguments(agent, arguments).update, seeds)
         return jax.lax.scan(lambda s, _: update_all(s), states, None, length=updates_per_chunk)
 
-    def evaluate_all(states, keys, chunk, data):
+    def evaluate_all(states, keys, chunk, arguments):
         fold_in = jax.vmap(jax.random.fold_in, (0, None))
-        return evaluation(with_data(agent, data), seeds)(states, fold_in(fold_in(keys, EVALUATION), chunk))
+        return evaluation(with_arguments(agent, arguments), seeds)(states, fold_in(fold_in(keys, EVALUATION), chunk))
 
     threads = ThreadPoolExecutor(3, thread_name_prefix="compile")
     with no_search_for_garbage(), ffi.built_beside() as built, threefry.in_cpp():
@@ -205,16 +200,18 @@ def compile_agent(
                 give_back_freed_memory()
                 return compiled, time.perf_counter()
 
-            return Program(name, data, threads.submit(compile_it))
+            return Program(name, arguments, threads.submit(compile_it))
 
         def trace_init() -> Any:
-            return jax.jit(functools.partial(init_all)).trace(keys, data=data)  # a new function, which is traced anew
+            return jax.jit(functools.partial(init_all)).trace(
+                keys, arguments=arguments
+            )  # a new function, which is traced anew
 
         def trace_chunk() -> Any:
-            return jax.jit(functools.partial(chunk), donate_argnums=0).trace(template, data=data)
+            return jax.jit(functools.partial(chunk), donate_argnums=0).trace(template, arguments=arguments)
 
         def lower_evaluate() -> Any:
-            return jax.jit(functools.partial(evaluate_all)).lower(template, keys, np.uint32(0), data=data)
+            return jax.jit(functools.partial(evaluate_all)).lower(template, keys, np.uint32(0), arguments=arguments)
 
         keys = jax.eval_shape(lambda: seed_keys(0, seeds))
         first = trace_init()

@@ -23,9 +23,9 @@ class Agent(Protocol[State]):
 
     `State` is one pytree that holds everything that training carries.
 
-    An agent that learns from recorded experience is a dataclass and has it as its attribute `data`, a pytree: the loop
-    hands the data to the compiled programs as an argument, once for all seeds, so it is neither part of the state nor
-    a constant of the programs.
+    Attributes that an agent names in `ARGUMENTS` are handed to the compiled programs as arguments, once for all seeds,
+    so they are neither part of the state nor constants of the programs: recorded experience, and the numbers of its
+    settings that another program is not worth (see `engram.training.arguments`).
 
     If `env` is a host pool, `update` also returns the `executed` actions of its info, `[T, B, ...]`, as the metric
     `replay/action`, and what they led to as `replay/played` (see `engram.training.action_log.played_of`). The state

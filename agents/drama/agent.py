@@ -10,7 +10,7 @@ the features, the input of policy and value.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -173,6 +173,8 @@ class Drama:
     eval_env: Wrapper
     world: WorldModel
     settings: DramaSettings
+
+    ARGUMENTS: ClassVar = ("settings",)
 
     @property
     def actor(self) -> MLP:

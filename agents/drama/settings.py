@@ -5,7 +5,7 @@ between what is done here and what the published code does.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from engram.agents.common.checks import (
     require_at_least,
@@ -130,6 +130,13 @@ class DramaSettings:
     eval_quota: Literal["fixed", "first"] = "fixed"
     """Episodes that an evaluation counts: equally many of each environment, or the first that end (biased towards short
     ones)."""
+
+    ARGUMENTS: ClassVar = (
+        *("world_learning_rate", "world_max_norm", "free_nats", "representation"),
+        *("behaviour_learning_rate", "behaviour_max_norm", "discount", "return_lambda", "entropy", "slow_critic"),
+        *("return_scale", "ppo_clip", "ppo_kl"),
+    )
+    """Numbers that are arguments of the compiled programs (see `engram.training.arguments`)."""
 
     def __post_init__(self):
         prefix = "drama."

@@ -53,6 +53,8 @@ class OfflineSettings:
 
     method: ClassVar[str] = "offline"
     """Name of the method in error messages."""
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    """Numbers that are arguments of the compiled programs (see `engram.training.arguments`)."""
 
     def __post_init__(self):
         prefix = f"{self.method}."
@@ -73,6 +75,8 @@ class ValueSettings(OfflineSettings):
     ODICE for locomotion."""
     reward_shift: float = 0.0
     """Number added to the scaled rewards (published for AntMaze: IQL scale 1 and shift -1, ODICE 3 and -3)."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = (*OfflineSettings.ARGUMENTS, "discount", "target_rate")
 
     def __post_init__(self):
         super().__post_init__()
@@ -213,6 +217,7 @@ class OfflineAgent:
     view: DataView
     """Scaling of the dataset's observations, actions and returns."""
 
+    ARGUMENTS: ClassVar = ("data", "settings")
     target_networks: ClassVar[tuple[str, ...]] = ()
     """Names of the networks that a slowly moving copy follows."""
 

@@ -41,6 +41,7 @@ class CQLSettings(ValueSettings):
     which the critics know nothing yet (published: 40 000). Without effect for discrete actions."""
 
     method: ClassVar[str] = "cql"
+    ARGUMENTS: ClassVar[tuple[str, ...]] = (*ValueSettings.ARGUMENTS, "weight", "policy_learning_rate")
 
     def __post_init__(self):
         super().__post_init__()

@@ -50,6 +50,7 @@ class IQLSettings(ValueSettings):
     """Dropout rate of the policy's hidden layers (published: 0; Adroit 0.1)."""
 
     method: ClassVar[str] = "iql"
+    ARGUMENTS: ClassVar[tuple[str, ...]] = (*ValueSettings.ARGUMENTS, "expectile", "temperature", "greatest_weight")
 
     def __post_init__(self):
         super().__post_init__()

@@ -54,6 +54,7 @@ class ODICESettings(ValueSettings):
     """A tanh that bounds the policy's mean (published: off). Actions are clipped to their bounds either way."""
 
     method: ClassVar[str] = "odice"
+    ARGUMENTS: ClassVar[tuple[str, ...]] = (*ValueSettings.ARGUMENTS, "policy_weight_decay", "residual_weight", "eta")
 
     def __post_init__(self):
         super().__post_init__()

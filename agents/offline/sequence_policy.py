@@ -9,7 +9,7 @@ step.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -70,6 +70,12 @@ class SequenceSettings:
     acting: Literal["window", "recurrent", "both"] = "window"
     """State of the mixer in evaluations: computed anew from the last context steps, carried from step to step, or each
     in turn."""
+
+    ARGUMENTS: ClassVar = (
+        *("learning_rate", "learning_rate_end", "adam_eps", "max_grad_norm", "weight_decay"),
+        *("action_weight", "obs_weight", "to_go_weight"),
+    )
+    """Numbers that are arguments of the compiled programs (see `engram.training.arguments`)."""
 
     def __post_init__(self):
         prefix = "sequence."
@@ -253,6 +259,7 @@ class SequenceAgent:
     view: DataView
     total_updates: int
 
+    ARGUMENTS: ClassVar = ("data", "settings")
     steps_per_update = 1
 
     def close(self) -> None:

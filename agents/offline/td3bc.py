@@ -41,6 +41,7 @@ class TD3BCSettings(ValueSettings):
     """Steps of the critics for each step of the policy and of the target networks (published: 2)."""
 
     method: ClassVar[str] = "td3bc"
+    ARGUMENTS: ClassVar[tuple[str, ...]] = (*ValueSettings.ARGUMENTS, "alpha", "policy_noise", "noise_clip")
 
     def __post_init__(self):
         super().__post_init__()

@@ -7,7 +7,7 @@ in which the rollout began, so the first minibatch sees exactly the policy that 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,12 @@ class PPOSettings:
     """Environments of an evaluation, per seed; each plays one whole episode."""
     eval_greedy: bool = False
     """Greedy evaluation: the most likely action in place of a sampled one."""
+
+    ARGUMENTS: ClassVar = (
+        *("learning_rate", "learning_rate_end", "adam_eps", "max_grad_norm", "discount", "gae_lambda", "clip"),
+        *("value_coefficient", "entropy", "entropy_end"),
+    )
+    """Numbers that are arguments of the compiled programs (see `engram.training.arguments`)."""
 
     def __post_init__(self):
         require_at_least(self, "ppo.", 1, "num_envs", "num_steps", "epochs", "minibatches", "eval_envs")
@@ -184,7 +190,9 @@ class PPO:
     network: ActorCritic
     settings: PPOSettings
     total_updates: int
-    """Length of the schedules, in updates."""
+    """Length of the schedules, in updates; at least 1."""
+
+    ARGUMENTS: ClassVar = ("settings", "total_updates")
 
     @property
     def steps_per_update(self) -> int:
@@ -225,7 +233,7 @@ class PPO:
         )
 
     def _schedule(self, start: float, end: float, updates: jax.Array) -> jax.Array:
-        fraction = jnp.minimum(updates / max(self.total_updates, 1), 1.0)
+        fraction = jnp.minimum(updates / self.total_updates, 1.0)
         return start + (end - start) * fraction
 
     # ---------------------------------------------------------------------------------------------- collecting

@@ -17,7 +17,7 @@ begins, and from there it works its way towards the start.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -95,6 +95,9 @@ class ConservativeSettings:
     """Step size of Adam for the critics."""
     epochs: int = 16
     """Gradient steps of the critics on each batch."""
+
+    ARGUMENTS: ClassVar = ("baseline_value", "alpha", "deviations", "learning_rate")
+    """Numbers that are arguments of the compiled programs (see `engram.training.arguments`)."""
 
     def __post_init__(self):
         if self.baseline not in BASELINES:
@@ -175,6 +178,8 @@ class Conservative:
     settings: ConservativeSettings
     algorithm: str
     """Who acts: "conservative" (both, by the rule), or "learner" or "baseline" alone."""
+
+    ARGUMENTS: ClassVar = ("ppo", "settings")
 
     def __post_init__(self):
         if self.algorithm not in ALGORITHMS:

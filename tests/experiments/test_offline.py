@@ -125,12 +125,12 @@ def test_the_data_are_an_argument_of_the_program(kind, loss, request):
     programs = request.getfixturevalue(kind).programs
     sizes = {size for leaf in jax.tree.leaves(programs.template) for size in leaf.shape}
     assert not sizes & {EPISODES * STEPS, EPISODES * (STEPS + 1)}
-    data = programs.chunk.data
+    data = programs.chunk.arguments["data"]
     assert data.reward.shape == (EPISODES * STEPS,)
     losses = []
     for given in (data, data.replace(action=-data.action)):
         states = programs.init(seed_keys(0, 2))
-        losses.append(programs.chunk.compiled(states, data=given)[1][loss])
+        losses.append(programs.chunk.compiled(states, arguments=programs.chunk.arguments | {"data": given})[1][loss])
     assert np.abs(losses[0] - losses[1]).min() > 1e-4
 
 

@@ -123,6 +123,9 @@ def test_users_own_flags_take_precedence(monkeypatch):
 
 
 def test_a_long_run_is_compiled_to_be_fast_and_a_short_one_to_begin_soon(monkeypatch):
+    for thread in threading.enumerate():  # of earlier tests, whose programs are not meant
+        if thread.name.startswith("compile"):
+            thread.join()
     wanted, compile_ = [], jax.stages.Lowered.compile
 
     def watched(self, compiler_options=None):
@@ -180,8 +183,7 @@ def test_what_an_emulator_raises_in_a_program_of_its_own_is_raised_as_it_is():
     assert error.traceback[-1].name == "step"
 
 
-def test_data_are_an_argument():
-    program = Program("init", 5, Future())
-    program._compiling.set_result((lambda x, data: x + data, 0.0))
+def test_arguments_of_the_agent_are_those_of_the_program():
+    program = Program("init", {"data": 5}, Future())
+    program._compiling.set_result((lambda x, arguments: x + arguments["data"], 0.0))
     assert program(1) == 6
-    assert programs.with_data(cast(Any, Counter()), None).__class__ is Counter
