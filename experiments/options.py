@@ -36,6 +36,12 @@ class Output:
     """Mode of Weights & Biases."""
     quiet: bool = False
     """No progress display."""
+    devices: int | None = None
+    """Devices of this machine over which the seeds are spread (default: as many as there are and divide --seeds). Bits
+    depend on the seeds of a device, not on the number of devices."""
+
+    def __post_init__(self):
+        require_at_least(self, "--", 1, "devices")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jax.sharding import Mesh
 
 from engram.agents import registry
 from engram.agents.common.environments import DREAM, RESUMED, divide
@@ -24,6 +25,7 @@ from engram.experiments.options import Output
 from engram.experiments.policy import write_spaces
 from engram.experiments.runs import Run, default_folder
 from engram.kernels.cache import keep_compiled_programs
+from engram.training.devices import mesh_of
 from engram.training.folder import RunFolder, read_config
 from engram.training.loop import PARENT, POLITE, LoopSettings
 from engram.training.loop import train as run_loop
@@ -71,12 +73,18 @@ def _train(
     """As `train`, with an agent whom somebody else closes."""
     if spec.check is not None:
         spec.check(agent, config)
+    mesh = None
+    if not agent.env.is_host_pool:
+        mesh = mesh_of(config.seeds, output.devices)
+    elif output.devices not in (None, 1):
+        raise BadRequest("--devices: emulators run in one process on one device; train several runs with --jobs")
     if output.resume and output.out is not None and (output.out / "config.yaml").exists():
         preset = read_config(output.out).get("preset", preset)  # a run keeps the name under which it began
     described = store.describe(preset, config)
     path = output.out or default_folder(preset, config)
-    with closing(RunFolder(path, described, output.resume, store.upgrade)) as folder:
-        return _train_in(folder, spec, agent, config, described, output, keep)
+    devices = 1 if mesh is None else mesh.size
+    with closing(RunFolder(path, described, output.resume, store.upgrade, devices)) as folder:
+        return _train_in(folder, spec, agent, config, described, output, mesh, keep)
 
 
 def _train_in(
@@ -86,6 +94,7 @@ def _train_in(
     config: Experiment,
     described: dict[str, Any],
     output: Output,
+    mesh: Mesh | None,
     keep: Callable[[Path, int, Any, Any], None] | None,
 ) -> Run:
     preset = described["preset"]
@@ -104,6 +113,7 @@ def _train_in(
         checkpoint_seconds=config.checkpoint_seconds,
         wandb=output.wandb,
         quiet=output.quiet,
+        mesh=mesh,
     )
 
     def remake(steps: int) -> Any:
@@ -187,7 +197,9 @@ def train_apart(
         InUse: another process trains there.
         Interrupted: by Ctrl-C or a polite kill; the run was checkpointed if it had begun.
     """
-    arguments = ["-", "--out", str(folder), "--resume", "--wandb", output.wandb, *(["--quiet"] if output.quiet else [])]
+    arguments = ["-", "--out", str(folder), "--resume", "--wandb", output.wandb]
+    arguments += ["--quiet"] if output.quiet else []
+    arguments += [] if output.devices is None else ["--devices", str(output.devices)]
     options: dict[str, Any] = {
         "env": {
             **os.environ,

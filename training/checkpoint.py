@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from engram.atomic_files import set_aside, sync
 from engram.errors import BadRequest, EngramError
@@ -104,6 +105,9 @@ def _like(arrays: dict[str, np.ndarray], template: PyTree) -> PyTree:
         array = arrays[name]
         if array.shape != wanted.shape or array.dtype != wanted.dtype:
             raise KeyError(f"{name}, a key of another JAX_DEFAULT_PRNG_IMPL" if _is_key(leaf) else name)
+        where = getattr(leaf, "sharding", None)
+        if isinstance(where, NamedSharding) and not _is_key(leaf):  # each device gets its part, none gets all
+            return jax.device_put(array, where, may_alias=False)
         array = jnp.array(array)  # a copy of its own: the training loop donates it
         return jax.random.wrap_key_data(array) if _is_key(leaf) else array
 

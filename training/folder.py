@@ -14,7 +14,8 @@ import yaml
 
 from engram import __version__
 from engram.atomic_files import is_at, remove_leftovers, replacing
-from engram.errors import BadRequest
+from engram.errors import BadRequest, EngramError
+from engram.regular_files import read_json
 from engram.training.claim import KERNEL, Claim
 from engram.training.yaml_files import read_yaml
 
@@ -87,11 +88,13 @@ class RunFolder:
         config: dict[str, Any],
         resume: bool,
         upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
+        devices: int = 1,
     ):
         """Opens or creates `path`.
 
         Args:
             upgrade: brings a stored configuration of an earlier version to the form of this one.
+            devices: over which the run is spread.
 
         Raises:
             InUse: another process has it open.
@@ -107,12 +110,12 @@ class RunFolder:
         self._claim = Claim(path)
         try:
             remove_leftovers(path)
-            self._begin(config, upgrade)
+            self._begin(config, upgrade, devices)
         except BaseException:
             self.close()
             raise
 
-    def _begin(self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    def _begin(self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]], devices: int) -> None:
         """Writes what describes the run, or checks what stands there."""
         stored = self.config()
         if stored is not None and upgrade(stored) != config:
@@ -121,7 +124,8 @@ class RunFolder:
         try:
             if stored is None:
                 write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-                write_atomically(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+                described = json.dumps({**versions(), "devices": devices}, indent=2)
+                write_atomically(self.path / "versions.json", described + "\n")
         except OSError as error:
             raise BadRequest(f"cannot write to {self.path}: {error.strerror}") from None
 
@@ -146,6 +150,14 @@ class RunFolder:
     def config(self) -> dict[str, Any] | None:
         """The stored configuration, or None before it was written."""
         return read_config(self.path) if is_there(self.path / "config.yaml") else None
+
+    @property
+    def devices(self) -> int | None:
+        """Over how many devices the run was spread when it began; None where it does not say."""
+        try:
+            return int(read_json(self.path / "versions.json").get("devices", 1))
+        except (OSError, EngramError, AttributeError, TypeError, ValueError):
+            return None
 
     @property
     def checkpoints(self) -> Path:

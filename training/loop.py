@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from engram.atomic_files import set_aside
 from engram.envs.wrappers import Wrapper
@@ -83,6 +84,8 @@ class LoopSettings:
     """Mode of Weights & Biases."""
     quiet: bool
     """Whether the display shows nothing."""
+    mesh: Mesh | None = None
+    """Devices over which the run is spread (see `engram.training.devices`); None for one."""
 
 
 def train(
@@ -182,7 +185,12 @@ class TrainingRun:
         """Has the programs of the agent compiled, which goes on in threads."""
         plan = self.settings.plan
         self.programs = compile_agent(
-            self.agent, self.settings.seeds, plan.updates_per_chunk, self.done + 1 in self.evaluations, plan.chunks
+            self.agent,
+            self.settings.seeds,
+            plan.updates_per_chunk,
+            self.done + 1 in self.evaluations,
+            plan.chunks,
+            self.settings.mesh,
         )
         expected = compile_times.recall(self.programs.key)
 
@@ -220,6 +228,9 @@ class TrainingRun:
         rows = self._rows_in(path, progress.chunk) if progress.rows is None else progress.rows
         self.progress, self.wall = dataclasses.replace(progress, rows=rows), progress.wall_s
         notify(f"resuming after {self.done} of {chunks} chunks")
+        devices = 1 if self.settings.mesh is None else self.settings.mesh.size
+        if self.done and self.folder.devices not in (None, devices):
+            notify(f"other device count, {devices} in place of {self.folder.devices}: continues, not bit for bit")
         if self.agent.env.is_host_pool and self.done < chunks:
             self._resume_emulators()
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
+from jax.sharding import Mesh
 
 from engram.kernels import threefry
 from engram.kernels.cpu import ffi
@@ -19,6 +20,7 @@ from engram.kernels.host_call import errors_as_raised
 from engram.kernels.malloc import give_back_freed_memory, no_search_for_garbage
 from engram.training import compile_times, work
 from engram.training.arguments import arguments_of, with_arguments
+from engram.training.devices import on_every_device, placed, spread
 from engram.training.types import Agent, Key, PyTree
 
 QUICK = {"xla_backend_optimization_level": 1}
@@ -141,7 +143,7 @@ class Compiled:
     evaluate: Program
     """States, keys, number of the chunk -> metrics `[seeds]`. What it draws is its own, and new after every chunk."""
     template: PyTree
-    """Structure, shapes and dtypes of the states."""
+    """Structure, shapes and dtypes of the states, and where they lie if that is on several devices."""
     action: jax.ShapeDtypeStruct | None
     """Shape and dtype of one update's actions, `[seeds, T, B, ...]`; None unless they are logged."""
     started: float
@@ -160,7 +162,12 @@ class Compiled:
 
 
 def compile_agent(
-    agent: Agent, seeds: int, updates_per_chunk: int, evaluates_first: bool = True, chunks: int = 1
+    agent: Agent,
+    seeds: int,
+    updates_per_chunk: int,
+    evaluates_first: bool = True,
+    chunks: int = 1,
+    mesh: Mesh | None = None,
 ) -> Compiled:
     """Compiles `init`, one chunk of updates, and `evaluate`, for all seeds together.
 
@@ -169,20 +176,26 @@ def compile_agent(
     Args:
         evaluates_first: whether the first chunk is evaluated. If not, `evaluate` is compiled while that chunk runs.
         chunks: chunks of the whole run. A long one is compiled to be fast, a short one to begin soon.
+        mesh: devices that share out the seeds (see `engram.training.devices`).
     """
     started = time.perf_counter()
-    arguments = arguments_of(agent)
+    arguments = on_every_device(arguments_of(agent), mesh)
+    share = seeds // (1 if mesh is None else mesh.size)
 
     def init_all(keys, arguments):
-        return over_seeds(with_arguments(agent, arguments).init, seeds)(keys)
+        return over_seeds(with_arguments(agent, arguments).init, share)(keys)
 
     def chunk(states, arguments):
-        update_all = over_seeds(with_arguments(agent, arguments).update, seeds)
+        update_all = over_seeds(with_arguments(agent, arguments).update, share)
         return jax.lax.scan(lambda s, _: update_all(s), states, None, length=updates_per_chunk)
 
-    def evaluate_all(states, keys, chunk, arguments):
+    def evaluate_all(states, keys, arguments):
+        return evaluation(with_arguments(agent, arguments), share)(states, keys)
+
+    def evaluate_after(states, keys, chunk, arguments):
         fold_in = jax.vmap(jax.random.fold_in, (0, None))
-        return evaluation(with_arguments(agent, arguments), seeds)(states, fold_in(fold_in(keys, EVALUATION), chunk))
+        keys = fold_in(fold_in(keys, EVALUATION), chunk)
+        return spread(evaluate_all, mesh)(states, keys, arguments=arguments)
 
     threads = ThreadPoolExecutor(3, thread_name_prefix="compile")
     with no_search_for_garbage(), ffi.built_beside() as built, threefry.in_cpp():
@@ -203,19 +216,19 @@ def compile_agent(
             return Program(name, arguments, threads.submit(compile_it))
 
         def trace_init() -> Any:
-            return jax.jit(functools.partial(init_all)).trace(
-                keys, arguments=arguments
-            )  # a new function, which is traced anew
+            # A new function, which is traced anew; so are those below.
+            return jax.jit(functools.partial(spread(init_all, mesh))).trace(keys, arguments=arguments)
 
         def trace_chunk() -> Any:
-            return jax.jit(functools.partial(chunk), donate_argnums=0).trace(template, arguments=arguments)
+            spread_chunk = functools.partial(spread(chunk, mesh, (0, 1)))
+            return jax.jit(spread_chunk, donate_argnums=0).trace(template, arguments=arguments)
 
         def lower_evaluate() -> Any:
-            return jax.jit(functools.partial(evaluate_all)).lower(template, keys, np.uint32(0), arguments=arguments)
+            return jax.jit(functools.partial(evaluate_after)).lower(template, keys, np.uint32(0), arguments=arguments)
 
-        keys = jax.eval_shape(lambda: seed_keys(0, seeds))
+        keys = placed(jax.eval_shape(lambda: seed_keys(0, seeds)), mesh)
         first = trace_init()
-        template = first.out_info
+        template = placed(first.out_info, mesh)
         # The chunk takes longest, so XLA gets it first. Of init it only needs to know what comes out.
         traced = trace_chunk()
         lowered = traced.lower()

@@ -50,6 +50,7 @@ def train(
     resume: bool = False,
     wandb: Literal["disabled", "offline", "online"] = "disabled",
     quiet: bool = False,
+    devices: int | None = None,
     **changes: Any,
 ) -> "Run":
     """Trains a preset with other values, and returns the finished run.
@@ -60,6 +61,7 @@ def train(
         resume: whether to go on with the run in `out`.
         wandb: Weights & Biases.
         quiet: whether to show no progress.
+        devices: of this machine, over which the seeds are spread (default: as many as there are and divide them).
 
     Raises:
         EngramError: see `engram.errors`. A run that was interrupted or diverged can be resumed.
@@ -68,7 +70,7 @@ def train(
     from engram.experiments.train import train as run
 
     name, config = make_config(preset, **changes)
-    return run(config, name, make_options(Output, out=out, resume=resume, wandb=wandb, quiet=quiet))
+    return run(config, name, make_options(Output, out=out, resume=resume, wandb=wandb, quiet=quiet, devices=devices))
 
 
 def load(folder: Path | str) -> "Run":
@@ -110,6 +112,7 @@ def compare(
     jobs: int = 1,
     wandb: Literal["disabled", "offline", "online"] = "disabled",
     quiet: bool = False,
+    devices: int | None = None,
     **changes: Any,
 ) -> "Comparison":
     """Trains every memory or algorithm on every environment or dataset, and reports: tables and pictures in `out`.
@@ -123,6 +126,7 @@ def compare(
         jobs: cells that are trained at the same time, each in a process of its own.
         wandb: Weights & Biases.
         quiet: whether to show no progress.
+        devices: of this machine, over which the seeds are spread (default: as many as there are and divide them).
 
     Raises:
         EngramError: see `engram.errors`. A comparison that was interrupted goes on where it was.
@@ -136,7 +140,7 @@ def compare(
     lists = {"memories": memories, "algorithms": algorithms, "envs": envs, "datasets": datasets}
     options = make_options(Options, **lists, seeds=seeds, out=out, jobs=jobs)
     refuse_fixed(config, options, changes)
-    return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet))
+    return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices))
 
 
 def plot(runs: "Run | Path | str | Sequence[Run | Path | str]", out: Path | str = "curves.png") -> Path:

@@ -1,0 +1,106 @@
+"""Runs on four virtual devices, for `test_devices`: prints what was found as one line of JSON.
+
+python -m tests.training.spread_run FOLDER
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engram.agents import registry
+from engram.configs.presets import PRESETS
+from engram.experiments.options import Output
+from engram.experiments.runs import Run
+from engram.experiments.train import train
+from engram.kernels.cache import keep_compiled_programs
+from engram.training.devices import mesh_of
+from engram.training.metrics import read_metrics
+from engram.training.programs import compile_agent, seed_keys
+
+PRESET: Any = PRESETS["popgym-fast"]
+SMALL = replace(
+    PRESET,
+    memory="s5",
+    network=replace(PRESET.network, width=16, layers=1),
+    ppo=replace(PRESET.ppo, num_envs=8, num_steps=16, eval_envs=4, minibatches=2, epochs=1),
+    total_steps=8 * 16 * 4,
+    log_points=4,
+    eval_points=2,
+    checkpoint_seconds=0.0,
+)
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def arrays(tree: Any) -> list[np.ndarray]:
+    raw = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    return [np.asarray(raw(leaf)) for leaf in jax.tree.leaves(tree)]
+
+
+class Trained:
+    """Two chunks of the seeds from `first` on."""
+
+    def __init__(self, first: int, seeds: int, devices: int):
+        agent = registry.build(SMALL)
+        made = compile_agent(agent, seeds, 2, mesh=mesh_of(seeds, devices))
+        keys = seed_keys(first, seeds)
+        states = made.init(keys)
+        self.begun = arrays(states)
+        states, metrics = made.chunk(made.chunk(states)[0])
+        self.states, self.metrics = arrays(states), [np.moveaxis(x, 1, 0) for x in arrays(metrics)]
+        self.evaluated = arrays(made.evaluate(states, keys, np.uint32(1)))
+        text = made.chunk.compiled.as_text() or ""
+        self.collectives = sum(text.count(name) for name in COLLECTIVES)
+        self.devices = len(jax.tree.leaves(states)[0].sharding.device_set)
+
+    @property
+    def all(self) -> list[np.ndarray]:
+        return [*self.begun, *self.states, *self.metrics, *self.evaluated]
+
+    def equals(self, other: "Trained", seed: int, seeds: int) -> bool:
+        """Whether the seeds from `seed` on are those of `other`, bit for bit."""
+        pairs = zip(self.all, other.all, strict=True)
+        return all(np.array_equal(own[seed : seed + seeds], its, equal_nan=True) for own, its in pairs)
+
+
+def resumed(finished: Path, devices: int) -> Run:
+    """A copy of a finished run, as if it had been killed after the third chunk, which then went on."""
+    folder = finished.with_name(f"on_{devices}")
+    shutil.copytree(finished, folder)
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "4")
+    return train(replace(SMALL, seeds=4), "", Output(folder, resume=True, quiet=True, devices=devices))
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    clocks = ("wall_s", "steps_per_s")
+    return [{k: v for k, v in row.items() if k not in clocks} for row in read_metrics(run.folder / "metrics.jsonl")]
+
+
+def main() -> None:
+    keep_compiled_programs()
+    four, eight = Trained(0, 4, 4), Trained(0, 8, 4)
+    whole = train(replace(SMALL, seeds=4), "", Output(Path(sys.argv[1]) / "whole", quiet=True, devices=4))
+    same, other = resumed(whole.folder, 4), resumed(whole.folder, 1)
+    losses = [np.array([row["loss/total"] for row in rows_of(run)]) for run in (whole, other)]
+    found = {
+        "devices": four.devices,
+        "collectives": four.collectives + eight.collectives,
+        "lone": [four.equals(Trained(seed, 1, 1), seed, 1) for seed in range(4)],
+        "pairs": [eight.equals(Trained(seed, 2, 1), seed, 2) for seed in (0, 4)],
+        "recorded": json.loads((whole.folder / "versions.json").read_text())["devices"],
+        "same_devices": rows_of(same) == rows_of(whole),
+        "other_devices": float(np.abs(losses[0] - losses[1]).max()),
+        "rows": len(rows_of(other)),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
