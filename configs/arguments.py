@@ -33,11 +33,13 @@ class Option:
     """Type of the field."""
     positional: bool = False
     """Whether words without an option before them are its value."""
+    head: bool = False
+    """Whether the name of its group sets it."""
 
     @property
     def name(self) -> str:
         """The option as it is typed."""
-        name = self.field.replace("_", "-")
+        name = (self.field.rpartition(".")[0] if self.head else self.field).replace("_", "-")
         return name.upper() if self.positional else f"--{name}"
 
     @property
@@ -68,7 +70,7 @@ def options_of(part: Any, number: int = 0, prefix: str = "") -> list[Option]:
         if dataclasses.is_dataclass(hint):
             options += options_of(hint if part is kind else getattr(part, f.name), number, f"{prefix}{f.name}.")
         else:
-            options.append(Option(number, prefix + f.name, hint, POSITIONAL in marks))
+            options.append(Option(number, prefix + f.name, hint, POSITIONAL in marks, store.HEAD in marks))
     return options
 
 
@@ -189,22 +191,24 @@ def show_help(parts: Sequence[Any], prog: str, description: str) -> None:
     tyro.cli(whole, args=["--help"], prog=prog, description="\n".join(lines))
 
 
-def _shown(part: Any, **about: Any) -> Any:
-    """A type that tyro shows as the fields of `part` with their docstrings and defaults."""
+def _shown(part: Any, group: str = "", **about: Any) -> Any:
+    """A type that tyro shows as the fields of `part`, a `group` of another one, with their docstrings and defaults."""
     import tyro
 
     kind = part if isinstance(part, type) else type(part)
     texts, hints = docstrings.of_fields(kind), typing.get_type_hints(kind, include_extras=True)
+    head = store.head_of(kind)
     fields: list[tuple[str, Any, Any]] = []
     for f in dataclasses.fields(kind):
         lacking = lacks_default(part, f.name)
         value = f.default if isinstance(part, type) else getattr(part, f.name)
         if dataclasses.is_dataclass(value):
-            fields.append((f.name, _shown(value, help=texts[f.name]), dataclasses.field()))
+            fields.append((f.name, _shown(value, f.name, help=texts[f.name]), dataclasses.field()))
             continue
         said = lacking or "(default:" in texts[f.name] or value == ""
         shown = "" if said else f"(default: {docstrings.words(value)})"
-        arg = tyro.conf.arg(help=texts[f.name], help_behavior_hint=shown, metavar=metavar(hints[f.name]))
+        short: dict[str, Any] = {"name": group, "prefix_name": False} if f.name == head else {}
+        arg = tyro.conf.arg(help=texts[f.name], help_behavior_hint=shown, metavar=metavar(hints[f.name]), **short)
         default = dataclasses.field() if lacking else dataclasses.field(default=value)
         hint = hints[f.name]
         if POSITIONAL in getattr(hint, "__metadata__", ()):

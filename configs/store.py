@@ -4,7 +4,7 @@ import dataclasses
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from engram.agents.common.experiment import Experiment
 from engram.configs import spelling
@@ -17,6 +17,11 @@ WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no":
 
 NOTHING = ("none", "null")
 """Words for a value that is not set, where there may be none."""
+
+T = TypeVar("T")
+HEAD = "head"
+Head = Annotated[T, HEAD]
+"""Type of the field of a group that is set by the name of the group: `--launcher slurm` is `launcher.name`."""
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:
@@ -186,6 +191,9 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
+        head = head_of(kind)
+        if head is not None and isinstance(value, str):
+            value = {head: value}
         return value if isinstance(value, typing.cast(Any, kind)) else build(typing.cast(Any, kind), value, f"{where}.")
     if origin is typing.Annotated:
         return convert(arguments[0], value, where)
@@ -215,6 +223,12 @@ def convert(kind: Any, value: Any, where: str) -> Any:
             raise BadRequest(f"{where} must have {len(kinds)} entries, got {len(value)}")
         return tuple(convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     return _scalar(kind, value, where)
+
+
+def head_of(kind: Any) -> str | None:
+    """The field of a group that the name of the group sets, if there is one."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return next((name for name, hint in hints.items() if HEAD in getattr(hint, "__metadata__", ())), None)
 
 
 def says_nothing(value: Any) -> bool:

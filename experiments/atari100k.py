@@ -21,7 +21,7 @@ from engram.envs.host.atari import ATARI_100K
 from engram.errors import BadRequest, UnknownName
 from engram.experiments.atari_scores import published
 from engram.experiments.cells import Cell, make_folder, reporting
-from engram.experiments.launch import run_cells
+from engram.experiments.launch import require_engine, run_cells
 from engram.experiments.options import Atari100k as Options
 from engram.experiments.options import Output
 from engram.experiments.runs import Run, read_summary
@@ -118,6 +118,8 @@ def atari100k(
         cell_of(config, preset, run).refuse_other()
     if seconds is not None and not out.is_dir():
         raise BadRequest(f"there is no benchmark in {out}")
+    if seconds is None:
+        require_engine(options.launcher, options.hours)
     make_folder(out)
 
     def failures() -> dict[str, str]:
@@ -127,12 +129,12 @@ def atari100k(
         report(out, preset, config, failures())
 
     write()
+    left = None if options.hours is None else started + 3600 * options.hours - time.monotonic()
     if seconds is None:
-        left = None if options.hours is None else started + 3600 * options.hours - time.monotonic()
-        run_cells(list(cells.values()), output, options.jobs, write, left)
+        run_cells(list(cells.values()), output, options.jobs, write, left, options.launcher, out)
         write()
     else:
-        watch(list(cells.values()), seconds, write)
+        watch(list(cells.values()), seconds, write, left)
     notify(f"wrote scores.json, table.md and scores.png in {out}")
     return {run.name: cell.failure or cell.state for run, cell in cells.items() if not cell.is_finished}
 

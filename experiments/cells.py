@@ -1,7 +1,5 @@
 """Cells: the runs that a comparison consists of, each in its own folder, skipped when done and resumed when not."""
 
-import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,13 +13,16 @@ from engram.agents.common.experiment import Experiment
 from engram.atomic_files import remove_leftovers
 from engram.configs import store
 from engram.errors import BadRequest
+from engram.experiments.attempts import failure_file, keep_trying
+from engram.experiments.children import Children, Job, train_job
 from engram.experiments.options import Output
 from engram.experiments.runs import read_summary
-from engram.experiments.train import Children, train_apart
 from engram.regular_files import read_json
 from engram.training.claim import LENGTH, is_claimed, lease_seconds
-from engram.training.folder import read_config, write_atomically
-from engram.training.stderr import notify
+from engram.training.folder import read_config
+
+State = Literal["done", "running", "failed", "not run"]
+"""How far a cell is."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,16 @@ class Cell:
     @property
     def failure(self) -> str | None:
         """Why its last training failed, None where it did not, or is under way again."""
-        if self.is_finished or not self._failed.exists() or self.is_running:
+        file = failure_file(self.folder)
+        if self.is_finished or not file.exists() or self.is_running:
             return None
         try:
-            return str(read_json(self._failed)["reason"])
+            return str(read_json(file)["reason"])
         except (OSError, ValueError, KeyError, TypeError):
             return "for a reason that cannot be read any more"
 
     @property
-    def _failed(self) -> Path:
-        """The file that says why it failed: beside the folder, which may be what is wrong."""
-        return self.folder.with_name(f"{self.folder.name}.failed.json")
-
-    @property
-    def state(self) -> Literal["done", "running", "failed", "not run"]:
+    def state(self) -> State:
         """How far it is."""
         if self.is_finished:
             return "done"
@@ -94,15 +91,25 @@ class Cell:
         if store.upgrade(read_config(self.folder)) != store.describe(self.preset, self.config):
             raise BadRequest(f"{self.folder} was trained with other options: choose another --out")
 
-    def train(self, output: Output, children: Children, cores: Sequence[int] = ()) -> None:
-        """Trains in a process of its own; why that fails is kept beside the folder. Arguments and what is raised are
-        those of `train_apart`."""
-        self._failed.unlink(missing_ok=True)
-        output = dataclasses.replace(output, out=self.folder)
-        reason = train_apart(self.config, self.preset, self.folder, output, children, cores)
-        if reason is not None:
-            notify(f"failed: {reason}")
-            write_atomically(self._failed, json.dumps({"reason": reason}) + "\n")
+    def job(self, output: Output) -> Job:
+        """What a process that trains it is told."""
+        return Job.of(self.config, self.preset, self.folder, output)
+
+    def train(self, output: Output, children: Children, cores: Sequence[int] = (), retries: int = 0) -> None:
+        """Trains in a process of its own, after a crash anew; why that fails is kept beside the folder. Arguments and
+        what is raised are those of `train_job` and `keep_trying`."""
+
+        def attempt() -> str | None:
+            return train_apart(self.config, self.preset, self.folder, output, children, cores)
+
+        keep_trying(self.folder, attempt, retries, children.wait)
+
+
+def train_apart(
+    config: Experiment, preset: str, folder: Path, output: Output, children: Children, cores: Sequence[int] = ()
+) -> str | None:
+    """Trains `config` in a process of its own, see `train_job`."""
+    return train_job(Job.of(config, preset, folder, output), children, cores)
 
 
 @contextmanager

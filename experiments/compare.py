@@ -18,7 +18,7 @@ from engram.errors import BadRequest
 from engram.experiments.adapt import adapt, is_trials
 from engram.experiments.cells import Cell, make_folder, reporting
 from engram.experiments.figures import draw_panel
-from engram.experiments.launch import run_cells
+from engram.experiments.launch import require_engine, run_cells
 from engram.experiments.options import Adapt, Output
 from engram.experiments.options import Compare as Options
 from engram.experiments.runs import folder_name
@@ -77,10 +77,12 @@ def compare(
     cells = cells_of(config, preset, options, out)
     if seconds is not None and not out.is_dir():
         raise BadRequest(f"there is no comparison in {out}")
+    if seconds is None:
+        require_engine(options.launcher)
     make_folder(out)
     write = partial(report, out, cells)
     if seconds is None:
-        run_cells(cells, output, options.jobs, write)
+        run_cells(cells, output, options.jobs, write, launcher=options.launcher, out=out)
         write()
     else:
         watch(cells, seconds, write)

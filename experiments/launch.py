@@ -1,4 +1,4 @@
-"""Launching cells: as many at a time as there are processes for, each in a process of its own.
+"""Launching cells: as many at a time as are asked for, each in a process of its own, here or by an engine for clusters.
 
 What is done is read from run folders alone. A cell that another command trains is left to it, and looked at again at
 the end: it is waited for, and taken over where it was given up.
@@ -6,18 +6,23 @@ the end: it is waited for, and taken over where it was given up.
 
 import os
 import queue
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
-from engram.errors import Interrupted, InUse
+from engram.errors import BadRequest, Interrupted, InUse, MissingExtra
 from engram.experiments.cells import Cell
-from engram.experiments.options import Output
-from engram.experiments.train import STOPPED, Children
-from engram.training.loop import POLITE
+from engram.experiments.children import STOPPED, Children
+from engram.experiments.engines import Dispatch, Engine
+from engram.experiments.options import Launcher, Output
 from engram.training.stderr import notify
+from engram.training.stopping import POLITE
 
 LOOK = 1.0
 """Seconds between two looks at cells that other commands train."""
@@ -29,29 +34,66 @@ def run_cells(
     jobs: int = 1,
     changed: Callable[[], None] = lambda: None,
     seconds: float | None = None,
+    launcher: Launcher = Launcher(),
+    out: Path | None = None,
 ) -> None:
     """Trains every cell that is not finished.
 
     Args:
         output: `wandb` and `quiet` of the runs.
-        jobs: cells at the same time. With several, the cores of this process are shared out among them.
+        jobs: cells at the same time. With several on this machine, the cores of this process are shared out among them.
         changed: called whenever a cell was finished or has failed; such calls do not overlap.
         seconds: politely stopped after this time (None: never).
+        launcher: engine that trains them.
+        out: folder of the logs of its jobs, `<out>/.jobs` (default: where all cells are).
 
     Raises:
+        BadRequest: see `require_engine`.
         Interrupted: by Ctrl-C, a polite kill of this process or of a run, or the time; runs that had begun were
             checkpointed.
     """
+    require_engine(launcher, seconds)
     left = [cell for cell in cells if not cell.is_finished]
     if not left:
         return
     if seconds is not None and seconds <= 0:
         raise Interrupted("time is up; repeat the command to go on")
     number = {cell: i for i, cell in enumerate(cells, 1)}
-    with _Stop(seconds) as stop:
+    out = out or Path(os.path.commonpath([cell.folder.absolute().parent for cell in cells]))
+    with _Stop(seconds) as stop, ExitStack() as opened:
+        retries = launcher.retries
+        train = partial(_train, number=number, output=output, jobs=jobs, changed=changed, stop=stop, retries=retries)
+        if launcher.name != "local":
+            engine = opened.enter_context(closing(_engine(launcher, jobs, out)))
+            train = Dispatch(engine, number, output, launcher, jobs, changed, stop.check).train
         while left:
-            held = _train(left, number, output, jobs, changed, stop)
-            left = _wait_for_others(held, changed, stop)
+            held = train(left)
+            left = [] if launcher.detach else _wait_for_others(held, changed, stop)
+
+
+def require_engine(launcher: Launcher, seconds: float | None = None) -> None:
+    """Raises BadRequest where the engine of `launcher` is not installed, or stops no jobs after `seconds`."""
+    if launcher.name == "local":
+        return
+    if find_spec({"slurm": "submitit", "ray": "ray"}[launcher.name]) is None:
+        raise MissingExtra.of(f"--launcher {launcher.name}", launcher.name)
+    if launcher.name == "slurm":
+        if seconds is not None:
+            raise BadRequest("--hours is for local and ray: jobs of slurm go on by themselves, see --launcher.hours")
+        missing = [command for command in ("sbatch", "srun", "sacct") if shutil.which(command) is None]
+        if missing:
+            raise BadRequest(f"--launcher slurm needs {' and '.join(missing)}: run this where jobs are submitted")
+
+
+def _engine(launcher: Launcher, jobs: int, out: Path) -> Engine:
+    """The engine of `launcher`, which is imported by who uses it alone."""
+    if launcher.name == "slurm":
+        from engram.experiments.slurm import Slurm
+
+        return Slurm(launcher, jobs, out / ".jobs")
+    from engram.experiments.ray_tasks import Ray
+
+    return Ray(launcher, jobs)
 
 
 def _train(
@@ -61,8 +103,9 @@ def _train(
     jobs: int,
     changed: Callable[[], None],
     stop: "_Stop",
+    retries: int,
 ) -> list[Cell]:
-    """Trains `cells` -> those that others hold."""
+    """Trains `cells` in processes of this machine -> those that others hold."""
     waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
     for cell in cells:
         waiting.put(cell)
@@ -75,7 +118,7 @@ def _train(
                 cell = waiting.get_nowait()
                 notify(f"[{number[cell]}/{len(number)}] {cell.task} with {cell.label}")
                 try:
-                    cell.train(output, stop.children, cores)
+                    cell.train(output, stop.children, cores, retries)
                 except InUse:
                     notify(f"{cell.folder} is trained by another command")
                     held.append(cell)

@@ -3,7 +3,7 @@
 Nothing here needs JAX, so that help is quick.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,11 +11,14 @@ from engram.agents.common.checks import (
     require_at_least,
     require_inner_share,
     require_not_negative,
+    require_positive,
     require_seed,
     require_sizes,
     require_some,
 )
 from engram.configs.arguments import Positional
+from engram.configs.store import Head
+from engram.errors import BadRequest
 
 Split = Literal["train", "test", "heldout"]
 Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]
@@ -42,6 +45,57 @@ class Output:
 
     def __post_init__(self):
         require_at_least(self, "--", 1, "devices")
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Engine that trains cells, and what each of them gets."""
+
+    name: Head[Literal["local", "slurm", "ray"]] = "local"
+    """Engine that trains: processes of this machine, jobs of SLURM, or tasks of Ray. --jobs is the number at the same
+    time with each."""
+    retries: int = 3
+    """Attempts after a crash or the loss of a machine, 5, 10, 20, ... seconds later. Preemptions do not count."""
+    cpus: int = 2
+    """Cores of a cell (slurm, ray)."""
+    gpus: int = 0
+    """GPUs of a cell (slurm, ray)."""
+    memory_gb: int = 8
+    """Memory of a cell, in GB (slurm, ray)."""
+    hours: float = 24.0
+    """Hours after which a job is stopped with a checkpoint, and queued again (slurm)."""
+    partition: str = ""
+    """Partition of the jobs (slurm)."""
+    account: str = ""
+    """Account of the jobs (slurm)."""
+    qos: str = ""
+    """Quality of service of the jobs (slurm)."""
+    constraint: str = ""
+    """Features that a machine must have (slurm)."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell before a job begins, such as "module load cuda" (slurm)."""
+    address: str = "auto"
+    """Address of the cluster (ray): auto for the one that this machine belongs to, local for one of this machine alone
+    that ends with the command, or ray://HOST:PORT."""
+    detach: bool = False
+    """End of the command as soon as all jobs are queued; repeat it for the table, or --watch (slurm)."""
+
+    def __post_init__(self):
+        require_at_least(self, "launcher.", 0, "retries", "gpus")
+        require_at_least(self, "launcher.", 1, "cpus", "memory_gb")
+        require_positive(self, "launcher.", "hours")
+        for f in fields(self):
+            engines = ENGINES_WITH.get(f.name)
+            if engines and self.name not in engines and getattr(self, f.name) != f.default:
+                raise BadRequest(f"launcher.{f.name} is for {' and '.join(engines)}, not for {self.name}")
+
+
+ENGINES_WITH = {
+    **dict.fromkeys(("cpus", "gpus", "memory_gb"), ("slurm", "ray")),
+    **dict.fromkeys(("hours", "partition", "account", "qos", "constraint", "setup", "detach"), ("slurm",)),
+    "address": ("ray",),
+}
+"""Engines that take a setting of the launcher, where not all do."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +137,10 @@ class Compare:
     out: Path | None = None
     """Folder of the comparison (default: runs/compare/<preset>)."""
     jobs: int = 1
-    """Cells that are trained at the same time, each in a process of its own; with several, each has its share of the
-    cores."""
+    """Cells that are trained at the same time, each in a process of its own; with several on one machine, each has its
+    share of the cores."""
+    launcher: Launcher = Launcher()
+    """Engine that trains the cells."""
 
     def __post_init__(self):
         require_at_least(self, "--", 1, "seeds", "jobs")
@@ -159,8 +215,10 @@ class Atari100k:
     out: Path | None = None
     """Folder of the benchmark (default: runs/atari-100k/<preset>-<memory>)."""
     jobs: int = 1
-    """Runs that are trained at the same time, each in a process of its own; with several, each has its share of the
-    cores."""
+    """Runs that are trained at the same time, each in a process of its own; with several on one machine, each has its
+    share of the cores."""
+    launcher: Launcher = Launcher()
+    """Engine that trains the runs."""
 
     def __post_init__(self):
         require_at_least(self, "--", 1, "seeds", "episodes", "jobs")

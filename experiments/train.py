@@ -1,17 +1,11 @@
-"""Training one run, in this process or in one of its own."""
+"""Training one run, in this process."""
 
-import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jax.sharding import Mesh
 
 from engram.agents import registry
@@ -20,18 +14,19 @@ from engram.agents.common.experiment import Experiment
 from engram.agents.common.spec import AgentSpec, Build
 from engram.agents.registry import spec_of
 from engram.configs import store
-from engram.errors import BadRequest, Interrupted, InUse
+from engram.errors import BadRequest
 from engram.experiments.options import Output
 from engram.experiments.policy import write_spaces
 from engram.experiments.runs import Run, default_folder
 from engram.kernels.cache import keep_compiled_programs
 from engram.training.devices import mesh_of
 from engram.training.folder import RunFolder, read_config
-from engram.training.loop import PARENT, POLITE, LoopSettings
+from engram.training.loop import LoopSettings
 from engram.training.loop import train as run_loop
 from engram.training.metrics import read_metrics
 from engram.training.statistics import in_words
 from engram.training.stderr import notify
+from engram.training.stopping import least_checkpoint_seconds
 
 
 def train(
@@ -110,7 +105,7 @@ def _train_in(
         seed=config.seed,
         plan=divide(config, agent),
         eval_points=config.eval_points,
-        checkpoint_seconds=config.checkpoint_seconds,
+        checkpoint_seconds=max(config.checkpoint_seconds, least_checkpoint_seconds()),
         wandb=output.wandb,
         quiet=output.quiet,
         mesh=mesh,
@@ -145,88 +140,3 @@ def draw_views(run: Run, agent: Any, states: Any) -> list[Path]:
     # An emulator that was evaluated cannot be opened again.
     with closing(registry.build(run.config, Build(emulator_seed=(run.config.seed, DREAM)))) as fresh:
         return draw_dream(run.spec.dreaming, fresh, states, run.folder)
-
-
-STOPPED = "stopped; repeat the command to go on where it was"
-
-
-class Children:
-    """Processes that train, which are stopped together."""
-
-    def __init__(self):
-        self._lock = threading.RLock()  # signals may come while it is held
-        self._processes: set[subprocess.Popen] = set()
-        self._stopped = False
-
-    @contextmanager
-    def start(self, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
-        """Starts a process, to which `stop` reaches until the end of the context. Raises Interrupted after `stop`."""
-        with self._lock:
-            if self._stopped:
-                raise Interrupted(STOPPED)
-            process = subprocess.Popen(command, **options)
-            self._processes.add(process)
-        try:
-            yield process
-        except BaseException:
-            process.terminate()
-            raise
-        finally:
-            with self._lock:
-                self._processes.remove(process)
-
-    def stop(self) -> None:
-        """Asks all to stop, politely; once more: at once."""
-        with self._lock:
-            self._stopped = True
-            for process in self._processes:
-                process.terminate()
-
-
-def train_apart(
-    config: Experiment, preset: str, folder: Path, output: Output, children: Children, cores: Sequence[int] = ()
-) -> str | None:
-    """Trains `config` in a process of its own, or goes on with what is in `folder`; returns why it failed, or None.
-
-    Args:
-        output: `wandb` and `quiet` of the run.
-        children: which the process becomes one of.
-        cores: numbers of the cores that it may use; none for those of this process.
-
-    Raises:
-        InUse: another process trains there.
-        Interrupted: by Ctrl-C or a polite kill; the run was checkpointed if it had begun.
-    """
-    arguments = ["-", "--out", str(folder), "--resume", "--wandb", output.wandb]
-    arguments += ["--quiet"] if output.quiet else []
-    arguments += [] if output.devices is None else ["--devices", str(output.devices)]
-    options: dict[str, Any] = {
-        "env": {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # modules of this process are found too
-            PARENT: str(os.getpid()),
-        },
-        "stdin": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "errors": "replace",
-    }
-    last = ""
-    with children.start([sys.executable, "-m", "engram.scripts.train", *arguments], **options) as process:
-        assert process.stdin is not None
-        assert process.stderr is not None
-        if cores:
-            with suppress(OSError):  # before it counts its cores
-                os.sched_setaffinity(process.pid, cores)
-        with suppress(BrokenPipeError), process.stdin:  # a child that died says why itself
-            process.stdin.write(yaml.safe_dump(store.describe(preset, config), sort_keys=False))
-        with process.stderr:
-            for line in process.stderr:
-                last = line.strip() or last
-                notify(line.rstrip("\n"))
-        code = process.wait()
-    if code == InUse.exit_code:
-        raise InUse(last.removeprefix("error: "))
-    if code in (Interrupted.exit_code, -signal.SIGINT, *(-name for name in POLITE)):  # the latter before it listened
-        raise Interrupted(STOPPED)
-    return None if code == 0 else f"exit code {code}: {last}"

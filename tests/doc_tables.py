@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from benchmarks import popgym_easy
 from engram.agents.ppo.experiment import PPOExperiment
 from engram.configs import docstrings, presets
-from engram.configs.arguments import Option, metavar
+from engram.configs.arguments import metavar, options_of
 from engram.configs.presets import PRESETS
 from engram.configs.presets.differences import Changes, Kind
 from engram.experiments import options
@@ -98,12 +98,13 @@ def script(name: str) -> str:
     """The options of a script beside those of an experiment."""
     rows = []
     for kind in SCRIPTS[name]:
-        texts, hints = docstrings.of_fields(kind), typing.get_type_hints(kind)
-        for f in dataclasses.fields(kind):
-            if f.name not in ("run", "runs"):
-                option = Option(0, f.name, hints[f.name])
-                said = "(default:" in texts[f.name]
-                rows.append([code(option.name), "" if said else docstrings.words(f.default), texts[f.name]])
+        for option in options_of(kind):
+            owner, _, name = option.field.rpartition(".")
+            group = typing.get_type_hints(kind)[owner] if owner else kind
+            (f,) = (f for f in dataclasses.fields(group) if f.name == name)
+            text = docstrings.of_fields(group)[name]
+            if name not in ("run", "runs"):
+                rows.append([code(option.name), "" if "(default:" in text else docstrings.words(f.default), text])
     return table([f"option of `{name}`", "default", "meaning"], rows)
 
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import tempfile
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -132,6 +133,12 @@ def owner(folder: Path) -> str:
     return f"another process{where} ({record.pid})"
 
 
+def owner_and_host(folder: Path) -> str:
+    """Words for the process that has claimed `folder`, and its machine."""
+    record = lease_on(folder).owner
+    return "an unknown process" if record is None else f"process {record.pid} on {record.hostname.partition('?')[0]}"
+
+
 def is_silent(folder: Path, lease: SoftFileLease) -> bool:
     """Whether the owner of a lease has missed two of the times at which it touches it, by the clock of the file
     server."""
@@ -145,14 +152,33 @@ def is_silent(folder: Path, lease: SoftFileLease) -> bool:
 
 def is_claimed(folder: Path) -> bool:
     """Whether a process has claimed `folder` that is not known to be gone."""
+    if is_locked(folder / KERNEL):
+        return True
     lease = lease_on(folder)
     record = lease.owner
     if record is not None and record.hostname == this_host() and not is_alive(record.pid):
         return False
     try:
-        return (folder / LEASE).is_file() and not is_silent(folder, lease)
+        touched = (folder / LEASE).stat().st_mtime
     except OSError:
+        return False
+    if 0 <= time.time() - touched < lease.lease_duration / 2:  # no need to ask for the clock of the file server
+        return True
+    try:
+        return not is_silent(folder, lease)
+    except OSError:  # who may not write here does not know
         return record is not None
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process of this machine holds the kernel's lock on `file`, as far as the kernel tells. (Asking for the
+    lock would stand in the way of who takes it at this moment.)"""
+    try:
+        about, locks = file.stat(), Path("/proc/locks").read_text()
+    except OSError:
+        return False
+    place = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    return any(" FLOCK " in line and place in line.split() and "->" not in line for line in locks.splitlines())
 
 
 @cache

@@ -9,8 +9,6 @@ a run that is resumed from any checkpoint repeats what an unbroken run does, bit
 import contextlib
 import dataclasses
 import math
-import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +24,6 @@ from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest, Diverged, Interrupted
 from engram.kernels.host_call import errors_as_raised
 from engram.training import action_log, checkpoint, compile_times
-from engram.training.claim import is_alive
 from engram.training.display import Display
 from engram.training.faults import in_words
 from engram.training.folder import RunFolder, is_disk_trouble
@@ -34,14 +31,11 @@ from engram.training.metrics import LastKnown, MetricsLog, Row, WandbLog, aggreg
 from engram.training.programs import Compiled, compile_agent, seed_keys
 from engram.training.statistics import summarise
 from engram.training.stderr import notify
+from engram.training.stopping import StopRequest
 from engram.training.types import Agent, Key, PyTree
 
 Keep = Callable[[int, Any, PyTree], None]
 """Takes the number of a chunk, its metric `replay/record` `[updates, seeds, ...]`, and the states after it."""
-POLITE = (signal.SIGTERM, signal.SIGHUP)
-"""Signals by which a process is asked to end, beside Ctrl-C."""
-PARENT = "ENGRAM_PARENT"
-"""Variable of the environment with the number of the process that waits for this one, and without which it stops."""
 
 
 @dataclass(frozen=True)
@@ -373,41 +367,3 @@ class TrainingRun:
     def close(self) -> None:
         """Closes what is open, and takes signals no longer."""
         self._open.close()
-
-
-class StopRequest:
-    """Turns Ctrl-C, a polite kill, a closed terminal and the end of the process that waits for this one into a request
-    that the loop honours after the running chunk."""
-
-    def __init__(self):
-        self._asked: set[int] = set()
-        # A run that nobody waits for would hold its folder. (Another parent is a launcher between the two.)
-        parent = os.environ.get(PARENT, "")
-        self._parent = os.getppid() if parent == str(os.getppid()) else None
-        if self._parent is None and parent.isdigit() and not is_alive(int(parent)):  # it ended before this began
-            self._asked.add(signal.SIGHUP)
-        self._before = {}
-        for name in (signal.SIGINT, *POLITE):
-            if name == signal.SIGHUP and signal.getsignal(name) is signal.SIG_IGN:  # `nohup`
-                continue
-            try:
-                self._before[name] = signal.signal(name, self._ask)
-            except ValueError:  # not in the main thread: the caller handles signals
-                return
-
-    @property
-    def requested(self) -> bool:
-        """Whether the run shall stop."""
-        return bool(self._asked) or self._parent not in (None, os.getppid())
-
-    def _ask(self, signum, frame):
-        if signum in self._asked and signum != signal.SIGHUP:  # asked twice: now. A terminal alone may hang up twice
-            raise KeyboardInterrupt
-        self._asked.add(signum)
-        with contextlib.suppress(RuntimeError):  # in the middle of another line, which does not let it in
-            notify("stopping after this chunk (once more to stop at once) ...")
-
-    def restore(self) -> None:
-        """Gives the signals back to whoever had them."""
-        for name, handler in self._before.items():
-            signal.signal(name, handler)

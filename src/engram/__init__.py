@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 __all__ = [
+    "Launcher",
     "Run",
     "__version__",
     "adapt",
@@ -29,6 +30,7 @@ __all__ = [
 if TYPE_CHECKING:
     from engram import errors
     from engram.api import adapt, compare, evaluate, load, make_env, make_memory, plot, presets, train
+    from engram.experiments.options import Launcher
     from engram.experiments.runs import Run
 
 
@@ -39,8 +41,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "errors":
         return importlib.import_module("engram.errors")
-    home = importlib.import_module("engram.experiments.runs" if name == "Run" else "engram.api")
-    return getattr(home, name)
+    homes = {"Run": "engram.experiments.runs", "Launcher": "engram.experiments.options"}
+    return getattr(importlib.import_module(homes.get(name, "engram.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from engram.configs import store
 
 if TYPE_CHECKING:
     from engram.experiments.compare import Comparison
+    from engram.experiments.options import Launcher
     from engram.experiments.runs import Run
 
 Preset = str | Path | Experiment
@@ -110,6 +111,7 @@ def compare(
     seeds: int = 3,
     out: Path | str | None = None,
     jobs: int = 1,
+    launcher: "Launcher | str" = "local",
     wandb: Literal["disabled", "offline", "online"] = "disabled",
     quiet: bool = False,
     devices: int | None = None,
@@ -124,6 +126,8 @@ def compare(
         seeds: seeds per cell.
         out: folder of the comparison (default: runs/compare/<preset>). Finished cells in it are not trained again.
         jobs: cells that are trained at the same time, each in a process of its own.
+        launcher: engine that trains them: `local`, `slurm` or `ray`, or these with settings, `engram.Launcher("slurm",
+            partition="gpu", hours=4)`.
         wandb: Weights & Biases.
         quiet: whether to show no progress.
         devices: of this machine, over which the seeds are spread (default: as many as there are and divide them).
@@ -138,7 +142,7 @@ def compare(
 
     name, config = make_config(preset, **changes)
     lists = {"memories": memories, "algorithms": algorithms, "envs": envs, "datasets": datasets}
-    options = make_options(Options, **lists, seeds=seeds, out=out, jobs=jobs)
+    options = make_options(Options, **lists, seeds=seeds, out=out, jobs=jobs, launcher=launcher)
     refuse_fixed(config, options, changes)
     return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from engram.configs import store
 from engram.configs.presets import PRESETS
 from engram.errors import BadRequest, Interrupted, InUse
 from engram.experiments import cells as cells_module
+from engram.experiments.attempts import Attempts, note, note_queued
 from engram.experiments.cells import Cell
 from engram.experiments.launch import _shares, run_cells
 from engram.experiments.options import Output
 from engram.experiments.watch import watch
 from engram.scripts import compare
+from engram.training.claim import LENGTH
 from engram.training.folder import RunFolder
 
 QUIET = Output(quiet=True)
@@ -102,14 +105,13 @@ def test_a_defect_ends_all_and_is_raised(tmp_path, trained):
 
 
 def test_a_cell_of_another_command_is_waited_for_and_no_failure(tmp_path, trained):
-    """One is finished by its owner, another one given up: that is taken over."""
+    """One is finished by its owner, another one given up: that is taken over. No process is started before."""
     cells = some(tmp_path, 3)
     folders = [RunFolder(cell.folder, store.describe("lsd", cell.config), resume=False) for cell in cells[:2]]
     assert [cell.state for cell in cells] == ["running", "running", "not run"]
 
     def train(folder, cores):
-        if any(folder == held.path for held in folders):
-            raise InUse("in use")
+        assert not any(folder == held.path for held in folders)
         finish(folder)
 
     def end():
@@ -122,8 +124,23 @@ def test_a_cell_of_another_command_is_waited_for_and_no_failure(tmp_path, traine
     threading.Timer(1.5, end).start()
     begun = trained(train)
     run_cells(cells, QUIET)
-    assert begun == ["cell0", "cell1", "cell2", "cell1"]
+    assert begun == ["cell2", "cell1"]
     assert [cell.state for cell in cells] == ["done"] * 3
+
+
+def test_a_cell_that_another_command_was_quicker_to_begin_is_no_failure(tmp_path, trained):
+    (cell,) = some(tmp_path, 1)
+
+    def train(folder, cores):
+        if begun == ["cell0"]:
+            raise InUse("in use")
+        finish(folder)
+
+    begun = trained(train)
+    run_cells([cell], QUIET)
+    assert begun == ["cell0", "cell0"]
+    assert cell.state == "done"
+    assert [path.name for path in tmp_path.iterdir()] == ["cell0"]
 
 
 def test_nothing_is_started_once_stopping_was_asked_for(tmp_path, trained):
@@ -165,15 +182,17 @@ def test_a_look_shows_each_cell_and_trains_nothing(tmp_path, capsys):
     for cell, steps in ((done, 104), (running, 40)):
         (cell.folder / "metrics.jsonl").write_text(f'{{"env_steps": {steps}, "steps_per_s": 1234.5}}\n')
     failed.folder.with_name("cell2.failed.json").write_text('{"reason": "exit code 3: diverged"}')
+    note(running.folder, Attempts(number=2, crashes=1, going=True))
+    note_queued(fresh.folder, "12_3")
     looks = []
     watch([done, running, failed, fresh], 0, lambda: looks.append(1))
     lines = capsys.readouterr().err.splitlines()
     task = f"{fresh.task} with {fresh.label}"
     assert lines == [
         f"   done 100%      1,234 steps/s  {task}",
-        f"running  40%      1,234 steps/s  {task}: another process ({os.getpid()})",
+        f"running  40%      1,234 steps/s  {task}: process {os.getpid()} on {platform.node()}, attempt 2",
         f" failed                          {task}: exit code 3: diverged",
-        f"not run                          {task}",
+        f"not run                          {task}: queued as job 12_3",
     ]
     assert looks == [1]
     held.close()
@@ -183,6 +202,20 @@ def test_there_is_nothing_to_watch_where_no_comparison_is(tmp_path):
     with pytest.raises(BadRequest, match="there is no comparison in"):
         compare.main(["lsd", "--algorithms", "greedy", "--out", str(tmp_path / "nowhere"), "--watch", "0"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_watch_ends_when_nothing_runs_any_more(tmp_path, capsys, monkeypatch):
+    """After the length of a lease: until then an owner may only be silent. A queue may hold cells for days."""
+    monkeypatch.setenv(LENGTH, "0.5")
+    done, given_up = some(tmp_path, 2)
+    finish(done.folder)
+    watch([done, given_up], 0.1)
+    assert "; 1 not run: repeat the command without --watch" in capsys.readouterr().err
+    note_queued(given_up.folder, "12_3")
+    with pytest.raises(Interrupted, match="time is up"):
+        watch([done, given_up], 0.1, limit=1.0)
+    note(given_up.folder, Attempts(number=1, going=True))  # its job began, and was lost
+    watch([done, given_up], 0.1)
 
 
 def test_a_watch_ends_with_the_last_cell(tmp_path, capsys):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -115,6 +116,26 @@ def test_a_claim_that_is_touched_outlasts_its_length(tmp_path, hold):
     with pytest.raises(InUse):
         Claim(tmp_path)
     assert asked(holder) == "mine"
+
+
+def test_a_run_of_an_engram_without_leases_is_seen(tmp_path):
+    """It holds the lock of the kernel alone."""
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        said(process)
+        assert is_claimed(tmp_path)
+        process.communicate("\n")
+    assert (tmp_path / ".lock").exists()
+    assert not is_claimed(tmp_path)
+
+
+def test_a_look_at_a_claim_that_is_touched_writes_nothing(tmp_path, hold, monkeypatch):
+    hold(errno.ENOSYS)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", None)
+    assert is_claimed(tmp_path)
 
 
 def test_a_folder_that_was_moved_is_free_where_it_is(tmp_path):

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from engram.training.loop import PARENT, StopRequest
+from engram.training.stopping import PARENT, StopRequest
 
 
 @pytest.fixture
