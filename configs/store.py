@@ -26,13 +26,14 @@ Head = Annotated[T, HEAD]
 
 def to_dict(config: Experiment) -> dict[str, Any]:
     """`config` in plain YAML types."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(v) for key, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
-
     return plain(dataclasses.asdict(config))
+
+
+def plain(value: Any) -> Any:
+    """A value in plain YAML types: tuples as lists."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def describe(preset: str, config: Experiment) -> dict[str, Any]:
@@ -133,6 +134,15 @@ def nest(changes: dict[str, Any]) -> dict[str, Any]:
             value = {rest: value}
         nested[head] = nested[head] | value if isinstance(nested.get(head), dict) and isinstance(value, dict) else value
     return nested
+
+
+def dotted(changes: dict[str, Any], prefix: str = "") -> set[str]:
+    """Dotted names of all fields that `changes` are of, as `override` takes them."""
+    names = set()
+    for name, value in changes.items():
+        name = prefix + name.replace("__", ".")
+        names |= dotted(value, f"{name}.") if isinstance(value, dict) else {name}
+    return names
 
 
 def field_names(settings: Any, prefix: str = "") -> list[str]:

@@ -113,14 +113,14 @@ def train_apart(
 
 
 @contextmanager
-def reporting(out: Path) -> Iterator[None]:
-    """The sole right to write the report of a comparison, for which others wait. Raises BadRequest where it cannot be
-    had."""
-    lease = SoftFileLease(out / ".report", lease_duration=lease_seconds(), poll_interval=0.1)
+def reporting(out: Path, name: str = ".report") -> Iterator[None]:
+    """The sole right to write the report of a comparison, for which others wait, or another right of that `name`.
+    Raises BadRequest where it cannot be had."""
+    lease = SoftFileLease(out / name, lease_duration=lease_seconds(), poll_interval=0.1)
     try:
         lease.acquire()
     except LeaseSettingsMismatch:
-        raise BadRequest(f"{out} is reported on with another {LENGTH}: it must be the same") from None
+        raise BadRequest(f"{out} is used with another {LENGTH}: it must be the same") from None
     except OSError as error:
         raise BadRequest(f"cannot write to {out}: {error.strerror}") from None
     try:

@@ -6,7 +6,7 @@ written after every cell; a cell that failed is named with its reason. In meta/ 
 adapt within trials (see `engram.experiments.adapt`): `adaptation.md` and `adaptation.png`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,13 @@ from engram.experiments.adapt import adapt, is_trials
 from engram.experiments.cells import Cell, make_folder, reporting
 from engram.experiments.figures import draw_panel
 from engram.experiments.launch import require_engine, run_cells
-from engram.experiments.options import Adapt, Output
+from engram.experiments.match import Match, matched
+from engram.experiments.options import Adapt, Output, Sweep
 from engram.experiments.options import Compare as Options
 from engram.experiments.runs import folder_name
-from engram.experiments.tables import WORDS, csv_table, markdown_table, rows_and_columns
+from engram.experiments.space import Settings
+from engram.experiments.tables import WORDS, columns_table, csv_table, markdown_table, rows_and_columns
+from engram.experiments.tuned import Tuned
 from engram.experiments.watch import watch
 from engram.training.folder import write_atomically
 from engram.training.metrics import read_metrics
@@ -75,12 +78,13 @@ def compare(
     config = replace(config, seeds=options.seeds)
     out = options.out or Path("runs") / "compare" / (preset or "own")
     cells = cells_of(config, preset, options, out)
+    tuned = tuned_of(config, options)
     if seconds is not None and not out.is_dir():
         raise BadRequest(f"there is no comparison in {out}")
     if seconds is None:
         require_engine(options.launcher)
     make_folder(out)
-    write = partial(report, out, cells)
+    write = partial(report, out, cells, options.match, {} if tuned is None else tuned.all_settings)
     if seconds is None:
         run_cells(cells, output, options.jobs, write, launcher=options.launcher, out=out)
         write()
@@ -95,9 +99,10 @@ def compare(
 def cells_of(config: Experiment, preset: str, options: Options, out: Path) -> list[Cell]:
     """The cells of a comparison, row by row. Raises BadRequest as `compare`."""
     spec, cells = spec_of(config), []
+    columns = matched(experiments_of(config, options), options.match)
     for task in rows_of(config, options):
-        for column in columns_of(config, options):
-            chosen = spec.resolve(replace(config, **{config.row: task}, **column))
+        for column in columns.values():
+            chosen = spec.resolve(replace(column, **{config.row: task}))
             cell = Cell(chosen, out / folder_name(task, chosen.label), preset)
             cell.refuse_impossible()
             if cell.is_finished:
@@ -106,15 +111,44 @@ def cells_of(config: Experiment, preset: str, options: Options, out: Path) -> li
     return cells
 
 
+def experiments_of(config: Experiment, options: Options) -> dict[str, Experiment]:
+    """The experiment of each column, by its label: with the settings of its winner, where there are any."""
+    tuned = tuned_of(config, options)
+    chosen = [replace(config, **column) for column in columns_of(config, options)]
+    if tuned is None:
+        return {column.label: column for column in chosen}
+    tuned.refuse_seeds(config)
+    return {column.label: tuned.apply(column) for column in chosen}
+
+
+def tuned_of(config: Experiment, options: Options) -> Tuned | None:
+    """The winners that `options` name. Raises BadRequest where they cannot be compared."""
+    return None if options.tuned is None else Tuned.read(options.tuned, config)
+
+
 def refuse_fixed(config: Experiment, options: Options, given: Collection[str]) -> None:
     """Raises BadRequest where fields that are `given` are those that a comparison varies."""
-    varied = {field for column in columns_of(config, options) for field in column}
-    fixed = [field for field in (config.row, *sorted(varied)) if field in given]
-    if fixed:
-        raise BadRequest(f"compare sets --{fixed[0]} itself")
+    varied = fields_of(config, options)
+    if options.match != "none" and (memory := spec_of(config).remembering):
+        varied.append(memory.width)
+    if tuned := tuned_of(config, options):
+        varied += [name for settings in tuned.all_settings.values() for name in settings]
+    refuse_given(varied, given, "compare")
 
 
-def rows_of(config: Experiment, options: Options) -> tuple[str, ...]:
+def refuse_given(varied: Sequence[str], given: Collection[str], who: str) -> None:
+    """Raises BadRequest where `given` fields are among those that `who` varies."""
+    for name in varied:
+        if name in given:
+            raise BadRequest(f"{who} sets --{name.replace('_', '-')} itself")
+
+
+def fields_of(config: Experiment, options: Options | Sweep) -> list[str]:
+    """Fields of the experiment that rows and columns have values of their own of."""
+    return [config.row, *sorted({field for column in columns_of(config, options) for field in column})]
+
+
+def rows_of(config: Experiment, options: Options | Sweep) -> tuple[str, ...]:
     """Tasks: the values of the field `config.row`."""
     wanted = {"env": options.envs, "dataset": options.datasets}
     for other, given in wanted.items():
@@ -123,8 +157,11 @@ def rows_of(config: Experiment, options: Options) -> tuple[str, ...]:
     return wanted[config.row] or (config.task,)
 
 
-def columns_of(config: Experiment, options: Options) -> list[dict[str, str]]:
+def columns_of(config: Experiment, options: Options | Sweep) -> list[dict[str, str]]:
     """Columns, each as fields of the experiment and their values."""
+    everything = not options.memories and not options.algorithms
+    if everything and isinstance(options, Options) and (tuned := tuned_of(config, options)):
+        return tuned.columns
     wanted = {"memory": options.memories, "algorithm": options.algorithms}
     flags = {"memory": "--memories", "algorithm": "--algorithms"}
     spec, choice = spec_of(config), config.choice
@@ -144,10 +181,11 @@ def columns_of(config: Experiment, options: Options) -> list[dict[str, str]]:
 # ---------------------------------------------------------------------------------------------------------- reporting
 
 
-def report(out: Path, cells: list[Cell]) -> None:
-    """Writes tables and pictures of what is there, one command at a time."""
+def report(out: Path, cells: list[Cell], match: Match = "none", settings: Mapping[str, Settings] = {}) -> None:
+    """Writes tables and pictures of what is there, one command at a time; `match` and `settings` by column are what its
+    columns were given."""
     with reporting(out):
-        write_atomically(out / "table.md", markdown_table(cells))
+        write_atomically(out / "table.md", markdown_table(cells) + columns_table(cells, match, settings))
         write_atomically(out / "table.csv", csv_table(cells))
         if any(cell.is_finished for cell in cells):
             draw_curves(cells, out / "curves.png")

@@ -134,6 +134,12 @@ class Compare:
     """Recorded episodes, the rows of the table, for presets that learn from these alone (default: the preset's)."""
     seeds: int = 3
     """Seeds per cell."""
+    tuned: Path | None = None
+    """File with the winners of a sweep, best.json: each column has its winner's settings (default of --memories: all
+    that have one). The seeds must not be those of the search."""
+    match: Literal["none", "params", "flops", "state"] = "none"
+    """Size that memories are made equal in by their width: parameters, operations of a step, or bytes of the state. The
+    first column's is the size of all."""
     out: Path | None = None
     """Folder of the comparison (default: runs/compare/<preset>)."""
     jobs: int = 1
@@ -144,6 +150,47 @@ class Compare:
 
     def __post_init__(self):
         require_at_least(self, "--", 1, "seeds", "jobs")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Settings searched for each memory alike. Any option of train.py can follow."""
+
+    space: tuple[str, ...] = ()
+    """Settings that are searched, as setting=log:LOW:HIGH, setting=linear:LOW:HIGH (with :COUNT behind it for so many
+    values) or setting=choice:A,B; setting+setting=... gives both one value."""
+    memories: tuple[str, ...] = ()
+    """Memories that are tuned, each by as many trials in the same space (default: those of compare.py)."""
+    algorithms: tuple[str, ...] = ()
+    """Algorithms that are tuned, for presets of planners and of single-step methods (default: all)."""
+    envs: tuple[str, ...] = ()
+    """Environment ids, on all of which a trial is trained (default: the preset's). Several need a common scale of
+    returns, as tasks of popgym/ have, or games with known scores of random play."""
+    datasets: tuple[str, ...] = ()
+    """Recorded episodes in place of environments, for presets that learn from these alone (default: the preset's)."""
+    trials: int | None = None
+    """Trials of each memory (default: 32, or with --sampler grid all combinations)."""
+    seeds: int = 2
+    """Seeds of each trial."""
+    seed: int = 1_000_000
+    """Seed of the search: of the first run of each trial, from which the others count up, and of the sampler. A
+    comparison of the winners needs other seeds."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """Way to choose the settings of trials: by what earlier ones came to (tpe), by chance, or all combinations. With
+    the last two all memories have the same."""
+    out: Path | None = None
+    """Folder of the sweep (default: runs/sweep/<preset>)."""
+    jobs: int = 1
+    """Runs that are trained at the same time, each in a process of its own; with several on one machine, each has its
+    share of the cores."""
+    launcher: Launcher = Launcher()
+    """Engine that trains the runs."""
+
+    def __post_init__(self):
+        require_at_least(self, "--", 1, "trials", "seeds", "jobs")
+        require_seed(self, "--", "seed")
+        if self.launcher.detach:
+            raise BadRequest("launcher.detach is not for a sweep, which chooses trials by the scores of others")
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,6 @@ def default_folder(preset: str, config: Experiment) -> Path:
     raise AssertionError
 
 
-def folder_name(task: str, label: str) -> str:
+def folder_name(*parts: str) -> str:
     """`<env or dataset>-<label>` without the characters that a shell or a file system would take for its own."""
-    return "-".join(part.translate(str.maketrans("/?&:*", "-----")).strip("-.") for part in (task, label))
+    return "-".join(part.translate(str.maketrans("/?&:*", "-----")).strip("-.") for part in parts)

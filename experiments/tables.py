@@ -2,12 +2,15 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from engram.agents.registry import spec_of
 from engram.experiments.atari_scores import published
 from engram.experiments.cells import Cell
+from engram.experiments.match import NAMES, TOLERANCE, Match, Sizes, measured, width_of
+from engram.experiments.space import Settings, words
 from engram.training.statistics import TEST_SEEDS, better, human_normalised, in_words, summarise, t_interval
 
 WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
@@ -68,6 +71,49 @@ def markdown_table(cells: list[Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def columns_table(cells: list[Cell], match: Match = "none", settings: Mapping[str, Settings] = {}) -> str:
+    """One line a column: width and sizes of its memory, and the settings that a sweep chose for it. Empty where there
+    is nothing to say."""
+    columns = {cell.label: cell.config for cell in cells}
+    rows, about = {label: [label] for label in columns}, []
+    head = [next(iter(columns.values())).choice]
+    if all(spec_of(config).remembering for config in columns.values()):
+        head += ["width", *NAMES.values()]
+        first = measured(next(iter(columns.values())))
+        for label, config in columns.items():
+            rows[label] += [str(width_of(config)), *sizes_in_words(measured(config), first, match)]
+        around = "" if match == "none" else ", and of the projections around it"
+        about.append(
+            f"Sizes are those of the memory{around}: parameters, operations of one step as it is written, bytes of the "
+            "state of one environment."
+        )
+    if match != "none":
+        about.append(
+            f"Widths were chosen so that {NAMES[match]} are those of the first column; in brackets how far they are "
+            f"from that, with ! where it is over {TOLERANCE:.0%}."
+        )
+    if settings:
+        head.append("settings")
+        for label in columns:
+            rows[label].append(words(settings.get(label, {})))
+        about.append("Settings were chosen by a sweep with as many trials for each, on other seeds than these.")
+    if not about:
+        return ""
+    lines = ["", *(f"| {' | '.join(row)} |" for row in (head, *rows.values())), "", *about]
+    lines.insert(2, "|---" * len(head) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def sizes_in_words(sizes: Sizes, first: Sizes, match: Match) -> list[str]:
+    """Sizes as a table shows them, with the difference from the first column in what is matched."""
+    shown = [f"{number:,}" for number in sizes]
+    if match != "none" and sizes != first:
+        place = Sizes._fields.index(match)
+        share = sizes[place] / first[place] - 1
+        shown[place] += f" ({share:+.1%}){' !' if abs(share) > TOLERANCE else ''}"
+    return shown
+
+
 def row_over_tasks(cells: list[Cell]) -> tuple[list[str], list[str]]:
     """The last row of a table of several tasks, and what is to be said of it. Raw returns of tasks are never averaged:
     without a common scale there is no row."""
@@ -124,11 +170,17 @@ def reference_scores(cell: Cell) -> list[float] | None:
     score = (cell.summary or {}).get("eval_score")
     if score is not None:
         return None if None in score["per_seed"] else [value / 100 for value in score["per_seed"]]
-    game, _, options = cell.task.removeprefix("atari/").partition("?")
+    scale = known_scale(cell.task)
+    return None if scale is None else human_normalised(cell.scores(), *scale).tolist()
+
+
+def known_scale(task: str) -> tuple[float, float] | None:
+    """Returns of random play and of a human in a game, None where they are not registered."""
+    game, _, options = task.removeprefix("atari/").partition("?")
     table = published()
-    if cell.task == game or game not in table["random"] or "reward_clip" in options:
+    if task == game or game not in table["random"] or "reward_clip" in options:
         return None
-    return human_normalised(cell.scores(), table["random"][game], table["human"][game]).tolist()
+    return table["random"][game], table["human"][game]
 
 
 def csv_table(cells: list[Cell]) -> str:
@@ -136,7 +188,8 @@ def csv_table(cells: list[Cell]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     head = ("env", "variant", "state", "n", "missing", "mean", "mean_ci95_low", "mean_ci95_high", "iqm", "per_seed")
-    writer.writerow((*head, "train_mean", "env_steps", "steps_per_s", "wall_s", "compile_s"))
+    sizes = ("memory_width", "memory_params", "memory_flops", "memory_state_bytes")
+    writer.writerow((*head, "train_mean", "env_steps", "steps_per_s", "wall_s", "compile_s", *sizes))
     for cell in cells:
         summary = cell.summary
         if summary is None:
@@ -148,7 +201,8 @@ def csv_table(cells: list[Cell]) -> str:
         numbers = [found["n"], found["missing"], found["mean"], *(found["ci95"] or ("", "")), found["iqm"]]
         per_seed = " ".join("none" if s is None else f"{s:.6g}" for s in found["per_seed"])
         rest = [summary["train_return"]["mean"], summary["env_steps"], summary["steps_per_s"]]
-        writer.writerow(
-            [cell.task, cell.label, "done", *numbers, per_seed, *rest, summary["wall_s"], summary["compile_s"]]
-        )
+        rest += [summary["wall_s"], summary["compile_s"]]
+        if spec_of(cell.config).remembering:
+            rest += [width_of(cell.config), *measured(cell.config)]
+        writer.writerow([cell.task, cell.label, "done", *numbers, per_seed, *rest])
     return text.getvalue()

@@ -4,6 +4,7 @@
         [--seeds N] [--out DIR] [any option of train.py]
     python scripts/compare.py PRESET --memories dm attention --datasets FILE ...
     python scripts/compare.py PRESET --algorithms epoch-ucb greedy --envs ID ...
+    python scripts/compare.py PRESET --tuned SWEEP/best.json [--match params|flops|state]
 
 Each cell is a run folder `<out>/<env or dataset>-<memory or algorithm>`, trained in a process of its own. Repeating the
 command skips finished cells and resumes broken ones. Writes `table.md`, `table.csv`, `curves.png` and `bars.png` after

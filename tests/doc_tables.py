@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from benchmarks import popgym_easy
 from engram.agents.ppo.experiment import PPOExperiment
 from engram.configs import docstrings, presets
@@ -22,8 +19,8 @@ from engram.configs.arguments import metavar, options_of
 from engram.configs.presets import PRESETS
 from engram.configs.presets.differences import Changes, Kind
 from engram.experiments import options
+from engram.experiments.match import sizes
 from engram.memory import MEMORIES, make_memory, memory_options
-from engram.training import work
 
 ROOT = Path(__file__).resolve().parents[1]
 MORE = {
@@ -47,6 +44,7 @@ SCRIPTS = {
     "train.py": (options.Output,),
     "evaluate.py": (options.Evaluate,),
     "compare.py": (options.Compare, options.Watch),
+    "sweep.py": (options.Sweep,),
     "atari100k.py": (options.Atari100k, options.Watch),
     "dream.py": (options.Dream,),
     "plot.py": (options.Plot,),
@@ -170,21 +168,16 @@ def memories(group: str) -> str:
     for name, kind in MEMORIES.items():
         if (about := kind.about) is None or about.group != group:
             continue
-        slow: dict[str, Any] = (
-            {"backend": "xla"} if "backend" in memory_options(name) else {}
-        )  # a kernel in C++ cannot be counted
-        layer = make_memory(name, WIDTH, norm=False, residual=False, **slow)
-        x, reset, state = jnp.zeros((1, WIDTH)), jnp.zeros(1, bool), jax.eval_shape(lambda m=layer: m.initial_state(1))
-        parameters = jax.eval_shape(layer.init, jax.random.key(0), state, x[None], reset[None])
-        step = jax.make_jaxpr(lambda *inputs, m=layer: m.apply(*inputs, method="step"))(parameters, state, x, reset)
+        layer: Any = make_memory(name, WIDTH, norm=False, residual=False)
+        found = sizes(layer)
         rows.append(
             [
                 code(name),
                 code(about.equation),
                 f"[{about.source}]({about.home})" if about.home else about.source,
-                sized(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))),
-                sized(sum(leaf.size for leaf in jax.tree.leaves(parameters))),
-                sized(work.operations(step.jaxpr)),
+                sized(found.state),
+                sized(found.params),
+                sized(found.flops),
             ]
         )
     return table(["memory", "what it computes", "source", "state, bytes", "parameters", "operations a step"], rows)

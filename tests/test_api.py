@@ -22,7 +22,7 @@ from engram.envs import registry
 from engram.envs.host.pool import HostPool
 from engram.envs.spaces import Box
 from engram.errors import BadRequest, EngramError, UnknownName
-from engram.experiments import adapt, compare, evaluate
+from engram.experiments import adapt, compare, evaluate, sweep
 from engram.experiments.train import Output
 from engram.scripts import train as script
 from tests.experiments.runs import TINY, begun
@@ -72,6 +72,7 @@ def test_calls_take_what_the_scripts_take():
 
     assert keywords(engram.train) == fields(Output)
     assert keywords(engram.compare) == fields(compare.Options) | {"wandb", "quiet", "devices"}
+    assert keywords(engram.sweep) == fields(sweep.Options) | {"wandb", "quiet", "devices"}
     for call, options in ((engram.evaluate, evaluate.Options), (engram.adapt, adapt.Options)):
         assert all(name in (call.__doc__ or "") for name in ("episodes", "gif_steps") if name in fields(options))
         with pytest.raises(UnknownName, match="unknown key 'sed': did you mean seed"):

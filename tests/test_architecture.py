@@ -74,7 +74,10 @@ def test_planted_bugs_have_their_place():
         assert (ROOT / bug.file).read_text().count(bug.right) == 1, (bug.file, bug.right)
 
 
-SLOW = {"scipy", "matplotlib", "gymnax", "gymnasium", "brax", "envpool", "ale_py", "wandb", "xminigrid", "craftax"}
+SLOW = {
+    *("scipy", "matplotlib", "gymnax", "gymnasium", "brax", "envpool", "ale_py", "wandb", "optuna", "xminigrid"),
+    "craftax",
+}
 """These take seconds to import, or import what does: only who uses them waits for them."""
 
 
@@ -89,7 +92,7 @@ def at_the_top(file: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("script", ["train", "compare", "evaluate", "adapt"])
+@pytest.mark.parametrize("script", ["train", "compare", "sweep", "evaluate", "adapt"])
 def test_scripts_start_without_slow_imports(script):
     # What a script calls is imported when it is called.
     waiting, seen = {f"engram.scripts.{script}", f"engram.experiments.{script}", "engram.agents.ppo.build"}, set()

@@ -253,12 +253,13 @@ def test_files_and_modules_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_understood(page):
-    """Presets, files and options of commands of train.py, compare.py and atari100k.py are such."""
-    parts = [*(find(agent).experiment for agent in AGENTS), options.Output, options.Compare, options.Atari100k]
+    """Presets, files and options of commands of train.py, compare.py, sweep.py and atari100k.py are such."""
+    shared = [options.Output, options.Compare, options.Sweep, options.Atari100k]
+    parts = [*(find(agent).experiment for agent in AGENTS), *shared]
     known = {option.name for part in parts for option in options_of(part)}
     known |= {re.sub(r"^--((?:\w+\.)?)", r"--\1no-", name) for name in known}
     commands = page.read_text().replace("\\\n", " ")
-    for line in re.findall(r"scripts/(?:train|compare|atari100k)\.py ([^\n`#]*)", commands):
+    for line in re.findall(r"scripts/(?:train|compare|sweep|atari100k)\.py ([^\n`#]*)", commands):
         assert {*re.findall(r"--[\w.-]+", line)} <= known | {"--help", "--list", "--config"}, line
         first = line.split()[0] if line.split() else ""
         assert first in PRESETS or first in ("PRESET", "-", "--help", "--list") or is_file(first), line

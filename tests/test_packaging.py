@@ -12,7 +12,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-EXTRAS = ("ale_py", "chex", "craftax", "cv2", "h5py", "minari", "mazelib", "popgym", "pytest", "sklearn", "xminigrid")
+EXTRAS = (
+    "ale_py",
+    "chex",
+    "craftax",
+    "cv2",
+    "h5py",
+    "minari",
+    "mazelib",
+    "optuna",
+    "popgym",
+    "pytest",
+    "sklearn",
+    "xminigrid",
+)
 """Modules of what only an extra brings."""
 
 

@@ -13,6 +13,7 @@ from engram.agents.common.environments import make_vector
 from engram.agents.common.experiment import Experiment
 from engram.envs.base import VectorEnvironment
 from engram.envs.external import Seen
+from engram.memory.base import Memory
 
 Agent = Any
 """An agent: see `engram.training.types.Agent`."""
@@ -102,6 +103,18 @@ class Dreaming:
     """Agent -> shape of an observation before it was flattened."""
 
 
+@dataclass(frozen=True)
+class Remembering:
+    """The memory of an agent, by itself."""
+
+    make: Callable[[Any], Memory]
+    """Configuration -> the memory, with the projections around it if it has any."""
+    width: str
+    """Dotted name of the setting that gives it a width of its own, between projections (0: that of its network)."""
+    outer: str
+    """Dotted name of the setting with the width of its network."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AgentSpec:
     """An agent as the rest of the suite knows it."""
@@ -128,6 +141,9 @@ class AgentSpec:
     """How its policy acts one step at a time (None: it cannot)."""
     dreaming: Dreaming | None = None
     """How its world model imagines (None: it has none)."""
+    remembering: Remembering | None = None
+    """Its memory, by which columns of a comparison can be measured and matched (None: it has none, or more than
+    that)."""
     adapts: bool = False
     """Whether it is a recurrent PPO, whose adaptation within trials can be measured and whose steps can be recorded."""
 

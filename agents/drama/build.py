@@ -12,13 +12,14 @@ import numpy as np
 from engram.agents.common.acting import acting
 from engram.agents.common.distributions import head_size
 from engram.agents.common.environments import EVALUATION, refuse_masks, refuse_mismatch
-from engram.agents.common.spec import AgentSpec, Build, Dreaming, Panel, Play
+from engram.agents.common.spec import AgentSpec, Build, Dreaming, Panel, Play, Remembering
 from engram.agents.drama.agent import Drama, DramaState
 from engram.agents.drama.experiment import DramaExperiment, WorldSettings
 from engram.envs.spaces import Box, Space
 from engram.envs.wrappers import EpisodeStatistics, FlattenObservation, as_picture, is_image
 from engram.errors import BadRequest
-from engram.memory import make_memory
+from engram.memory import Memory, make_memory
+from engram.memory.projected import Projected
 from engram.memory.registry import options_of
 from engram.worldmodels.networks import PictureDecoder, PictureEncoder, VectorDecoder, VectorEncoder
 from engram.worldmodels.twohot import TwoHot
@@ -51,18 +52,24 @@ def make_drama(config: DramaExperiment, circumstances: Build = Build()) -> Drama
     return Drama(env, eval_env, world, config.drama)
 
 
+def memory_of(name: str, sizes: WorldSettings) -> Memory:
+    """The memory of the world model. Raises BadRequest as `make_memory`."""
+    memory = make_memory(
+        name,
+        sizes.memory_width or sizes.width,
+        layers=sizes.layers,
+        rms=True,
+        dropout=sizes.dropout,
+        **options_of(name, sizes.memory_options),
+    )
+    return Projected(sizes.width, memory=memory) if sizes.memory_width else memory
+
+
 def make_world(memory: str, sizes: WorldSettings, space: Any) -> WorldModel:
     """The world model of observations of `space`. Raises BadRequest where they or the memory do not fit `sizes`."""
     encoder, decoder = coders(sizes, space)
     return WorldModel(
-        memory=make_memory(
-            memory,
-            sizes.width,
-            layers=sizes.layers,
-            rms=True,
-            dropout=sizes.dropout,
-            **options_of(memory, sizes.memory_options),
-        ),
+        memory=memory_of(memory, sizes),
         encoder=encoder,
         decoder=decoder,
         reconstruction=sizes.reconstruction,
@@ -156,4 +163,7 @@ SPEC = AgentSpec(
     ),
     acting=acting(lambda agent, obs: agent.start_acting(obs), _act),
     dreaming=Dreaming(Drama.dream, _shape),
+    remembering=Remembering(
+        lambda config: memory_of(config.memory, config.world), width="world.memory_width", outer="world.width"
+    ),
 )

@@ -24,6 +24,9 @@ class WorldSettings:
     """Number of classes of each categorical variable of the latent."""
     width: int = 512
     """Width of the memory's input and output."""
+    memory_width: int = 0
+    """Width of the memory where it differs from width: linear projections lead to it and back (0: the same, without
+    projections)."""
     layers: int = 2
     """Number of memory layers, one after another."""
     head: int = 256
@@ -60,6 +63,7 @@ class WorldSettings:
     def __post_init__(self):
         require_at_least(self, "world.", 1, "categoricals", "classes", "width", "layers", "head")
         require_at_least(self, "world.", 1, "kernel")
+        require_at_least(self, "world.", 0, "memory_width")
         require_sizes(self, "world.", "channels", "strides", "dense")
         require_share_below_one(self, "world.", "unimix", "dropout")
         if self.encoder == "conv" and (self.kernel % 2 == 0 or len(self.channels) != len(self.strides)):

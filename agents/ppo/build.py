@@ -8,7 +8,7 @@ import jax
 from engram.agents.common.acting import acting
 from engram.agents.common.distributions import head_size
 from engram.agents.common.environments import EVALUATION, divide, refuse_mismatch
-from engram.agents.common.spec import AgentSpec, Build, Panel, Play
+from engram.agents.common.spec import AgentSpec, Build, Panel, Play, Remembering
 from engram.agents.ppo import conservative
 from engram.agents.ppo.agent import PPO, PPOState
 from engram.agents.ppo.conservative import Conservative
@@ -30,7 +30,8 @@ from engram.envs.wrappers import (
     has_loose_bytes,
 )
 from engram.errors import BadRequest
-from engram.memory import make_memory
+from engram.memory import Memory, make_memory
+from engram.memory.projected import Projected
 from engram.memory.registry import options_of
 from engram.training.stderr import notify
 
@@ -83,6 +84,20 @@ def underneath(env: VectorEnvironment) -> Space:
     return env.observation_space(env.default_params)
 
 
+def memory_of(config: PPOExperiment) -> Memory:
+    """The memory of `config`. Raises BadRequest as `make_memory`."""
+    network = config.network
+    memory = make_memory(
+        config.memory,
+        network.memory_width or network.width,
+        layers=network.layers,
+        norm=network.norm,
+        residual=network.residual,
+        **options_of(config.memory, network.memory_options),
+    )
+    return Projected(network.width, memory=memory) if network.memory_width else memory
+
+
 def make_ppo(config: PPOExperiment, circumstances: Build = Build()) -> PPO:
     """The PPO agent of `config`.
 
@@ -99,18 +114,10 @@ def make_ppo(config: PPOExperiment, circumstances: Build = Build()) -> PPO:
             f"{env.name} shows bytes that are no picture, which are not scaled: --observation.normalise does it by "
             "running statistics"
         )
-    memory = make_memory(
-        config.memory,
-        network.width,
-        layers=network.layers,
-        norm=network.norm,
-        residual=network.residual,
-        **options_of(config.memory, network.memory_options),
-    )
     action_space = env.action_space(env.default_params)
     head_size(action_space)  # refuses action spaces that no policy covers
     actor_critic = ActorCritic(
-        memory=memory,
+        memory=memory_of(config),
         action_space=action_space,
         encoder=network.encoder,
         heads=network.heads,
@@ -177,6 +184,7 @@ PPO_SPEC = AgentSpec(
     columns=("s5", "gru", "none"),
     play=PLAY,
     acting=ACTING,
+    remembering=Remembering(memory_of, width="network.memory_width", outer="network.width"),
     adapts=True,
 )
 

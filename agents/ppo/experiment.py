@@ -42,6 +42,9 @@ class NetworkSettings:
 
     width: int = 64
     """Width of the memory's input and output."""
+    memory_width: int = 0
+    """Width of the memory where it differs from width: linear projections lead to it and back (0: the same, without
+    projections)."""
     layers: int = 1
     """Number of memory layers, one after another."""
     norm: bool = True
@@ -62,6 +65,7 @@ class NetworkSettings:
 
     def __post_init__(self):
         require_at_least(self, "network.", 1, "width", "layers")
+        require_at_least(self, "network.", 0, "memory_width")
         require_sizes(self, "network.", "encoder", "heads")
         require_positive(self, "network.", "head_scale")
 

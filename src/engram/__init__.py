@@ -24,12 +24,13 @@ __all__ = [
     "make_memory",
     "plot",
     "presets",
+    "sweep",
     "train",
 ]
 
 if TYPE_CHECKING:
     from engram import errors
-    from engram.api import adapt, compare, evaluate, load, make_env, make_memory, plot, presets, train
+    from engram.api import adapt, compare, evaluate, load, make_env, make_memory, plot, presets, sweep, train
     from engram.experiments.options import Launcher
     from engram.experiments.runs import Run
 

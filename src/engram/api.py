@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from engram.experiments.compare import Comparison
     from engram.experiments.options import Launcher
     from engram.experiments.runs import Run
+    from engram.experiments.sweep import Sweep
 
 Preset = str | Path | Experiment
 """Name of a preset, with modifiers or without, a YAML file such as the `config.yaml` of a run, or an experiment."""
@@ -109,6 +110,8 @@ def compare(
     envs: Sequence[str] = (),
     datasets: Sequence[str] = (),
     seeds: int = 3,
+    tuned: Path | str | None = None,
+    match: Literal["none", "params", "flops", "state"] = "none",
     out: Path | str | None = None,
     jobs: int = 1,
     launcher: "Launcher | str" = "local",
@@ -124,6 +127,8 @@ def compare(
         memories, algorithms: columns of the table (default: the agent's own choice).
         envs, datasets: rows of the table (default: the preset's).
         seeds: seeds per cell.
+        tuned: file with the winners of a sweep, `sweep(...).best`, whose settings the columns have.
+        match: size that memories are made equal in by their width.
         out: folder of the comparison (default: runs/compare/<preset>). Finished cells in it are not trained again.
         jobs: cells that are trained at the same time, each in a process of its own.
         launcher: engine that trains them: `local`, `slurm` or `ray`, or these with settings, `engram.Launcher("slurm",
@@ -142,8 +147,64 @@ def compare(
 
     name, config = make_config(preset, **changes)
     lists = {"memories": memories, "algorithms": algorithms, "envs": envs, "datasets": datasets}
-    options = make_options(Options, **lists, seeds=seeds, out=out, jobs=jobs, launcher=launcher)
-    refuse_fixed(config, options, changes)
+    how = {"tuned": tuned, "match": match, "out": out, "jobs": jobs, "launcher": launcher}
+    options = make_options(Options, **lists, seeds=seeds, **how)
+    refuse_fixed(config, options, store.dotted(changes))
+    return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices))
+
+
+def sweep(
+    preset: Preset = "popgym",
+    *,
+    space: Mapping[str, str] | Sequence[str],
+    memories: Sequence[str] = (),
+    algorithms: Sequence[str] = (),
+    envs: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    trials: int | None = None,
+    seeds: int = 2,
+    seed: int = 1_000_000,
+    sampler: Literal["tpe", "random", "grid"] = "tpe",
+    out: Path | str | None = None,
+    jobs: int = 1,
+    launcher: "Launcher | str" = "local",
+    wandb: Literal["disabled", "offline", "online"] = "disabled",
+    quiet: bool = False,
+    devices: int | None = None,
+    **changes: Any,
+) -> "Sweep":
+    """Searches the settings of every memory or algorithm with the same space, trials, seeds and steps, and reports.
+
+    Args:
+        preset, changes: see `make_config`.
+        space: ranges by setting, `{"ppo.learning_rate": "log:1e-4:1e-2", "network.layers": "choice:1,2"}`, or as
+            written on the command line, `["ppo.learning_rate=log:1e-4:1e-2"]`.
+        memories, algorithms: what is tuned (default: the agent's own choice).
+        envs, datasets: tasks on all of which a trial is trained (default: the preset's).
+        trials: trials of each memory or algorithm (default: 32, or all combinations of a grid).
+        seeds: seeds per trial.
+        seed: seed of the search; a comparison of the winners needs other seeds.
+        sampler: way to choose settings.
+        out: folder of the sweep (default: runs/sweep/<preset>). Trials in it that have ended are not trained again.
+        jobs: runs that are trained at the same time, each in a process of its own.
+        launcher: engine that trains them, see `compare`.
+        wandb: Weights & Biases.
+        quiet: whether to show no progress.
+        devices: of this machine, over which the seeds are spread (default: as many as there are and divide them).
+
+    Raises:
+        EngramError: see `engram.errors`. A sweep that was interrupted goes on where it was.
+    """
+    from engram.experiments.sweep import Options, refuse_set
+    from engram.experiments.sweep import sweep as run
+    from engram.experiments.train import Output
+
+    name, config = make_config(preset, **changes)
+    entries = [f"{setting}={values}" for setting, values in space.items()] if isinstance(space, Mapping) else space
+    lists = {"space": entries, "memories": memories, "algorithms": algorithms, "envs": envs, "datasets": datasets}
+    how = {"trials": trials, "seeds": seeds, "seed": seed, "sampler": sampler, "out": out, "jobs": jobs}
+    options = make_options(Options, **lists, **how, launcher=launcher)
+    refuse_set(config, options, store.dotted(changes))
     return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices))
 
 

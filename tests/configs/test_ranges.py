@@ -38,6 +38,7 @@ WHOLES = {
     **{name: presets.find(name) for name in presets.PRESETS},
     "evaluate": options.Evaluate(RUN),
     "compare": options.Compare(),
+    "sweep": options.Sweep(),
     "adapt": options.Adapt((RUN,)),
     "atari100k": options.Atari100k(),
     "dream": options.Dream(RUN),

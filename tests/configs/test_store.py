@@ -131,6 +131,8 @@ NEW = {
     ("mixer", "dropout"): 0.0,
     ("mixer", "add_time"): "after",
     ("observation", "action_mask"): False,
+    ("network", "memory_width"): 0,
+    ("world", "memory_width"): 0,
 }
 """Settings that were no choice then, and what was done."""
 
