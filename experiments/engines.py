@@ -201,11 +201,7 @@ class Dispatch:
         for cell in ready:
             del self.waiting[cell]
             notify(f"[{self.number[cell]}/{len(self.number)}] {cell.task} with {cell.label}")
-            known = attempts_at(cell.folder)
-            if known.launch != self.launch:
-                known = Attempts(self.launch)
-                failure_file(cell.folder).unlink(missing_ok=True)
-            note(cell.folder, known)
+            failure_file(cell.folder).unlink(missing_ok=True)
             tasks.append(Task(self._job(cell), self.launcher.retries, self.launch))
         for cell, handle in zip(ready, self.engine.submit(tasks), strict=True):
             self.going[cell] = handle
@@ -224,8 +220,7 @@ class Dispatch:
         state, known = cell.state, attempts_at(cell.folder)
         is_ours = known.launch == self.launch
         if state in ("done", "failed"):
-            if state == "done":
-                forget(cell.folder)
+            forget(cell.folder)
             self.changed()
         elif state == "running" and not (is_ours and known.going):
             held.append(cell)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 from engram.agents import registry
 from engram.agents.common.experiment import Experiment
 from engram.configs import store
+from engram.configs.presets import PRESETS
+from engram.experiments.cells import Cell
 from engram.experiments.runs import Run
 from engram.experiments.train import Output, train
 from engram.training import checkpoint
@@ -20,6 +24,37 @@ from engram.training.programs import over_seeds, seed_keys
 TINY: dict[str, Any] = {"memory": "none", "total_steps": 1024, "log_points": 2, "eval_points": 1}
 """Fields of a run of the preset `debug` that trains for a moment."""
 CLOCKS = {"wall_s", "steps_per_s"}
+CHECKPOINTED: dict[str, Any] = {
+    "env": "popgym/RepeatFirstEasy",
+    "memory": "gru",
+    "seeds": 1,
+    "total_steps": 40_960,
+    "log_points": 20,
+    "eval_points": 1,
+    "checkpoint_seconds": 0.0,
+    **{"ppo.num_envs": 8, "ppo.num_steps": 16, "ppo.epochs": 1, "ppo.minibatches": 2, "ppo.eval_envs": 8},
+    "network.width": 16,
+}
+"""Fields of a run of the preset `popgym-fast` with a checkpoint after each of its chunks."""
+
+
+def checkpointed(out: Path) -> Cell:
+    """A cell with many checkpoints."""
+    return Cell(store.override(PRESETS["popgym-fast"], CHECKPOINTED), out / "cell", "popgym-fast")
+
+
+def checkpoints_of(cell: Cell) -> list[Path]:
+    """The finished checkpoints of a cell."""
+    return [path for path in (cell.folder / "checkpoints").glob("*") if path.name.isdecimal()]
+
+
+def eventually(what: Callable[[], Any]) -> Any:
+    """What `what()` gives as soon as it gives something."""
+    until = time.monotonic() + 240
+    while not (found := what()):
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+    return found
 
 
 def train_here(config: Experiment, preset: str, folder: Path, output: Output, *_: Any) -> None:

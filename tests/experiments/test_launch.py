@@ -17,6 +17,7 @@ import pytest
 from engram.configs import store
 from engram.configs.presets import PRESETS
 from engram.errors import BadRequest, Interrupted, InUse
+from engram.experiments import attempts
 from engram.experiments import cells as cells_module
 from engram.experiments.attempts import Attempts, note, note_queued
 from engram.experiments.cells import Cell
@@ -24,8 +25,9 @@ from engram.experiments.launch import _shares, run_cells
 from engram.experiments.options import Output
 from engram.experiments.watch import watch
 from engram.scripts import compare
-from engram.training.claim import LENGTH
+from engram.training.claim import LENGTH, owner_and_host
 from engram.training.folder import RunFolder
+from tests.experiments.runs import assert_same_end, checkpointed, checkpoints_of, eventually
 
 QUIET = Output(quiet=True)
 
@@ -173,6 +175,26 @@ def test_two_comparisons_in_one_folder_train_every_cell_once(tmp_path):
     for folder in out.glob("popgym-*/"):
         assert began.count(f"in {folder}\n") == 1, "one process finished it"
         assert json.loads((folder / "summary.json").read_text())["seeds"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_resumed_and_changes_no_number(tmp_path, monkeypatch, capfd):
+    """As one that takes more memory than there is: the local command trains on."""
+    monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.1)
+    whole, broken = (checkpointed(tmp_path / name) for name in ("whole", "broken"))
+
+    def kill():
+        eventually(lambda: checkpoints_of(broken))
+        os.kill(int(owner_and_host(broken.folder).split()[1]), signal.SIGKILL)
+
+    threading.Thread(target=kill).start()
+    run_cells([broken], QUIET)
+    said = capfd.readouterr().err
+    assert "killed by SIGKILL" in said
+    assert "attempt 2 in" in said
+    assert "resuming after" in said
+    run_cells([whole], QUIET)
+    assert_same_end(whole.folder, broken.folder)
 
 
 def test_a_look_shows_each_cell_and_trains_nothing(tmp_path, capsys):

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,33 +10,18 @@ from typing import Any
 
 import pytest
 
-from engram.configs import store
-from engram.configs.presets import PRESETS
 from engram.errors import BadRequest, Interrupted
 from engram.experiments.attempts import attempts_at
-from engram.experiments.cells import Cell
 from engram.experiments.launch import run_cells
 from engram.experiments.options import Launcher, Output
 from tests.experiments import stand_in
-from tests.experiments.runs import assert_same_end
+from tests.experiments.runs import assert_same_end, checkpointed, checkpoints_of, eventually
 from tests.experiments.stand_in import cells_with, left, notes
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="the extra ray is not installed")
 QUIET = Output(quiet=True)
 STORE = 80 * 2**20
-TINY: dict[str, Any] = {
-    "env": "popgym/RepeatFirstEasy",
-    "memory": "gru",
-    "seeds": 1,
-    "total_steps": 40_960,
-    "log_points": 20,
-    "eval_points": 1,
-    "checkpoint_seconds": 0.0,
-    **{"ppo.num_envs": 8, "ppo.num_steps": 16, "ppo.epochs": 1, "ppo.minibatches": 2, "ppo.eval_envs": 8},
-    "network.width": 16,
-}
-"""Checkpoints after each of the chunks."""
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +40,6 @@ def cluster() -> Iterator[Any]:
 @pytest.fixture
 def launcher(cluster) -> Callable[..., Launcher]:
     return lambda **settings: Launcher("ray", cpus=1, memory_gb=1, address=cluster.address, **settings)
-
-
-def eventually(what: Callable[[], Any]) -> Any:
-    """What `what()` gives as soon as it gives something."""
-    until = time.monotonic() + 240
-    while not (found := what()):
-        assert time.monotonic() < until, "it never came"
-        time.sleep(0.05)
-    return found
 
 
 def parent_of(pid: int) -> int:
@@ -103,13 +78,11 @@ def test_a_command_that_is_stopped_stops_its_runs(tmp_path, monkeypatch, launche
 
 def test_a_worker_that_is_killed_changes_no_number(tmp_path, launcher):
     """After its first checkpoint, with SIGKILL: the run ends bit for bit where an unbroken one does."""
-    config = store.override(PRESETS["popgym-fast"], TINY)
-    whole, broken = (Cell(config, tmp_path / name / "cell", "popgym-fast") for name in ("whole", "broken"))
+    whole, broken = (checkpointed(tmp_path / name) for name in ("whole", "broken"))
     killed = []
 
     def kill():
-        checkpoints = broken.folder / "checkpoints"
-        eventually(lambda: [p for p in checkpoints.glob("*") if p.name.isdecimal()])
+        eventually(lambda: checkpoints_of(broken))
         killed.append(attempts_at(broken.folder))
         os.kill(killed[0].pid, signal.SIGKILL)
 

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from engram.experiments.engines import Task
 from engram.experiments.launch import run_cells
 from engram.experiments.options import Launcher, Output
 from tests.experiments import fake_slurm
+from tests.experiments.runs import assert_same_end, checkpointed, checkpoints_of, eventually
 from tests.experiments.stand_in import cells_with, left, notes, use
 
 pytest.importorskip("submitit", reason="the extra slurm is not installed")
@@ -27,25 +27,17 @@ QUIET = Output(quiet=True)
 
 
 @pytest.fixture(autouse=True)
-def cluster(tmp_path, monkeypatch) -> Path:
+def cluster(tmp_path, monkeypatch, request) -> Path:
     """The folder of the commands of SLURM."""
     from engram.experiments import slurm
 
-    use(tmp_path / "child", monkeypatch)
+    if "slow" not in request.keywords:
+        use(tmp_path / "child", monkeypatch)
     fake_slurm.install(tmp_path / "slurm", monkeypatch)
     monkeypatch.setattr(slurm, "ASK", 0.2)
     monkeypatch.setattr(attempts, "FIRST_PAUSE", 0.01)
     (tmp_path / "out").mkdir()
     return tmp_path / "slurm"
-
-
-def eventually(what: Any) -> Any:
-    """What `what()` gives as soon as it gives something."""
-    until = time.monotonic() + 60
-    while not (found := what()):
-        assert time.monotonic() < until, "it never came"
-        time.sleep(0.05)
-    return found
 
 
 def flags_in(script: Path) -> dict[str, str]:
@@ -166,3 +158,20 @@ def test_submitit_runs_a_task_elsewhere_too(kind, tmp_path):
     job = executor.submit(Task(cell.job(QUIET), 1, "mark"))
     assert job.result() is None
     assert cell.state == "done"
+
+
+@pytest.mark.slow
+def test_a_preemption_changes_no_number(tmp_path, cluster):
+    """After the first checkpoint: the run ends bit for bit where an unbroken one does."""
+    whole, broken = (checkpointed(tmp_path / name) for name in ("whole", "broken"))
+
+    def preempt():
+        eventually(lambda: checkpoints_of(broken))
+        os.kill(attempts_at(broken.folder).pid, signal.SIGUSR2)
+
+    threading.Thread(target=preempt).start()
+    run_cells([broken], QUIET, launcher=Launcher("slurm", retries=0))
+    assert broken.state == "done", broken.failure
+    assert "resuming after" in (cluster / "100.output").read_text()
+    run_cells([whole], QUIET)
+    assert_same_end(whole.folder, broken.folder)
