@@ -22,13 +22,13 @@ import numpy as np
 
 from engram.errors import BadRequest, MissingExtra
 from engram.experiments.cells import reporting
-from engram.experiments.trials import WORST, Plan, Trial
+from engram.experiments.trials import Plan, Trial
 from engram.training.claim import Claim, is_claimed
 
 JOURNAL = "journal.log"
 """File with what Optuna knows."""
-DRIVER, REFUSED = "driver", "refused"
-"""Attributes of a trial in the journal: the command that trains it, and why its settings cannot be built."""
+DRIVER = "driver"
+"""Attribute of a trial in the journal: the command that trains it."""
 
 
 def optuna() -> Any:
@@ -103,7 +103,7 @@ class Search:
                 mine = free[column][:each]
                 mine += self._ask(column, each - len(mine))
                 for trial in mine:
-                    self._set(column, trial.number, DRIVER, self._home.name)
+                    self._call_mine(trial)
                 batch.append(mine)
             return by_number(batch)
 
@@ -113,48 +113,39 @@ class Search:
         """Trials that have not ended. The others get their scores in the journal."""
         open_ = []
         for frozen in self._frozen(column):
-            if frozen.state.is_finished():
-                continue
             trial = self._trial(column, frozen)
-            if trial.has_ended:
+            if not trial.has_ended:  # whatever the journal says: its folder may have been removed
+                open_ += [] if (column, trial.number) in given_up else [trial]
+            elif not frozen.state.is_finished():
                 self._studies[column].tell(frozen.number, trial.score)
-            elif (column, trial.number) not in given_up:
-                open_.append(trial)
         return open_
 
     def _ask(self, column: str, count: int) -> list[Trial]:
         """New trials, so many as long as there are fewer than planned; those that cannot be built are none."""
-        trials, study = [], self._studies[column]
+        trials = []
         while len(trials) < count and (number := len(self._frozen(column))) < self.plan.trials:
-            values = self._choose(column, number)
-            settings = self.plan.space.settings(values)
-            try:
-                trial = self.plan.trial(column, number, settings)
-                for cell in trial.cells:
-                    cell.refuse_impossible()
+            self._add(column, number)
+            trial = self._trial(column, self._frozen(column)[number])
+            if trial.has_ended:  # it cannot be built, or its runs are there from a journal that was lost
+                self._studies[column].tell(number, trial.score)
+            else:
                 trials.append(trial)
-            except BadRequest as error:
-                self._set(column, number, REFUSED, str(error))
-                study.tell(number, WORST)
         return trials
 
-    def _choose(self, column: str, number: int) -> list[Any]:
-        """The values of a new trial, which the journal has from now on."""
+    def _add(self, column: str, number: int) -> None:
+        """Chooses a new trial, which the journal has from now on."""
         study, space, seed = self._studies[column], self.plan.space, self.plan.config.seed
         distributions = {d.name: d.distribution(self._optuna) for d in space.dimensions}
         if self.plan.sampler == "tpe":
             # Made anew for each trial: a command that goes on chooses as one that was never stopped.
             own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
             study.sampler = self._optuna.samplers.TPESampler(seed=own)
-            return self._values(study.ask(distributions))
+            study.ask(distributions)
+            return
         values = space.grid()[number] if self.plan.sampler == "grid" else space.draw(seed, number)
         parameters = {d.name: d.encode(value) for d, value in zip(space.dimensions, values, strict=True)}
         running = self._optuna.trial.TrialState.RUNNING
         study.add_trial(self._optuna.trial.create_trial(state=running, params=parameters, distributions=distributions))
-        return [*values]
-
-    def _values(self, frozen: Any) -> list[Any]:
-        return [d.decode(frozen.params[d.name]) for d in self.plan.space.dimensions]
 
     def _frozen(self, column: str) -> list[Any]:
         """Trials as the journal has them. Raises BadRequest where it cannot be read."""
@@ -168,14 +159,16 @@ class Search:
         """A trial of the journal, as it is now."""
         key = column, frozen.number
         if key not in self._known:
-            settings = self.plan.space.settings(self._values(frozen))
-            self._known[key] = self.plan.trial(column, frozen.number, settings, frozen.user_attrs.get(REFUSED))
+            values = [d.decode(frozen.params[d.name]) for d in self.plan.space.dimensions]
+            self._known[key] = self.plan.trial(column, frozen.number, self.plan.space.settings(values))
         return replace(self._known[key], driver=frozen.user_attrs.get(DRIVER, ""))
 
-    def _set(self, column: str, number: int, name: str, value: str) -> None:
-        """Sets an attribute of a running trial."""
-        study = self._studies[column]
-        self._optuna.trial.Trial(study, self._frozen(column)[number]._trial_id).set_user_attr(name, value)
+    def _call_mine(self, trial: Trial) -> None:
+        """Says in the journal that this command trains a trial."""
+        frozen = self._frozen(trial.column)[trial.number]
+        if not frozen.state.is_finished():
+            running = self._optuna.trial.Trial(self._studies[trial.column], frozen._trial_id)
+            running.set_user_attr(DRIVER, self._home.name)
 
     def _is_free(self, trial: Trial) -> bool:
         """Whether no other command trains it."""
@@ -196,5 +189,6 @@ def readable(out: Path) -> Iterator[None]:
         if isinstance(error, BadRequest):
             raise
         raise BadRequest(
-            f"{out / JOURNAL} is damaged: remove it, and trials are chosen anew; runs of the same settings are kept"
+            f"{out / JOURNAL} is damaged: remove it, and trials are chosen anew; if others than before, take another "
+            "--out"
         ) from None

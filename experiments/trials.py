@@ -140,10 +140,20 @@ class Plan:
             chosen = spec_of(config).resolve(replace(config, **{config.row: task}))
             yield Cell(chosen, folder if len(self.tasks) == 1 else folder / folder_name(task), self.preset)
 
-    def trial(self, column: str, number: int, settings: Settings, refused: str | None = None) -> Trial:
-        """A trial of these settings. Raises BadRequest where they do not go together, unless that is known."""
-        cells = () if refused else tuple(self._cells(column, number, settings))
-        return Trial(column, number, settings, cells, refused, is_raw=is_raw(self.tasks))
+    def trial(self, column: str, number: int, settings: Settings) -> Trial:
+        """A trial of these settings. Raises BadRequest where its folder holds a finished run of others."""
+        try:
+            cells = tuple(self._cells(column, number, settings))
+            trial = Trial(column, number, settings, cells, is_raw=is_raw(self.tasks))
+            if trial.state == "not run":
+                for cell in cells:
+                    cell.refuse_impossible()
+        except BadRequest as error:  # they do not go together
+            return Trial(column, number, settings, (), str(error))
+        for cell in cells:
+            if cell.is_finished:
+                cell.refuse_other()
+        return trial
 
     # -------------------------------------------------------------------------------------------------- its folder
 

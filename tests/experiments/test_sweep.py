@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import engram
+from engram.configs import store
 from engram.configs.presets import PRESETS
 from engram.errors import BadRequest, Interrupted, MissingExtra
 from engram.experiments import attempts, sweep_report
@@ -47,6 +50,7 @@ def finish(config: Any, folder: Path, per_seed: list[float | None]) -> None:
     """Ends a run with these returns."""
     numbers = {"seeds": config.seeds, "env_steps": 10, "wall_s": 1.0, "compile_s": 1.0, "steps_per_s": 1.0}
     returns = {"eval_return": summarise(per_seed), "train_return": summarise(per_seed)}
+    write_atomically(folder / "config.yaml", yaml.safe_dump(store.describe("debug", config)))
     write_atomically(folder / "summary.json", json.dumps({**numbers, **returns}))
 
 
@@ -218,6 +222,7 @@ def test_settings_that_do_not_go_together_are_the_worst(tmp_path, trained):
     assert sorted(begun) == sorted(f"{memory}/{i}" for memory in ("none", "gru") for i in (0, 2, 3))
     assert result.is_complete
     assert "**refused**: ppo.minibatches (3) must divide ppo.num_envs (8)" in result.report
+    assert engram.sweep("debug", out=tmp_path, memories=["gru"], space=space, sampler="grid", seeds=1).is_complete
 
 
 def plan(out: Path, **changes: Any) -> Plan:
@@ -294,12 +299,34 @@ def test_several_tasks_are_scored_on_one_scale(tmp_path, trained, monkeypatch):
 
 
 def test_a_damaged_journal_is_one_clear_line(tmp_path, trained):
-    trained()
+    begun = trained()
     swept(tmp_path, trials=1)
     with (tmp_path / "journal.log").open("a") as file:
         file.write("half a li\nne\n")
     with pytest.raises(BadRequest, match=r"journal\.log is damaged"):
         swept(tmp_path, trials=2)
+    (tmp_path / "journal.log").unlink()
+    count = len(begun)
+    assert swept(tmp_path, trials=2).is_complete
+    assert len(begun) == count + 2, "the runs of the first trials are still there"
+
+
+def test_runs_of_other_settings_are_not_taken_for_a_trial(tmp_path, trained):
+    """Such as those of a journal that was lost."""
+    trained()
+    swept(tmp_path, trials=1)
+    (tmp_path / "journal.log").unlink()
+    (tmp_path / "sweep.json").unlink()
+    with pytest.raises(BadRequest, match="was trained with other options: choose another --out"):
+        swept(tmp_path, trials=1, seed=7)
+
+
+def test_a_trial_whose_folder_was_removed_is_trained_again(tmp_path, trained):
+    begun = trained()
+    swept(tmp_path, trials=2)
+    shutil.rmtree(tmp_path / "trials" / "gru" / "1")
+    assert swept(tmp_path, trials=2).is_complete
+    assert begun[4:] == ["gru/1"]
 
 
 def test_best_of_k_is_the_mean_over_all_choices():
