@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import ray  # pyright: ignore[reportMissingImports]
-from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
-
 from engram.errors import BadRequest
 from engram.experiments.engines import Task
 from engram.experiments.options import Launcher
@@ -32,6 +29,9 @@ class Ray:
 
     def __init__(self, launcher: Launcher, jobs: int):
         """Raises BadRequest where there is no cluster."""
+        import ray  # pyright: ignore[reportMissingImports]
+
+        self.ray = ray
         self.slots = jobs
         self.is_ours = not ray.is_initialized()
         if self.is_ours:
@@ -55,7 +55,7 @@ class Ray:
         """A task for which no node is large enough waits for ever, unless the cluster grows. Raises BadRequest where it
         cannot."""
         wanted = {"CPU": launcher.cpus, "GPU": launcher.gpus, "memory": launcher.memory_gb * 2**30}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
             return
         text = f"no machine has {launcher.cpus} cores, {launcher.gpus} GPUs and {launcher.memory_gb} GB"
@@ -75,11 +75,13 @@ class Ray:
         return ""
 
     def end(self, handle: Any) -> str | None:
-        ready, _ = ray.wait([handle], timeout=0)
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
+
+        ready, _ = self.ray.wait([handle], timeout=0)
         if not ready:
             return None
         try:
-            ray.get(handle)
+            self.ray.get(handle)
         except RayError as error:
             words = [line.strip() for line in str(error).splitlines() if line.strip()]
             return f"{type(error).__name__}: {words[0] if words else ''}"
@@ -90,13 +92,13 @@ class Ray:
 
     def stop(self, handles: Sequence[Any]) -> None:
         for handle in handles:
-            ray.cancel(handle, force=False)
+            self.ray.cancel(handle, force=False)
         left, until = list(handles), time.monotonic() + PATIENCE
         if left:
             notify(f"waiting for {len(left)} runs to make their checkpoints")
         while left and time.monotonic() < until:
-            _, left = ray.wait(left, num_returns=len(left), timeout=1.0)
+            _, left = self.ray.wait(left, num_returns=len(left), timeout=1.0)
 
     def close(self) -> None:
         if self.is_ours:
-            ray.shutdown()
+            self.ray.shutdown()

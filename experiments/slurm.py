@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import submitit  # pyright: ignore[reportMissingImports]
-from submitit.core.utils import DelayedSubmission, FailedJobError  # pyright: ignore[reportMissingImports]
-
 from engram.errors import BadRequest
 from engram.experiments.engines import Task
 from engram.experiments.options import Launcher
@@ -29,8 +26,10 @@ class Preemptible(Task):
     def __reduce__(self) -> Any:
         return Preemptible, (self.job, self.retries, self.launch)
 
-    def checkpoint(self) -> DelayedSubmission:
+    def checkpoint(self) -> Any:
         """Called by submitit upon SIGUSR2."""
+        from submitit.core.utils import DelayedSubmission  # pyright: ignore[reportMissingImports]
+
         # SLURM may have sent SIGTERM to the run before; the same signal twice would mean: without a checkpoint.
         self.stop(signal.SIGINT)
         return DelayedSubmission(Preemptible(self.job, self.retries, self.launch))
@@ -41,9 +40,11 @@ class Slurm:
 
     slots = 1_000_000  # the queue takes all, and runs as many at a time as it is told
 
-    def __init__(self, launcher: Launcher, jobs: int, folder: Path, cluster: str = "slurm"):
-        """Raises BadRequest where submitit refuses the settings."""
-        self.executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=OVERTIMES)
+    def __init__(self, launcher: Launcher, jobs: int, folder: Path):
+        import submitit  # pyright: ignore[reportMissingImports]
+
+        self.submitit = submitit
+        self.executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=OVERTIMES)
         self.folder = folder
         self.asked = time.monotonic()
         named = {name: getattr(launcher, name) for name in ("partition", "account", "qos", "constraint")}
@@ -63,20 +64,23 @@ class Slurm:
             **{f"slurm_{name}": value for name, value in slurm.items()},
         )
 
-    def submit(self, tasks: Sequence[Task]) -> Sequence[submitit.Job]:
+    def submit(self, tasks: Sequence[Task]) -> Sequence[Any]:
+        """Queues tasks. Raises BadRequest where SLURM refuses them."""
+        from submitit.core.utils import FailedJobError  # pyright: ignore[reportMissingImports]
+
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             return self.executor.submit_array([Preemptible(t.job, t.retries, t.launch) for t in tasks])
         except FailedJobError as error:
             raise BadRequest(f"SLURM refused the jobs: {' '.join(str(error).split())}") from None
 
-    def find(self, job: str) -> submitit.Job:
-        return submitit.SlurmJob(self.folder, job)
+    def find(self, job: str) -> Any:
+        return self.submitit.SlurmJob(self.folder, job)
 
-    def name(self, handle: submitit.Job) -> str:
+    def name(self, handle: Any) -> str:
         return handle.job_id
 
-    def end(self, handle: submitit.Job) -> str | None:
+    def end(self, handle: Any) -> str | None:
         ask = time.monotonic() - self.asked > ASK  # one question is answered for all jobs
         if ask:
             self.asked = time.monotonic()
@@ -84,10 +88,10 @@ class Slurm:
             return None
         return f"job {handle.job_id} ended as {handle.state}: see {handle.paths.stderr}"
 
-    def was_cancelled(self, handle: submitit.Job) -> bool:
+    def was_cancelled(self, handle: Any) -> bool:
         return handle.state.startswith("CANCELLED")
 
-    def stop(self, handles: Sequence[submitit.Job]) -> None:
+    def stop(self, handles: Sequence[Any]) -> None:
         names = sorted({handle.job_id.partition("_")[0] for handle in handles})
         if names:
             notify(f"jobs stay in the queue: repeat the command to wait for them, or scancel {' '.join(names)}")
