@@ -40,9 +40,17 @@ NAMES = {"params": "parameters", "flops": "operations a step", "state": "bytes o
 """What they are called."""
 
 
-@cache
-def sizes(memory: Memory) -> Sizes:
+def sizes(memory: Any) -> Sizes:
     """The sizes of a memory, from shapes alone. Raises BadRequest where it cannot be built."""
+    try:
+        hash(memory)
+    except TypeError:  # one of somebody else's, with a field such as an array
+        return _sizes.__wrapped__(memory)
+    return _sizes(memory)
+
+
+@cache
+def _sizes(memory: Any) -> Sizes:
     memory = countable(memory)
     x, reset = jnp.zeros((1, memory.width)), jnp.zeros(1, bool)
     state = jax.eval_shape(lambda: memory.initial_state(1))
@@ -159,5 +167,4 @@ def measured(config: Any) -> Sizes:
     """The sizes of its memory. Raises BadRequest where it cannot be built."""
     remembering = spec_of(config).remembering
     assert remembering is not None
-    memory: Any = remembering.make(config)  # flax makes it hashable
-    return sizes(memory)
+    return sizes(remembering.make(config))

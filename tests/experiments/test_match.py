@@ -67,13 +67,19 @@ def test_operations_and_states_match(how):
 @pytest.mark.parametrize("memory", ["gru", "mamba", "s5", "deltanet"])
 def test_operations_are_about_those_that_xla_counts(memory):
     """XLA counts exponentials and the like by themselves, and selections too, of which attention has many."""
-    stack: Any = match.countable(Projected(64, memory=make_memory(memory, 48)))
+    stack: Any = Projected(64, memory=make_memory(memory, 48, backend="xla"))
     state, x, reset = stack.initial_state(1), jnp.zeros((1, 64)), jnp.zeros(1, bool)
     parameters = jax.eval_shape(stack.init, jax.random.key(0), state, x[None], reset[None])
     step = jax.jit(lambda *inputs: stack.apply(*inputs, method="step"))
     cost = step.lower(parameters, state, x, reset).cost_analysis()
     assert cost is not None
     assert match.sizes(stack).flops == pytest.approx(cost["flops"] + cost.get("transcendentals", 0), rel=0.2)
+
+
+def test_what_a_kernel_in_cpp_computes_is_counted_too():
+    """A step of attention has one on CPUs."""
+    memories: list[Any] = [make_memory("attention", 48, layers=2, backend=backend) for backend in ("auto", "xla")]
+    assert match.sizes(memories[0]) == match.sizes(memories[1])
 
 
 def synthetic(monkeypatch, size, takes=lambda width: True) -> None:

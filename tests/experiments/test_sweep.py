@@ -29,6 +29,7 @@ from engram.experiments.cells import make_folder
 from engram.experiments.children import Crashed
 from engram.experiments.options import Launcher, Sweep
 from engram.experiments.search import Search
+from engram.experiments.space import words
 from engram.experiments.sweep_report import best_of
 from engram.experiments.trials import Plan
 from engram.scripts import compare as compare_script
@@ -483,6 +484,27 @@ def test_a_sweep_is_whole_after_a_kill_and_its_winners_are_compared(tmp_path, ca
     compared = ["debug", "--tuned", str(out / "best.json"), *TINY, "--out", str(tmp_path / "compared")]
     assert compare_script.main(compared) == 0
     assert "failed" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
+def test_the_trials_of_a_killed_command_go_on_in_the_next(tmp_path):
+    """Its run stops by itself. The next command waits for that, and ends with what one command would have chosen."""
+    out, arguments = tmp_path / "sweep", ["--memories", "none", "--trials", "2", "--space", *SPACE]
+    process = command(out, *arguments)
+    deadline = time.monotonic() + 300
+    while not (out / "trials" / "none" / "0" / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert len(list((out / "drivers").iterdir())) == 1, "it could not say that it ended"
+    following = command(out, *arguments)
+    report, errors = following.communicate(timeout=600)
+    assert following.returncode == 0, errors
+    assert not list((out / "drivers").iterdir())
+    with closing(Search(plan(tmp_path / "other", memories=("none",), trials=2))) as other:
+        chosen = {str(trial.number): words(trial.settings) for trial in other.take(2)}
+    assert dict(re.findall(r"^\| ([01]) \| -?\d\.\d{3} \| (.*) \|$", report, re.MULTILINE)) == chosen
 
 
 @pytest.mark.slow
