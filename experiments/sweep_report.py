@@ -114,7 +114,9 @@ def markdown(plan: Plan, trials: Sequence[Trial]) -> str:
         f"Score: final evaluation return of a trial, mean over its seeds ({seeds}) in {' and '.join(plan.tasks)}.",
         f"Every {kind} has the same space ({'; '.join(d.entry for d in plan.space.dimensions)}), sampler "
         f"({plan.sampler}), number of trials, seeds and steps ({plan.config.total_steps:,} a seed).",
-        "Best of k: what the best of k of these trials comes to in the mean over all choices of k. A trial that "
+        "Best of k: what the best of k of these trials comes to, in the mean over all choices of k"
+        + (" (tpe chose later ones by earlier ones, so no shorter search). " if plan.sampler == "tpe" else ". ")
+        + "A trial that "
         "diverged, could not be built or has a seed without a number counts as the lowest score of the sweep.",
         "The best is chosen by the seeds that score it, so it is too high: compare the winners on fresh seeds with "
         f"`compare.py --tuned {plan.out / BEST}`.",
