@@ -21,6 +21,7 @@ from engram.kernels.malloc import give_back_freed_memory, no_search_for_garbage
 from engram.training import compile_times, work
 from engram.training.arguments import arguments_of, with_arguments
 from engram.training.devices import on_every_device, placed, spread
+from engram.training.feed import Ahead, Feed, Pieces, learn
 from engram.training.types import Agent, Key, PyTree
 
 QUICK = {"xla_backend_optimization_level": 1}
@@ -132,6 +133,17 @@ class Program:
         return self.compiled(*args, arguments=self.arguments)
 
 
+class FedProgram(Program):
+    """A chunk that gets what it draws from the host, in pieces (see `engram.training.feed`)."""
+
+    def __init__(self, program: Program, feed: Feed, pieces: Pieces):
+        super().__init__(program.name, program.arguments, program._compiling)
+        self._ahead = Ahead(feed, pieces)
+
+    def __call__(self, states: PyTree) -> Any:
+        return self._ahead.run(self.compiled, states, self.arguments)
+
+
 @dataclass(frozen=True)
 class Compiled:
     """The three programs of a run, compiled ahead of time for all seeds, side by side."""
@@ -181,6 +193,7 @@ def compile_agent(
     started = time.perf_counter()
     arguments = on_every_device(arguments_of(agent), mesh)
     share = seeds // (1 if mesh is None else mesh.size)
+    feed: Feed | None = getattr(agent, "feed", None)
 
     def init_all(keys, arguments):
         return over_seeds(with_arguments(agent, arguments).init, share)(keys)
@@ -188,6 +201,11 @@ def compile_agent(
     def chunk(states, arguments):
         update_all = over_seeds(with_arguments(agent, arguments).update, share)
         return jax.lax.scan(lambda s, _: update_all(s), states, None, length=updates_per_chunk)
+
+    def fed_chunk(states, numbers, arguments):
+        agent_arguments, count = arguments
+        update_all = over_seeds(with_arguments(agent, agent_arguments).update, share)
+        return learn(update_all, states, numbers.swapaxes(0, 1), count)
 
     def evaluate_all(states, keys, arguments):
         return evaluation(with_arguments(agent, arguments), share)(states, keys)
@@ -220,6 +238,13 @@ def compile_agent(
             return jax.jit(functools.partial(spread(init_all, mesh))).trace(keys, arguments=arguments)
 
         def trace_chunk() -> Any:
+            if pieces is not None:
+                spread_chunk = functools.partial(spread(fed_chunk, mesh, (0, 1)))
+                fed = jax.jit(spread_chunk, donate_argnums=0)
+                return fed.trace(template, placed(pieces.numbers, mesh), arguments=pieces.arguments(arguments))
+            return trace_unfed(arguments)
+
+        def trace_unfed(arguments: PyTree) -> Any:
             spread_chunk = functools.partial(spread(chunk, mesh, (0, 1)))
             return jax.jit(spread_chunk, donate_argnums=0).trace(template, arguments=arguments)
 
@@ -229,10 +254,13 @@ def compile_agent(
         keys = placed(jax.eval_shape(lambda: seed_keys(0, seeds)), mesh)
         first = trace_init()
         template = placed(first.out_info, mesh)
+        pieces = None if feed is None else Pieces.of(feed, updates_per_chunk, first.out_info.key)
         # The chunk takes longest, so XLA gets it first. Of init it only needs to know what comes out.
         traced = trace_chunk()
         lowered = traced.lower()
-        is_long = work.seconds(traced.jaxpr.jaxpr) * chunks > LONG
+        # Data on the host are learned from by what is compiled as if they were on the device: to the same bits.
+        weighed = traced if feed is None else trace_unfed({**arguments, "data": feed.on_device})
+        is_long = work.seconds(weighed.jaxpr.jaxpr) * chunks > LONG
         update = compiling("chunk", lowered, lambda: trace_chunk().lower(), THOROUGH if is_long else QUICK)
         init = compiling("init", first.lower(), lambda: trace_init().lower(), QUICKEST)
         after = None if evaluates_first else update
@@ -241,7 +269,7 @@ def compile_agent(
     action = lowered.out_info[1].get("replay/action")
     return Compiled(
         init=init,
-        chunk=update,
+        chunk=update if feed is None or pieces is None else FedProgram(update, feed, pieces),
         evaluate=evaluate,
         template=template,
         action=None if action is None else jax.ShapeDtypeStruct(action.shape[1:], action.dtype),

@@ -7,8 +7,8 @@ stop-gradients keep each loss from the parameters of the others. (The published 
 other, so that each step sees the result of the one before. Here all see the parameters at the beginning of the step.)
 """
 
-import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -22,7 +22,7 @@ from flax import struct
 from engram.agents.common.checks import require_not_negative, require_positive, require_share, require_sizes
 from engram.agents.common.distributions import Categorical, DiagonalGaussian, head_size
 from engram.agents.common.evaluation import play_episodes, record_steps
-from engram.agents.offline.data import OfflineData
+from engram.agents.offline.data import HostData, HostFeed, OfflineData, scaled
 from engram.agents.offline.view import DataView, refuse_mismatch
 from engram.envs.datasets import Episodes
 from engram.envs.spaces import Box, Discrete, Space
@@ -86,11 +86,11 @@ class ValueSettings(OfflineSettings):
         if not math.isfinite(self.reward_shift):
             raise BadRequest(f"{self.method}.reward_shift must be finite, got {self.reward_shift}")
 
-    def rewards(self, episodes: Episodes) -> np.ndarray:
-        """The scaled and shifted rewards `[N]` of all steps.
+    def scale_of(self, episodes: Episodes) -> float:
+        """The factor of the rewards of `episodes`.
 
         Raises:
-            BadRequest: all episodes have the same return, from which no scale follows.
+            BadRequest: all episodes have the same return, from which no scale follows; or rewards become infinite.
         """
         scale = self.reward_scale
         if scale == 0.0:
@@ -98,7 +98,10 @@ class ValueSettings(OfflineSettings):
             if spread <= 0.0:
                 raise BadRequest(f"{self.method}.reward_scale=0 needs episodes of different returns: give a scale")
             scale = 1000.0 / spread
-        return episodes.reward * scale + self.reward_shift
+        ends = np.array([episodes.reward.min(), episodes.reward.max()])
+        if not np.all(np.isfinite(scaled(ends, scale, self.reward_shift))):
+            raise BadRequest(f"{self.method}.reward_scale {scale:g} makes rewards that are not finite")
+        return scale
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ class OfflineAgent:
     A method defines `init_params`, `loss` and `act`, and which networks have target networks.
     """
 
-    data: OfflineData
+    data: OfflineData | HostData
     env: Wrapper
     """Environments of an evaluation. Their observations are those of the dataset, before they are standardised."""
     settings: OfflineSettings
@@ -222,8 +225,15 @@ class OfflineAgent:
     """Names of the networks that a slowly moving copy follows."""
 
     @classmethod
-    def of(cls, episodes: Episodes, env: Wrapper, settings: Any, **fields: Any) -> Self:
-        """The agent that learns from `episodes` and is evaluated in `env`.
+    def of(
+        cls,
+        episodes: Episodes,
+        env: Wrapper,
+        settings: Any,
+        hold: Callable[..., OfflineData | HostData] = OfflineData.of,
+        **fields: Any,
+    ) -> Self:
+        """The agent that learns from `episodes`, as `hold` makes data of them, and is evaluated in `env`.
 
         Raises:
             BadRequest: they do not fit together.
@@ -241,9 +251,10 @@ class OfflineAgent:
                 f"{settings.method} needs bounded actions, those of the dataset lie between {episodes.action_low} and "
                 f"{episodes.action_high}"
             )
-        if isinstance(settings, ValueSettings):
-            episodes = dataclasses.replace(episodes, reward=settings.rewards(episodes))
-        return cls(OfflineData.of(episodes, view.mean, view.deviation), env, settings, view, **fields)
+        rewards = (
+            (settings.scale_of(episodes), settings.reward_shift) if isinstance(settings, ValueSettings) else (1.0, 0.0)
+        )
+        return cls(hold(episodes, view.mean, view.deviation, *rewards), env, settings, view, **fields)
 
     @property
     def steps_per_update(self) -> int:
@@ -255,7 +266,7 @@ class OfflineAgent:
 
     @property
     def obs_size(self) -> int:
-        return self.data.obs.shape[1]
+        return len(self.data.scale.mean)
 
     def close(self) -> None:
         """Frees the emulators, if any; the agent cannot be used afterwards."""
@@ -311,10 +322,29 @@ class OfflineAgent:
             updates=jnp.zeros((), jnp.int32),
         )
 
-    def draw(self, key: jax.Array) -> Any:
-        """A random batch of the dataset."""
-        batch = self.data.draw_transitions(key, self.settings.batch_size)
+    def draw(self, key: jax.Array) -> jax.Array:
+        """The numbers `[B]` of random steps."""
+        return jax.random.randint(key, (self.settings.batch_size,), 0, self.data.steps)
+
+    reach: ClassVar[tuple[int, int]] = (0, 0)
+    """Steps before and after a drawn one that `batch` looks at."""
+
+    def batch(self, data: OfflineData, step: jax.Array) -> Any:
+        """The batch of the steps with numbers `step[B]`."""
+        batch = data.transitions(step)
         return batch.replace(action=self.view.to_unit(batch.action))
+
+    def drawn_batch(self, key: jax.Array, drawn: jax.Array | None, index: int = 0) -> Any:
+        """A random batch of the dataset, of the steps `drawn[index]` where these were drawn before."""
+        assert isinstance(self.data, OfflineData)
+        return self.batch(self.data, self.draw(key) if drawn is None else drawn[index])
+
+    @property
+    def feed(self) -> HostFeed | None:
+        """How the training loop feeds it, where its data are on the host."""
+        if isinstance(self.data, OfflineData):
+            return None
+        return HostFeed(self.data, self.steps_per_update, self.draw, self.reach)
 
     def gradient(
         self, params: Any, target: Any, batch: Any, key: jax.Array, updates: jax.Array | int = OPENING_OVER
@@ -322,10 +352,14 @@ class OfflineAgent:
         """The gradient of the loss, and metrics."""
         return jax.grad(self.loss, has_aux=True)(params, target, batch, key, updates)
 
-    def update(self, state: OfflineState) -> tuple[OfflineState, Metrics]:
-        """One gradient step. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
+    def update(self, state: OfflineState, drawn: jax.Array | None = None) -> tuple[OfflineState, Metrics]:
+        """One gradient step. Pure: `jit`, `vmap` over seeds, `scan` over updates.
+
+        Args:
+            drawn: the numbers `[steps_per_update, B]` of the steps to learn from (None: they are drawn here).
+        """
         key, draw_key, loss_key = jax.random.split(state.key, 3)
-        batch = self.draw(draw_key)
+        batch = self.drawn_batch(draw_key, drawn)
         gradient, metrics = self.gradient(state.params, state.target, batch, loss_key, state.updates)
         step, optimiser = self.optimiser.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, step)

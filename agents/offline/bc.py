@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from engram.agents.common.checks import require_positive
 from engram.agents.common.distributions import head_size
 from engram.agents.offline.base import OPENING_OVER, Network, OfflineAgent, OfflineSettings, OfflineState
+from engram.agents.offline.data import OfflineData
 from engram.envs.spaces import Discrete
 from engram.errors import BadRequest
 from engram.training.types import Metrics
@@ -106,13 +107,13 @@ class RCBC(BC):
     def init_params(self, key: jax.Array, size: int) -> dict[str, Any]:
         return super().init_params(key, size + 2)
 
-    def draw(self, key: jax.Array) -> Any:
-        rows = jax.tree.map(lambda x: x[0], self.data.draw_windows(key, self.settings.batch_size, 1))
+    def batch(self, data: OfflineData, step: jax.Array) -> Any:
+        rows = jax.tree.map(lambda x: x[0], data.windows(step, 1))
         return rows.replace(action=self.view.to_unit(rows.action))
 
     def condition(self, obs: jax.Array, to_go: jax.Array, timestep: jax.Array) -> jax.Array:
         """The policy's inputs `[B, O + 2]`: observation, return to go, and time as a share of the longest episode."""
-        time = timestep / jnp.max(self.data.length)
+        time = timestep / self.data.scale.longest
         return jnp.concatenate([obs, (to_go / self.settings.return_scale)[:, None], time[:, None]], axis=-1)
 
     def inputs(self, batch: Any) -> jax.Array:

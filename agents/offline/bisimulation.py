@@ -95,7 +95,7 @@ def histories(data: OfflineData, view: DataView, step: jax.Array, window: int) -
     before = view.numbers(data.action[start + jnp.maximum(time - 1, 0)])
     # Rows before the episode are not masked: the memory is cleared at each of them and at the first step.
     rows = Rows(
-        obs=data.obs[start + episode + inside],
+        obs=data.observations(start + episode + inside),
         before=jnp.where((time > 0)[..., None], before, 0.0),
         reset=time <= 0,
     )
@@ -146,9 +146,12 @@ class Bisimulation(OfflineAgent):
             **self.method.init_params(key, width),
         }
 
-    def draw(self, key: jax.Array) -> Histories:
-        step = jax.random.randint(key, (self.settings.batch_size,), 0, self.data.steps)
-        return histories(self.data, self.view, step, self.bisimulation.window)
+    @property
+    def reach(self) -> tuple[int, int]:
+        return self.bisimulation.window, 0
+
+    def batch(self, data: OfflineData, step: jax.Array) -> Histories:
+        return histories(data, self.view, step, self.bisimulation.window)
 
     def features(self, params: Any, rows: Rows) -> Any:
         """phi of the histories up to each row, `[T, B, width]`."""

@@ -15,7 +15,7 @@ from engram.agents.offline.base import OfflineAgent, OfflineState
 from engram.agents.offline.bc import BC, RCBC
 from engram.agents.offline.bisimulation import Bisimulation
 from engram.agents.offline.cql import CQL
-from engram.agents.offline.data import OfflineData
+from engram.agents.offline.data import held
 from engram.agents.offline.experiment import OfflineExperiment, SequenceExperiment, ValueExperiment
 from engram.agents.offline.iql import IQL, IQLSettings
 from engram.agents.offline.odice import ODICE
@@ -140,7 +140,7 @@ def make_sequence(
         time_first=sizes.add_time == "before",
         dropout=sizes.dropout,
     )
-    data = OfflineData.of(episodes, view.mean, view.deviation)
+    data = held(episodes, config.data.device_gb, config.data.chunk_gb)(episodes, view.mean, view.deviation)
     agent = SequenceAgent(env, policy, data, settings, view, total_updates=1)
     return dataclasses.replace(agent, total_updates=divide(config, agent).updates)
 
@@ -163,11 +163,12 @@ def make_values(
     if isinstance(settings, IQLSettings) and settings.decay_steps is None:
         settings = dataclasses.replace(settings, decay_steps=config.total_steps)
     env, episodes = make_environment(config, episodes, settings.eval_episodes, circumstances)
+    hold = held(episodes, config.data.device_gb, config.data.chunk_gb)
     if not config.memory:
-        return method.of(episodes, env, settings)
+        return method.of(episodes, env, settings, hold)
     options = options_of(config.memory, sizes.memory_options)
     memory = make_memory(config.memory, sizes.width, layers=sizes.layers, **options)
-    return Bisimulation.of(episodes, env, settings, memory=memory, bisimulation=config.bisimulation)
+    return Bisimulation.of(episodes, env, settings, hold, memory=memory, bisimulation=config.bisimulation)
 
 
 # ------------------------------------------------------------------------------------------------------- capabilities

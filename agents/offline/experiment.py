@@ -4,7 +4,12 @@ concerns histories is ours."""
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from engram.agents.common.checks import require_at_least, require_share_below_one
+from engram.agents.common.checks import (
+    require_at_least,
+    require_not_negative,
+    require_positive,
+    require_share_below_one,
+)
 from engram.agents.common.experiment import Experiment
 from engram.agents.offline.bc import BCSettings, RCBCSettings
 from engram.agents.offline.bisimulation import BisimulationSettings
@@ -13,6 +18,21 @@ from engram.agents.offline.iql import IQLSettings
 from engram.agents.offline.odice import ODICESettings
 from engram.agents.offline.sequence_policy import SequenceSettings
 from engram.agents.offline.td3bc import TD3BCSettings
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Place of the dataset while it is learned from. Results do not depend on it, bit for bit."""
+
+    device_gb: float = 4.0
+    """Gigabytes of data, with a fifth to spare, up to which they are held on the device. Larger ones stay on the host,
+    as files where the dataset is a folder NAME.engram, and batches are gathered there."""
+    chunk_gb: float = 0.064
+    """Gigabytes of batches that are gathered at a time where the data are on the host; they are held twice."""
+
+    def __post_init__(self):
+        require_not_negative(self, "data.", "device_gb")
+        require_positive(self, "data.", "chunk_gb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +48,8 @@ class OfflineExperiment(Experiment):
     """Environment id of the dataset, for evaluations (default: as the dataset says)."""
     total_steps: int = 100_000
     """Gradient steps per seed (rounded up to whole log points)."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """Place of the dataset."""
 
     @property
     def identity(self) -> dict[str, str]:

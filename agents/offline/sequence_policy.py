@@ -19,7 +19,7 @@ import optax
 from flax import struct
 
 from engram.agents.common.checks import require_at_least, require_not_negative, require_positive, require_share
-from engram.agents.offline.data import OfflineData, Windows
+from engram.agents.offline.data import HostData, HostFeed, OfflineData, Windows
 from engram.agents.offline.view import DataView
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
@@ -254,7 +254,7 @@ class SequenceAgent:
     env: Wrapper
     """`eval_episodes` environments of an evaluation, whose observations are those of the data."""
     policy: SequencePolicy
-    data: OfflineData
+    data: OfflineData | HostData
     settings: SequenceSettings
     view: DataView
     total_updates: int
@@ -290,8 +290,12 @@ class SequenceAgent:
 
     def init(self, key: jax.Array) -> SequenceState:
         key, init_key = jax.random.split(key)
-        blank = self.data.windows(jnp.zeros(1, jnp.int32), self.settings.context)
-        params = self.policy.init(init_key, *self.inputs(blank))["params"]
+        shape = (self.settings.context, 1)
+        action = (*shape, self.policy.actions)
+        zeros, time, yes = jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
+        params = self.policy.init(
+            init_key, zeros, jnp.zeros((*shape, self.policy.obs_size)), jnp.zeros(action), time, yes, yes
+        )["params"]
         teacher = params if self.evolves else None
         return SequenceState(params, teacher, self.optimiser.init(params), key, jnp.zeros((), jnp.int32))
 
@@ -355,11 +359,28 @@ class SequenceAgent:
         )
         return total, parts
 
-    def update(self, state: SequenceState) -> tuple[SequenceState, Metrics]:
-        """One gradient step. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
+    def draw(self, key: jax.Array) -> jax.Array:
+        """The numbers `[B]` of the steps at which random windows begin: any, those near the end of an episode
+        included."""
+        return jax.random.randint(key, (self.settings.batch_size,), 0, self.data.steps)
+
+    @property
+    def feed(self) -> HostFeed | None:
+        """How the training loop feeds it, where its data are on the host."""
+        if isinstance(self.data, OfflineData):
+            return None
+        return HostFeed(self.data, 1, self.draw, (0, self.settings.context - 1))
+
+    def update(self, state: SequenceState, drawn: jax.Array | None = None) -> tuple[SequenceState, Metrics]:
+        """One gradient step. Pure: `jit`, `vmap` over seeds, `scan` over updates.
+
+        Args:
+            drawn: the numbers `[1, B]` of the steps at which its windows begin (None: they are drawn here).
+        """
         s = self.settings
         key, draw_key, drop_key = jax.random.split(state.key, 3)
-        windows = self.data.draw_windows(draw_key, s.batch_size, s.context)
+        assert isinstance(self.data, OfflineData)
+        windows = self.data.windows(self.draw(draw_key) if drawn is None else drawn[0], s.context)
         alpha = self.alpha(state.updates)
         value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
         (total, parts), gradient = value_and_grad(state.params, state.teacher, windows, alpha, drop_key)

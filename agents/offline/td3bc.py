@@ -19,7 +19,7 @@ from engram.agents.offline.base import (
     ValueSettings,
     example_action,
 )
-from engram.agents.offline.data import Transitions
+from engram.agents.offline.data import OfflineData, Transitions
 from engram.envs.spaces import Box
 from engram.errors import BadRequest
 from engram.training.types import Metrics
@@ -59,10 +59,10 @@ class TD3BC(OfflineAgent):
     target_networks = ("critic", "policy")
 
     @classmethod
-    def of(cls, episodes: Any, env: Any, settings: Any, **fields: Any) -> Self:
+    def of(cls, episodes: Any, env: Any, settings: Any, hold: Any = OfflineData.of, **fields: Any) -> Self:
         if not isinstance(env.action_space(env.default_params), Box):
             raise BadRequest("td3bc is for continuous actions: take iql, cql or odice where actions are discrete")
-        return super().of(episodes, env, settings, **fields)
+        return super().of(episodes, env, settings, hold, **fields)
 
     @property
     def steps_per_update(self) -> int:
@@ -113,12 +113,12 @@ class TD3BC(OfflineAgent):
         loss = -weight * jnp.mean(value) + imitation
         return loss, {"loss/policy": loss, "loss/imitation": imitation}
 
-    def update(self, state: OfflineState) -> tuple[OfflineState, Metrics]:
+    def update(self, state: OfflineState, drawn: jax.Array | None = None) -> tuple[OfflineState, Metrics]:
         params, optimiser, key = state.params, state.optimiser, state.key
         batch, metrics = None, {}
-        for _ in range(self.settings.policy_delay):
+        for index in range(self.settings.policy_delay):
             key, draw_key, loss_key = jax.random.split(key, 3)
-            batch = self.draw(draw_key)
+            batch = self.drawn_batch(draw_key, drawn, index)
             gradient, metrics = jax.grad(self.critic_loss, has_aux=True)(params, state.target, batch, loss_key)
             params, optimiser = self._step("critic", gradient, params, optimiser)
         gradient, policy_metrics = jax.grad(self.policy_loss, has_aux=True)(params, batch)

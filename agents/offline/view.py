@@ -8,7 +8,7 @@ import numpy as np
 
 from engram.agents.common.distributions import allowed
 from engram.envs.datasets import Episodes
-from engram.envs.datasets.episodes import normalised_score
+from engram.envs.datasets.episodes import blocks, normalised_score
 from engram.envs.spaces import Box, Discrete, Space
 from engram.errors import BadRequest
 
@@ -53,7 +53,6 @@ class DataView:
             constant: added to the standard deviation, so that entries that hardly vary do not become large.
         """
         episodes = episodes.with_bounds()
-        obs = episodes.obs[episodes.rows].astype(np.float64)  # without the last observation of each episode
         low, high = episodes.action_low, episodes.action_high
         if low is None or high is None:
             low = high = np.zeros(0)
@@ -62,7 +61,7 @@ class DataView:
         if not targets:
             deciles = np.quantile(episodes.returns, (0.1, 0.5, 0.9, 1.0))
             targets = tuple(dict.fromkeys(float(f"{decile:.4g}") for decile in deciles))
-        mean, deviation = obs.mean(0), obs.std(0)
+        mean, deviation = episodes.mean_and_deviation
         # An entry that is constant in the data has no scale: whatever else it shows later would become huge.
         deviation = np.where(deviation <= CONSTANT * np.maximum(np.abs(mean), 1.0), 1.0, deviation + constant)
         if not standardise:
@@ -156,7 +155,8 @@ def outside(episodes: Episodes) -> int:
     if episodes.discrete or low is None or high is None:
         return 0
     slack = 1e-5 * np.maximum(np.abs(low), np.abs(high))
-    return int(np.count_nonzero(np.any((episodes.action < low - slack) | (episodes.action > high + slack), axis=1)))
+    low, high, action = low - slack, high + slack, episodes.action
+    return sum(np.count_nonzero(np.any((x < low) | (x > high), axis=1)) for x in (action[s] for s in blocks(action)))
 
 
 def refuse_mismatch(episodes: Episodes, observation_space: Space, action_space: Space) -> None:

@@ -1,5 +1,6 @@
 """Recorded episodes in memory, as the formats of this folder read and write them."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,8 @@ from engram.errors import BadRequest
 
 MOST_ACTIONS = 2**16
 """Discrete actions that there may be."""
+BLOCK = 2**22
+"""Bytes of an array that are looked at together, so that no copy of all of it is made."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,20 @@ class Origin:
     """Package versions and code version, as text."""
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What was computed of a dataset when it was written: of these very arrays, and of no others."""
+
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    lengths: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+    returns: np.ndarray
+    to_go: np.ndarray
+
+
 @dataclass(frozen=True)
 class Episodes:
     """Whole episodes, one after another.
@@ -50,7 +67,7 @@ class Episodes:
     """
 
     obs: np.ndarray
-    """float32 `[N + E, O]`, of `N` steps in `E` episodes."""
+    """float32 or uint8 `[N + E, O]`, of `N` steps in `E` episodes."""
     action: np.ndarray
     """float32 `[N, A]`, or int32 `[N]` where actions are discrete."""
     reward: np.ndarray
@@ -65,6 +82,8 @@ class Episodes:
     action_low: np.ndarray | None = None
     """float32 `[A]`: least and greatest continuous actions. None where the file does not say."""
     action_high: np.ndarray | None = None
+    known: Known | None = None
+    """What need not be computed again, where they were read from a file that says it."""
 
     def __post_init__(self):
         steps, episodes = len(self.reward), len(self.lengths)
@@ -82,8 +101,8 @@ class Episodes:
         if self.terminated.shape != (episodes,):
             raise BadRequest(f"terminated of shape {self.terminated.shape} does not fit {episodes} episodes")
         for name in ("obs", "action", "reward"):
-            if not np.all(np.isfinite(getattr(self, name))):
-                raise BadRequest(f"{name} has entries that are not finite")
+            if self._known_of(name) is None:
+                refuse_not_finite(name, getattr(self, name))
         if self.discrete:
             if self.action.ndim != 1:
                 raise BadRequest(f"actions of several integers, shape {self.action.shape}, are not supported")
@@ -103,6 +122,11 @@ class Episodes:
             raise BadRequest(f"action bounds {self.action_low.shape} do not fit actions {self.action.shape}")
         if not np.all(self.action_low <= self.action_high):  # which NaN is not
             raise BadRequest(f"action bounds are reversed or no numbers: [{self.action_low}, {self.action_high}]")
+
+    def _known_of(self, *arrays: str) -> Known | None:
+        """What is known of the dataset, if these arrays are still those of the file."""
+        known = self.known
+        return known if known and all(getattr(known, name) is getattr(self, name) for name in arrays) else None
 
     @property
     def discrete(self) -> bool:
@@ -136,7 +160,25 @@ class Episodes:
     @cached_property
     def returns(self) -> np.ndarray:
         """Undiscounted return of each episode `[E]`."""
+        if known := self._known_of("reward", "lengths"):
+            return known.returns
         return np.add.reduceat(self.reward.astype(np.float64), self.starts)
+
+    @cached_property
+    def to_go(self) -> np.ndarray:
+        """Undiscounted return from each step to the end of its episode, float32 `[N]`."""
+        if known := self._known_of("reward", "lengths"):
+            return known.to_go
+        to_go = np.empty(len(self.reward), np.float32)
+        write_to_go(self.reward, self.lengths, to_go)
+        return to_go
+
+    @cached_property
+    def mean_and_deviation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of observations, without the last one of each episode, float64 `[O]`."""
+        if known := self._known_of("obs", "lengths"):
+            return known.mean, known.deviation
+        return mean_and_deviation(self.obs, self.lengths)
 
     def score(self, returns: Any) -> Any:
         """Normalised score: 0 for random actions, 100 for the expert.
@@ -153,3 +195,59 @@ class Episodes:
 def normalised_score(returns: Any, low: float, high: float) -> Any:
     """In per cent of the way from `low`, the return of random actions, to `high`, the expert's (Fu et al. 2020)."""
     return 100.0 * (returns - low) / (high - low)
+
+
+def refuse_not_finite(name: str, array: np.ndarray) -> None:
+    """Raises BadRequest where `array` holds a number that is not finite."""
+    for rows in blocks(array):
+        if not np.all(np.isfinite(array[rows])):
+            raise BadRequest(f"{name} has entries that are not finite")
+
+
+def blocks(array: np.ndarray) -> Iterator[slice]:
+    """The rows of `array`, from the first to the last, some at a time."""
+    return spans(len(array), array.nbytes // max(len(array), 1))
+
+
+def spans(count: int, size: int) -> Iterator[slice]:
+    """`count` rows of `size` bytes, some at a time."""
+    step = max(1, BLOCK // max(size, 1))
+    return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
+
+
+def mean_and_deviation(obs: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the rows of `obs` that steps saw, in float64, one row added after the other."""
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    steps = int(starts[-1] + lengths[-1])
+
+    def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        result = np.zeros(obs.shape[1])
+        for span in spans(steps, 8 * obs.shape[1]):
+            step = np.arange(span.start, span.stop)
+            rows = obs[step + np.searchsorted(starts, step, side="right") - 1].astype(np.float64)
+            result = np.add.reduce(np.concatenate([result[None], of(rows)]))  # in this order, whatever the blocks
+        return result
+
+    mean = total(lambda rows: rows) / steps
+    return mean, np.sqrt(total(lambda rows: np.square(rows - mean)) / steps)
+
+
+def write_to_go(reward: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
+    """Undiscounted returns from each step to the end of its episode, into `out[N]`.
+
+    They are suffix sums in float64: the sum over all later steps, less that over later episodes.
+    """
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    after, later = 0.0, np.zeros(len(lengths))  # the sum from the block on; over all later episodes
+    known = len(lengths)  # episodes from this one on have theirs
+    for span in reversed([*spans(len(reward), 8)]):
+        backwards = np.append(after, reward[span][::-1].astype(np.float64))
+        total = np.cumsum(backwards)[:0:-1]
+        step = np.arange(span.start, span.stop)
+        episode = np.searchsorted(starts, step, side="right") - 1
+        first = int(np.searchsorted(starts, span.start))  # the first episode that begins in the block
+        # An episode that begins in the block gives those before it what follows them.
+        begun = np.arange(max(first, 1), known)
+        later[begun - 1] = total[starts[begun] - span.start]
+        known, after = min(first, known), float(total[0])
+        out[span] = total - later[episode]
