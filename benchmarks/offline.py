@@ -61,6 +61,7 @@ def agent_of(
 def loop_of_steps(agent: SequenceAgent) -> Callable[[Any, int], Any]:
     """A function that takes `n` gradient steps of `agent`, one call each, on windows that NumPy cuts out."""
     s, data = agent.settings, jax.device_get(agent.data)
+    obs = np.asarray(data.observations(np.arange(len(data.obs))))
     rng = np.random.default_rng(0)
 
     @jax.jit
@@ -81,7 +82,7 @@ def loop_of_steps(agent: SequenceAgent) -> Callable[[Any, int], Any]:
             start, left = data.start[episode] + first, min(int(data.length[episode]) - first, s.context)
             pad = s.context - left
             rows = {
-                "obs": data.obs[start + episode : start + episode + left],
+                "obs": obs[start + episode : start + episode + left],
                 "action": data.action[start : start + left],
                 "reward": data.reward[start : start + left],
                 "to_go": data.to_go[start : start + left],

@@ -22,8 +22,9 @@ from engram.agents.ppo.agent import PPO
 from engram.agents.ppo.build import make_environment, make_ppo
 from engram.agents.ppo.experiment import ObservationSettings, PPOExperiment
 from engram.agents.registry import spec_of
-from engram.envs.datasets import Episodes, Origin, load, save
+from engram.envs.datasets import Episodes, Origin, load, save, unpack
 from engram.envs.datasets.episodes import normalised_score
+from engram.envs.datasets.folder import ENDING
 from engram.envs.datasets.recorder import Step, Tape, joined
 from engram.envs.spaces import Space
 from engram.errors import BadRequest, Interrupted
@@ -322,8 +323,11 @@ def make_pendulum(options: PendulumNoise) -> None:
 
 
 def convert(options: Convert) -> None:
-    episodes = load(options.source, options.max_episode_steps)
-    save(episodes, options.out)
+    if options.out.suffix == ENDING:
+        episodes = unpack(options.source, options.out, options.max_episode_steps)
+    else:
+        episodes = load(options.source, options.max_episode_steps)
+        save(episodes, options.out)
     print(f"{describe_size(episodes)}: {options.out}")
 
 

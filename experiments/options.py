@@ -361,12 +361,13 @@ class PendulumNoise:
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a dataset in another format, by the ending of its name: .npz, .hdf5 (D4RL), or none (Minari folder)."""
+    """Write a dataset in another format, by the ending of its name: .npz, .hdf5 (D4RL), .engram (a folder of arrays,
+    which may be larger than memory), or none (Minari folder)."""
 
     source: Positional[Path]
-    """File (.npz, .hdf5, .csv) or Minari folder."""
+    """File (.npz, .hdf5, .csv), folder .engram, or Minari folder."""
     out: Positional[Path]
-    """File, or Minari folder <root>/<namespace>/<name>-v0."""
+    """File, folder NAME.engram, or Minari folder <root>/<namespace>/<name>-v0."""
     max_episode_steps: int | None = None
     """Steps after which the environment cut episodes, of files with D4RL's columns. Those without timeouts need it."""
 

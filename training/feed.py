@@ -114,7 +114,7 @@ class Ahead:
         metrics, counts = [], self._pieces.counts
         now = _on_host(states.key)
         if self._next is None or not np.array_equal(self._expected, now):
-            self._begin(jax.random.wrap_key_data(now, impl=jax.random.key_impl(states.key)), 0)
+            self._begin(jax.random.wrap_key_data(jnp.asarray(now), impl=jax.random.key_impl(states.key)), 0)
         for index, count in enumerate(counts):
             assert self._next is not None
             keys, numbers, data = self._next.result()

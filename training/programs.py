@@ -140,7 +140,8 @@ class FedProgram(Program):
         super().__init__(program.name, program.arguments, program._compiling)
         self._ahead = Ahead(feed, pieces)
 
-    def __call__(self, states: PyTree) -> Any:
+    def __call__(self, *args: Any) -> Any:
+        (states,) = args
         return self._ahead.run(self.compiled, states, self.arguments)
 
 

@@ -132,7 +132,8 @@ class AgentSpec:
     resolve: Callable[[Any], Any] = lambda config: config
     """Configuration -> the same with what only its files can tell, such as the environment of a dataset."""
     check: Callable[[Agent, Any], None] | None = None
-    """Agent, configuration: raises BadRequest where only the drawn instances show that a run is impossible."""
+    """Agent, configuration, before it trains: raises BadRequest where only the drawn instances show that a run is
+    impossible, and says what only the agent knows."""
     summary: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
     """Rows of metrics -> numbers of the summary beside the common ones."""
     play: Play | None = None

@@ -22,7 +22,7 @@ from flax import struct
 from engram.agents.common.checks import require_not_negative, require_positive, require_share, require_sizes
 from engram.agents.common.distributions import Categorical, DiagonalGaussian, head_size
 from engram.agents.common.evaluation import play_episodes, record_steps
-from engram.agents.offline.data import HostData, HostFeed, OfflineData, scaled
+from engram.agents.offline.data import HostData, HostFeed, OfflineData, draw, scaled
 from engram.agents.offline.view import DataView, refuse_mismatch
 from engram.envs.datasets import Episodes
 from engram.envs.spaces import Box, Discrete, Space
@@ -324,7 +324,7 @@ class OfflineAgent:
 
     def draw(self, key: jax.Array) -> jax.Array:
         """The numbers `[B]` of random steps."""
-        return jax.random.randint(key, (self.settings.batch_size,), 0, self.data.steps)
+        return draw(key, self.data, self.settings.batch_size)
 
     reach: ClassVar[tuple[int, int]] = (0, 0)
     """Steps before and after a drawn one that `batch` looks at."""
@@ -334,7 +334,7 @@ class OfflineAgent:
         batch = data.transitions(step)
         return batch.replace(action=self.view.to_unit(batch.action))
 
-    def drawn_batch(self, key: jax.Array, drawn: jax.Array | None, index: int = 0) -> Any:
+    def drawn_batch(self, key: jax.Array, drawn: jax.Array | None = None, index: int = 0) -> Any:
         """A random batch of the dataset, of the steps `drawn[index]` where these were drawn before."""
         assert isinstance(self.data, OfflineData)
         return self.batch(self.data, self.draw(key) if drawn is None else drawn[index])

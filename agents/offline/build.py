@@ -15,7 +15,7 @@ from engram.agents.offline.base import OfflineAgent, OfflineState
 from engram.agents.offline.bc import BC, RCBC
 from engram.agents.offline.bisimulation import Bisimulation
 from engram.agents.offline.cql import CQL
-from engram.agents.offline.data import held
+from engram.agents.offline.data import HostData, device_bytes, held
 from engram.agents.offline.experiment import OfflineExperiment, SequenceExperiment, ValueExperiment
 from engram.agents.offline.iql import IQL, IQLSettings
 from engram.agents.offline.odice import ODICE
@@ -171,6 +171,23 @@ def make_values(
     return Bisimulation.of(episodes, env, settings, hold, memory=memory, bisimulation=config.bisimulation)
 
 
+def say_where(agent: OfflineAgent | SequenceAgent, config: OfflineExperiment) -> None:
+    """Says in one line where the data are while they are learned from."""
+    data = agent.data
+    if not isinstance(data, HostData):
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
+        notify(f"{config.dataset}: {size / 1e9:.3g} GB on the device")
+        return
+    episodes = data.arrays.episodes
+    place = (
+        "in its files" if episodes.known else "in memory (make_dataset.py convert FILE NAME.engram leaves it in files)"
+    )
+    notify(
+        f"{config.dataset}: {device_bytes(episodes) / 1e9:.3g} GB, too much for --data.device-gb "
+        f"{config.data.device_gb:g}, stay on the host, {place}; updates get pieces of {config.data.chunk_gb:g} GB"
+    )
+
+
 # ------------------------------------------------------------------------------------------------------- capabilities
 
 
@@ -263,6 +280,7 @@ VALUES_SPEC = AgentSpec(
     columns=tuple(VALUE_METHODS),
     second_choice="memory",
     resolve=resolve,
+    check=say_where,
     summary=summary,
     play=_play(lambda config: config.algorithm, scene=lambda agent: agent.env),
     acting=Acting(_start, _observe, _act),
@@ -278,6 +296,7 @@ SEQUENCE_SPEC = AgentSpec(
     ),
     columns=("dm", "attention", "mamba"),
     resolve=resolve,
+    check=say_where,
     summary=summary,
     play=_play(lambda config: "sequence", least=2),
     acting=Acting(_start_sequence, _observe_sequence, _act_sequence),

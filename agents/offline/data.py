@@ -20,6 +20,9 @@ from flax import struct
 from engram.envs.datasets import Episodes
 from engram.errors import BadRequest
 
+Array = Any
+"""An array of JAX, an array of NumPy on its way there, or its shape and dtype."""
+
 
 class Transitions(struct.PyTreeNode):
     """Steps `[B, ...]`."""
@@ -79,19 +82,19 @@ class OfflineData(struct.PyTreeNode):
     """`Episodes` on the device: `N` steps of `E` episodes."""
 
     scale: Scale
-    obs: jax.Array
+    obs: Array
     """`[N + E, O]`, raw, float32 or uint8: each episode has one observation more than steps."""
-    action: jax.Array
-    reward: jax.Array
-    to_go: jax.Array
+    action: Array
+    reward: Array
+    to_go: Array
     """`[N]`, undiscounted return from each step to the end of its episode."""
-    episode: jax.Array
+    episode: Array
     """`[N]`, the episode of each step."""
-    start: jax.Array
+    start: Array
     """`[E]`, the first step of each episode."""
-    length: jax.Array
+    length: Array
     """`[E]`, steps of each episode."""
-    terminated: jax.Array
+    terminated: Array
     """`[E]` bool, the task ended the episode, not a limit."""
 
     @classmethod
@@ -263,6 +266,11 @@ class HostFeed:
 
     def gather(self, numbers: np.ndarray) -> tuple[np.ndarray, OfflineData]:
         return self.data.piece(numbers, *self.reach)
+
+
+def draw(key: jax.Array, data: OfflineData | HostData, count: int) -> jax.Array:
+    """The numbers of `count` random steps: any, those near the end of an episode included."""
+    return jax.random.randint(key, (count,), 0, data.steps)
 
 
 def scaled(reward: np.ndarray, factor: float, shift: float) -> np.ndarray:

@@ -19,7 +19,7 @@ import optax
 from flax import struct
 
 from engram.agents.common.checks import require_at_least, require_not_negative, require_positive, require_share
-from engram.agents.offline.data import HostData, HostFeed, OfflineData, Windows
+from engram.agents.offline.data import HostData, HostFeed, OfflineData, Windows, draw
 from engram.agents.offline.view import DataView
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
@@ -360,9 +360,8 @@ class SequenceAgent:
         return total, parts
 
     def draw(self, key: jax.Array) -> jax.Array:
-        """The numbers `[B]` of the steps at which random windows begin: any, those near the end of an episode
-        included."""
-        return jax.random.randint(key, (self.settings.batch_size,), 0, self.data.steps)
+        """The numbers `[B]` of the steps at which random windows begin."""
+        return draw(key, self.data, self.settings.batch_size)
 
     @property
     def feed(self) -> HostFeed | None:

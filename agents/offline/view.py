@@ -156,7 +156,7 @@ def outside(episodes: Episodes) -> int:
         return 0
     slack = 1e-5 * np.maximum(np.abs(low), np.abs(high))
     low, high, action = low - slack, high + slack, episodes.action
-    return sum(np.count_nonzero(np.any((x < low) | (x > high), axis=1)) for x in (action[s] for s in blocks(action)))
+    return sum(int(np.any((x < low) | (x > high), axis=1).sum()) for x in (action[rows] for rows in blocks(action)))
 
 
 def refuse_mismatch(episodes: Episodes, observation_space: Space, action_space: Space) -> None:

@@ -41,6 +41,19 @@ class Origin:
     """Package versions and code version, as text."""
 
 
+@dataclass
+class About:
+    """What a dataset says beside its steps."""
+
+    origin: Origin
+    num_actions: int | None = None
+    action_low: np.ndarray | None = None
+    action_high: np.ndarray | None = None
+    lengths: Any = None
+    """As those of `Episodes`, or a list that grows while episodes are read; `terminated` too."""
+    terminated: Any = None
+
+
 @dataclass(frozen=True, eq=False)
 class Known:
     """What was computed of a dataset when it was written: of these very arrays, and of no others."""
@@ -162,7 +175,15 @@ class Episodes:
         """Undiscounted return of each episode `[E]`."""
         if known := self._known_of("reward", "lengths"):
             return known.returns
-        return np.add.reduceat(self.reward.astype(np.float64), self.starts)
+        returns, first = np.empty(len(self.lengths)), 0
+        ends = self.starts + self.lengths
+        while first < len(ends):  # some whole episodes at a time
+            begin = self.starts[first]
+            after = max(first + 1, int(np.searchsorted(ends, begin + BLOCK // 8, side="right")))
+            reward = self.reward[begin : ends[after - 1]].astype(np.float64)
+            returns[first:after] = np.add.reduceat(reward, self.starts[first:after] - begin)
+            first = after
+        return returns
 
     @cached_property
     def to_go(self) -> np.ndarray:
@@ -216,20 +237,31 @@ def spans(count: int, size: int) -> Iterator[slice]:
 
 
 def mean_and_deviation(obs: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the rows of `obs` that steps saw, in float64, one row added after the other."""
+    """Mean and standard deviation of the rows of `obs` that steps saw, float64 `[O]`."""
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    steps = int(starts[-1] + lengths[-1])
 
-    def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        result = np.zeros(obs.shape[1])
-        for span in spans(steps, 8 * obs.shape[1]):
+    def seen() -> Iterator[np.ndarray]:
+        for span in spans(int(starts[-1] + lengths[-1]), 8 * obs.shape[1]):
             step = np.arange(span.start, span.stop)
-            rows = obs[step + np.searchsorted(starts, step, side="right") - 1].astype(np.float64)
-            result = np.add.reduce(np.concatenate([result[None], of(rows)]))  # in this order, whatever the blocks
-        return result
+            yield obs[step + np.searchsorted(starts, step, side="right") - 1]
 
-    mean = total(lambda rows: rows) / steps
-    return mean, np.sqrt(total(lambda rows: np.square(rows - mean)) / steps)
+    return moments(seen)
+
+
+def moments(rows: Callable[[], Iterator[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over all rows of the blocks `[n, O]` that `rows` gives each time it is called."""
+
+    def mean(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        total, count = None, 0
+        for block in rows():
+            values = of(block.astype(np.float64))
+            # One row added after the other (if a row has several numbers), whatever the blocks.
+            total = np.add.reduce(values if total is None else np.concatenate([total[None], values]))
+            count += len(block)
+        return np.asarray(total) / count
+
+    middle = mean(lambda values: values)
+    return middle, np.sqrt(mean(lambda values: np.square(values - middle)))
 
 
 def write_to_go(reward: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:

@@ -7,14 +7,15 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engram.envs.datasets.episodes import Origin
+from engram.envs.datasets.episodes import Origin, spans
 from engram.envs.extras import needs
 from engram.errors import BadRequest, MissingExtra
 from engram.regular_files import opened, parse_json, size_of
@@ -49,6 +50,30 @@ def reading(path: Path) -> Iterator[None]:
 def _named(path: Path, reason: Any) -> BadRequest:
     line = " ".join(str(reason).split()).removeprefix(f"{path}: ")
     return BadRequest(f"{path}: {line if len(line) < 500 else line[:500] + ' ...'}")
+
+
+@dataclass(frozen=True)
+class Column:
+    """An array of which rows are read as they are needed."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    rows: Callable[[slice], np.ndarray]
+    """Consecutive rows, those behind the last ones that were read, or from the first on again."""
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Column":
+        """Of an array in memory."""
+        return cls(array.shape, array.dtype, array.__getitem__)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All rows, some at a time."""
+        size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return (self.rows(span) for span in spans(self.shape[0], size))
+
+    def all(self) -> np.ndarray:
+        """The whole array."""
+        return self.rows(slice(0, self.shape[0]))
 
 
 class Room:
@@ -130,6 +155,18 @@ class HDF5:
             raise BadRequest(f"{name} does not hold numbers but {dataset.dtype}")
         with _h5py_errors(name):
             return np.asarray(dataset[()])
+
+    def column(self, name: str) -> Column:
+        """The array of numbers `name`, to be read in parts. Raises BadRequest for anything else."""
+        dataset = self._checked(name)
+        if dataset.dtype.kind not in "biuf":
+            raise BadRequest(f"{name} does not hold numbers but {dataset.dtype}")
+
+        def rows(span: slice) -> np.ndarray:
+            with _h5py_errors(name):
+                return np.asarray(dataset[span] if dataset.shape else dataset[()].reshape(1))
+
+        return Column(dataset.shape or (1,), dataset.dtype, rows)
 
     def text(self, name: str) -> str:
         """The one text `name`. Raises BadRequest for anything else."""
@@ -227,6 +264,67 @@ def archived(path: Path) -> dict[str, np.ndarray]:
             raise BadRequest(f"is damaged: {error}") from None
 
 
+@contextmanager
+def archived_columns(path: Path) -> Iterator[dict[str, "Column"]]:
+    """The arrays of an .npz file, of which rows are read as they are needed. Raises as `archived`."""
+    with opened(path) as file, ExitStack() as stack:
+        if not zipfile.is_zipfile(file):
+            raise BadRequest("not an npz file, or one that was cut short")
+        room = Room(path)
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            yield {
+                name.removesuffix(".npy"): _member_column(archive, archive.getinfo(name), room, stack)
+                for name in dict.fromkeys(archive.namelist())
+            }
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OverflowError) as error:
+            raise BadRequest(f"is damaged: {error}") from None
+
+
+def _member_column(archive: zipfile.ZipFile, member: zipfile.ZipInfo, room: Room, stack: ExitStack) -> "Column":
+    """One array, which is read forwards."""
+    name = member.filename
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadRequest(f"{name} is compressed in a way that npz files are not")
+    room.take(name, member.file_size)
+    file = stack.enter_context(archive.open(member))
+    shape, dtype, by_columns = array_header(file, name)
+    begin, width = file.tell(), math.prod(shape[1:]) * dtype.itemsize
+    if math.prod(shape) * dtype.itemsize != member.file_size - begin:
+        raise BadRequest(f"{name} is damaged: it has not as many bytes as its shape {shape} needs")
+    if by_columns and len(shape) > 1:
+        raise BadRequest(f"{name} is stored column by column, of which rows cannot be read: convert it to .npz first")
+
+    def rows(span: slice) -> np.ndarray:
+        file.seek(begin + span.start * width)
+        content = file.read((span.stop - span.start) * width)
+        return np.frombuffer(content, dtype).reshape(span.stop - span.start, *shape[1:])
+
+    return Column(shape or (1,), dtype, rows)
+
+
+def array_header(file: Any, name: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape and dtype of the array that begins in an open file, and whether it is stored column by column.
+
+    Raises:
+        BadRequest: it does not begin as an array of numbers.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, by_columns, dtype = read(file)
+    # What NumPy raises of damaged headers, which it reads as Python literals.
+    except (ValueError, KeyError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+        raise BadRequest(f"{name} is damaged: it does not begin as an array does") from None
+    if dtype.hasobject:
+        raise BadRequest(f"{name} holds Python objects, which can run code and are not read")
+    if dtype.kind not in "biufU" or not dtype.itemsize:
+        raise BadRequest(f"{name} does not hold numbers but {dtype}")
+    if min(shape, default=0) < 0:
+        raise BadRequest(f"{name} is damaged: its shape is {shape}")
+    return shape, dtype, by_columns
+
+
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, room: Room) -> np.ndarray:
     """One array, once its header agrees with the size of the member."""
     name = member.filename
@@ -234,18 +332,8 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, room: Room) -> np
         raise BadRequest(f"{name} is compressed in a way that npz files are not")
     room.take(name, member.file_size)
     with archive.open(member) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, _, dtype = read(file)
-        # What NumPy raises of damaged headers, which it reads as Python literals.
-        except (ValueError, KeyError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
-            raise BadRequest(f"{name} is damaged: it does not begin as an array does") from None
-        if dtype.hasobject:
-            raise BadRequest(f"{name} holds Python objects, which can run code and are not read")
-        if dtype.kind not in "biufU" or not dtype.itemsize:
-            raise BadRequest(f"{name} does not hold numbers but {dtype}")
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+        shape, dtype, _ = array_header(file, name)
+        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
             raise BadRequest(f"{name} is damaged: it has not as many bytes as its shape {shape} needs")
     with archive.open(member) as file:
         try:

@@ -8,13 +8,15 @@ group `episode_<i>` with `observations` (a row more than steps), `actions`, `rew
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engram.atomic_files import replacing
-from engram.envs.datasets.episodes import Episodes, Origin
+from engram.envs.datasets.episodes import About, Episodes, Origin
 from engram.envs.datasets.files import HDF5, actions, dump_origin, h5py_for, load_origin, numbers, reading
 from engram.envs.spec import EnvSpec
 from engram.errors import BadRequest
@@ -104,51 +106,80 @@ def read(path: Path) -> Episodes:
         BadRequest: whatever is wrong with it, in one line that names it; spaces other than boxes of numbers, integers,
             and tuples and dicts of these, and for actions other than boxes and one integer from 0 up.
     """
+    with reading(path), opened_parts(path) as (parts, about):
+        blocks = [*parts]
+        for name in ("obs", "action"):
+            if len({block[name].shape[1:] for block in blocks}) > 1:
+                raise BadRequest("episodes differ in the shape of their observations or actions")
+        obs, action, reward = (np.concatenate([block[name] for block in blocks]) for name in blocks[0])
+        return Episodes(
+            obs=obs.astype(np.float32, copy=False),
+            action=action,
+            reward=reward,
+            terminated=np.array(about.terminated),
+            lengths=np.array(about.lengths, np.int64),
+            origin=about.origin,
+            num_actions=about.num_actions,
+            action_low=about.action_low,
+            action_high=about.action_high,
+        )
+
+
+@contextmanager
+def opened_parts(path: Path) -> Iterator[tuple[Iterator[dict[str, np.ndarray]], About]]:
+    """The episodes one after the other, and what is known of them, which is complete once all are read.
+
+    Raises:
+        BadRequest: as `read`.
+    """
     data = path if path.name == "data" else path / "data"
     h5py_for(path)
-    with reading(path):
-        if not (data / METADATA).exists():
-            raise BadRequest(f"is not a Minari dataset: no data/{METADATA}")
-        metadata = read_json(data / METADATA)
-        try:
-            kind, total = metadata["data_format"], metadata["total_episodes"]
-            obs_space, action_space = (
-                {"type": "Box", **parse_json(metadata.get(name, "{}"), METADATA)}
-                for name in ("observation_space", "action_space")
-            )
-        except (KeyError, TypeError, AttributeError):
-            raise BadRequest(f"{METADATA} is damaged") from None
-        if kind != "hdf5":
-            raise BadRequest(f"holds its data as {kind}; only hdf5 is read")
-        kind, start, count = action_space["type"], action_space.get("start", 0), action_space.get("n")
-        if kind not in ("Box", "Discrete") or start != 0 or (kind == "Discrete" and not isinstance(count, int)):
-            raise BadRequest(f"actions are {kind}; only boxes and integers from 0 up are read")
-        pictures = bool(metadata.get("jpeg_encoding"))
-        with HDF5.opened(data / DATA) as file:
-            found = sum(name.startswith("episode_") for name in file.names())
-            if not found:
-                raise BadRequest("the dataset is empty")
-            if found != total:
-                raise BadRequest(f"{METADATA} says {total} episodes, {DATA} has {found}")
-            parts = [_read_episode(file, f"episode_{index}", obs_space, pictures) for index in range(found)]
-        obs, action, reward, terminated = zip(*parts, strict=True)
-        if len({array.shape[1:] for array in obs}) > 1 or len({array.shape[1:] for array in action}) > 1:
-            raise BadRequest("episodes differ in the shape of their observations or actions")
-        known = metadata.get(BOUNDS_KNOWN, True)
-        return Episodes(
-            obs=np.concatenate(obs),
-            reward=np.concatenate(reward),
-            terminated=np.array(terminated),
-            lengths=np.array([len(part) for part in reward], np.int64),
-            origin=load_origin(metadata[ORIGIN]) if ORIGIN in metadata else _foreign(metadata),
-            **actions(
-                np.concatenate(action),
-                (count if known else None) if kind == "Discrete" else None,
-                action_space.get("low") if known else None,
-                action_space.get("high") if known else None,
-                discrete=kind == "Discrete",
-            ),
+    if not (data / METADATA).exists():
+        raise BadRequest(f"is not a Minari dataset: no data/{METADATA}")
+    metadata = read_json(data / METADATA)
+    try:
+        kind, total = metadata["data_format"], metadata["total_episodes"]
+        obs_space, action_space = (
+            {"type": "Box", **parse_json(metadata.get(name, "{}"), METADATA)}
+            for name in ("observation_space", "action_space")
         )
+    except (KeyError, TypeError, AttributeError):
+        raise BadRequest(f"{METADATA} is damaged") from None
+    if kind != "hdf5":
+        raise BadRequest(f"holds its data as {kind}; only hdf5 is read")
+    kind, start, count = action_space["type"], action_space.get("start", 0), action_space.get("n")
+    if kind not in ("Box", "Discrete") or start != 0 or (kind == "Discrete" and not isinstance(count, int)):
+        raise BadRequest(f"actions are {kind}; only boxes and integers from 0 up are read")
+    pictures = bool(metadata.get("jpeg_encoding"))
+    with HDF5.opened(data / DATA) as file:
+        found = sum(name.startswith("episode_") for name in file.names())
+        if not found:
+            raise BadRequest("the dataset is empty")
+        if found != total:
+            raise BadRequest(f"{METADATA} says {total} episodes, {DATA} has {found}")
+        known = metadata.get(BOUNDS_KNOWN, True)
+        about = About(
+            load_origin(metadata[ORIGIN]) if ORIGIN in metadata else _foreign(metadata), lengths=[], terminated=[]
+        )
+        described = {
+            "count": (count if known else None) if kind == "Discrete" else None,
+            "low": action_space.get("low") if known else None,
+            "high": action_space.get("high") if known else None,
+            "discrete": kind == "Discrete",
+        }
+        small = obs_space["type"] == "Box" and obs_space.get("dtype") == "uint8"
+
+        def parts() -> Iterator[dict[str, np.ndarray]]:
+            for index in range(found):
+                obs, action, reward, terminated = _read_episode(file, f"episode_{index}", obs_space, pictures)
+                fields = actions(action, **described)
+                for name in ("num_actions", "action_low", "action_high"):
+                    setattr(about, name, fields.get(name))
+                about.lengths.append(len(reward))
+                about.terminated.append(terminated)
+                yield {"obs": obs.astype(np.uint8) if small else obs, "action": fields["action"], "reward": reward}
+
+        yield parts(), about
 
 
 def _read_episode(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -165,7 +165,7 @@ class Tape:
             lengths=np.array([rows.stop - rows.start for rows, _, _ in pieces], np.int64),
             origin=origin,
             num_actions=actions.n if isinstance(actions, Discrete) else None,
-            **bounds,
+            **cast(Any, bounds),
         )
 
 
@@ -173,5 +173,8 @@ def joined(parts: Sequence[Episodes], origin: Origin) -> Episodes:
     """Datasets of one environment, one after another."""
     arrays = ("obs", "action", "reward", "terminated", "lengths")
     return replace(
-        parts[0], origin=origin, **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
+        parts[0],
+        origin=origin,
+        known=None,
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
     )

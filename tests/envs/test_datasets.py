@@ -32,7 +32,7 @@ from engram.envs.wrappers import (
 from engram.errors import BadRequest
 
 ARRAYS = ("obs", "action", "reward", "terminated", "lengths", "action_low", "action_high")
-NAMES = ("set.npz", "set.hdf5", "somewhere/set-v0")
+NAMES = ("set.npz", "set.hdf5", "somewhere/set-v0", "set.engram")
 
 
 def random_episodes(seed: int, discrete: bool, episodes: int = 7) -> Episodes:

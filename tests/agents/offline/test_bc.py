@@ -40,7 +40,7 @@ def test_losses_are_cross_entropy_and_squared_error_in_the_actions_bounds():
     settings = BCSettings(**{**cases.COMMON, "hidden": (4,), "normalise": True})
     agent = BC.of(episodes, cases.playground(2, Box(5.0, 9.0, (1,))), settings)
     params = cases.random_parameters(agent, 0)[0]
-    batch = cases.jit_once(agent.draw)(jax.random.key(0))
+    batch = cases.jit_once(agent.drawn_batch)(jax.random.key(0))
     assert float(jnp.abs(batch.action).max()) <= 1.0
     loss = cases.jit_once(agent.loss)(params, {}, batch, jax.random.key(0))[0]
     p, b = mirror.float64((params, batch))

@@ -96,7 +96,7 @@ def test_observations_are_standardised_and_rewards_scaled():
     episodes = cases.one_step_episodes(obs, np.zeros(300, np.int32), reward, num_actions=2)
     env = cases.playground(2, Discrete(2))
     agent = IQL.of(episodes, env, iql(normalise=True, reward_scale=0.0, reward_shift=-1.0))
-    seen = np.asarray(agent.data.obs)
+    seen = np.asarray(agent.data.observations(jnp.arange(600)))
     np.testing.assert_allclose([seen[:, 0].mean(), seen[:, 0].std()], [0, 1], atol=1e-3)
     np.testing.assert_allclose(seen[:, 1], 0, atol=1e-3)  # what never changes is not blown up
     spread = reward.max() - reward.min()

@@ -13,7 +13,7 @@ import pytest
 import scipy.special
 from scipy import stats
 
-from engram.agents.offline.data import OfflineData
+from engram.agents.offline.data import OfflineData, draw
 from engram.agents.offline.sequence_policy import SequenceAgent, SequencePolicy, SequenceSettings, is_decayed
 from engram.agents.offline.view import DataView
 from engram.configs.presets import PRESETS
@@ -474,7 +474,7 @@ def test_returns_to_go_are_suffix_sums():
 def test_windows_begin_at_every_step_alike():
     """The first and the last of an episode, and short episodes, among them: chi-square over the 18 steps."""
     data, n = uneven(), 40_000
-    drawn = quick(lambda key: data.draw_windows(key, n, K))(jax.random.key(0))
+    drawn = quick(lambda key: data.windows(draw(key, data, n), K))(jax.random.key(0))
     first = np.asarray(drawn.obs)[np.argmax(np.asarray(drawn.mask), 0), np.arange(n), 0].astype(int)
     counts = np.bincount(first, minlength=data.steps)
     assert stats.chisquare(counts).pvalue > 1e-3
