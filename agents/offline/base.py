@@ -213,7 +213,8 @@ class OfflineAgent:
     A method defines `init_params`, `loss` and `act`, and which networks have target networks.
     """
 
-    data: OfflineData | HostData
+    data: Any
+    """`OfflineData`, or `HostData`."""
     env: Wrapper
     """Environments of an evaluation. Their observations are those of the dataset, before they are standardised."""
     settings: OfflineSettings
@@ -336,7 +337,6 @@ class OfflineAgent:
 
     def drawn_batch(self, key: jax.Array, drawn: jax.Array | None = None, index: int = 0) -> Any:
         """A random batch of the dataset, of the steps `drawn[index]` where these were drawn before."""
-        assert isinstance(self.data, OfflineData)
         return self.batch(self.data, self.draw(key) if drawn is None else drawn[index])
 
     @property

@@ -19,7 +19,7 @@ import optax
 from flax import struct
 
 from engram.agents.common.checks import require_at_least, require_not_negative, require_positive, require_share
-from engram.agents.offline.data import HostData, HostFeed, OfflineData, Windows, draw
+from engram.agents.offline.data import HostFeed, OfflineData, Windows, draw
 from engram.agents.offline.view import DataView
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest
@@ -254,7 +254,8 @@ class SequenceAgent:
     env: Wrapper
     """`eval_episodes` environments of an evaluation, whose observations are those of the data."""
     policy: SequencePolicy
-    data: OfflineData | HostData
+    data: Any
+    """`OfflineData`, or `HostData`."""
     settings: SequenceSettings
     view: DataView
     total_updates: int
@@ -378,7 +379,6 @@ class SequenceAgent:
         """
         s = self.settings
         key, draw_key, drop_key = jax.random.split(state.key, 3)
-        assert isinstance(self.data, OfflineData)
         windows = self.data.windows(self.draw(draw_key) if drawn is None else drawn[0], s.context)
         alpha = self.alpha(state.updates)
         value_and_grad = jax.value_and_grad(self.loss, has_aux=True)

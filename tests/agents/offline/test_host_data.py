@@ -1,5 +1,8 @@
 """Data on the host: what is learned from them has the bits of what is learned from the same data on the device."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import offline_data
 from engram import api
 from engram.agents import registry
 from engram.agents.offline.data import HostData, OfflineData, held
@@ -55,8 +59,8 @@ def config_of(path: Any, algorithm: str, memory: str, **data: Any) -> Any:
 
 def learned(config: Any, resumes: bool = False) -> tuple[Any, Any]:
     """States and metrics after some chunks. `resumes`: as a process that goes on after each of them would do it."""
-    agent = registry.build(config)
-    programs = compile_agent(agent, config.seeds, UPDATES, True, CHUNKS)
+    agent: Any = registry.build(config)
+    programs: Any = compile_agent(agent, config.seeds, UPDATES, True, CHUNKS)
     states, metrics = programs.init(seed_keys(3, config.seeds)), []
     for _ in range(CHUNKS):
         if resumes:
@@ -111,7 +115,7 @@ def test_pieces_do_not_change_bits(updates, tmp_path):
     for size in (None, 1e-9, 3e-6, 1.0):
         where = {} if size is None else {"device_gb": 0, "chunk_gb": size}
         config = config_of(tmp_path / "set.engram", "rcbc", "", **where)
-        programs = compile_agent(registry.build(config), 2, updates)
+        programs: Any = compile_agent(registry.build(config), 2, updates)
         states, metrics = programs.chunk(programs.init(seed_keys(0, 2)))
         ends.append(jax.device_get((states.params, metrics)))
         if size is not None:
@@ -172,3 +176,43 @@ def test_standardisation_rounds_as_numpy_does(seeds):
     got = jax.jit(lambda data, row: jax.vmap(data.observations)(row))(data, row)
     np.testing.assert_array_equal(got, expected)
     assert np.mean((episodes.obs - mean) * (1 / deviation) != expected[0]) > 0.1
+
+
+@pytest.mark.slow
+def test_seeds_on_several_devices_learn_the_same():
+    """In a process of its own, which has two devices."""
+    program = """
+from pathlib import Path
+from tempfile import mkdtemp
+from engram.training.devices import mesh_of
+from tests.agents.offline.test_host_data import *
+path, ends = Path(mkdtemp()) / "set.engram", []
+datasets.save(recorded(False), path)
+for where in ({}, {"device_gb": 0, "chunk_gb": 1e-9}):
+    programs = compile_agent(registry.build(config_of(path, "bc", "", **where)), 2, UPDATES, True, CHUNKS, mesh_of(2, 2))
+    states, metrics = programs.init(seed_keys(0, 2)), []
+    for _ in range(CHUNKS):
+        states, made = programs.chunk(states)
+        metrics.append(jax.device_get(made))
+    assert len(states.updates.sharding.device_set) == 2
+    ends.append(jax.device_get((states.params, metrics)))
+assert_same_bits(*ends)
+"""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "XLA_FLAGS": flags}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    """A gigabyte on the host, against a megabyte: pages of files aside, which the system drops as it likes."""
+    took = {}
+    for size in (0.001, 1.0):
+        offline_data.write_random(tmp_path / f"{size}.engram", size)
+        command = [sys.executable, "-m", "benchmarks.offline_data", "--presets", "offline", "--updates", "60"]
+        done = subprocess.run(
+            [*command, "--peak", "host", str(tmp_path / f"{size}.engram")], capture_output=True, text=True, check=True
+        )
+        took[size] = float(done.stdout)
+    assert took[1.0] - took[0.001] < 100
+    assert took[1.0] < 400, "most of it is what XLA takes to compile, which the little set shows"
