@@ -189,7 +189,8 @@ from tests.agents.offline.test_host_data import *
 path, ends = Path(mkdtemp()) / "set.engram", []
 datasets.save(recorded(False), path)
 for where in ({}, {"device_gb": 0, "chunk_gb": 1e-9}):
-    programs = compile_agent(registry.build(config_of(path, "bc", "", **where)), 2, UPDATES, True, CHUNKS, mesh_of(2, 2))
+    agent = registry.build(config_of(path, "bc", "", **where))
+    programs = compile_agent(agent, 2, UPDATES, True, CHUNKS, mesh_of(2, 2))
     states, metrics = programs.init(seed_keys(0, 2)), []
     for _ in range(CHUNKS):
         states, made = programs.chunk(states)
