@@ -58,12 +58,6 @@ class Search:
         drivers, name = plan.out / "drivers", f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
         with alone(plan.out):
             self.plan = plan.join()
-            for old in drivers.glob("*"):
-                if not is_claimed(old):
-                    shutil.rmtree(old)
-            self._home = drivers / name
-            self._home.mkdir(parents=True)
-            self._claim = Claim(self._home)
             path = str(plan.out / JOURNAL)
             journal = known.storages.journal
             backend = journal.JournalFileBackend(path, lock_obj=journal.JournalFileOpenLock(path))
@@ -75,6 +69,12 @@ class Search:
                     )
                     for column in self.plan.columns
                 }
+            for old in drivers.glob("*"):
+                if not is_claimed(old):
+                    shutil.rmtree(old)
+            self._home = drivers / name
+            self._home.mkdir(parents=True)
+            self._claim = Claim(self._home)
 
     def close(self) -> None:
         """Leaves the sweep: others may take over what is not finished."""

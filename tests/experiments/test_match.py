@@ -18,7 +18,7 @@ from engram.experiments.cells import Cell
 from engram.experiments.compare import cells_of
 from engram.experiments.options import Compare
 from engram.experiments.tables import columns_table
-from engram.memory import make_memory
+from engram.memory import MEMORIES, make_memory
 from engram.memory.projected import Projected
 
 CONFIG: Any = store.override(PRESETS["popgym-fast"], {"network.width": 128})
@@ -64,16 +64,25 @@ def test_operations_and_states_match(how):
         assert {sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) for state in states} == {512}
 
 
-@pytest.mark.parametrize("memory", ["gru", "mamba", "s5", "deltanet"])
+FAST = ("gru", "mamba", "s5", "deltanet")
+COUNTED_OTHERWISE = ("attention", "s4d")
+"""XLA counts selections too, of which attention has many, and several operations for those of complex numbers."""
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MEMORIES],
+)
 def test_operations_are_about_those_that_xla_counts(memory):
-    """XLA counts exponentials and the like by themselves, and selections too, of which attention has many."""
-    stack: Any = Projected(64, memory=make_memory(memory, 48, backend="xla"))
+    """XLA counts exponentials and the like by themselves."""
+    stack: Any = match.countable(Projected(64, memory=make_memory(memory, 64)))
     state, x, reset = stack.initial_state(1), jnp.zeros((1, 64)), jnp.zeros(1, bool)
     parameters = jax.eval_shape(stack.init, jax.random.key(0), state, x[None], reset[None])
     step = jax.jit(lambda *inputs: stack.apply(*inputs, method="step"))
     cost = step.lower(parameters, state, x, reset).cost_analysis()
     assert cost is not None
-    assert match.sizes(stack).flops == pytest.approx(cost["flops"] + cost.get("transcendentals", 0), rel=0.2)
+    share = match.sizes(stack).flops / (cost["flops"] + cost.get("transcendentals", 0))
+    assert (0.8 < share < 1.2) == (memory not in COUNTED_OTHERWISE), share
 
 
 def test_what_a_kernel_in_cpp_computes_is_counted_too():
