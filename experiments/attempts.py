@@ -7,7 +7,9 @@ import dataclasses
 import json
 import os
 import platform
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from engram.configs import store
 from engram.errors import BadRequest, Interrupted, InUse
 from engram.experiments.children import Crashed
 from engram.regular_files import read_json, read_text
-from engram.training.claim import is_claimed, owner
+from engram.training.claim import is_alive, is_claimed, owner
 from engram.training.folder import write_atomically
 from engram.training.stderr import notify
 
 FIRST_PAUSE = 5.0
 """Seconds between the first crash and the next attempt; each further one doubles them."""
+BEGIN = 30.0
+"""Seconds in which a process claims its folder: it imports JAX before."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,11 @@ def keep_trying(
     """
     if is_claimed(folder):
         raise InUse(f"{folder} is in use by {owner(folder)}")
-    failure_file(folder).unlink(missing_ok=True)
     known = attempts_at(folder)
-    if known.launch != launch:
+    if is_beginning(folder, known, launch):
+        raise InUse(f"{folder} is begun by process {known.pid} on {known.host}")
+    failure_file(folder).unlink(missing_ok=True)
+    if not launch or known.launch != launch:
         known = Attempts(launch)
     elif known.going:
         known = known.lost(f"{known.host} was lost, or killed the process that waited")
@@ -151,6 +157,17 @@ def keep_trying(
         if reason is not None:
             return fail(folder, reason)
         return forget(folder)
+
+
+def is_beginning(folder: Path, known: Attempts, launch: str) -> bool:
+    """Whether another command has just begun the run in `folder`, whose process has not claimed it yet."""
+    if not known.going or (launch and known.launch == launch):
+        return False
+    if known.host == platform.node() and (known.pid == os.getpid() or not is_alive(known.pid)):
+        return False
+    with suppress(OSError):
+        return abs(time.time() - _file(folder).stat().st_mtime) < BEGIN
+    return False
 
 
 def _file(folder: Path) -> Path:

@@ -117,10 +117,6 @@ class Engine(Protocol):
         """What becomes of tasks when nobody waits for them any more."""
         ...
 
-    def close(self) -> None:
-        """Ends the engine."""
-        ...
-
 
 @dataclass
 class Dispatch:

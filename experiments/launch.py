@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,19 +60,18 @@ def run_cells(
         raise Interrupted("time is up; repeat the command to go on")
     number = {cell: i for i, cell in enumerate(cells, 1)}
     out = out or Path(os.path.commonpath([cell.folder.absolute().parent for cell in cells]))
-    with _Stop(seconds) as stop, ExitStack() as opened:
+    with _Stop(seconds) as stop:
         retries = launcher.retries
         train = partial(_train, number=number, output=output, jobs=jobs, changed=changed, stop=stop, retries=retries)
         if launcher.name != "local":
-            engine = opened.enter_context(closing(_engine(launcher, jobs, out)))
-            train = Dispatch(engine, number, output, launcher, jobs, changed, stop.check).train
+            train = Dispatch(_engine(launcher, jobs, out), number, output, launcher, jobs, changed, stop.check).train
         while left:
             held = train(left)
             left = [] if launcher.detach else _wait_for_others(held, changed, stop)
 
 
 def require_engine(launcher: Launcher, seconds: float | None = None) -> None:
-    """Raises BadRequest where the engine of `launcher` is not installed, or stops no jobs after `seconds`."""
+    """Raises BadRequest where the engine of `launcher` is not there, or stops no jobs after `seconds`."""
     if launcher.name == "local":
         return
     if find_spec({"slurm": "submitit", "ray": "ray"}[launcher.name]) is None:
@@ -83,6 +82,10 @@ def require_engine(launcher: Launcher, seconds: float | None = None) -> None:
         missing = [command for command in ("sbatch", "srun", "sacct") if shutil.which(command) is None]
         if missing:
             raise BadRequest(f"--launcher slurm needs {' and '.join(missing)}: run this where jobs are submitted")
+    else:
+        from engram.experiments.ray_tasks import connect
+
+        connect(launcher)
 
 
 def _engine(launcher: Launcher, jobs: int, out: Path) -> Engine:

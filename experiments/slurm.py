@@ -95,6 +95,3 @@ class Slurm:
         names = sorted({handle.job_id.partition("_")[0] for handle in handles})
         if names:
             notify(f"jobs stay in the queue: repeat the command to wait for them, or scancel {' '.join(names)}")
-
-    def close(self) -> None:
-        pass

@@ -14,6 +14,7 @@ from engram.errors import BadRequest, Interrupted
 from engram.experiments.attempts import attempts_at
 from engram.experiments.launch import run_cells
 from engram.experiments.options import Launcher, Output
+from engram.scripts import compare
 from tests.experiments import stand_in
 from tests.experiments.runs import assert_same_end, checkpointed, checkpoints_of, eventually
 from tests.experiments.stand_in import cells_with, left, notes
@@ -26,6 +27,7 @@ STORE = 80 * 2**20
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
+    import ray  # pyright: ignore[reportMissingImports]
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     # The head, which this process is connected to, trains nothing.
@@ -34,6 +36,7 @@ def cluster() -> Iterator[Any]:
     for _ in range(2):
         cluster.add_node(num_cpus=1, object_store_memory=STORE)
     yield cluster
+    ray.shutdown()
     cluster.shutdown()
 
 
@@ -113,7 +116,7 @@ def test_a_cluster_that_is_too_small_may_grow(tmp_path, monkeypatch, launcher, c
     with pytest.raises(Interrupted):
         run_cells(cells_with(tmp_path, "0"), QUIET, launcher=replace(launcher(), cpus=64))
     assert (
-        "no machine has 64 cores, 0 GPUs and 1 GB (launcher.cpus, gpus and memory_gb): waiting for one"
+        "no machine has 64 cores and 1 GB (launcher.cpus, gpus and memory_gb): waiting for one"
         in capsys.readouterr().err
     )
     assert left(tmp_path) == ["0"]
@@ -126,11 +129,14 @@ def test_there_is_no_cluster_at_that_address(tmp_path, monkeypatch):
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(
         BadRequest, match=r"no Ray cluster at --launcher\.address auto: start one with `ray start --head`"
     ):
-        run_cells(cells_with(tmp_path, "0"), QUIET, launcher=Launcher("ray"))
-    assert left(tmp_path) == ["0"]
+        compare.main(["lsd", "--algorithms", "greedy", "--launcher", "ray"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_node_that_is_lost_is_a_crash_and_its_cell_goes_elsewhere(tmp_path, monkeypatch, cluster, launcher):

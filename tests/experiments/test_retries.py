@@ -3,12 +3,14 @@ ends as each test says."""
 
 import os
 import platform
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engram.errors import BadRequest, Interrupted
+from engram.errors import BadRequest, Interrupted, InUse
 from engram.experiments import attempts, engines
 from engram.experiments.attempts import Attempts, attempts_at, keep_trying, note
 from engram.experiments.children import Children, Job, Outcome, outcome_of, train_job
@@ -84,9 +86,6 @@ class Here:
         return handle == "cancelled"
 
     def stop(self, handles):
-        pass
-
-    def close(self):
         pass
 
 
@@ -205,6 +204,28 @@ def test_a_task_leaves_a_cell_to_the_process_that_trains_it(tmp_path):
     assert cell.state == "running"
     assert notes(tmp_path) == []
     claim.close()
+
+
+def test_a_cell_that_another_command_has_just_begun_is_left_to_it(tmp_path):
+    """Its process needs some seconds before it claims the folder."""
+    (cell,) = cells_with(tmp_path, "0 0")
+
+    def begin():
+        keep_trying(cell.folder, lambda: train_job(cell.job(QUIET), Children()), 0, lambda seconds: None)
+
+    with subprocess.Popen(["sleep", "60"]) as other:
+        for host, pid in ((platform.node(), other.pid), ("far", 1)):
+            note(cell.folder, Attempts(number=1, going=True, host=host, pid=pid))
+            with pytest.raises(InUse, match=f"is begun by process {pid} on {host}"):
+                begin()
+        other.kill()
+    long_ago = time.time() - 100
+    os.utime(tmp_path / "cell0.attempts.json", (long_ago, long_ago))
+    begin()
+    assert left(tmp_path) == ["0"]
+    note(cell.folder, Attempts(number=1, going=True, host=platform.node(), pid=other.pid))  # it was killed
+    begin()
+    assert left(tmp_path) == [""]
 
 
 def test_attempts_are_seen_from_outside_while_they_last(tmp_path):
