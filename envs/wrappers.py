@@ -7,7 +7,7 @@ observations, and keeps what it remembers in the state, so everything stays pure
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from engram.envs.base import Environment, VectorEnvironment
 from engram.envs.spaces import EXACT, MASK, REST, Box, Dict, Discrete, MultiDiscrete, Space, Tuple
 from engram.envs.vector import action_scale, clip_action
 from engram.errors import BadRequest
+from engram.kernels.collectives import Axes, of_all_groups
 from engram.kernels.rows import select_rows
 
 log = logging.getLogger(__name__)
@@ -525,13 +526,23 @@ class RunningStatistics:
     def empty(cls, shape: tuple[int, ...]) -> "RunningStatistics":
         return cls(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(()))
 
-    def update(self, x: jax.Array, mask: jax.Array) -> "RunningStatistics":
-        """Adds the rows of `x[B, ...]` where `mask[B]` (Chan, Golub and LeVeque's parallel form of Welford's rule)."""
+    def update(self, x: jax.Array, mask: jax.Array, axes: Axes = ()) -> "RunningStatistics":
+        """Adds the rows of `x[B, ...]` where `mask[B]` (Chan, Golub and LeVeque's parallel form of Welford's rule).
+
+        With `axes` these are the rows of all groups (see `engram.kernels.collectives`).
+        """
         weight = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
         count = mask.sum(dtype=jnp.float32)
         x = jnp.where(weight, x, 0.0)
         mean = x.sum(axis=0) / jnp.maximum(count, 1.0)
         var = (jnp.where(weight, x - mean, 0.0) ** 2).sum(axis=0) / jnp.maximum(count, 1.0)
+        if axes:
+            rows = jnp.stack([jnp.broadcast_to(count, mean.shape), mean, var])
+            counts, means, variances = jnp.moveaxis(of_all_groups(rows, axes), 1, 0)
+            count = counts.sum(axis=0)
+            mean = (counts * means).sum(axis=0) / jnp.maximum(count, 1.0)
+            var = (counts * (variances + (means - mean) ** 2)).sum(axis=0) / jnp.maximum(count, 1.0)
+            count = count.reshape(-1)[0]
         total = self.count + count
         share = count / jnp.maximum(total, 1.0)
         delta = mean - self.mean
@@ -566,6 +577,7 @@ class NormaliseObservationState:
     statistics: RunningStatistics
 
 
+@dataclass(frozen=True)
 class Normaliser(Wrapper):
     """What the two running normalisations share: where statistics come from, and how they are frozen.
 
@@ -574,6 +586,8 @@ class Normaliser(Wrapper):
 
     epsilon = 1e-8
     bound = 10.0
+    axes: Axes = field(default=(), kw_only=True)
+    """Axes of the groups of environments that the statistics are over."""
 
     @property
     def default_params(self) -> NormaliseParams:
@@ -619,7 +633,7 @@ class NormaliseObservation(Normaliser):
         statistics = params.statistics
         if statistics is None:
             counted = is_sane(obs) if self.is_host_pool else jnp.ones(self.num_envs, bool)
-            statistics = RunningStatistics.empty(obs.shape[1:]).update(obs, counted)
+            statistics = RunningStatistics.empty(obs.shape[1:]).update(obs, counted, self.axes)
         return self._apply(statistics, obs), NormaliseObservationState(env_state, statistics)
 
     def step(self, key: jax.Array, state: NormaliseObservationState, action: Any, params: NormaliseParams):
@@ -631,7 +645,7 @@ class NormaliseObservation(Normaliser):
             acted_on = info["reset"] | ~(terminated | truncated)
             if self.is_host_pool:
                 acted_on &= is_sane(obs)
-            statistics = state.statistics.update(obs, acted_on)
+            statistics = state.statistics.update(obs, acted_on, self.axes)
         info = {**info, "final_observation": self._apply(statistics, info["final_observation"])}
         state = NormaliseObservationState(env_state, statistics)
         return self._apply(statistics, obs), state, reward, terminated, truncated, info
@@ -670,7 +684,7 @@ class NormaliseReward(Normaliser):
         statistics = params.statistics
         if statistics is None:
             counted = valid & is_sane(discounted_return) if self.is_host_pool else valid
-            statistics = state.statistics.update(discounted_return, counted)
+            statistics = state.statistics.update(discounted_return, counted, self.axes)
         scaled = jnp.clip(reward / jnp.sqrt(statistics.var + self.epsilon), -self.bound, self.bound)
         discounted_return = jnp.where(terminated | truncated, 0.0, discounted_return)
         state = NormaliseRewardState(env_state, statistics, discounted_return)
@@ -728,3 +742,20 @@ class TimeLimit(Environment):
 
     def render(self, state: TimeLimitState, params: Any) -> np.ndarray:
         return self.env.render(state.env_state, params)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Groups of environments
+
+
+def over_groups(env: VectorEnvironment, axes: Axes) -> Any:
+    """`env`, one group of several, with running statistics over all of them (see `engram.kernels.collectives`)."""
+    if not isinstance(env, Wrapper):
+        return env
+    own = {"axes": axes} if isinstance(env, Normaliser) else {}
+    return replace(env, env=over_groups(env.env, axes), **own)
+
+
+def is_of_all_groups(part: Any) -> bool:
+    """Whether a part of a state is the same in all groups: their running statistics."""
+    return isinstance(part, RunningStatistics)

@@ -70,7 +70,7 @@ def _train(
         spec.check(agent, config)
     mesh = None
     if not agent.env.is_host_pool:
-        mesh = mesh_of(config.seeds, output.devices)
+        mesh = mesh_of(config.seeds, output.devices, getattr(agent, "groups", 1))
     elif output.devices not in (None, 1):
         raise BadRequest("--devices: emulators run in one process on one device; train several runs with --jobs")
     if output.resume and output.out is not None and (output.out / "config.yaml").exists():

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from engram.kernels.backends import check_flags
+from engram.kernels.collectives import Axes, total
 
 
 def select_rows(mask: jax.Array, new: Any, old: Any) -> Any:
@@ -35,9 +36,10 @@ def clear(reset: jax.Array | None, h: jax.Array) -> jax.Array:
     return h if reset is None else select_rows(reset, jnp.zeros_like(h), h)
 
 
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of the entries of `x` where `mask`, of one shape; 0 where there is none."""
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+def masked_mean(x: jax.Array, mask: jax.Array, axes: Axes = ()) -> jax.Array:
+    """Mean of the entries of `x` where `mask`, of one shape; 0 where there is none. With `axes` it is over all groups
+    (see `engram.kernels.collectives`)."""
+    return total(jnp.sum(jnp.where(mask, x, 0.0)), axes) / jnp.maximum(total(jnp.sum(mask), axes), 1)
 
 
 def rows_matmul(x: jax.Array, W: jax.Array) -> jax.Array:

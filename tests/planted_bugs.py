@@ -42,6 +42,34 @@ class Bug:
 BUGS: tuple[Bug, ...] = (
     Bug(
         "agents/ppo/agent.py",
+        "gradient = average(flatten(gradient), self.axes)",
+        "gradient = total(flatten(gradient), self.axes)",
+        "tests/agents/ppo/test_groups.py::test_an_update_is_that_of_ppo_on_the_environments_of_all_groups",
+        "gradients of groups are counted twice",
+    ),
+    Bug(
+        "agents/ppo/agent.py",
+        "(jax.random.fold_in(k, group_index(self.axes)) for k in (key, env_key))",
+        "(jax.random.fold_in(k, 0) for k in (key, env_key))",
+        "tests/agents/ppo/test_groups.py::test_groups_draw_their_own_numbers",
+        "groups draw the same random numbers",
+    ),
+    Bug(
+        "envs/wrappers.py",
+        "(counts * (variances + (means - mean) ** 2))",
+        "(counts * variances)",
+        "tests/agents/ppo/test_groups.py::test_statistics_of_groups_are_those_of_all_rows",
+        "statistics of groups forget that their means differ",
+    ),
+    Bug(
+        "training/arguments.py",
+        'with_arguments(own, value) if hasattr(own, "ARGUMENTS") else value)',
+        'own if hasattr(own, "ARGUMENTS") else value)',
+        "tests/agents/test_arguments.py::test_another_value_is_the_same_program_which_heeds_each_number[ppo]",
+        "numbers of settings are constants of the program",
+    ),
+    Bug(
+        "agents/ppo/agent.py",
         "batch.reset, batch.mask, mutable",
         "batch.reset, mutable",
         "tests/agents/ppo/test_action_masks.py::test_an_emulator_that_takes_nothing_forbidden_plays_on[give=info-more0]",

@@ -1,13 +1,14 @@
-"""Spreading a run over the devices of one machine: its seeds, which need nothing of each other.
+"""Spreading a run over the devices of one machine: its seeds first, which need nothing of each other, then the groups
+of environments of a seed, whose gradients and statistics are summed.
 
-The program of each device is that of a run with its share of the seeds, so its bits depend on the number of seeds per
-device, and not on how many devices there are. `jax.shard_map` is told not to check what varies (`check_vma=False`): the
-loops of agents, environments and kernels carry values that are alike on all devices beside those that are not.
+The program of each device is that of a run with its share of the seeds, so bits depend on the number of seeds per
+device, and not on how many devices there are. Of groups, sums are rounded otherwise when they are spread otherwise.
+`jax.shard_map` is told not to check what varies (`check_vma=False`): the loops of agents, environments and kernels
+carry values that are alike on all devices beside those that are not. The gradient of a `psum` then is a `psum`, on
+which agents rely (see `engram.agents.ppo.agent.PPO.learn`).
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,16 +18,18 @@ from engram.errors import BadRequest
 from engram.training.stderr import notify
 from engram.training.types import PyTree
 
-SEEDS = "seeds_over_devices"
-"""Axis of the mesh over which seeds are spread."""
+SEEDS, GROUPS_OVER_DEVICES = "seeds_over_devices", "groups_over_devices"
+"""Axes of the mesh."""
+ALIKE, BY_SEED = PartitionSpec(), PartitionSpec(SEEDS)
+"""Where arrays lie: a copy on every device, or the seeds `[seeds, ...]` shared out."""
 
 
-def mesh_of(seeds: int, devices: int | None = None) -> Mesh | None:
-    """The devices that share out the seeds, None for a single one.
+def mesh_of(seeds: int, devices: int | None = None, groups: int = 1) -> Mesh | None:
+    """The devices that share out seeds and groups, None for a single one.
 
     Args:
-        devices: how many (default: all of this machine). Where that does not divide `seeds`, the largest number below
-            that does.
+        devices: how many (default: all of this machine). Where that cannot be, as many as divide the seeds, times as
+            many as divide the groups.
 
     Raises:
         BadRequest: there are fewer devices.
@@ -34,50 +37,68 @@ def mesh_of(seeds: int, devices: int | None = None) -> Mesh | None:
     here = jax.local_devices()
     if devices is not None and devices > len(here):
         raise BadRequest(f"--devices {devices}: this machine has {len(here)} ({here[0].device_kind})")
-    most = min(len(here) if devices is None else devices, seeds)
-    used = max(count for count in range(1, most + 1) if seeds % count == 0)
+    most = len(here) if devices is None else devices
+    over_seeds = _largest_divisor(seeds, most)
+    over_groups = _largest_divisor(groups, most // over_seeds)
+    used = over_seeds * over_groups
     if devices is not None and used < devices:
-        notify(f"{seeds} seeds cannot be shared out equally over {devices} devices: using {used}")
+        shared = f"{seeds} seeds" + (f" of {groups} groups" if groups > 1 else "")
+        notify(f"{shared} cannot be shared out equally over {devices} devices: using {used}")
     if used == 1:
         return None
-    return Mesh(np.array(here[:used]), (SEEDS,), axis_types=(AxisType.Auto,))
+    grid = np.array(here[:used]).reshape(over_seeds, over_groups)
+    return Mesh(grid, (SEEDS, GROUPS_OVER_DEVICES), axis_types=(AxisType.Auto,) * 2)
 
 
-def spread(f: Callable, mesh: Mesh | None, seed_axis_of_results: Any = 0) -> Callable:
-    """`f(*states, arguments=...)` of a device's share of the seeds as a function of all seeds.
+def _largest_divisor(number: int, most: int) -> int:
+    return max(count for count in range(1, min(number, most) + 1) if number % count == 0)
+
+
+def by_group(layout: PyTree) -> PyTree:
+    """Where the parts of states `[seeds, ...]` lie, for an agent of several groups.
 
     Args:
-        f: takes pytrees with the axis of seeds in front, and `arguments`, which are the same for all.
-        seed_axis_of_results: where the results have it: a number, or a tree of numbers in front of the results'.
+        layout: the axis of groups of each part: 0, or None for what all groups share.
+    """
+    grouped = PartitionSpec(SEEDS, GROUPS_OVER_DEVICES)
+    return jax.tree.map(lambda axis: BY_SEED if axis is None else grouped, layout, is_leaf=lambda x: x is None)
+
+
+def spread(f: Callable, mesh: Mesh | None, given: tuple[PyTree, ...], results: PyTree) -> Callable:
+    """`f(*given, arguments=...)` of a device's share as a function of all.
+
+    Args:
+        given, results: where they lie, each a `PartitionSpec` or a tree of them in front of the values'. `arguments`
+            are alike on all devices.
     """
     if mesh is None:
         return f
-    seeds, all_alike = PartitionSpec(SEEDS), PartitionSpec()
-    results = jax.tree.map(lambda axis: PartitionSpec(*[None] * axis, SEEDS), seed_axis_of_results)
 
-    @functools.wraps(f)
-    def on_all(*states: PyTree, arguments: PyTree) -> PyTree:
-        def on_one(states: PyTree, arguments: PyTree) -> PyTree:
-            return f(*states, arguments=arguments)
+    def on_all(*values: PyTree, arguments: PyTree) -> PyTree:
+        def on_one(values: tuple[PyTree, ...], arguments: PyTree) -> PyTree:
+            return f(*values, arguments=arguments)
 
-        return jax.shard_map(on_one, mesh=mesh, in_specs=(seeds, all_alike), out_specs=results, check_vma=False)(
-            states, arguments
-        )
+        on_each = jax.shard_map(on_one, mesh=mesh, in_specs=(given, ALIKE), out_specs=results, check_vma=False)
+        return on_each(values, arguments)
 
     return on_all
 
 
-def placed(template: PyTree, mesh: Mesh | None) -> PyTree:
-    """`template`, shapes and dtypes `[seeds, ...]`, with where its seeds lie."""
+def placed(template: PyTree, mesh: Mesh | None, where: PyTree) -> PyTree:
+    """`template`, shapes and dtypes, with where they lie: a `PartitionSpec` or a tree of them in front of it."""
     if mesh is None:
         return template
-    where = NamedSharding(mesh, PartitionSpec(SEEDS))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), template)
+
+    def place(spec: PartitionSpec, part: PyTree) -> PyTree:
+        lies = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), part)
+
+    return jax.tree.map(place, where, template, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def on_every_device(arguments: PyTree, mesh: Mesh | None) -> PyTree:
     """`arguments` with a copy of its arrays on every device."""
     if mesh is None:
         return arguments
-    where = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.device_put(x, where) if isinstance(x, jax.Array | np.ndarray) else x, arguments)
+    lies = NamedSharding(mesh, ALIKE)
+    return jax.tree.map(lambda x: jax.device_put(x, lies) if isinstance(x, jax.Array | np.ndarray) else x, arguments)

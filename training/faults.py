@@ -5,17 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from engram.envs.wrappers import ABSURD, REWARD_FAULT
+from engram.kernels.collectives import Axes, group_count, group_index, largest
 
 
-def first_fault(fault: jax.Array) -> jax.Array:
+def first_fault(fault: jax.Array, axes: Axes = ()) -> jax.Array:
     """The first fault of an update as one number, the metric `replay/fault`: int32, 0 where there is none.
 
     Args:
         fault: `[T, B]`, as `engram.envs.wrappers.EpisodeStatistics` says what a step gave that is not sane.
+        axes: of groups of environments, whose first fault it is (see `engram.kernels.collectives`).
     """
     flat = fault.reshape(-1).astype(jnp.int32)
-    place = jnp.argmax(flat > 0)
-    return jnp.where(flat[place] > 0, 4 * place + flat[place], 0)
+    own = jnp.argmax(flat > 0)
+    step, lane = jnp.divmod(own, fault.shape[1])
+    place = (step * group_count(axes) + group_index(axes)) * fault.shape[1] + lane
+    none = jnp.iinfo(jnp.int32).max
+    first = -largest(-jnp.where(flat[own] > 0, 4 * place + flat[own], none), axes)
+    return jnp.where(first < none, first, 0)
 
 
 def in_words(faults: np.ndarray, first_seed: int, num_envs: int, updates: int, steps: int) -> str | None:

@@ -300,7 +300,8 @@ class TrainingRun:
             self.keep(chunk, metrics["replay/record"], self.states)
         if self.fault is None and "replay/fault" in metrics:
             env: Any = self.agent.env  # a batch, which the metric is of
-            faults, plan, lanes = metrics["replay/fault"], self.settings.plan, env.num_envs
+            faults, plan = metrics["replay/fault"], self.settings.plan
+            lanes = env.num_envs * getattr(self.agent, "groups", 1)
             before, steps = (chunk - 1) * plan.updates_per_chunk, self.agent.steps_per_update // lanes
             self.fault = in_words(faults.reshape(len(faults), -1), self.settings.seed, lanes, before, steps)
         metrics = aggregate(metrics)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from engram.kernels import threefry
 from engram.kernels.cpu import ffi
@@ -20,7 +20,7 @@ from engram.kernels.host_call import errors_as_raised
 from engram.kernels.malloc import give_back_freed_memory, no_search_for_garbage
 from engram.training import compile_times, work
 from engram.training.arguments import arguments_of, with_arguments
-from engram.training.devices import on_every_device, placed, spread
+from engram.training.devices import BY_SEED, GROUPS_OVER_DEVICES, SEEDS, by_group, on_every_device, placed, spread
 from engram.training.feed import Ahead, Feed, Pieces, learn
 from engram.training.types import Agent, Key, PyTree
 
@@ -189,18 +189,25 @@ def compile_agent(
     Args:
         evaluates_first: whether the first chunk is evaluated. If not, `evaluate` is compiled while that chunk runs.
         chunks: chunks of the whole run. A long one is compiled to be fast, a short one to begin soon.
-        mesh: devices that share out the seeds (see `engram.training.devices`).
+        mesh: devices that share out the seeds, and the groups of environments of an agent that has several (see
+            `engram.training.devices`).
     """
     started = time.perf_counter()
     arguments = on_every_device(arguments_of(agent), mesh)
-    share = seeds // (1 if mesh is None else mesh.size)
     feed: Feed | None = getattr(agent, "feed", None)
+    share, here, lies, in_rows = seeds, agent, BY_SEED, PartitionSpec(None, SEEDS)
+    if mesh is not None:
+        share //= mesh.shape[SEEDS]
+        if mesh.shape[GROUPS_OVER_DEVICES] > 1:
+            grouped: Any = agent
+            lies = by_group(grouped.layout(jax.eval_shape(over_seeds(agent.init, seeds), seed_keys(0, seeds))))
+            here = grouped.over((GROUPS_OVER_DEVICES,))
 
     def init_all(keys, arguments):
-        return over_seeds(with_arguments(agent, arguments).init, share)(keys)
+        return over_seeds(with_arguments(here, arguments).init, share)(keys)
 
     def chunk(states, arguments):
-        update_all = over_seeds(with_arguments(agent, arguments).update, share)
+        update_all = over_seeds(with_arguments(here, arguments).update, share)
         return jax.lax.scan(lambda s, _: update_all(s), states, None, length=updates_per_chunk)
 
     def fed_chunk(states, numbers, arguments):
@@ -214,7 +221,7 @@ def compile_agent(
     def evaluate_after(states, keys, chunk, arguments):
         fold_in = jax.vmap(jax.random.fold_in, (0, None))
         keys = fold_in(fold_in(keys, EVALUATION), chunk)
-        return spread(evaluate_all, mesh)(states, keys, arguments=arguments)
+        return spread(evaluate_all, mesh, (lies, BY_SEED), BY_SEED)(states, keys, arguments=arguments)
 
     threads = ThreadPoolExecutor(3, thread_name_prefix="compile")
     with no_search_for_garbage(), ffi.built_beside() as built, threefry.in_cpp():
@@ -236,25 +243,26 @@ def compile_agent(
 
         def trace_init() -> Any:
             # A new function, which is traced anew; so are those below.
-            return jax.jit(functools.partial(spread(init_all, mesh))).trace(keys, arguments=arguments)
+            return jax.jit(functools.partial(spread(init_all, mesh, (BY_SEED,), lies))).trace(keys, arguments=arguments)
 
         def trace_chunk() -> Any:
             if pieces is not None:
-                spread_chunk = functools.partial(spread(fed_chunk, mesh, (0, 1)))
+                spread_chunk = functools.partial(spread(fed_chunk, mesh, (lies, BY_SEED), (lies, in_rows)))
                 fed = jax.jit(spread_chunk, donate_argnums=0)
-                return fed.trace(template, placed(pieces.numbers, mesh), arguments=pieces.arguments(arguments))
+                numbers = placed(pieces.numbers, mesh, BY_SEED)
+                return fed.trace(template, numbers, arguments=pieces.arguments(arguments))
             return trace_unfed(arguments)
 
         def trace_unfed(arguments: PyTree) -> Any:
-            spread_chunk = functools.partial(spread(chunk, mesh, (0, 1)))
+            spread_chunk = functools.partial(spread(chunk, mesh, (lies,), (lies, in_rows)))
             return jax.jit(spread_chunk, donate_argnums=0).trace(template, arguments=arguments)
 
         def lower_evaluate() -> Any:
             return jax.jit(functools.partial(evaluate_after)).lower(template, keys, np.uint32(0), arguments=arguments)
 
-        keys = placed(jax.eval_shape(lambda: seed_keys(0, seeds)), mesh)
+        keys = placed(jax.eval_shape(lambda: seed_keys(0, seeds)), mesh, BY_SEED)
         first = trace_init()
-        template = placed(first.out_info, mesh)
+        template = placed(first.out_info, mesh, lies)
         pieces = None if feed is None else Pieces.of(feed, updates_per_chunk, first.out_info.key)
         # The chunk takes longest, so XLA gets it first. Of init it only needs to know what comes out.
         traced = trace_chunk()

@@ -6,7 +6,7 @@ in which the rollout began, so the first minibatch sees exactly the policy that 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -25,12 +25,14 @@ from engram.agents.common.control_flow import when
 from engram.agents.common.distributions import Distribution
 from engram.agents.common.evaluation import play_episodes, record_steps
 from engram.agents.common.flat import flattening
+from engram.agents.common.groups import init_groups, update_groups
 from engram.agents.common.proximal import clipped_surrogate, deal_minibatches
 from engram.agents.common.returns import generalised_advantages
 from engram.agents.ppo.networks import ActorCritic
 from engram.envs.base import Info
-from engram.envs.wrappers import Wrapper
+from engram.envs.wrappers import Wrapper, is_of_all_groups, over_groups
 from engram.errors import BadRequest
+from engram.kernels.collectives import Axes, average, group_index, largest, total
 from engram.kernels.rows import masked_mean
 from engram.memory.base import METRICS, State, sown
 from engram.training.action_log import played_of
@@ -54,6 +56,10 @@ class PPOSettings:
     """Passes over the collected batch."""
     minibatches: int = 8
     """Minibatches per pass; each holds num_envs / minibatches environments with all their steps."""
+    groups: int = 1
+    """Groups of num_envs / groups environments, which may lie on different devices: each has its own random numbers and
+    deals its own part of every minibatch, and all learn as one. Another number of groups is another run; the number of
+    devices is not."""
     learning_rate: float = 5e-5
     """Step size of Adam at the start of training."""
     learning_rate_end: float = 5e-5
@@ -92,9 +98,14 @@ class PPOSettings:
     """Numbers that are arguments of the compiled programs (see `engram.training.arguments`)."""
 
     def __post_init__(self):
-        require_at_least(self, "ppo.", 1, "num_envs", "num_steps", "epochs", "minibatches", "eval_envs")
+        require_at_least(self, "ppo.", 1, "num_envs", "num_steps", "epochs", "minibatches", "groups", "eval_envs")
         if self.num_envs % self.minibatches:
             raise BadRequest(f"ppo.minibatches ({self.minibatches}) must divide ppo.num_envs ({self.num_envs})")
+        if self.num_envs % self.groups or (self.num_envs // self.groups) % self.minibatches:
+            raise BadRequest(
+                f"ppo.groups ({self.groups}) times ppo.minibatches ({self.minibatches}) must divide ppo.num_envs "
+                f"({self.num_envs}): every group deals its part of a minibatch"
+            )
         require_share(self, "ppo.", "discount", "gae_lambda")
         require_positive(self, "ppo.", "learning_rate", "adam_eps")
         require_not_negative(
@@ -191,6 +202,9 @@ class PPO:
     settings: PPOSettings
     total_updates: int
     """Length of the schedules, in updates; at least 1."""
+    axes: Axes = ()
+    """Axes of the groups of environments (see `engram.agents.common.groups`); none for a single group. `env` and the
+    functions from `init_group` on are those of one group."""
 
     ARGUMENTS: ClassVar = ("settings", "total_updates")
 
@@ -206,11 +220,35 @@ class PPO:
     def _apply(self, params: Params, method: str, *args: Any) -> Any:
         return self.network.apply({"params": params}, *args, method=method)
 
+    @property
+    def groups(self) -> int:
+        return self.settings.groups
+
+    def layout(self, state: PPOState) -> PPOState:
+        """The axis of groups of each part of a state: 0, or None for what all groups share."""
+        env = jax.tree.map(lambda x: None if is_of_all_groups(x) else 0, state.env, is_leaf=is_of_all_groups)
+        own = PPOState(None, None, 0, env, 0, 0, 0, None, None)  # pyright: ignore[reportArgumentType]
+        return own
+
+    def over(self, axes: Axes) -> "PPO":
+        """The agent whose groups lie along `axes`."""
+        return replace(self, axes=axes, env=over_groups(self.env, axes))
+
     def init(self, key: Key) -> PPOState:
+        return init_groups(self, key)
+
+    def update(self, state: PPOState) -> tuple[PPOState, Metrics]:
+        """Collect one batch and learn from it. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
+        return update_groups(self, state)
+
+    def init_group(self, key: Key) -> PPOState:
+        """The state in which one group begins, by the key of all groups."""
         key, env_key, params_key = jax.random.split(key, 3)
+        if self.axes:
+            key, env_key = (jax.random.fold_in(k, group_index(self.axes)) for k in (key, env_key))
         obs, env_state = self.env.reset(env_key, self.env.default_params)
-        reset = jnp.ones(self.settings.num_envs, bool)
-        memory = self.network.initial_state(self.settings.num_envs)
+        reset = jnp.ones(self.env.num_envs, bool)
+        memory = self.network.initial_state(self.env.num_envs)
         sequence = jax.tree.map(lambda x: x[None, :1], (obs, reset))
         params = self.network.init(params_key, self.network.initial_state(1), *sequence)["params"]
         return PPOState(
@@ -231,6 +269,10 @@ class PPO:
         return optax.chain(
             optax.clip_by_global_norm(self.settings.max_grad_norm), optax.scale_by_adam(eps=self.settings.adam_eps)
         )
+
+    def _mean(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Mean of `x` where `mask`, over all groups."""
+        return masked_mean(x, mask, self.axes)
 
     def _schedule(self, start: float, end: float, updates: jax.Array) -> jax.Array:
         fraction = jnp.minimum(updates / self.total_updates, 1.0)
@@ -253,7 +295,7 @@ class PPO:
 
     def after(self, state: PPOState, carry: Carry, rollout: Rollout) -> PPOState:
         """`state` after the steps of `rollout`, which ended in `carry`."""
-        steps = state.env_steps + jnp.sum(rollout.valid, dtype=jnp.int32)
+        steps = state.env_steps + total(jnp.sum(rollout.valid, dtype=jnp.int32), self.axes)
         return state.replace(**carry._asdict(), env_steps=steps)
 
     def step(
@@ -337,35 +379,35 @@ class PPO:
         )
         advantage = batch.advantage
         if s.normalise_advantage:
-            mean = masked_mean(advantage, batch.valid)
-            deviation = jnp.sqrt(masked_mean((advantage - mean) ** 2, batch.valid))
+            mean = self._mean(advantage, batch.valid)
+            deviation = jnp.sqrt(self._mean((advantage - mean) ** 2, batch.valid))
             advantage = (advantage - mean) / (deviation + 1e-8)
 
         gain, ratio, kl = clipped_surrogate(policy.log_prob(batch.action), batch.log_prob, advantage, s.clip)
-        policy_loss = -masked_mean(gain, batch.valid)
+        policy_loss = -self._mean(gain, batch.valid)
 
         target = batch.advantage + batch.value
         value_error = (value - target) ** 2
         if s.value_clip > 0:
             near = batch.value + jnp.clip(value - batch.value, -s.value_clip, s.value_clip)
             value_error = jnp.maximum(value_error, (near - target) ** 2)
-        value_loss = 0.5 * masked_mean(value_error, batch.valid)
+        value_loss = 0.5 * self._mean(value_error, batch.valid)
 
-        entropy = masked_mean(policy.entropy(), batch.valid)
+        entropy = self._mean(policy.entropy(), batch.valid)
         loss = policy_loss + s.value_coefficient * value_loss - entropy_weight * entropy
         metrics = {
             "loss/total": loss,
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "loss/entropy": entropy,
-            "loss/kl": masked_mean(kl, batch.valid),
-            "loss/clip_fraction": masked_mean((jnp.abs(ratio - 1.0) > s.clip).astype(jnp.float32), batch.valid),
-            "loss/ratio_error": jnp.max(jnp.where(batch.valid, jnp.abs(ratio - 1.0), 0.0)),
+            "loss/kl": self._mean(kl, batch.valid),
+            "loss/clip_fraction": self._mean((jnp.abs(ratio - 1.0) > s.clip).astype(jnp.float32), batch.valid),
+            "loss/ratio_error": largest(jnp.max(jnp.where(batch.valid, jnp.abs(ratio - 1.0), 0.0)), self.axes),
         }
-        return loss, metrics | {f"loss/{name}": number for name, number in sown(left).items()}
+        return loss, metrics | {f"loss/{name}": average(number, self.axes) for name, number in sown(left).items()}
 
-    def update(self, state: PPOState) -> tuple[PPOState, Metrics]:
-        """Collect one batch and learn from it. Pure: `jit`, `vmap` over seeds, `scan` over updates."""
+    def update_group(self, state: PPOState) -> tuple[PPOState, Metrics]:
+        """`update` of one group."""
         key, collect_key, shuffle_key = jax.random.split(state.key, 3)
         memory_before = state.memory
         state, rollout = self._collect(state.replace(key=key), collect_key)
@@ -409,19 +451,20 @@ class PPO:
             memory = jax.tree.map(lambda x: x[environments], memory_before)
             rows = jax.tree.map(lambda x: x[:, environments], batch)
             gradient, metrics = jax.grad(self.loss, has_aux=True)(unflatten(params), memory, rows, entropy_weight)
-            gradient = flatten(gradient)
+            # Each group has the gradient of its part of the mean, times the number of groups.
+            gradient = average(flatten(gradient), self.axes)
             step: Any
             step, optimiser = self._optimiser.update(gradient, optimiser)
             return (params - learning_rate * step, optimiser), metrics | {"loss/grad_norm": optax.tree.norm(gradient)}
 
-        dealt = deal_minibatches(shuffle_key, s.num_envs, s.epochs, s.minibatches)
+        dealt = deal_minibatches(shuffle_key, self.env.num_envs, s.epochs, s.minibatches)
         carry, losses = jax.lax.scan(one_minibatch, flatten((state.params, state.optimiser)), dealt)
         params, optimiser = unflatten(carry)
         state = state.replace(params=params, optimiser=optimiser, updates=state.updates + 1)
 
         target = advantage + value
-        unexplained = masked_mean((advantage - masked_mean(advantage, rollout.valid)) ** 2, rollout.valid)
-        spread = masked_mean((target - masked_mean(target, rollout.valid)) ** 2, rollout.valid)
+        unexplained = self._mean((advantage - self._mean(advantage, rollout.valid)) ** 2, rollout.valid)
+        spread = self._mean((target - self._mean(target, rollout.valid)) ** 2, rollout.valid)
         done = rollout.episode_done
         metrics = {name: jnp.mean(values) for name, values in losses.items()} | {
             # Only the first minibatch is due to have a ratio of 1: later ones follow a changed policy.
@@ -429,11 +472,11 @@ class PPO:
             "loss/explained_variance": jnp.where(spread > 0, 1.0 - unexplained / jnp.maximum(spread, 1e-12), 0.0),
             "train/learning_rate": learning_rate,
             "train/entropy_weight": entropy_weight,
-            "train/episodes": jnp.sum(done),
-            "train/return_sum": jnp.sum(jnp.where(done, rollout.episode_return, 0.0)),
-            "train/length_sum": jnp.sum(jnp.where(done, rollout.episode_length, 0)),
+            "train/episodes": total(jnp.sum(done), self.axes),
+            "train/return_sum": total(jnp.sum(jnp.where(done, rollout.episode_return, 0.0)), self.axes),
+            "train/length_sum": total(jnp.sum(jnp.where(done, rollout.episode_length, 0)), self.axes),
         }
-        metrics["replay/fault"] = first_fault(rollout.fault)
+        metrics["replay/fault"] = first_fault(rollout.fault, self.axes)
         if self.env.is_host_pool:
             metrics["replay/action"] = rollout.executed
             metrics["replay/played"] = played_of(rollout.episode_return, rollout.episode_length)

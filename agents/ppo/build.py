@@ -105,7 +105,11 @@ def make_ppo(config: PPOExperiment, circumstances: Build = Build()) -> PPO:
         BadRequest: unknown names or impossible combinations.
     """
     network, seed = config.network, circumstances.seed_for(config)
-    env = make_environment(config, config.ppo.num_envs, seed, circumstances)
+    env = make_environment(config, config.ppo.num_envs // config.ppo.groups, seed, circumstances)
+    if config.ppo.groups > 1 and env.is_host_pool:
+        raise BadRequest("ppo.groups: the environments of an emulator are one group, on one device")
+    if config.ppo.groups > 1 and circumstances.record:
+        raise BadRequest("ppo.groups: what a run of several groups plays is not recorded")
     eval_config = dataclasses.replace(config, env=config.evaluated)
     eval_env = make_environment(eval_config, config.ppo.eval_envs, (*seed, EVALUATION), circumstances)
     refuse_mismatch(config, env, eval_env)
@@ -135,6 +139,8 @@ def make_conservative(config: ConservativeExperiment, circumstances: Build = Bui
         raise BadRequest(
             f"the baseline {config.conservative.baseline!r} is a policy for {suited}, not for {config.env}"
         )
+    if config.ppo.groups > 1:
+        raise BadRequest("ppo.groups: the baseline and the learner act in one group of environments")
     view = config.observation
     for name in ("keep", "noise", "normalise", "normalise_reward"):
         if getattr(view, name):

@@ -133,6 +133,7 @@ NEW = {
     ("observation", "action_mask"): False,
     ("network", "memory_width"): 0,
     ("world", "memory_width"): 0,
+    ("ppo", "groups"): 1,
 }
 """Settings that were no choice then, and what was done."""
 

@@ -1,6 +1,6 @@
 """Runs on four virtual devices, for `test_devices`: prints what was found as one line of JSON.
 
-python -m tests.training.spread_run FOLDER
+python -m tests.training.spread_run (seeds | groups MEMORY | checkpoints FOLDER)
 """
 
 import json
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engram.agents import registry
+from engram.agents.common.experiment import Experiment
 from engram.configs.presets import PRESETS
 from engram.experiments.options import Output
 from engram.experiments.runs import Run
@@ -69,13 +70,49 @@ class Trained:
         return all(np.array_equal(own[seed : seed + seeds], its, equal_nan=True) for own, its in pairs)
 
 
-def resumed(finished: Path, devices: int) -> Run:
+def grouped(memory: str) -> Experiment:
+    """Four groups, whose running statistics are shared."""
+    view = replace(PRESET.observation, normalise=True, normalise_reward=True)
+    return replace(SMALL, memory=memory, observation=view, ppo=replace(SMALL.ppo, num_envs=16, groups=4))
+
+
+class Grouped:
+    """Three updates of one seed of four groups."""
+
+    def __init__(self, memory: str, devices: int):
+        agent = registry.build(grouped(memory))
+        made = compile_agent(agent, 1, 1, mesh=mesh_of(1, devices, groups=4))
+        first, metrics = made.chunk(made.init(seed_keys(0, 1)))
+        self.env, self.valued = arrays(first.env), float(metrics["loss/value"][0, 0])
+        last = made.chunk(made.chunk(first)[0])[0]
+        self.params = arrays(last.params)
+        text = made.chunk.compiled.as_text() or ""
+        self.moves = sum(text.count(name) for name in COLLECTIVES if name != "all-reduce")
+        self.devices = len(jax.tree.leaves(last)[0].sharding.device_set)
+
+    def difference(self, other: "Grouped") -> float:
+        """Of parameters, relative to the largest of each array."""
+        return max(
+            float(np.abs(own - its).max() / np.abs(its).max())
+            for own, its in zip(self.params, other.params, strict=True)
+            if its.any()
+        )
+
+    def same_env(self, other: "Grouped") -> bool:
+        """Whether integers and flags are the same after an update, and real numbers up to rounding."""
+        return all(
+            np.allclose(own, its, rtol=1e-5, atol=1e-6) if own.dtype.kind == "f" else np.array_equal(own, its)
+            for own, its in zip(self.env, other.env, strict=True)
+        )
+
+
+def resumed(finished: Run, devices: int) -> Run:
     """A copy of a finished run, as if it had been killed after the third chunk, which then went on."""
-    folder = finished.with_name(f"on_{devices}")
-    shutil.copytree(finished, folder)
+    folder = finished.folder.with_name(f"on_{devices}")
+    shutil.copytree(finished.folder, folder)
     (folder / "summary.json").unlink()
     shutil.rmtree(folder / "checkpoints" / "4")
-    return train(replace(SMALL, seeds=4), "", Output(folder, resume=True, quiet=True, devices=devices))
+    return train(finished.config, "", Output(folder, resume=True, quiet=True, devices=devices))
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
@@ -83,22 +120,44 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in clocks} for row in read_metrics(run.folder / "metrics.jsonl")]
 
 
-def main() -> None:
-    keep_compiled_programs()
+def of_seeds() -> dict[str, Any]:
     four, eight = Trained(0, 4, 4), Trained(0, 8, 4)
-    whole = train(replace(SMALL, seeds=4), "", Output(Path(sys.argv[1]) / "whole", quiet=True, devices=4))
-    same, other = resumed(whole.folder, 4), resumed(whole.folder, 1)
-    losses = [np.array([row["loss/total"] for row in rows_of(run)]) for run in (whole, other)]
-    found = {
+    return {
         "devices": four.devices,
         "collectives": four.collectives + eight.collectives,
         "lone": [four.equals(Trained(seed, 1, 1), seed, 1) for seed in range(4)],
         "pairs": [eight.equals(Trained(seed, 2, 1), seed, 2) for seed in (0, 4)],
+    }
+
+
+def of_groups(memory: str) -> dict[str, Any]:
+    one, two, four = (Grouped(memory, devices) for devices in (1, 2, 4))
+    return {
+        "devices": [each.devices for each in (one, two, four)],
+        "moves": two.moves + four.moves,
+        "env": [one.same_env(each) for each in (two, four)],
+        "params": max(one.difference(each) for each in (two, four)),
+    }
+
+
+def of_checkpoints(out: Path) -> dict[str, Any]:
+    """Two seeds of four groups, each on two devices."""
+    whole = train(replace(grouped("gru"), seeds=2, total_steps=4 * 16 * 16), "", Output(out / "whole", quiet=True))
+    same, other = resumed(whole, 4), resumed(whole, 1)
+    losses = [np.array([row["loss/total"] for row in rows_of(run)]) for run in (whole, other)]
+    return {
         "recorded": json.loads((whole.folder / "versions.json").read_text())["devices"],
         "same_devices": rows_of(same) == rows_of(whole),
         "other_devices": float(np.abs(losses[0] - losses[1]).max()),
         "rows": len(rows_of(other)),
+        "evaluated": np.isfinite(other.evaluate(episodes=4, gif_steps=0)["eval_return"]["mean"]).item(),
     }
+
+
+def main() -> None:
+    keep_compiled_programs()
+    kind, *given = sys.argv[1:]
+    found = {"seeds": of_seeds, "groups": of_groups, "checkpoints": lambda out: of_checkpoints(Path(out))}[kind](*given)
     print(json.dumps(found))
 
 
