@@ -134,6 +134,8 @@ NEW = {
     ("network", "memory_width"): 0,
     ("world", "memory_width"): 0,
     ("ppo", "groups"): 1,
+    ("data", "device_gb"): 4.0,
+    ("data", "chunk_gb"): 0.064,
 }
 """Settings that were no choice then, and what was done."""
 
