@@ -877,6 +877,13 @@ BUGS: tuple[Bug, ...] = (
         "a cell that kills its machine is tried for ever",
     ),
     Bug(
+        "experiments/attempts.py",
+        "if not launch or known.launch != launch:",
+        "if known.launch != launch:",
+        "tests/experiments/test_retries.py::test_a_cell_that_another_command_has_just_begun_is_left_to_it",
+        "a local command that was killed counts against the next one",
+    ),
+    Bug(
         "experiments/engines.py",
         "elif is_ours and known.number and not known.going:",
         "elif False:",
