@@ -159,7 +159,8 @@ class Search:
         """A trial of the journal, as it is now."""
         key = column, frozen.number
         if key not in self._known:
-            values = [d.decode(frozen.params[d.name]) for d in self.plan.space.dimensions]
+            with readable(self.plan.out):
+                values = [d.decode(frozen.params[d.name]) for d in self.plan.space.dimensions]
             self._known[key] = self.plan.trial(column, frozen.number, self.plan.space.settings(values))
         return replace(self._known[key], driver=frozen.user_attrs.get(DRIVER, ""))
 
@@ -185,9 +186,7 @@ def readable(out: Path) -> Iterator[None]:
     """Raises BadRequest where the journal of the sweep in `out` is damaged."""
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, BadRequest):
-            raise
+    except (ValueError, KeyError, TypeError, AssertionError):
         raise BadRequest(
             f"{out / JOURNAL} is damaged: remove it, and trials are chosen anew; if others than before, take another "
             "--out"

@@ -83,7 +83,7 @@ class Dimension:
     def decode(self, parameter: Any) -> Any:
         """The value that a parameter of Optuna stands for."""
         if self.values:
-            return next(value for value in self.values if json.dumps(value) == parameter)
+            return {json.dumps(value): value for value in self.values}[parameter]
         return int(parameter) if self.whole else self._rounded(parameter)
 
     def draw(self, rng: np.random.Generator) -> Any:

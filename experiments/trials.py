@@ -183,7 +183,7 @@ class Plan:
         path, columns = self.out / STORED, {**self.columns}
         if path.exists():
             found = read_json(path)
-            if not isinstance(found, dict) or not isinstance(found.get("columns"), dict):
+            if not self._is_whole(found):
                 raise BadRequest(f"{path} is damaged: remove it, if the folder is of this sweep")
             other = sorted(k for k, value in self.description.items() if found.get(k) != value)
             if other:
@@ -197,6 +197,16 @@ class Plan:
         known = {**self.description, "columns": columns, "trials": self.trials}
         write_atomically(path, json.dumps(known, indent=2) + "\n")
         return plan
+
+    def _is_whole(self, found: Any) -> bool:
+        """Whether JSON has what the file has that says what a sweep is."""
+        if not isinstance(found, dict) or type(found.get("trials")) is not int:
+            return False
+        columns, known = found.get("columns"), {self.config.choice, spec_of(self.config).second_choice}
+        return isinstance(columns, dict) and all(
+            isinstance(fields, dict) and {*fields} <= known and all(isinstance(value, str) for value in fields.values())
+            for fields in columns.values()
+        )
 
 
 def is_raw(tasks: tuple[str, ...]) -> bool:

@@ -8,7 +8,7 @@ from engram.agents.common.experiment import Experiment
 from engram.agents.registry import spec_of
 from engram.configs import store
 from engram.errors import BadRequest, UnknownName
-from engram.experiments.space import Settings
+from engram.experiments.space import Settings, refuse_common
 from engram.regular_files import is_number, read_json
 from engram.training.yaml_files import shown
 
@@ -76,8 +76,11 @@ class Tuned:
 
     def apply(self, config: Any) -> Any:
         """`config`, which has chosen a memory or algorithm, with the settings of its winner. Raises BadRequest."""
+        settings = self.settings(config.label)
         try:
-            return store.override(config, self.settings(config.label))
+            for name in settings:
+                refuse_common(name, config)
+            return store.override(config, settings)
         except UnknownName:
             raise
         except BadRequest as error:

@@ -312,6 +312,16 @@ def test_a_damaged_journal_is_one_clear_line(tmp_path, trained):
     assert len(begun) == count + 2, "the runs of the first trials are still there"
 
 
+@pytest.mark.parametrize("change", [{"trials": "many"}, {"columns": []}, {"columns": {"gru": {"seeds": "9"}}}])
+def test_a_damaged_description_is_one_clear_line(change, tmp_path, trained):
+    trained()
+    swept(tmp_path, trials=1)
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BadRequest, match=r"sweep\.json is damaged"):
+        swept(tmp_path, trials=1)
+
+
 def test_runs_of_other_settings_are_not_taken_for_a_trial(tmp_path, trained):
     """Such as those of a journal that was lost."""
     trained()
@@ -430,6 +440,8 @@ def test_unfair_comparisons_are_refused(arguments, message, tmp_path, trained):
         (lambda best: best["winners"]["gru"].update(fields={"memory": "none"}), "gru is not what its fields choose"),
         (lambda best: best["winners"]["gru"].update(fields={"env": "x"}), "gru is not what its fields choose"),
         (lambda best: best["winners"]["gru"]["settings"].update({"ppo.clp": 1}), "did you mean ppo.clip"),
+        (lambda best: best["winners"]["gru"]["settings"].update({"seeds": 9}), "the sweep sets seeds itself"),
+        (lambda best: best["winners"]["gru"]["settings"].update({"total_steps": 9}), "must be the same for all trials"),
         (lambda best: best["winners"]["gru"]["settings"].update({"ppo.clip": "x"}), "ppo.clip must be a number"),
     ],
 )
