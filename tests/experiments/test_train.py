@@ -19,6 +19,7 @@ from engram.experiments.train import Output, train
 from engram.training import checkpoint
 from engram.training.folder import RunFolder
 from engram.training.statistics import summarise
+from engram.training.stopping import CHECKPOINT_SECONDS
 from tests.experiments.runs import TINY, rows_of
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -170,6 +171,17 @@ def test_divergence_of_a_world_model_names_the_number_too(tmp_path):
     changes["world__reconstruction"] = "symlog"
     with pytest.raises(Diverged, match=r"gave an observation that is not finite .* in step 7 of its training; loss/"):
         api.train("drama-catch+debug", **changes, env=f"{JAX}?at=7", out=tmp_path / "run", quiet=True)
+
+
+def test_a_launcher_may_ask_for_fewer_checkpoints(tmp_path, monkeypatch):
+    """For the sake of the file server; the configuration of the run stays what it is."""
+    monkeypatch.setenv(CHECKPOINT_SECONDS, "300")
+    folder = api.train("debug", **TINY, checkpoint_seconds=0, out=tmp_path / "run", quiet=True).folder
+    assert checkpoint.checkpoints(folder / "checkpoints") == [2]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["checkpoint_seconds"] == 0
+    monkeypatch.setenv(CHECKPOINT_SECONDS, "seldom")
+    with pytest.raises(BadRequest, match="ENGRAM_CHECKPOINT_SECONDS must be a number of seconds, got 'seldom'"):
+        api.train("debug", **TINY, checkpoint_seconds=0, out=tmp_path / "other", quiet=True)
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
