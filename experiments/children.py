@@ -75,13 +75,21 @@ class Job:
 
     @classmethod
     def of(cls, config: Experiment, preset: str, folder: Path, output: Output) -> "Job":
-        """The run of `config` in `folder`, with the display, `wandb` and `devices` of `output`."""
+        """The run of `config` in `folder`, with the display, `wandb`, `devices` and `mirror` of `output`."""
         variables = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
         variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # modules of this process too
         words = ["--wandb", output.wandb, *(["--quiet"] if output.quiet else [])]
         words += [] if output.devices is None else ["--devices", str(output.devices)]
+        words += [] if output.mirror is None else ["--mirror", f"{output.mirror.rstrip('/')}/{_path_in_mirror(folder)}"]
         text = yaml.safe_dump(store.describe(preset, config), sort_keys=False)
         return cls(folder.absolute(), text, tuple(words), variables, os.getcwd())
+
+
+def _path_in_mirror(folder: Path) -> str:
+    """The path of a run folder from the working folder, or its absolute path where it lies outside."""
+    path = folder.absolute()
+    inside = path.is_relative_to(Path.cwd())
+    return (path.relative_to(Path.cwd()) if inside else path.relative_to(path.anchor)).as_posix()
 
 
 class Children:

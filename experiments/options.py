@@ -43,6 +43,11 @@ class Output:
     """Devices of this machine over which the seeds are spread (default: as many as there are and divide --seeds). Bits
     depend on the seeds of a device, not on the number of devices."""
 
+    mirror: str | None = None
+    """URL of a copy of the run folder (s3://, gs://, file://, ... as fsspec knows them), brought up to date after each
+    checkpoint. With --resume an empty folder is first fetched from there. Of several runs each is copied below it, by
+    its path."""
+
     def __post_init__(self):
         require_at_least(self, "--", 1, "devices")
 

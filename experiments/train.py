@@ -24,6 +24,7 @@ from engram.training.folder import RunFolder, read_config
 from engram.training.loop import LoopSettings
 from engram.training.loop import train as run_loop
 from engram.training.metrics import read_metrics
+from engram.training.mirror import Mirror
 from engram.training.statistics import in_words
 from engram.training.stderr import notify
 from engram.training.stopping import least_checkpoint_seconds
@@ -78,7 +79,8 @@ def _train(
     described = store.describe(preset, config)
     path = output.out or default_folder(preset, config)
     devices = 1 if mesh is None else mesh.size
-    with closing(RunFolder(path, described, output.resume, store.upgrade, devices)) as folder:
+    mirror = None if output.mirror is None else Mirror(output.mirror, path)
+    with closing(RunFolder(path, described, output.resume, store.upgrade, devices, mirror)) as folder:
         return _train_in(folder, spec, agent, config, described, output, mesh, keep)
 
 
@@ -96,6 +98,8 @@ def _train_in(
     run = Run(folder.path, config, preset)
     if folder.is_finished:
         notify(f"{folder.path} is already complete")
+        if folder.mirror is not None:
+            folder.mirror.finish()
         return run
     if agent.env.is_host_pool:
         write_spaces(folder.path, agent.env)
@@ -126,6 +130,8 @@ def _train_in(
         f"{numbers['steps_per_s']:,.0f} steps/s, {numbers['wall_s']:.0f} s + {numbers['compile_s']:.0f} s to compile, "
         f"in {folder.path}"
     )
+    if folder.mirror is not None:
+        folder.mirror.finish()
     return run
 
 

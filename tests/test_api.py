@@ -71,8 +71,8 @@ def test_calls_take_what_the_scripts_take():
         return {p.name for p in kinds if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     assert keywords(engram.train) == fields(Output)
-    assert keywords(engram.compare) == fields(compare.Options) | {"wandb", "quiet", "devices"}
-    assert keywords(engram.sweep) == fields(sweep.Options) | {"wandb", "quiet", "devices"}
+    assert keywords(engram.compare) == fields(compare.Options) | {"wandb", "quiet", "devices", "mirror"}
+    assert keywords(engram.sweep) == fields(sweep.Options) | {"wandb", "quiet", "devices", "mirror"}
     for call, options in ((engram.evaluate, evaluate.Options), (engram.adapt, adapt.Options)):
         assert all(name in (call.__doc__ or "") for name in ("episodes", "gif_steps") if name in fields(options))
         with pytest.raises(UnknownName, match="unknown key 'sed': did you mean seed"):

@@ -17,6 +17,7 @@ from engram.atomic_files import is_at, remove_leftovers, replacing
 from engram.errors import BadRequest, EngramError
 from engram.regular_files import read_json
 from engram.training.claim import KERNEL, Claim
+from engram.training.mirror import Mirror
 from engram.training.yaml_files import read_yaml
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -89,18 +90,22 @@ class RunFolder:
         resume: bool,
         upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
         devices: int = 1,
+        mirror: Mirror | None = None,
     ):
         """Opens or creates `path`.
 
         Args:
             upgrade: brings a stored configuration of an earlier version to the form of this one.
             devices: over which the run is spread.
+            mirror: its copy elsewhere, which is fetched if the folder is empty.
 
         Raises:
             InUse: another process has it open.
             BadRequest: it cannot be written, holds a run and `resume` is off, or holds a run of another configuration.
         """
-        self.path = path
+        self.path, self.mirror = path, mirror
+        if mirror is not None and not resume and mirror.holds_a_run:
+            raise BadRequest(f"{mirror.url} already holds a run: choose another --mirror, or continue it with --resume")
         if path.exists() and not resume and (not path.is_dir() or any(path.iterdir())):
             raise BadRequest(f"{path} already exists: choose another --out, or continue it with --resume")
         try:
@@ -110,6 +115,8 @@ class RunFolder:
         self._claim = Claim(path)
         try:
             remove_leftovers(path)
+            if mirror is not None:
+                mirror.fetch()
             self._begin(config, upgrade, devices)
         except BaseException:
             self.close()

@@ -345,6 +345,8 @@ class TrainingRun:
             logged = {} if self.actions is None else self.actions.so_far
             progress = checkpoint.Progress(chunk, self.wall, self.log.rows, lanes=self.progress.lanes, **logged)
             checkpoint.save(self.folder.checkpoints, self.states, progress, self.folder.check_place)
+            if self.folder.mirror is not None:
+                self.folder.mirror.update()
             self.saved_at = time.perf_counter()
         if stops and not last:
             where = f"chunk {chunk} of {self.settings.plan.chunks}"

@@ -53,6 +53,7 @@ def train(
     wandb: Literal["disabled", "offline", "online"] = "disabled",
     quiet: bool = False,
     devices: int | None = None,
+    mirror: str | None = None,
     **changes: Any,
 ) -> "Run":
     """Trains a preset with other values, and returns the finished run.
@@ -64,6 +65,7 @@ def train(
         wandb: Weights & Biases.
         quiet: whether to show no progress.
         devices: of this machine, over which the seeds are spread (default: as many as there are and divide them).
+        mirror: URL of a copy of the run folder, or of those of the cells.
 
     Raises:
         EngramError: see `engram.errors`. A run that was interrupted or diverged can be resumed.
@@ -72,7 +74,7 @@ def train(
     from engram.experiments.train import train as run
 
     name, config = make_config(preset, **changes)
-    return run(config, name, make_options(Output, out=out, resume=resume, wandb=wandb, quiet=quiet, devices=devices))
+    return run(config, name, make_options(Output, out=out, resume=resume, wandb=wandb, quiet=quiet, devices=devices, mirror=mirror))
 
 
 def load(folder: Path | str) -> "Run":
@@ -118,6 +120,7 @@ def compare(
     wandb: Literal["disabled", "offline", "online"] = "disabled",
     quiet: bool = False,
     devices: int | None = None,
+    mirror: str | None = None,
     **changes: Any,
 ) -> "Comparison":
     """Trains every memory or algorithm on every environment or dataset, and reports: tables and pictures in `out`.
@@ -136,6 +139,7 @@ def compare(
         wandb: Weights & Biases.
         quiet: whether to show no progress.
         devices: of this machine, over which the seeds are spread (default: as many as there are and divide them).
+        mirror: URL of a copy of the run folder, or of those of the cells.
 
     Raises:
         EngramError: see `engram.errors`. A comparison that was interrupted goes on where it was.
@@ -150,7 +154,7 @@ def compare(
     how = {"tuned": tuned, "match": match, "out": out, "jobs": jobs, "launcher": launcher}
     options = make_options(Options, **lists, seeds=seeds, **how)
     refuse_fixed(config, options, store.dotted(changes))
-    return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices))
+    return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices, mirror=mirror))
 
 
 def sweep(
@@ -171,6 +175,7 @@ def sweep(
     wandb: Literal["disabled", "offline", "online"] = "disabled",
     quiet: bool = False,
     devices: int | None = None,
+    mirror: str | None = None,
     **changes: Any,
 ) -> "Sweep":
     """Searches the settings of every memory or algorithm with the same space, trials, seeds and steps, and reports.
@@ -191,6 +196,7 @@ def sweep(
         wandb: Weights & Biases.
         quiet: whether to show no progress.
         devices: of this machine, over which the seeds are spread (default: as many as there are and divide them).
+        mirror: URL of a copy of the run folder, or of those of the cells.
 
     Raises:
         EngramError: see `engram.errors`. A sweep that was interrupted goes on where it was.
@@ -205,7 +211,7 @@ def sweep(
     how = {"trials": trials, "seeds": seeds, "seed": seed, "sampler": sampler, "out": out, "jobs": jobs}
     options = make_options(Options, **lists, **how, launcher=launcher)
     refuse_set(config, options, store.dotted(changes))
-    return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices))
+    return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices, mirror=mirror))
 
 
 def plot(runs: "Run | Path | str | Sequence[Run | Path | str]", out: Path | str = "curves.png") -> Path:
