@@ -1,7 +1,8 @@
 """Recorded experience for offline learning, and the files that hold it."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from engram.envs.datasets import d4rl, folder, minari, npz, table
 from engram.envs.datasets.d4rl import episodes_of
@@ -77,16 +78,27 @@ def unpack(source: str | Path, path: str | Path, max_episode_steps: int | None =
         BadRequest: as `load` and `save`.
     """
     source, path = Path(source), Path(path)
-    with reading(source), ExitStack() as stack:
-        if source.is_dir() and source.suffix != folder.ENDING:
-            opened = minari.opened_parts(source)
-        elif source.suffix == ".npz":
-            opened = npz.opened_parts(source, max_episode_steps)
-        elif source.suffix in (".hdf5", ".h5"):
-            opened = d4rl.opened_parts(source, max_episode_steps)
-        else:
-            episodes = load(source, max_episode_steps)
-            folder.write(episodes, path)
-            return folder.read(path)
-        parts, about = stack.enter_context(opened)
-        return folder.write_parts(parts, about, path)
+    if source.is_dir() and source.suffix != folder.ENDING:
+        opened = minari.opened_parts(source)
+    elif source.suffix == ".npz":
+        opened = npz.opened_parts(source, max_episode_steps)
+    elif source.suffix in (".hdf5", ".h5"):
+        opened = d4rl.opened_parts(source, max_episode_steps)
+    else:
+        episodes = load(source, max_episode_steps)
+        folder.write(episodes, path)
+        return folder.read(path)
+
+    def named(parts: Iterator[Any]) -> Iterator[Any]:
+        with reading(source):
+            yield from parts
+
+    unwritten = None
+    with reading(source), opened as (parts, about):
+        try:
+            folder.write_parts(named(parts), about, path)
+        except OSError as error:  # which is not the source's fault, as what opened it would say
+            unwritten = error
+    if unwritten is not None:
+        raise unwritten
+    return folder.read(path)

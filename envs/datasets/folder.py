@@ -59,8 +59,8 @@ def write(episodes: Episodes, path: Path) -> None:
     write_parts(parts(), about, path)
 
 
-def write_parts(parts: Iterator[Mapping[str, np.ndarray]], about: About, path: Path) -> Episodes:
-    """Writes what `parts` holds of `obs`, `action` and `reward`, one block after another; returns it as read again.
+def write_parts(parts: Iterator[Mapping[str, np.ndarray]], about: About, path: Path) -> None:
+    """Writes what `parts` holds of `obs`, `action` and `reward`, one block after another.
 
     Raises:
         BadRequest: it is no dataset, or `path` is something else.
@@ -85,7 +85,6 @@ def write_parts(parts: Iterator[Mapping[str, np.ndarray]], about: About, path: P
         fields |= {"lengths": np.asarray(about.lengths, np.int64), "terminated": np.asarray(about.terminated, bool)}
         episodes = Episodes(**arrays, **fields)  # which looks at all of it, in blocks
         _complete(partial, episodes)
-    return read(path)
 
 
 class Growing:
@@ -147,6 +146,8 @@ def read(path: Path) -> Episodes:
         BadRequest: whatever is wrong with it, in one line that names it.
     """
     with reading(path):
+        if not (path / HEADER).exists():
+            raise BadRequest(f"is not a whole dataset: it lacks {HEADER}")
         header = read_json(path / HEADER)
         try:
             version, arrays, origin = header["version"], header["arrays"], load_origin(header["origin"])
