@@ -4,8 +4,8 @@
     python -m benchmarks.offline_data --gb 4 --presets dm --rounds 9
     python -m benchmarks.offline_data --peak host SET.engram # memory that one process takes, see below
 
-Both learn from the same data, in turns, and end with the same bits, which is checked. The set is written to a temporary
-folder and read once before, so that what is measured is a set whose files the system holds in memory. `--peak` prints
+Both learn from the same data, in turns; how far their parameters are apart at the end is said. The set is written to a
+temporary folder just before, so that what is measured is a set whose files the system holds in memory. `--peak` prints
 the greatest anonymous memory (`RssAnon`: not the pages of files, which the system drops as it likes) of a process that
 loads a set and trains on it for some chunks, above what it had before it began, in MB.
 """
@@ -97,13 +97,13 @@ def compare(preset: str, path: Path, updates: int, rounds: int) -> None:
             states[place] = jax.block_until_ready(program.chunk(states[place])[0])
             if index:  # the first round finds nothing that was gathered ahead
                 seconds[place].append(time.perf_counter() - started)
-    for a, b in zip(jax.tree.leaves(states["device"].params), jax.tree.leaves(states["host"].params), strict=True):
-        np.testing.assert_array_equal(a, b)
+    ends = (jax.tree.leaves(states[place].params) for place in ("device", "host"))
+    apart = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(*ends, strict=True))
     ratios = np.array(seconds["host"]) / seconds["device"]
     device, host = (1e3 * np.median(seconds[place]) / updates for place in ("device", "host"))
     print(
         f"{preset}: device {device:.3f} ms, host {host:.3f} ms a gradient step, ratio {np.median(ratios):.3f} "
-        f"(least {ratios.min():.3f}, most {ratios.max():.3f}); same bits",
+        f"(least {ratios.min():.3f}, most {ratios.max():.3f}); parameters differ by at most {apart:.3g}",
         flush=True,
     )
 

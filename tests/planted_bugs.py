@@ -41,6 +41,20 @@ class Bug:
 
 BUGS: tuple[Bug, ...] = (
     Bug(
+        "agents/offline/data.py",
+        "start=begin - (first - start),",
+        "start=begin,",
+        "tests/agents/offline/test_host_data.py::test_pieces_hold_what_was_drawn_and_what_is_around_it",
+        "steps gathered on the host forget when their episode began",
+    ),
+    Bug(
+        "envs/datasets/folder.py",
+        "if offset + math.prod(shape) * dtype.itemsize != size_of(path):",
+        "if offset + math.prod(shape) * dtype.itemsize > size_of(path):",
+        "tests/envs/test_dataset_folders.py::test_a_broken_folder_is_refused_in_one_line",
+        "an array of a folder that is too long is taken for whole",
+    ),
+    Bug(
         "training/mirror.py",
         'last = 3 if name == SUMMARY else 2 if name.endswith(f"/{MANIFEST}") else',
         "last = 3 if name == SUMMARY else",

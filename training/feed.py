@@ -91,13 +91,17 @@ def learn(
         states, metrics = update(states, numbers[0])
         return states, jax.tree.map(lambda x: x[None], metrics)
 
-    def step(index: jax.Array, carry: tuple[PyTree, Metrics]) -> tuple[PyTree, Metrics]:
-        states, metrics = update(carry[0], jax.lax.dynamic_index_in_dim(numbers, index, keepdims=False))
-        return states, jax.tree.map(lambda all, new: all.at[index].set(new), carry[1], metrics)
+    # The numbers are carried, so that an update finds them as they are. Else XLA looks them up wherever they are used,
+    # and divides sums in another way, which changes their last bits.
+    def step(index: jax.Array, carry: tuple[PyTree, Metrics, jax.Array]) -> tuple[PyTree, Metrics, jax.Array]:
+        states, metrics = update(carry[0], carry[2])
+        following = jax.lax.dynamic_index_in_dim(numbers, index + 1, keepdims=False)
+        return states, jax.tree.map(lambda all, new: all.at[index].set(new), carry[1], metrics), following
 
     made = jax.eval_shape(update, states, numbers[0])[1]
     blank = jax.tree.map(lambda x: jnp.zeros((len(numbers), *x.shape), x.dtype), made)
-    return jax.lax.fori_loop(0, count, step, (states, blank))
+    states, metrics, _ = jax.lax.fori_loop(0, count, step, (states, blank, numbers[0]))
+    return states, metrics
 
 
 class Ahead:

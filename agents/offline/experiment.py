@@ -22,7 +22,7 @@ from engram.agents.offline.td3bc import TD3BCSettings
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Place of the dataset while it is learned from. Results do not depend on it, bit for bit."""
+    """Place of the dataset while it is learned from. What is drawn and learned does not depend on it."""
 
     device_gb: float = 4.0
     """Gigabytes of data, with a fifth to spare, up to which they are held on the device. Larger ones stay on the host,
