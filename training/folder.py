@@ -101,13 +101,19 @@ class RunFolder:
 
         Raises:
             InUse: another process has it open.
-            BadRequest: it cannot be written, holds a run and `resume` is off, or holds a run of another configuration.
+            BadRequest: it cannot be written, holds a run and `resume` is off, or holds a run of another configuration,
+                as may the mirror.
         """
         self.path, self.mirror = path, mirror
-        if mirror is not None and not resume and mirror.holds_a_run:
-            raise BadRequest(f"{mirror.url} already holds a run: choose another --mirror, or continue it with --resume")
         if path.exists() and not resume and (not path.is_dir() or any(path.iterdir())):
             raise BadRequest(f"{path} already exists: choose another --out, or continue it with --resume")
+        if mirror is not None and not (path / "config.yaml").exists():
+            copied = mirror.config()
+            if copied is not None and not resume:
+                raise BadRequest(
+                    f"{mirror.url} already holds a run: choose another --mirror, or continue it with --resume"
+                )
+            _refuse_other(copied, config, upgrade, mirror.url)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -125,9 +131,7 @@ class RunFolder:
     def _begin(self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]], devices: int) -> None:
         """Writes what describes the run, or checks what stands there."""
         stored = self.config()
-        if stored is not None and upgrade(stored) != config:
-            changed = sorted(_differences(upgrade(stored), config))
-            raise BadRequest(f"{self.path} holds a run of another configuration; these differ: {', '.join(changed)}")
+        _refuse_other(stored, config, upgrade, self.path)
         try:
             if stored is None:
                 write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -203,6 +207,18 @@ def read_config(path: Path) -> dict[str, Any]:
         return read_yaml(path / "config.yaml")
     except OSError as error:
         raise BadRequest(f"{path} is not a run folder: no readable config.yaml ({error.strerror})") from None
+
+
+def _refuse_other(
+    stored: dict[str, Any] | None,
+    config: dict[str, Any],
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]],
+    where: Path | str,
+) -> None:
+    """Raises BadRequest where the configuration that is `stored` is not `config`."""
+    if stored is not None and upgrade(stored) != config:
+        changed = sorted(_differences(upgrade(stored), config))
+        raise BadRequest(f"{where} holds a run of another configuration; these differ: {', '.join(changed)}")
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:

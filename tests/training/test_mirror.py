@@ -160,3 +160,75 @@ def test_places_that_nobody_knows_are_refused(url, message, tmp_path):
     with pytest.raises(BadRequest, match=f"--mirror {url}.*{message}"):
         api.train("debug", **TINY, out=tmp_path / "run", mirror=url)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("url", ["", "{run}", "{run}/copy", "{run}/..", "file://{run}/../../x/.."])
+def test_no_place_in_the_folder_or_around_it(url, tmp_path):
+    folder = tmp_path / "runs/a"
+    with pytest.raises(BadRequest, match="--mirror"):
+        api.train("debug", **TINY, out=folder, mirror=url.format(run=folder))
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_what_is_no_copy_of_a_run_is_refused_and_left_alone(tmp_path):
+    place = tmp_path / "place"
+    (place / "thesis").mkdir(parents=True)
+    (place / "thesis/chapter.tex").write_text("years of work")
+    for url, message in ((place, "thesis/chapter.tex"), (place / "thesis/chapter.tex", "is a file")):
+        for resume in (False, True):
+            with pytest.raises(BadRequest, match=message):
+                api.train("debug", **TINY, out=tmp_path / "run", mirror=str(url), resume=resume)
+    files(tmp_path / "begun")
+    with pytest.raises(BadRequest, match=r"is complete and .* is not"):
+        Mirror(str(place), tmp_path / "begun").finish()
+    assert names(place) == {"thesis/chapter.tex"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_of_others_beside_a_copy_stay(tmp_path):
+    files(tmp_path / "run")
+    mirror = Mirror(str(tmp_path / "copy"), tmp_path / "run")
+    mirror.update()
+    (tmp_path / "copy/notes.txt").write_text("mine")
+    mirror.finish()
+    assert "notes.txt" in names(tmp_path / "copy")
+
+
+def test_the_copy_of_another_run_is_refused_and_left_alone(tmp_path):
+    files(tmp_path / "first", "first")
+    copy = str(tmp_path / "copy")
+    Mirror(copy, tmp_path / "first").update()
+    files(tmp_path / "second", "second")
+    with pytest.raises(BadRequest, match="copy of another run"):
+        Mirror(copy, tmp_path / "second").fetch()
+    with pytest.raises(BadRequest, match=r"is complete and .* is not"):
+        Mirror(copy, tmp_path / "second").finish()
+    assert (tmp_path / "copy/config.yaml").read_text() == "first"
+
+
+def test_a_copy_of_another_configuration_is_not_fetched(tmp_path):
+    api.train("debug", **TINY, out=tmp_path / "first", quiet=True, mirror=str(tmp_path / "copy"))
+    with pytest.raises(BadRequest, match="another configuration; these differ: memory"):
+        api.train(
+            "debug", **{**TINY, "memory": "gru"}, out=tmp_path / "new", resume=True, mirror=str(tmp_path / "copy")
+        )
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_of_a_disk_is_copied_as_a_whole(tmp_path, monkeypatch):
+    files(tmp_path / "run", "old")
+    mirror = Mirror(str(tmp_path / "copy"), tmp_path / "run")
+    mirror.update()
+    (tmp_path / "run/summary.json").write_text("a newer one")
+    copyfile = shutil.copyfile
+
+    def cut(source, target):
+        Path(target).write_text("a n")
+        raise OSError("the machine is gone")
+
+    monkeypatch.setattr(shutil, "copyfile", cut)
+    mirror.update()
+    assert (tmp_path / "copy/summary.json").read_text() == "old"
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    mirror.finish()
+    assert (tmp_path / "copy/summary.json").read_text() == "a newer one"
