@@ -90,8 +90,12 @@ def placed(template: PyTree, mesh: Mesh | None, where: PyTree) -> PyTree:
         return template
 
     def place(spec: PartitionSpec, part: PyTree) -> PyTree:
-        lies = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), part)
+        def place_array(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            # XLA gives arrays without entries to every device, whatever it is told.
+            lies = NamedSharding(mesh, spec if x.size else ALIKE)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies)
+
+        return jax.tree.map(place_array, part)
 
     return jax.tree.map(place, where, template, is_leaf=lambda x: isinstance(x, PartitionSpec))
 

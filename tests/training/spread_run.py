@@ -1,6 +1,6 @@
 """Runs on four virtual devices, for `test_devices`: prints what was found as one line of JSON.
 
-python -m tests.training.spread_run (seeds | groups MEMORY | checkpoints FOLDER)
+python -m tests.training.spread_run (seeds | groups MEMORY | checkpoints FOLDER | empty)
 """
 
 import json
@@ -154,11 +154,24 @@ def of_checkpoints(out: Path) -> dict[str, Any]:
     }
 
 
+def of_empty_arrays() -> dict[str, Any]:
+    """A bandit whose state has an array without entries."""
+    made = compile_agent(registry.build(PRESETS["neucb+debug"]), 4, 1, mesh=mesh_of(4, 4))
+    states = made.chunk(made.chunk(made.init(seed_keys(0, 4)))[0])[0]
+    leaves = jax.tree.leaves(states)
+    return {"empty": sum(not leaf.size for leaf in leaves), "devices": len(leaves[0].sharding.device_set)}
+
+
 def main() -> None:
     keep_compiled_programs()
     kind, *given = sys.argv[1:]
-    found = {"seeds": of_seeds, "groups": of_groups, "checkpoints": lambda out: of_checkpoints(Path(out))}[kind](*given)
-    print(json.dumps(found))
+    kinds: dict[str, Any] = {
+        "seeds": of_seeds,
+        "groups": of_groups,
+        "checkpoints": lambda out: of_checkpoints(Path(out)),
+        "empty": of_empty_arrays,
+    }
+    print(json.dumps(kinds[kind](*given)))
 
 
 if __name__ == "__main__":

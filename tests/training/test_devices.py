@@ -37,6 +37,12 @@ def test_seeds_on_several_devices_are_lone_runs_bit_for_bit():
 
 
 @pytest.mark.slow
+def test_arrays_without_entries_are_spread_too():
+    found, _ = spread("empty")
+    assert found == {"empty": 1, "devices": 4}
+
+
+@pytest.mark.slow
 def test_groups_do_not_depend_on_the_number_of_devices():
     found, _ = spread("groups", "s5")
     assert found["devices"] == [1, 2, 4]
