@@ -53,6 +53,33 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Distributed:
+    """Several processes that train one run together, on one machine or several."""
+
+    distributed: bool = False
+    """Start of this process as one of several that train the run. SLURM, Open MPI and TPUs say who they are; elsewhere
+    the three options below do."""
+    coordinator: str | None = None
+    """Address HOST:PORT of the first process."""
+    processes: int | None = None
+    """Number of processes."""
+    process: int | None = None
+    """Number of this process, counted from 0."""
+
+    def __post_init__(self):
+        given = (self.coordinator, self.processes, self.process)
+        require_at_least(self, "--", 1, "processes")
+        require_at_least(self, "--", 0, "process")
+        if None in given and any(value is not None for value in given):
+            raise BadRequest("--coordinator, --processes and --process go together")
+        if self.process is not None and self.processes is not None:
+            if not self.distributed:
+                raise BadRequest("--coordinator, --processes and --process need --distributed")
+            if self.process >= self.processes:
+                raise BadRequest(f"--process {self.process}: {self.processes} processes are counted from 0")
+
+
+@dataclass(frozen=True)
 class Launcher:
     """Engine that trains cells, and what each of them gets."""
 

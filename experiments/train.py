@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from engram.agents import registry
@@ -19,6 +20,7 @@ from engram.experiments.options import Output
 from engram.experiments.policy import write_spaces
 from engram.experiments.runs import Run, default_folder
 from engram.kernels.cache import keep_compiled_programs
+from engram.training import team
 from engram.training.devices import mesh_of
 from engram.training.folder import RunFolder, read_config
 from engram.training.loop import LoopSettings
@@ -72,16 +74,27 @@ def _train(
     mesh = None
     if not agent.env.is_host_pool:
         mesh = mesh_of(config.seeds, output.devices, getattr(agent, "groups", 1))
-    elif output.devices not in (None, 1):
-        raise BadRequest("--devices: emulators run in one process on one device; train several runs with --jobs")
+    elif output.devices not in (None, 1) or not team.is_alone():
+        raise BadRequest("emulators run in one process on one device; train several runs with --jobs")
+    if not team.is_alone() and (keep is not None or getattr(agent, "feed", None) is not None):
+        raise BadRequest("--distributed: data that stay on the host, or are recorded there, are of one process")
     if output.resume and output.out is not None and (output.out / "config.yaml").exists():
         preset = read_config(output.out).get("preset", preset)  # a run keeps the name under which it began
     described = store.describe(preset, config)
-    path = output.out or default_folder(preset, config)
+    if not team.leads():
+        output = Output(quiet=True)
     devices = 1 if mesh is None else mesh.size
-    mirror = None if output.mirror is None else Mirror(output.mirror, path)
-    with closing(RunFolder(path, described, output.resume, store.upgrade, devices, mirror)) as folder:
-        return _train_in(folder, spec, agent, config, described, output, mesh, keep)
+    with team.own_folder(lambda: output.out or default_folder(preset, config)) as place:
+        try:
+            mirror = None if output.mirror is None else Mirror(output.mirror, place)
+            folder = RunFolder(place, described, output.resume, store.upgrade, devices, mirror)
+        except BaseException:
+            team.any_of(True)
+            raise
+        with closing(folder):
+            if team.any_of(False):
+                raise BadRequest("the process that owns the run folder cannot begin, and says why")
+            return _train_in(folder, spec, agent, config, described, output, mesh, keep)
 
 
 def _train_in(
@@ -96,7 +109,7 @@ def _train_in(
 ) -> Run:
     preset = described["preset"]
     run = Run(folder.path, config, preset)
-    if folder.is_finished:
+    if team.of_leader(np.bool_(folder.is_finished)):
         notify(f"{folder.path} is already complete")
         if folder.mirror is not None:
             folder.mirror.finish()
@@ -120,6 +133,8 @@ def _train_in(
 
     record = None if keep is None else partial(keep, folder.path)
     numbers = run_loop(agent, remake, settings, folder, described, partial(draw_views, run, agent), record)
+    if not team.leads():
+        return run
     folder.check_place()
     run.plot()
     if spec.summary is not None:

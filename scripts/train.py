@@ -13,7 +13,7 @@ Exit codes: 0 done, 2 bad request, 3 training diverged, 4 in use elsewhere, 130 
 from collections.abc import Sequence
 
 from engram.configs.presets import listing
-from engram.experiments.options import Output
+from engram.experiments.options import Distributed, Output
 from engram.scripts.command_line import about, experiment_named, parse, run_script
 
 
@@ -23,9 +23,12 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     preset, experiment, rest = experiment_named(arguments)
     title = f"{__doc__}\n\n{about(preset, experiment)}"
-    output, experiment = parse([Output(), experiment], rest, "train.py PRESET", title)
+    output, several, experiment = parse([Output(), Distributed(), experiment], rest, "train.py PRESET", title)
     from engram.experiments.train import train  # with JAX, which a list does without
+    from engram.training import team
 
+    if several.distributed:
+        team.join(several.coordinator, several.processes, several.process)
     train(experiment, preset, output)
     return 0
 

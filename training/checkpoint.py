@@ -167,9 +167,7 @@ def save(root: Path, state: PyTree, progress: Progress, check_place: Callable[[]
     partial, final = root / f"{progress.chunk}.{secrets.token_hex(4)}.partial", root / str(progress.chunk)
     try:
         partial.mkdir()
-        import orbax.checkpoint as ocp  # here and below: its half a second is not for the wait before training
-
-        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        with _quiet_orbax(), _checkpointer() as checkpointer:
             checkpointer.save((partial / "state").absolute(), _arrays(state))
         (partial / METRICS).write_text(text_of(progress.rows or ()))
         numbers = {k: v for k, v in vars(progress).items() if k != "rows"}
@@ -208,6 +206,19 @@ def _quiet_orbax() -> Iterator[None]:
         yield
     finally:
         absl.setLevel(level)
+
+
+def _checkpointer() -> Any:
+    """Orbax's, for this process alone: in a run of several it waits for no other."""
+    import orbax.checkpoint as ocp  # here: its half a second is not for the wait before training
+
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"engram-{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def _sync_names(folder: Path) -> None:
@@ -342,10 +353,8 @@ def _load(folder: Path, template: PyTree, generators: list[str] | None) -> PyTre
             f"checkpoint {folder} holds random keys of the type {', '.join(generators)}, not {', '.join(here)}: "
             "set JAX_DEFAULT_PRNG_IMPL as it was in training"
         )
-    import orbax.checkpoint as ocp
-
     try:
-        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        with _quiet_orbax(), _checkpointer() as checkpointer:
             arrays = checkpointer.restore((folder / "state").absolute())
     except ValueError as error:
         raise _as_os_error(error, folder) from None

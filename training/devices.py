@@ -28,21 +28,23 @@ def mesh_of(seeds: int, devices: int | None = None, groups: int = 1) -> Mesh | N
     """The devices that share out seeds and groups, None for a single one.
 
     Args:
-        devices: how many (default: all of this machine). Where that cannot be, as many as divide the seeds, times as
+        devices: how many (default: all there are). Where that cannot be, as many as divide the seeds, times as
             many as divide the groups.
 
     Raises:
-        BadRequest: there are fewer devices.
+        BadRequest: there are fewer devices, or some of another process would be left out.
     """
-    here = jax.local_devices()
+    here = jax.devices()  # of all processes
     if devices is not None and devices > len(here):
-        raise BadRequest(f"--devices {devices}: this machine has {len(here)} ({here[0].device_kind})")
+        raise BadRequest(f"--devices {devices}: there are {len(here)} ({here[0].device_kind})")
     most = len(here) if devices is None else devices
     over_seeds = _largest_divisor(seeds, most)
     over_groups = _largest_divisor(groups, most // over_seeds)
     used = over_seeds * over_groups
+    shared = f"{seeds} seeds" + (f" of {groups} groups" if groups > 1 else "")
+    if used < len(here) and jax.process_count() > 1:
+        raise BadRequest(f"{shared} cannot be shared out equally over the {len(here)} devices of all processes")
     if devices is not None and used < devices:
-        shared = f"{seeds} seeds" + (f" of {groups} groups" if groups > 1 else "")
         notify(f"{shared} cannot be shared out equally over {devices} devices: using {used}")
     if used == 1:
         return None
@@ -105,4 +107,11 @@ def on_every_device(arguments: PyTree, mesh: Mesh | None) -> PyTree:
     if mesh is None:
         return arguments
     lies = NamedSharding(mesh, ALIKE)
-    return jax.tree.map(lambda x: jax.device_put(x, lies) if isinstance(x, jax.Array | np.ndarray) else x, arguments)
+
+    def place(x: PyTree) -> PyTree:
+        if not isinstance(x, jax.Array | np.ndarray):
+            return x
+        array = np.asarray(x)
+        return jax.make_array_from_callback(array.shape, lies, lambda index: array[index])
+
+    return jax.tree.map(place, arguments)

@@ -23,7 +23,7 @@ from engram.atomic_files import set_aside
 from engram.envs.wrappers import Wrapper
 from engram.errors import BadRequest, Diverged, Interrupted
 from engram.kernels.host_call import errors_as_raised
-from engram.training import action_log, checkpoint, compile_times
+from engram.training import action_log, checkpoint, compile_times, team
 from engram.training.display import Display
 from engram.training.faults import in_words
 from engram.training.folder import RunFolder, is_disk_trouble
@@ -118,9 +118,10 @@ def train(
                 folder.check_place()
                 run.write(row)
                 run.save(chunk)
-        for picture in views(run.states):
+        states = team.on_host(run.states)
+        for picture in views(states) if team.leads() else ():
             run.wandb.picture(picture)
-        return run.summary()
+        return run.summary() if team.leads() else {}
     except OSError as error:
         if not is_disk_trouble(error, folder.path):
             raise
@@ -195,6 +196,8 @@ class TrainingRun:
         show()
         for program in self.programs.all:
             program.when_there(show)
+        if not team.is_alone():
+            self.keys = team.on_devices(team.bits_of(self.keys), self.programs.keys)
 
     def begin(self) -> None:
         """Makes the first states, or restores those of the newest intact checkpoint; waits for the chunk's program."""
@@ -206,8 +209,7 @@ class TrainingRun:
 
     def _first_states(self) -> None:
         root, path = self.folder.checkpoints, self.folder.path / "metrics.jsonl"
-        found = checkpoint.restore(root, self.programs.template, training=True)
-        checkpoint.remove_unfinished(root)
+        found = self._restored(root)
         if found is None:
             if path.exists() and path.stat().st_size:
                 notify(f"no intact checkpoint in {root}: training begins anew")
@@ -227,6 +229,20 @@ class TrainingRun:
             notify(f"other device count, {devices} in place of {self.folder.devices}: continues, not bit for bit")
         if self.agent.env.is_host_pool and self.done < chunks:
             self._resume_emulators()
+
+    def _restored(self, root: Path) -> tuple[PyTree, checkpoint.Progress] | None:
+        """States and progress of the newest intact checkpoint, which the process that leads reads for all."""
+        template = self.programs.template
+        if team.is_alone():
+            found = checkpoint.restore(root, template, training=True)
+        else:
+            plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
+            found = checkpoint.restore(root, plain, training=True) if team.leads() else None
+            if (chunk := int(team.of_leader(np.int32(-1 if found is None else found[1].chunk)))) >= 0:
+                states, progress = found or (plain, checkpoint.Progress(chunk))
+                found = team.on_devices(team.of_leader(team.bits_of(states)), template), progress
+        checkpoint.remove_unfinished(root)
+        return found
 
     def _rows_in(self, path: Path, chunks: int) -> list[Row]:
         """The lines of metrics of the first chunks, for a checkpoint of an earlier version, which does not hold them.
@@ -292,7 +308,7 @@ class TrainingRun:
         """Trains one chunk, evaluates where that is due -> its line of `metrics.jsonl`. Raises Diverged."""
         started = time.perf_counter()
         self.states, metrics = self.programs.chunk(self.states)
-        metrics = jax.device_get(metrics)
+        metrics = jax.device_get(team.on_host(metrics))
         self.folder.check_place()
         if self.actions is not None:
             self.actions.write(metrics["replay/action"], metrics["replay/played"])
@@ -310,7 +326,8 @@ class TrainingRun:
 
         if chunk in self.evaluations:
             started += self.programs.evaluate.wait()  # compilation is no part of the run's time
-            metrics |= jax.device_get(self.programs.evaluate(self.states, self.keys, np.uint32(chunk)))
+            evaluated = self.programs.evaluate(self.states, self.keys, np.uint32(chunk))
+            metrics |= jax.device_get(team.on_host(evaluated))
         self.wall += time.perf_counter() - started
         return {
             "env_steps": chunk * self.steps_per_chunk,
@@ -339,12 +356,14 @@ class TrainingRun:
 
     def save(self, chunk: int) -> None:
         """Makes a checkpoint if one is due or the user asked to stop; in that case raises Interrupted after it."""
-        last, stops = chunk == self.settings.plan.chunks, self.stop.requested
-        due = time.perf_counter() - self.saved_at >= self.settings.checkpoint_seconds
+        last, stops = chunk == self.settings.plan.chunks, team.any_of(self.stop.requested)
+        due = bool(team.of_leader(np.bool_(time.perf_counter() - self.saved_at >= self.settings.checkpoint_seconds)))
         if due or last or stops:
+            states = team.on_host(self.states)
             logged = {} if self.actions is None else self.actions.so_far
             progress = checkpoint.Progress(chunk, self.wall, self.log.rows, lanes=self.progress.lanes, **logged)
-            checkpoint.save(self.folder.checkpoints, self.states, progress, self.folder.check_place)
+            if team.leads():
+                checkpoint.save(self.folder.checkpoints, states, progress, self.folder.check_place)
             if self.folder.mirror is not None:
                 self.folder.mirror.update()
             self.saved_at = time.perf_counter()

@@ -157,6 +157,8 @@ class Compiled:
     """States, keys, number of the chunk -> metrics `[seeds]`. What it draws is its own, and new after every chunk."""
     template: PyTree
     """Structure, shapes and dtypes of the states, and where they lie if that is on several devices."""
+    keys: PyTree
+    """Shape and dtype of the keys of all seeds, and where they lie if that is on several devices."""
     action: jax.ShapeDtypeStruct | None
     """Shape and dtype of one update's actions, `[seeds, T, B, ...]`; None unless they are logged."""
     started: float
@@ -281,6 +283,7 @@ def compile_agent(
         chunk=update if feed is None or pieces is None else FedProgram(update, feed, pieces),
         evaluate=evaluate,
         template=template,
+        keys=keys,
         action=None if action is None else jax.ShapeDtypeStruct(action.shape[1:], action.dtype),
         started=started,
         key=compile_times.key_of(lowered.as_text()),
