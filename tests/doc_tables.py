@@ -41,7 +41,7 @@ MORE = {
 """Where to read on, by key."""
 BACKEND = "Backend of its scan, see above."
 SCRIPTS = {
-    "train.py": (options.Output,),
+    "train.py": (options.Output, options.Distributed),
     "evaluate.py": (options.Evaluate,),
     "compare.py": (options.Compare, options.Watch),
     "sweep.py": (options.Sweep,),

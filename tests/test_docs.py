@@ -254,7 +254,7 @@ def test_files_and_modules_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_understood(page):
     """Presets, files and options of commands of train.py, compare.py, sweep.py and atari100k.py are such."""
-    shared = [options.Output, options.Compare, options.Sweep, options.Atari100k]
+    shared = [options.Output, options.Distributed, options.Compare, options.Sweep, options.Atari100k]
     parts = [*(find(agent).experiment for agent in AGENTS), *shared]
     known = {option.name for part in parts for option in options_of(part)}
     known |= {re.sub(r"^--((?:\w+\.)?)", r"--\1no-", name) for name in known}

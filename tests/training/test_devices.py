@@ -14,7 +14,7 @@ from engram.training.devices import mesh_of
 
 
 def test_devices_that_are_not_there_are_refused():
-    with pytest.raises(BadRequest, match="--devices 99: this machine has"):
+    with pytest.raises(BadRequest, match="--devices 99: there are"):
         mesh_of(99, 99)
     with pytest.raises(BadRequest, match="--devices must be at least 1"):
         Output(devices=0)
