@@ -19,6 +19,7 @@ from engram.agents.common.checks import (
 from engram.configs.arguments import Positional
 from engram.configs.store import Head
 from engram.errors import BadRequest
+from engram.training.mirror import opened
 
 Split = Literal["train", "test", "heldout"]
 Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]
@@ -50,6 +51,8 @@ class Output:
 
     def __post_init__(self):
         require_at_least(self, "--", 1, "devices")
+        if self.mirror is not None:
+            opened(self.mirror)
 
 
 @dataclass(frozen=True)

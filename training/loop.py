@@ -38,6 +38,10 @@ Keep = Callable[[int, Any, PyTree], None]
 """Takes the number of a chunk, its metric `replay/record` `[updates, seeds, ...]`, and the states after it."""
 
 
+MOST_UPDATES = 2**30
+"""Updates of the longest run: agents count them in 32 bits."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the updates of a run are divided into chunks of equal size."""
@@ -51,8 +55,15 @@ class Plan:
 
 
 def plan(total_steps: int, steps_per_update: int, log_points: int) -> Plan:
-    """Rounds `total_steps` up to whole chunks of equal size (one compiled program), at most `log_points` of them."""
+    """Rounds `total_steps` up to whole chunks of equal size (one compiled program), at most `log_points` of them.
+
+    Raises:
+        BadRequest: more updates than agents count.
+    """
     updates = math.ceil(total_steps / steps_per_update)
+    if updates > MOST_UPDATES:
+        most = MOST_UPDATES * steps_per_update
+        raise BadRequest(f"total_steps must be at most {most:,} (2^30 updates), got {total_steps:,}")
     chunks = min(log_points, updates)
     per_chunk = math.ceil(updates / chunks)
     return Plan(updates=math.ceil(updates / per_chunk) * per_chunk, updates_per_chunk=per_chunk)

@@ -19,6 +19,22 @@ from engram.training.yaml_files import parse_yaml
 CONFIG, SUMMARY, MANIFEST, CHECKPOINTS = "config.yaml", "summary.json", "manifest.json", "checkpoints"
 
 
+def opened(url: str) -> tuple[Any, str]:
+    """The file system that `url` names, and the path in it; nothing is read.
+
+    Raises:
+        BadRequest: fsspec knows no such place, or needs a package that is not installed.
+    """
+    if not url.strip():
+        raise BadRequest("--mirror needs the URL of a place")
+    import fsspec  # half a second that runs without a mirror need not wait for
+
+    try:
+        return fsspec.core.url_to_fs(url.rstrip("/"))
+    except (ValueError, ImportError) as error:
+        raise BadRequest(f"--mirror {url}: {error}") from None
+
+
 class Mirror:
     """The copy of one run folder."""
 
@@ -26,19 +42,12 @@ class Mirror:
         """Opens the place `url` for the copy of `folder`; nothing is written.
 
         Raises:
-            BadRequest: fsspec knows no such place, or needs a package that is not installed; or it lies in `folder`, or
-                around it.
+            BadRequest: as `opened`, or it lies in `folder` or around it.
         """
-        if not url.strip():
-            raise BadRequest("--mirror needs the URL of a place")
-        import fsspec  # half a second that runs without a mirror need not wait for
+        self.url, self.folder = url.rstrip("/"), folder
+        self._fs, self._root = opened(url)
         from fsspec.implementations.local import LocalFileSystem
 
-        self.url, self.folder = url.rstrip("/"), folder
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
-            raise BadRequest(f"--mirror {url}: {error}") from None
         self._local = isinstance(self._fs, LocalFileSystem)
         here, there = folder.resolve(), Path(self._root).resolve()
         if self._local and (there.is_relative_to(here) or here.is_relative_to(there)):

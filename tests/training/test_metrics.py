@@ -93,6 +93,12 @@ def test_plans_cover_the_budget_in_equal_chunks(steps, points):
     assert (division.updates - division.updates_per_chunk) * 8192 < steps
 
 
+def test_more_updates_than_agents_can_count_are_refused():
+    assert plan(2**30, 1, 1).updates == 2**30
+    with pytest.raises(BadRequest, match="total_steps must be at most 8,796,093,022,208"):
+        plan(2**43 + 1, 2**13, 50)
+
+
 def test_the_budget_of_popgym_fast_is_rounded_up_to_whole_updates():
     config = PRESETS["popgym-fast"]
     assert isinstance(config, PPOExperiment)

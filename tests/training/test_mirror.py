@@ -162,6 +162,13 @@ def test_places_that_nobody_knows_are_refused(url, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("url", ["", "nowhere://x"])
+def test_places_that_nobody_knows_are_refused_before_a_table_begins(url, tmp_path):
+    with pytest.raises(BadRequest, match="--mirror"):
+        api.compare("debug", memories=["none"], out=tmp_path / "table", mirror=url)
+    assert not (tmp_path / "table").exists()
+
+
 @pytest.mark.parametrize("url", ["", "{run}", "{run}/copy", "{run}/..", "file://{run}/../../x/.."])
 def test_no_place_in_the_folder_or_around_it(url, tmp_path):
     folder = tmp_path / "runs/a"
