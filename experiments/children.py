@@ -19,7 +19,7 @@ import yaml
 
 from engram.agents.common.experiment import Experiment
 from engram.configs import store
-from engram.errors import BadRequest, Diverged, EngramError, Interrupted, InUse
+from engram.errors import BadRequest, Diverged, Interrupted, InUse
 from engram.experiments.options import Output
 from engram.training.stderr import notify
 from engram.training.stopping import PARENT, POLITE
@@ -29,10 +29,8 @@ HANDED_ON = ("ENGRAM_", "JAX_", "XLA_")
 """How variables of the environment begin that a run on another machine gets too."""
 
 
-class Crashed(EngramError):
-    """A run that ended by no decision of its own, such as one that was killed for its memory."""
-
-    exit_code = 1
+class Crashed(Exception):
+    """A run that ended by no decision of its own, such as one that was killed for its memory; it is tried again."""
 
 
 class Outcome(Enum):
