@@ -177,7 +177,7 @@ def test_runs_are_read_from_their_folders(tmp_path, monkeypatch, capsys):
     cells = cluster.cells_in([tmp_path])
     assert len(cells) == 2
     assert cells[0] == cells[1]
-    assert cells[0].program
+    assert not cells[0].program
     assert cells[0].chunks == len((RUNS / "ppo" / "metrics.jsonl").read_text().splitlines())
     run(monkeypatch, str(tmp_path), "--workers", "1", "2", "--orders", "given")
     first = capsys.readouterr().out
@@ -185,6 +185,9 @@ def test_runs_are_read_from_their_folders(tmp_path, monkeypatch, capsys):
     assert len(first.splitlines()) == 6
     run(monkeypatch, str(tmp_path), "--workers", "1", "2", "--orders", "given")
     assert capsys.readouterr().out == first
+    (tmp_path / "b" / "metrics.jsonl").unlink()
+    with pytest.raises(BadRequest, match="cannot read .*b: No such file"):
+        cluster.cells_in([tmp_path])
 
 
 @pytest.mark.parametrize(
