@@ -186,7 +186,7 @@ def test_runs_are_read_from_their_folders(tmp_path, monkeypatch, capsys):
     run(monkeypatch, str(tmp_path), "--workers", "1", "2", "--orders", "given")
     assert capsys.readouterr().out == first
     (tmp_path / "b" / "metrics.jsonl").unlink()
-    with pytest.raises(BadRequest, match="cannot read .*b: No such file"):
+    with pytest.raises(BadRequest, match=r"cannot read .*b: No such file"):
         cluster.cells_in([tmp_path])
 
 
