@@ -91,8 +91,8 @@ def learn(
         states, metrics = update(states, numbers[0])
         return states, jax.tree.map(lambda x: x[None], metrics)
 
-    # The numbers are carried, so that an update finds them as they are. Else XLA looks them up wherever they are used,
-    # and divides sums in another way, which changes their last bits.
+    # The numbers are carried, so that an update finds them as they are. When it looked them up, last bits of gradients
+    # were others than with data on the device (seen with `dm` at full size; why was not found out).
     def step(index: jax.Array, carry: tuple[PyTree, Metrics, jax.Array]) -> tuple[PyTree, Metrics, jax.Array]:
         states, metrics = update(carry[0], carry[2])
         following = jax.lax.dynamic_index_in_dim(numbers, index + 1, keepdims=False)

@@ -269,7 +269,7 @@ def compile_agent(
         # The chunk takes longest, so XLA gets it first. Of init it only needs to know what comes out.
         traced = trace_chunk()
         lowered = traced.lower()
-        # Data on the host are learned from by what is compiled as if they were on the device: to the same bits.
+        # Data on the host are learned from by what is compiled as if they were on the device, which keeps their bits.
         weighed = traced if feed is None else trace_unfed({**arguments, "data": feed.on_device})
         is_long = work.seconds(weighed.jaxpr.jaxpr) * chunks > LONG
         update = compiling("chunk", lowered, lambda: trace_chunk().lower(), THOROUGH if is_long else QUICK)
