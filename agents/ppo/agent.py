@@ -227,8 +227,9 @@ class PPO:
     def layout(self, state: PPOState) -> PPOState:
         """The axis of groups of each part of a state: 0, or None for what all groups share."""
         env = jax.tree.map(lambda x: None if is_of_all_groups(x) else 0, state.env, is_leaf=is_of_all_groups)
-        own = PPOState(None, None, 0, env, 0, 0, 0, None, None)  # pyright: ignore[reportArgumentType]
-        return own
+        shared: Any = {"params": None, "optimiser": None, "updates": None, "env_steps": None}
+        own: Any = {"key": 0, "env": env, "obs": 0, "reset": 0, "memory": 0}
+        return PPOState(**shared, **own)
 
     def over(self, axes: Axes) -> "PPO":
         """The agent whose groups lie along `axes`."""
