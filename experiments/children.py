@@ -78,16 +78,17 @@ class Job:
         variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # modules of this process too
         words = ["--wandb", output.wandb, *(["--quiet"] if output.quiet else [])]
         words += [] if output.devices is None else ["--devices", str(output.devices)]
-        words += [] if output.mirror is None else ["--mirror", f"{output.mirror.rstrip('/')}/{_path_in_mirror(folder)}"]
+        words += [] if output.mirror is None else ["--mirror", mirror_of(output.mirror, folder)]
         text = yaml.safe_dump(store.describe(preset, config), sort_keys=False)
         return cls(folder.absolute(), text, tuple(words), variables, os.getcwd())
 
 
-def _path_in_mirror(folder: Path) -> str:
-    """The path of a run folder from the working folder, or its absolute path where it lies outside."""
+def mirror_of(url: str, folder: Path) -> str:
+    """The mirror of one of several run folders: below `url`, by its path from the working folder, or by its absolute
+    path where it lies outside."""
     path = folder.absolute()
     inside = path.is_relative_to(Path.cwd())
-    return (path.relative_to(Path.cwd()) if inside else path.relative_to(path.anchor)).as_posix()
+    return f"{url.rstrip('/')}/{(path.relative_to(Path.cwd()) if inside else path.relative_to(path.anchor)).as_posix()}"
 
 
 class Children:

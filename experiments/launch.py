@@ -18,9 +18,10 @@ from pathlib import Path
 
 from engram.errors import BadRequest, Interrupted, InUse, MissingExtra
 from engram.experiments.cells import Cell
-from engram.experiments.children import STOPPED, Children
+from engram.experiments.children import STOPPED, Children, mirror_of
 from engram.experiments.engines import Dispatch, Engine
 from engram.experiments.options import Launcher, Output
+from engram.training.mirror import Mirror
 from engram.training.stderr import notify
 from engram.training.stopping import POLITE
 
@@ -48,7 +49,7 @@ def run_cells(
         out: folder of the logs of its jobs, `<out>/.jobs` (default: where all cells are).
 
     Raises:
-        BadRequest: see `require_engine`.
+        BadRequest: see `require_engine`; or the mirror cannot be.
         Interrupted: by Ctrl-C, a polite kill of this process or of a run, or the time; runs that had begun were
             checkpointed.
     """
@@ -58,6 +59,9 @@ def run_cells(
         return
     if seconds is not None and seconds <= 0:
         raise Interrupted("time is up; repeat the command to go on")
+    if output.mirror is not None:  # what cannot be reached is refused once, and not by each run
+        first = left[0].folder
+        Mirror(mirror_of(output.mirror, first), first).config()
     number = {cell: i for i, cell in enumerate(cells, 1)}
     out = out or Path(os.path.commonpath([cell.folder.absolute().parent for cell in cells]))
     with _Stop(seconds) as stop:

@@ -79,6 +79,19 @@ def test_cores_are_shared_out(jobs, expected, monkeypatch):
     assert _shares(jobs) == expected
 
 
+def test_a_mirror_that_cannot_be_is_refused_before_the_first_run(tmp_path, trained, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begun = trained(lambda folder, cores: finish(folder))
+    with pytest.raises(BadRequest, match="must lie neither in it nor around it"):
+        run_cells(some(tmp_path, 2), replace(QUIET, mirror=str(tmp_path)))
+    strangers = tmp_path / "bucket" / "cell0"
+    strangers.mkdir(parents=True)
+    (strangers / "letter.txt").write_text("of somebody else")
+    with pytest.raises(BadRequest, match="cell0"):
+        run_cells(some(tmp_path, 2), replace(QUIET, mirror=str(tmp_path / "bucket")))
+    assert begun == []
+
+
 def test_failures_are_kept_and_forgotten_when_the_cell_is_trained(tmp_path, trained):
     def train(folder, cores):
         return "exit code 2: no" if folder.name == "cell1" else finish(folder)
