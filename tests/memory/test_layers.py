@@ -1472,8 +1472,9 @@ def test_a_window_sees_its_taps_and_nothing_else(memory, seen):
     parameters = jax.jit(memory.init)(KEY, state, x, reset)
     apply: Any = jax.jit(memory.apply)
     after, y = apply(parameters, state, x, reset)
-    x[10] += 1
-    after_changed, changed = apply(parameters, state, x, reset)
+    other = x.copy()  # not in place: `apply` may still be reading
+    other[10] += 1
+    after_changed, changed = apply(parameters, state, other, reset)
     np.testing.assert_array_equal(np.flatnonzero(np.abs(changed - y).max((1, 2))), 10 + np.array(seen))
     np.testing.assert_array_equal(after, after_changed)  # the change lies too far back
 
