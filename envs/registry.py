@@ -1,6 +1,7 @@
 """Every environment by its id: `<family>/<name>`.
 
-- `popgym/RepeatPreviousEasy`: POPGym in JAX, spelled as the popgym package spells it;
+- `popgym/RepeatPreviousEasy`: POPGym in JAX, spelled as the popgym package spells it; `popgym-full/RepeatPreviousEasy`:
+  the same task with nothing hidden;
 - `gymnax/CartPole-v1` (with gymnax's parameters, `gymnax/MemoryChain-bsuite?memory_length=10`);
 - `brax/ant` (or with a physics backend, `brax/ant?backend=positional`);
 - `lsd/Random?arms=5&played=2&idle=6`: bandits whose payoffs depend on the last switch; `switching/Random`: tabular MDPs
@@ -53,6 +54,7 @@ OURS = {
 """Families of bandits and tabular environments, and of trials of many tasks: where the table of each stands."""
 FUNCTIONAL = {
     "popgym": "engram.envs.popgym:POPGYM",
+    "popgym-full": "engram.envs.popgym:FULL",
     "gymnax": "engram.envs.adapters.gymnax:NAMES",
     "brax": "engram.envs.adapters.brax:NAMES",
     **OURS,

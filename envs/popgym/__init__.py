@@ -9,6 +9,7 @@ from engram.envs.popgym.battleship import Battleship
 from engram.envs.popgym.cartpole import NoisyPositionOnlyCartPole, PositionOnlyCartPole, VelocityOnlyCartpole
 from engram.envs.popgym.concentration import Concentration
 from engram.envs.popgym.count_recall import CountRecall
+from engram.envs.popgym.full_information import SHOWN, FullInformation
 from engram.envs.popgym.higher_lower import HigherLower
 from engram.envs.popgym.labyrinth import LabyrinthEscape, LabyrinthExplore
 from engram.envs.popgym.mine_sweeper import MineSweeper
@@ -79,3 +80,6 @@ POPGYM: dict[str, Callable[[], Environment]] = {
     "LabyrinthEscapeMedium": _level(LabyrinthEscape, size=14),
     "LabyrinthEscapeHard": _level(LabyrinthEscape, size=18),
 }
+
+FULL = {name: _level(FullInformation, task=task) for name, make in POPGYM.items() if type(task := make()) in SHOWN}
+"""The same tasks with nothing hidden, without the labyrinths."""

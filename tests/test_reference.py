@@ -1,0 +1,101 @@
+"""The reference comparison: its plan, its choice of settings, and results that are kept and never run again."""
+
+import csv
+import gzip
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import reference
+from benchmarks.reference import COLUMNS, SETTINGS, TUNING_TASKS, Planned, planned, read, read_curves, winners
+from engram.configs.presets import PRESETS
+from engram.envs.popgym import FULL, POPGYM
+
+
+def searched(best: dict[str, tuple[float, float]]) -> dict:
+    """Results of a whole search in which each column has this best setting."""
+    plans = [
+        Planned("tune", task, column, *setting) for task in TUNING_TASKS for column in best for setting in SETTINGS
+    ]
+    return {
+        plan.key: {"returns": "0.5 0.7" if (plan.learning_rate, plan.entropy) == best[plan.column] else "0.5 0.6"}
+        for plan in plans
+    }
+
+
+def test_each_column_is_tuned_alike():
+    plans = [*planned(("tune",), {})]
+    assert len(plans) == len({*plans}) == len(COLUMNS) * len(SETTINGS) * len(TUNING_TASKS)
+    assert len(SETTINGS) >= 6
+
+
+def test_the_winner_is_the_best_mean_over_tasks():
+    best = dict.fromkeys(COLUMNS, SETTINGS[2]) | {"gru": SETTINGS[-1]}
+    rows = searched(best)
+    assert winners(rows) == best
+    # One good task is not enough.
+    rows[Planned("tune", TUNING_TASKS[0], "lstm", *SETTINGS[0]).key]["returns"] = "0.6 0.7"
+    assert winners(rows)["lstm"] == SETTINGS[2]
+    rows[Planned("tune", TUNING_TASKS[0], "lstm", *SETTINGS[0]).key]["returns"] = "1.0 1.0"
+    assert winners(rows)["lstm"] == SETTINGS[0]
+
+
+def test_the_table_waits_for_the_search_and_has_every_task():
+    rows = searched(dict.fromkeys(COLUMNS, SETTINGS[0]))
+    plans = [*planned(("table",), rows)]
+    assert {(plan.task, plan.column) for plan in plans} == {
+        (task, column) for task in POPGYM for column in COLUMNS if column != "full" or task in FULL
+    }
+    levels = [plan.task[-4:] for plan in plans if plan.task in FULL]
+    assert levels == sorted(levels, key=["Easy", "dium", "Hard"].index)
+    assert not {plan.task for plan in plans[: len(FULL) * len(COLUMNS)]} - {*FULL}  # labyrinths last
+    rows.pop(Planned("tune", TUNING_TASKS[1], "s5", *SETTINGS[3]).key)
+    assert {plan.column for plan in planned(("table",), rows)} == {*COLUMNS} - {"s5"}
+
+
+@pytest.mark.slow
+def test_memories_are_of_one_size_within_a_tenth():
+    sizes = {column: reference.measured(config).params for column, config in reference.sized().items()}
+    assert all(abs(size / sizes["gru"] - 1) < 0.1 for size in sizes.values()), sizes
+
+
+def test_seeds_of_the_search_are_not_those_of_the_table():
+    seeds = {phase: {*range(b["seed"], b["seed"] + b["seeds"])} for phase, b in reference.BUDGETS.items()}
+    assert not seeds["tune"] & (seeds["table"] | seeds["anchor"])
+
+
+@pytest.mark.slow
+def test_finished_cells_are_kept_and_not_run_again(tmp_path, monkeypatch):
+    """Two tiny cells: results survive without the run folders, and curves are what the metrics were."""
+    small = {"none": replace(PRESETS["popgym-fast+debug"], memory="none")}
+    small["full"] = small["none"]
+    monkeypatch.setattr(reference, "sized", lambda: small)
+    monkeypatch.setitem(reference.BUDGETS, "table", {"seed": 3, "seeds": 2, "total_steps": 2048})
+    plans = [Planned("table", "RepeatFirstEasy", column, 1e-3, 0.01) for column in small]
+    results = tmp_path / "results"
+    assert reference.run(plans, tmp_path / "runs", results, 1) == []
+
+    rows = read(results)
+    assert [*rows] == [plan.key for plan in plans]
+    with (results / "cells.csv").open() as file:
+        assert [row["column"] for row in csv.DictReader(file)] == ["none", "full"]
+    curves = read_curves(reference.curve_file(results, "table", "RepeatFirstEasy"))
+    for plan in plans:
+        row, cell = rows[plan.key], plan.cell(tmp_path / "runs")
+        assert cell.config.seed == 3
+        assert cell.config.ppo.entropy_end == 0.01
+        np.testing.assert_allclose(reference.seeds(row["returns"]), cell.scores(), atol=1e-4)
+        mine = [line for line in curves if line["column"] == plan.column]
+        best = np.max([reference.seeds(line["train"]) for line in mine if line["train"]], axis=0)
+        np.testing.assert_allclose(reference.seeds(row["best"]), best, atol=1e-4)
+        last = [line["eval"] for line in mine if line["eval"]][-1]
+        assert last == row["returns"]
+        assert mine[-1]["env_steps"] == row["env_steps"] == "2048"
+
+    before = (results / "cells.csv").read_bytes()
+    monkeypatch.setattr(reference, "run_cells", lambda cells, *_: pytest.fail("run again") if cells else None)
+    reference.run(plans, tmp_path / "elsewhere", results, 1)
+    assert (results / "cells.csv").read_bytes() == before
+    file = reference.curve_file(results, "table", "RepeatFirstEasy")
+    assert file.read_bytes() == gzip.compress(gzip.decompress(file.read_bytes()), mtime=0)
