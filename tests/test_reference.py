@@ -3,6 +3,7 @@
 import csv
 import gzip
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,9 +84,10 @@ def test_finished_cells_are_kept_and_not_run_again(tmp_path, monkeypatch):
     curves = read_curves(reference.curve_file(results, "table", "RepeatFirstEasy"))
     for plan in plans:
         row, cell = rows[plan.key], plan.cell(tmp_path / "runs")
-        assert cell.config.seed == 3
-        assert cell.config.ppo.entropy_end == 0.01
-        np.testing.assert_allclose(reference.seeds(row["returns"]), cell.scores(), atol=1e-4)
+        config: Any = cell.config
+        assert config.seed == 3
+        assert config.ppo.entropy_end == 0.01
+        np.testing.assert_allclose(reference.seeds(row["returns"]), np.array(cell.scores(), float), atol=1e-4)
         mine = [line for line in curves if line["column"] == plan.column]
         best = np.max([reference.seeds(line["train"]) for line in mine if line["train"]], axis=0)
         np.testing.assert_allclose(reference.seeds(row["best"]), best, atol=1e-4)

@@ -148,8 +148,8 @@ class FullInformation(Environment):
     def step(
         self, key: jax.Array, state: Any, action: jax.Array, params: Any
     ) -> tuple[tuple[Any, jax.Array], Any, jax.Array, jax.Array, jax.Array, Info]:
-        obs, state, *rest = self.task.step(key, state, action, params)
-        return (obs, self._shown(state)), state, *rest
+        obs, state, reward, terminated, truncated, info = self.task.step(key, state, action, params)
+        return (obs, self._shown(state)), state, reward, terminated, truncated, info
 
     def observation_space(self, params: Any) -> Tuple:
         return Tuple((self.task.observation_space(params), SHOWN[type(self.task)].space(self.task)))
