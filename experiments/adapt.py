@@ -34,6 +34,7 @@ from engram.envs.wrappers import flat_size
 from engram.errors import BadRequest
 from engram.experiments import adaptation, bandit_oracles, runs
 from engram.experiments.adaptation import Played
+from engram.experiments.figures import colors_of
 from engram.experiments.options import Adapt as Options
 from engram.training.folder import write_atomically
 from engram.training.programs import keys_afterwards
@@ -453,16 +454,16 @@ def draw_curves(
     axes: Any, results: list[dict[str, Any]], split: str, length: int, title: str, what: str = "return"
 ) -> None:
     """Return (or `what`) by inner episode of every run, its ablations, and what is known of the best."""
-    for color, (name, result) in enumerate(zip(names_of(results), results, strict=True)):
+    for name, color, result in zip(names_of(results), colors_of([r["memory"] for r in results]), results, strict=True):
         for c in result["conditions"]:
             if (c["split"], c["length"], c["changes"]) != (split, length, "off") or what not in c["by_episode"]:
                 continue
             curve = c["by_episode"][what]
             at, mean = smoothed(curve["mean"])
             text = name if c["memory"] == "kept" else f"{name}, {c['memory']}"
-            axes.plot(at, mean, STYLES[c["memory"]], color=f"C{color}", label=text, linewidth=1.4)
+            axes.plot(at, mean, STYLES[c["memory"]], color=color, label=text, linewidth=1.4)
             if c["memory"] == "kept":
-                axes.fill_between(at, *(smoothed(curve[p])[1] for p in ("low", "high")), color=f"C{color}", alpha=0.2)
+                axes.fill_between(at, *(smoothed(curve[p])[1] for p in ("low", "high")), color=color, alpha=0.2)
     for name, style in REFERENCE_STYLES.items():
         known = (reference_of(result, name, split, length) for result in results)
         entry = next((entry for entry in known if entry is not None), None)
@@ -481,11 +482,11 @@ def draw_curves(
 def draw_changes(axes: Any, results: list[dict[str, Any]], split: str) -> None:
     """Gain in a trial's return from clearing the memory, trial by trial."""
     width, shown = 0.8 / len(results), ("on", "oracle")
-    for color, result in enumerate(results):
+    for place, (color, result) in enumerate(zip(colors_of([r["memory"] for r in results]), results, strict=True)):
         for c in result["conditions"]:
             if c["split"] == split and c["changes"] in shown:
-                x = shown.index(c["changes"]) + (color - (len(results) - 1) / 2) * width
-                axes.bar(x, c["gain"]["mean"], width * 0.9, color=f"C{color}", alpha=0.8)
+                x = shown.index(c["changes"]) + (place - (len(results) - 1) / 2) * width
+                axes.bar(x, c["gain"]["mean"], width * 0.9, color=color, alpha=0.8)
                 axes.vlines(x, *c["gain"]["ci95"], color="black", linewidth=1.2)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_xticks(range(len(shown)), ["detector", "oracle"], fontsize=8)

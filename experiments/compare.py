@@ -17,14 +17,22 @@ from engram.atomic_files import replacing
 from engram.errors import BadRequest
 from engram.experiments.adapt import adapt, is_trials
 from engram.experiments.cells import Cell, make_folder, reporting
-from engram.experiments.figures import draw_panel
+from engram.experiments.figures import X, color_of, draw_panel, over, steps_of
 from engram.experiments.launch import require_engine, run_cells
 from engram.experiments.match import Match, matched
 from engram.experiments.options import Adapt, Output, Sweep
 from engram.experiments.options import Compare as Options
 from engram.experiments.runs import folder_name
 from engram.experiments.space import Settings
-from engram.experiments.tables import WORDS, columns_table, csv_table, markdown_table, rows_and_columns
+from engram.experiments.tables import (
+    aggregates_table,
+    columns_table,
+    csv_table,
+    latex_table,
+    markdown_table,
+    rows_and_columns,
+    scores_table,
+)
 from engram.experiments.tuned import Tuned
 from engram.experiments.watch import watch
 from engram.training.folder import write_atomically
@@ -84,13 +92,14 @@ def compare(
     if seconds is None:
         require_engine(options.launcher)
     make_folder(out)
-    write = partial(report, out, cells, options.match, {} if tuned is None else tuned.all_settings)
+    settings = {} if tuned is None else tuned.all_settings
+    write = partial(report, out, cells, options.match, settings, options.x, options.pictures)
     if seconds is None:
         run_cells(cells, output, options.jobs, write, launcher=options.launcher, out=out)
         write()
     else:
         watch(cells, seconds, write)
-    notify(f"wrote table.md, table.csv, curves.png and bars.png in {out}")
+    notify(f"wrote table.md, table.csv, table.tex, scores.csv, curves and bars in {out}")
     if seconds is None:
         report_adaptation(cells, out)
     return Comparison(out, cells)
@@ -181,15 +190,26 @@ def columns_of(config: Experiment, options: Options | Sweep) -> list[dict[str, s
 # ---------------------------------------------------------------------------------------------------------- reporting
 
 
-def report(out: Path, cells: list[Cell], match: Match = "none", settings: Mapping[str, Settings] = {}) -> None:
+def report(
+    out: Path,
+    cells: list[Cell],
+    match: Match = "none",
+    settings: Mapping[str, Settings] = {},
+    x: X = "env_steps",
+    pictures: Sequence[str] = ("png",),
+) -> None:
     """Writes tables and pictures of what is there, one command at a time; `match` and `settings` by column are what its
-    columns were given."""
+    columns were given, `pictures` the formats of pictures."""
     with reporting(out):
-        write_atomically(out / "table.md", markdown_table(cells) + columns_table(cells, match, settings))
+        table = markdown_table(cells) + aggregates_table(cells) + columns_table(cells, match, settings)
+        write_atomically(out / "table.md", table)
         write_atomically(out / "table.csv", csv_table(cells))
+        write_atomically(out / "table.tex", latex_table(cells))
+        write_atomically(out / "scores.csv", scores_table(cells))
         if any(cell.is_finished for cell in cells):
-            draw_curves(cells, out / "curves.png")
-            draw_bars(cells, out / "bars.png")
+            for ending in pictures:
+                draw_curves(cells, out / f"curves.{ending}", x)
+                draw_bars(cells, out / f"bars.{ending}")
 
 
 def report_adaptation(cells: list[Cell], out: Path) -> None:
@@ -222,26 +242,27 @@ def _figure(panels: int, width: float, height: float):
     return plt, figure, axes.flat
 
 
-def draw_curves(cells: list[Cell], out: Path) -> None:
+def draw_curves(cells: list[Cell], out: Path, x: X = "env_steps") -> None:
     """One panel a row: the agent's first metric (see `engram.experiments.figures`) of each memory or algorithm."""
     tasks, columns, at = rows_and_columns(cells)
     plt, figure, axes = _figure(len(tasks), 3.6 if len(tasks) > 1 else 6.5, 2.7 if len(tasks) > 1 else 4)
     quantity = ""
     for axis, task in zip(axes, tasks, strict=False):
-        for color, label in enumerate(columns):
+        for label in columns:
             path = at[task, label].folder / "metrics.jsonl"
             if path.exists():
                 panel = replace(spec_of(at[task, label].config).panels[0], dots=None)
-                draw_panel(axis, panel, read_metrics(path), f"C{color}", label)
+                draw_panel(axis, panel, over(read_metrics(path), x), color_of(label), label)
                 quantity = panel.label
         axis.set_title(short(task), fontsize=9)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
-    axes[0].legend(fontsize=8)
-    figure.supxlabel(f"{WORDS[cells[0].config.row][1]} per seed", fontsize=9)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize=8)
+    figure.supxlabel(steps_of(cells[0].config, x), fontsize=9)
     figure.supylabel(quantity, fontsize=9)
     with replacing(out) as partial_file:
-        figure.savefig(partial_file, dpi=110, format="png")
+        figure.savefig(partial_file, dpi=110, format=out.suffix[1:])
     plt.close(figure)
 
 
@@ -251,15 +272,15 @@ def draw_bars(cells: list[Cell], out: Path) -> None:
     tasks, columns, at = rows_and_columns(cells)
     plt, figure, axes = _figure(1, max(6.0, 1.1 * len(tasks) + 2), 4)
     width, counts = 0.8 / len(columns), set()
-    for color, label in enumerate(columns):
+    for column, label in enumerate(columns):
         for place, task in enumerate(tasks):
             found = summarise(at[task, label].scores())
             if not found["n"]:
                 continue
-            x = place + (color - (len(columns) - 1) / 2) * width
+            x = place + (column - (len(columns) - 1) / 2) * width
             known = [score for score in found["per_seed"] if score is not None]
             named = label in axes[0].get_legend_handles_labels()[1]
-            axes[0].bar(x, found["mean"], width * 0.9, color=f"C{color}", alpha=0.8, label=None if named else label)
+            axes[0].bar(x, found["mean"], width * 0.9, color=color_of(label), alpha=0.8, label=None if named else label)
             if len(known) > 2:
                 axes[0].vlines(x, *found["ci95"], color="black", linewidth=1.2)
             axes[0].plot([x] * len(known), known, ".", color="black", markersize=3)
@@ -268,7 +289,8 @@ def draw_bars(cells: list[Cell], out: Path) -> None:
     axes[0].set_xticks(range(len(tasks)), [short(task) for task in tasks], rotation=30, ha="right", fontsize=8)
     axes[0].set_ylabel("final evaluation return")
     axes[0].set_title(f"mean, 95 % t interval, seeds (n = {', '.join(sorted(counts))})", fontsize=9)
-    axes[0].legend(fontsize=8)
+    if counts:
+        axes[0].legend(fontsize=8)
     with replacing(out) as partial_file:
-        figure.savefig(partial_file, dpi=110, format="png")
+        figure.savefig(partial_file, dpi=110, format=out.suffix[1:])
     plt.close(figure)

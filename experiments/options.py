@@ -177,6 +177,10 @@ class Compare:
     first column's is the size of all."""
     out: Path | None = None
     """Folder of the comparison (default: runs/compare/<preset>)."""
+    x: Literal["env_steps", "wall_s"] = "env_steps"
+    """Horizontal axis of the curves: steps, or seconds of training."""
+    pictures: tuple[Literal["png", "pdf", "svg"], ...] = ("png",)
+    """Formats of the pictures, each of which is written in all of them."""
     jobs: int = 1
     """Cells that are trained at the same time, each in a process of its own; with several on one machine, each has its
     share of the cores."""
@@ -332,7 +336,13 @@ class Plot:
     runs: Positional[tuple[Path, ...]]
     """Run folders."""
     out: Path = Path("curves.png")
-    """Picture to write."""
+    """Picture to write, in the format of its ending: .png, .pdf, .svg, ..."""
+    x: Literal["env_steps", "wall_s"] = "env_steps"
+    """Horizontal axis: steps, or seconds of training."""
+    metrics: tuple[str, ...] = ()
+    """Metrics, a panel each (default: those of the agent). With these, runs may be of different agents."""
+    labels: tuple[str, ...] = ()
+    """Labels of the runs (default: the memory or algorithm, with what tells two runs apart)."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from engram.agents.common.experiment import Experiment
 from engram.atomic_files import replacing
 from engram.configs import docstrings, store
 from engram.experiments.cells import reporting
+from engram.experiments.figures import color_of
 from engram.experiments.space import words
 from engram.experiments.trials import WORST, Plan, Trial
 from engram.experiments.tuned import BEST, SCHEMA
@@ -164,13 +165,13 @@ def draw(plan: Plan, trials: Sequence[Trial]) -> None:
 
     plt.switch_backend("Agg")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    for color, column in enumerate(plan.columns):
+    for column in plan.columns:
         curve = best_of(scores(trials, column))
         if not len(curve):
             continue
-        left.plot(range(1, len(curve) + 1), curve, color=f"C{color}", marker=".", label=column)
+        left.plot(range(1, len(curve) + 1), curve, color=color_of(column), marker=".", label=column)
         ended = [t for t in trials if t.column == column and t.has_ended and t.score != WORST]
-        right.plot([t.number for t in ended], [t.score for t in ended], ".", color=f"C{color}", label=column)
+        right.plot([t.number for t in ended], [t.score for t in ended], ".", color=color_of(column), label=column)
     left.set_xlabel("k")
     left.set_ylabel("final evaluation return")
     left.set_title("best of k trials, in the mean", fontsize=9)

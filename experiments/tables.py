@@ -11,7 +11,20 @@ from engram.experiments.atari_scores import published
 from engram.experiments.cells import Cell
 from engram.experiments.match import NAMES, TOLERANCE, Match, Sizes, measured, width_of
 from engram.experiments.space import Settings, words
-from engram.training.statistics import TEST_SEEDS, better, human_normalised, in_words, summarise, t_interval
+from engram.training.statistics import (
+    TEST_SEEDS,
+    better,
+    bootstrap_interval,
+    human_normalised,
+    in_words,
+    iqm_of_scores,
+    mean_rank,
+    median_of_tasks,
+    optimality_gap,
+    probability_of_improvement,
+    summarise,
+    t_interval,
+)
 
 WORDS = {"env": ("environment", "environment steps"), "dataset": ("dataset", "gradient steps")}
 """Words for rows, and for the steps that their runs count."""
@@ -137,6 +150,41 @@ def row_over_tasks(cells: list[Cell]) -> tuple[list[str], list[str]]:
     return ["| **all** (normalised) | " + " | ".join(row) + " |"], [about]
 
 
+def in_brackets(statistic: tuple[float, float, float]) -> str:
+    """A statistic and the ends of its interval, where it has one."""
+    value, low, high = statistic
+    return f"{value:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+
+
+def aggregates_table(cells: list[Cell]) -> str:
+    """One line a column: what is said of all tasks. Empty for one task, and where tasks have no common scale."""
+    tasks, columns, _ = rows_and_columns(cells)
+    scores, scale = normalised(cells) if len(tasks) > 1 else ({}, "")
+    columns = [label for label in columns if label in scores]
+    if len(columns) < 2 or min(len(task) for label in columns for task in scores[label]) < 2:
+        return ""
+    base = "none" if "none" in columns else columns[0]
+    place = [scores[label] for label in columns]
+    head = ["over all tasks", "IQM", "median", "optimality gap", "mean rank", f"P(better than {base})"]
+    lines = ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for i, label in enumerate(columns):
+        row = [label]
+        for statistic in (iqm_of_scores, median_of_tasks, optimality_gap):
+            found = bootstrap_interval(scores[label], statistic)
+            row.append(in_brackets((float(statistic(scores[label])), *found)))
+        row.append(in_brackets(mean_rank(i, place)))
+        row.append("" if label == base else in_brackets(probability_of_improvement(scores[label], scores[base])))
+        lines.append(f"| {' | '.join(row)} |")
+    lines += [
+        "",
+        f"Returns are normalised, {scale}. IQM: mean of the middle half of all runs. Median: of the means of tasks. "
+        "Optimality gap: how far runs fall short of 1. Mean rank: of a run among one of each column, in a task drawn "
+        f"at random. P: probability that a run is better than one of {base} there. In brackets 95 % intervals (widened "
+        "bootstrap of seeds within tasks; t intervals of ranks and probabilities).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def normalised(cells: list[Cell]) -> tuple[dict[str, list[np.ndarray]], str]:
     """Scores by column, one array of seeds for each task, on scales that make tasks comparable; columns that lack a
     number of any seed are left out. And words for the scale, or for why there is none."""
@@ -181,6 +229,52 @@ def known_scale(task: str) -> tuple[float, float] | None:
     if task == game or game not in table["random"] or "reward_clip" in options:
         return None
     return table["random"][game], table["human"][game]
+
+
+LATEX = str.maketrans({mark: "\\" + mark for mark in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"})
+"""Marks that LaTeX takes for its own, and what stands for them."""
+
+
+def latex_table(cells: list[Cell]) -> str:
+    """The table of means and intervals as a `tabular` for LaTeX, with `booktabs`; the best mean of a row is bold."""
+    tasks, columns, at = rows_and_columns(cells)
+    lines = [
+        "% needs \\usepackage{booktabs}; final evaluation return: mean over seeds, 95 % t interval",
+        f"\\begin{{tabular}}{{l{'c' * len(columns)}}}",
+        "\\toprule",
+        " & ".join([WORDS[cells[0].config.row][0], *(label.translate(LATEX) for label in columns)]) + r" \\",
+        "\\midrule",
+    ]
+    for task in tasks:
+        found = [summarise(at[task, label].scores()) for label in columns]
+        best = max((each["mean"] for each in found if each["mean"] is not None), default=None)
+        row = [task.translate(LATEX)]
+        for each in found:
+            if each["mean"] is None:
+                row.append("--")
+                continue
+            mean = f"{each['mean']:.3f}"
+            interval = "" if each["ci95"] is None else " [{:.3f}, {:.3f}]".format(*each["ci95"])
+            row.append((f"\\textbf{{{mean}}}" if each["mean"] == best else mean) + interval)
+        lines.append(" & ".join(row) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def scores_table(cells: list[Cell]) -> str:
+    """One line a seed: its final evaluation return, and that of its training."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("env", "variant", "seed", "eval_return", "train_return"))
+    for cell in cells:
+        if (summary := cell.summary) is None:
+            continue
+        trained = summary["train_return"]["per_seed"]
+        for i, score in enumerate(cell.scores()):
+            last = trained[i] if i < len(trained) else None
+            writer.writerow(
+                [cell.task, cell.label, cell.config.seed + i, *("" if x is None else f"{x:.6g}" for x in (score, last))]
+            )
+    return text.getvalue()
 
 
 def csv_table(cells: list[Cell]) -> str:

@@ -1,6 +1,6 @@
 """Learning curves of one or more runs in one picture.
 
-python scripts/plot.py RUN_DIR [RUN_DIR ...] [--out FILE]
+python scripts/plot.py RUN_DIR [RUN_DIR ...] [--out FILE] [--x wall_s] [--metrics NAME ...] [--labels NAME ...]
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     from engram.experiments.figures import draw_curves  # with JAX, which help does without
     from engram.training.stderr import notify
 
-    draw_curves(options.runs, options.out)
+    draw_curves(options.runs, options.out, options.x, options.metrics, options.labels)
     notify(f"wrote {options.out}")
     return 0
 

@@ -57,6 +57,17 @@ def iqm_of_scores(tasks: list[np.ndarray]) -> Any:
     return interquartile_mean(np.concatenate(tasks, axis=-1), axis=-1)
 
 
+def optimality_gap(tasks: list[np.ndarray]) -> Any:
+    """How far scores fall short of 1, what lies above it not counted: the mean over all of `1 - min(score, 1)`."""
+    return 1 - np.minimum(np.concatenate(tasks, axis=-1), 1).mean(axis=-1)
+
+
+def performance_profile(tasks: list[np.ndarray], thresholds: Any) -> np.ndarray:
+    """Share of the scores of all tasks and seeds that are above each of `thresholds` `[n]`, `[n]`."""
+    scores = np.concatenate(tasks, axis=-1)
+    return np.mean(scores > np.asarray(thresholds, float)[:, None], axis=-1)
+
+
 def stratified_bootstrap(
     scores: list[np.ndarray],
     statistic: Callable[[list[np.ndarray]], Any] = iqm_of_scores,
@@ -222,3 +233,61 @@ def better(rivals: Sequence[Sequence[float | None]], base: Sequence[float | None
 
     p = [welch(scores, base) if fits(scores) and fits(base) else 1.0 for scores in rivals]
     return holm(p).tolist() if p else []
+
+
+def _beaten(scores: np.ndarray, others: Sequence[np.ndarray]) -> tuple[float, list[tuple[float, int]]]:
+    """How many of the `others`, one score drawn from each, are above one of `scores` on average, ties by half; and the
+    variance of that estimate in parts, each with its number of seeds: one of `scores`, one of each other (Hoeffding's
+    projections, as DeLong et al. 1988 use them)."""
+    above = [np.where(y[:, None] == scores, 0.5, y[:, None] > scores) for y in others]  # [m, n] each
+    of_mine = np.sum([each.mean(axis=0) for each in above], axis=0)
+    parts = [of_mine, *(each.mean(axis=1) for each in above)]
+    variances = [float(part.var(ddof=1)) / len(part) if len(part) > 1 else math.nan for part in parts]
+    return float(of_mine.mean()), [(variance, len(part)) for variance, part in zip(variances, parts, strict=True)]
+
+
+def _over_tasks(found: list[tuple[float, list[tuple[float, int]]]]) -> tuple[float, float, float]:
+    """Mean over tasks of what `_beaten` gives, and the ends of its t interval (see `t_interval`)."""
+    mean = float(np.mean([value for value, _ in found]))
+    parts = np.array([part for _, parts in found for part, _ in parts]) / len(found) ** 2
+    sizes = np.array([size for _, parts in found for _, size in parts])
+    if np.isnan(parts).any():
+        return mean, math.nan, math.nan
+    if not parts.sum():
+        return mean, mean, mean
+    freedom = parts.sum() ** 2 / np.sum(parts**2 / (sizes - 1))
+    half = float(_t_quantile(freedom) * np.sqrt(parts.sum()))
+    return mean, mean - half, mean + half
+
+
+def probability_of_improvement(x: Sequence[Any], y: Sequence[Any]) -> tuple[float, float, float]:
+    """Probability that a run of `x` scores above one of `y` in a task drawn at random, ties by half: the mean over
+    tasks of Mann and Whitney's U, as a share (Agarwal et al. 2021, section 4.3).
+
+    Args:
+        x: one vector of scores for each task, two of them or more; as are those of `y`, in the same tasks.
+
+    Returns:
+        probability, and the ends of its t interval, cut at 0 and 1. Where no run of a task differs in which others it
+        beats, its share of the variance is none: the interval is too narrow if that is so in most tasks.
+    """
+    mine, theirs = ([np.asarray(task, float) for task in tasks] for tasks in (x, y))
+    mean, low, high = _over_tasks([_beaten(b, [a]) for a, b in zip(mine, theirs, strict=True)])
+    return mean, max(low, 0.0), min(high, 1.0)
+
+
+def mean_rank(column: int, columns: Sequence[Sequence[Any]]) -> tuple[float, float, float]:
+    """Rank of a run of one column among one run of each of the others, 1 for the best, in a task drawn at random.
+
+    Args:
+        column: index of that column.
+        columns: of each column, one vector of scores for each task, two of them or more.
+
+    Returns:
+        mean rank, and the ends of its t interval, cut at 1 and the number of columns; see `probability_of_improvement`.
+    """
+    scores = [[np.asarray(task, float) for task in tasks] for tasks in columns]
+    mine, others = scores[column], [tasks for i, tasks in enumerate(scores) if i != column]
+    found = [_beaten(task, [other[k] for other in others]) for k, task in enumerate(mine)]
+    mean, low, high = (1 + value for value in _over_tasks(found))
+    return mean, max(low, 1.0), min(high, float(len(scores)))

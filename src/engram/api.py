@@ -115,6 +115,8 @@ def compare(
     tuned: Path | str | None = None,
     match: Literal["none", "params", "flops", "state"] = "none",
     out: Path | str | None = None,
+    x: Literal["env_steps", "wall_s"] = "env_steps",
+    pictures: Sequence[Literal["png", "pdf", "svg"]] = ("png",),
     jobs: int = 1,
     launcher: "Launcher | str" = "local",
     wandb: Literal["disabled", "offline", "online"] = "disabled",
@@ -133,6 +135,8 @@ def compare(
         tuned: file with the winners of a sweep, `sweep(...).best`, whose settings the columns have.
         match: size that memories are made equal in by their width.
         out: folder of the comparison (default: runs/compare/<preset>). Finished cells in it are not trained again.
+        x: horizontal axis of the curves: steps, or seconds of training.
+        pictures: formats of the pictures, each of which is written in all of them.
         jobs: cells that are trained at the same time, each in a process of its own.
         launcher: engine that trains them: `local`, `slurm` or `ray`, or these with settings, `engram.Launcher("slurm",
             partition="gpu", hours=4)`.
@@ -150,8 +154,8 @@ def compare(
     from engram.experiments.train import Output
 
     name, config = make_config(preset, **changes)
-    lists = {"memories": memories, "algorithms": algorithms, "envs": envs, "datasets": datasets}
-    how = {"tuned": tuned, "match": match, "out": out, "jobs": jobs, "launcher": launcher}
+    lists = {"memories": memories, "algorithms": algorithms, "envs": envs, "datasets": datasets, "pictures": pictures}
+    how = {"tuned": tuned, "match": match, "out": out, "x": x, "jobs": jobs, "launcher": launcher}
     options = make_options(Options, **lists, seeds=seeds, **how)
     refuse_fixed(config, options, store.dotted(changes))
     return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices, mirror=mirror))
@@ -214,11 +218,21 @@ def sweep(
     return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices, mirror=mirror))
 
 
-def plot(runs: "Run | Path | str | Sequence[Run | Path | str]", out: Path | str = "curves.png") -> Path:
-    """Draws the learning curves of a run, or of several of one agent, into one picture, and returns its path."""
-    from engram.experiments.figures import draw_curves
+def plot(
+    runs: "Run | Path | str | Sequence[Run | Path | str]", out: Path | str = "curves.png", **options: Any
+) -> Path:
+    """Draws the learning curves of a run, or of several, into one picture, and returns its path.
 
-    draw_curves(folders_of(runs), Path(out))
+    Args:
+        runs: a run or several, or their folders.
+        out: the picture, in the format of its ending.
+        options: `x` ("env_steps" or "wall_s"), `metrics` and `labels`; see `engram.experiments.options.Plot`.
+    """
+    from engram.experiments.figures import draw_curves
+    from engram.experiments.options import Plot
+
+    plotted = make_options(Plot, runs=tuple(folders_of(runs)), out=Path(out), **options)
+    draw_curves(plotted.runs, plotted.out, plotted.x, plotted.metrics, plotted.labels)
     return Path(out)
 
 

@@ -12,7 +12,7 @@ import pytest
 from engram.configs.presets import PRESETS
 from engram.experiments.cells import Cell
 from engram.experiments.compare import draw_bars
-from engram.experiments.tables import csv_table, markdown_table
+from engram.experiments.tables import aggregates_table, csv_table, latex_table, markdown_table, scores_table
 
 
 def cells_of(out: Path, scores: Mapping[str, Mapping[str, Sequence[float | None] | None]]) -> list[Cell]:
@@ -121,3 +121,44 @@ def test_stars(tmp_path, none, others, stars):
     first, *rest = rows_of(cells)[A]
     assert not first.endswith("*")
     assert [cell.endswith(" *") for cell in rest] == stars
+
+
+def test_what_is_said_of_all_tasks(tmp_path):
+    """Two tasks in which gru beats s5 in all pairs of the first and in half of those of the second."""
+    scores = {"gru": {A: [0.8, 1.0], B: [100.0, 0.0]}, "s5": {A: [0.0, 0.2], B: [50.0, 50.0]}}
+    cells = cells_of(tmp_path, scores)
+    table = aggregates_table(cells)
+    gru, s5 = (
+        [word.strip() for word in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line[:5] in ("| gru", "| s5 ")
+    )
+    # On scales from the worst to the best seed: 0.8 1 and 1 0 against 0 0.2 and 0.5 0.5.
+    assert [word.split(" ")[0] for word in gru[1:5]] == ["0.900", "0.700", "0.300", "1.250"]
+    assert [word.split(" ")[0] for word in s5[1:5]] == ["0.350", "0.300", "0.700", "1.750"]
+    assert gru[5] == ""  # the column that others are compared to, without one of none
+    assert s5[5].startswith("0.250 [")
+    assert aggregates_table(cells_of(tmp_path / "b", {"gru": {A: [1.0, 2.0]}, "s5": {A: [1.0, 2.0]}})) == ""
+    assert aggregates_table(cells_of(tmp_path / "c", {"gru": {A: [1.0], B: [1.0]}, "s5": {A: [1.0], B: [2.0]}})) == ""
+
+
+def test_latex_has_the_best_mean_in_bold_and_no_mark_of_its_own(tmp_path):
+    odd = "gymnax/MemoryChain-bsuite?memory_length=5"
+    table = latex_table(
+        cells_of(tmp_path, {"gru": {odd: [1.0, 3.0], A: None}, "s5": {odd: [3.0, 3.0], A: [1.0, None]}})
+    )
+    assert (
+        r"gymnax/MemoryChain-bsuite?memory\_length=5 & 2.000 [-10.706, 14.706] & \textbf{3.000} [3.000, 3.000] \\"
+        in table
+    )
+    assert rf"{A} & -- & \textbf{{1.000}} \\" in table
+    assert table.count(r"\begin{tabular}{lcc}") == table.count(r"\end{tabular}") == 1
+
+
+def test_scores_are_one_line_a_seed(tmp_path):
+    cells = cells_of(tmp_path, {"gru": {A: [1.0, None]}, "s5": {A: None}})
+    assert [*csv.reader(scores_table(cells).splitlines())] == [
+        ["env", "variant", "seed", "eval_return", "train_return"],
+        [A, "gru", str(cells[0].config.seed), "1", "0"],
+        [A, "gru", str(cells[0].config.seed + 1), "", ""],
+    ]

@@ -18,7 +18,11 @@ from engram.training.statistics import (
     iqm_of_scores,
     iqm_of_tasks,
     mean_of_tasks,
+    mean_rank,
     median_of_tasks,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
     stratified_bootstrap,
     summarise,
     t_interval,
@@ -203,6 +207,56 @@ def test_the_bootstrap_covers_once_it_is_widened(statistic):
     )
     assert plain < 0.87
     assert widened > 0.91
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_intervals_of_ranks_and_of_improvement_cover(seeds, shift):
+    """Three columns in ten tasks of different scale; normal seeds, of which the first column's are better by `shift`
+    deviations. The first is above another one with the probability that a normal number is below shift / sqrt(2)."""
+    rng, draws = np.random.default_rng(seeds), 1_500
+    above = stats.norm.cdf(shift / np.sqrt(2))
+    scales = np.logspace(-1, 1, 10)[:, None]
+    ranks = improvements = 0
+    for _ in range(draws):
+        columns = [list(scales * (by + rng.normal(size=(10, seeds)))) for by in (shift, 0, 0)]
+        _, low, high = probability_of_improvement(columns[0], columns[1])
+        improvements += low < above < high
+        _, low, high = mean_rank(0, columns)
+        ranks += low < 1 + 2 * (1 - above) < high
+    assert 0.92 < improvements / draws < 0.98
+    assert 0.92 < ranks / draws < 0.98
+
+
+def test_improvement_and_ranks_by_counting():
+    """Against Mann and Whitney's U of scipy, and ranks of all combinations of one run of each column."""
+    rng = np.random.default_rng(8)
+    columns = [[np.round(rng.normal(size=n), 1) for n in (3, 5)] for _ in range(3)]
+    expected = np.mean(
+        [stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(*columns[:2], strict=True)]
+    )
+    assert probability_of_improvement(columns[0], columns[1])[0] == pytest.approx(expected, abs=1e-12)
+    for column in range(3):
+        ranks = [
+            np.mean([stats.rankdata([-x for x in runs])[column] for runs in itertools.product(*task)])
+            for task in zip(*columns, strict=True)
+        ]
+        assert mean_rank(column, columns)[0] == pytest.approx(np.mean(ranks), abs=1e-12)
+    assert sum(mean_rank(column, columns)[0] for column in range(3)) == pytest.approx(6)
+    apart = [[np.array([3.0, 4.0])], [np.array([1.0, 2.0])]]
+    assert probability_of_improvement(*apart) == (1.0, 1.0, 1.0)
+    assert mean_rank(1, apart) == (2.0, 2.0, 2.0)
+    assert np.isnan(probability_of_improvement([[1.0]], [[0.0]])[1:]).all()  # one seed has no interval
+
+
+def test_the_gap_and_the_profile_are_rliables():
+    """Their definitions on a random score matrix `[runs, tasks]`, to 1e-9, with scores above 1."""
+    matrix = np.random.default_rng(9).uniform(-0.5, 1.5, size=(5, 12))
+    tasks = list(matrix.T)
+    assert optimality_gap(tasks) == pytest.approx(1.0 - np.mean(np.minimum(matrix, 1.0)), abs=1e-9)
+    thresholds = np.linspace(-0.5, 1.5, 9)
+    expected = [np.mean([np.mean(matrix[run] > tau) for run in range(5)]) for tau in thresholds]
+    np.testing.assert_allclose(performance_profile(tasks, thresholds), expected, atol=1e-9)
 
 
 def test_the_widened_bootstrap_of_a_mean_is_about_the_t_interval():
