@@ -11,13 +11,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from engram.agents.common.experiment import Experiment
 from engram.agents.registry import spec_of
 from engram.atomic_files import replacing
 from engram.errors import BadRequest
 from engram.experiments.adapt import adapt, is_trials
 from engram.experiments.cells import Cell, make_folder, reporting
-from engram.experiments.figures import X, color_of, draw_panel, over, steps_of
+from engram.experiments.figures import X, band_words, color_of, draw_panel, over, steps_of
 from engram.experiments.launch import require_engine, run_cells
 from engram.experiments.match import Match, matched
 from engram.experiments.options import Adapt, Output, Sweep
@@ -30,6 +32,7 @@ from engram.experiments.tables import (
     csv_table,
     latex_table,
     markdown_table,
+    normalised,
     rows_and_columns,
     scores_table,
 )
@@ -37,7 +40,7 @@ from engram.experiments.tuned import Tuned
 from engram.experiments.watch import watch
 from engram.training.folder import write_atomically
 from engram.training.metrics import read_metrics
-from engram.training.statistics import summarise
+from engram.training.statistics import performance_profile, summarise
 from engram.training.stderr import notify
 
 
@@ -210,6 +213,7 @@ def report(
             for ending in pictures:
                 draw_curves(cells, out / f"curves.{ending}", x)
                 draw_bars(cells, out / f"bars.{ending}")
+                draw_profiles(cells, out / f"profiles.{ending}")
 
 
 def report_adaptation(cells: list[Cell], out: Path) -> None:
@@ -239,26 +243,28 @@ def _figure(panels: int, width: float, height: float):
     )
     for spare in axes.flat[panels:]:
         spare.axis("off")
-    return plt, figure, axes.flat
+    return plt, figure, list(axes.flat)
 
 
 def draw_curves(cells: list[Cell], out: Path, x: X = "env_steps") -> None:
     """One panel a row: the agent's first metric (see `engram.experiments.figures`) of each memory or algorithm."""
     tasks, columns, at = rows_and_columns(cells)
     plt, figure, axes = _figure(len(tasks), 3.6 if len(tasks) > 1 else 6.5, 2.7 if len(tasks) > 1 else 4)
-    quantity = ""
+    quantity, seeds = "", 0
     for axis, task in zip(axes, tasks, strict=False):
         for label in columns:
             path = at[task, label].folder / "metrics.jsonl"
             if path.exists():
                 panel = replace(spec_of(at[task, label].config).panels[0], dots=None)
-                draw_panel(axis, panel, over(read_metrics(path), x), color_of(label), label)
+                seeds = max(seeds, draw_panel(axis, panel, over(read_metrics(path), x), color_of(label), label))
                 quantity = panel.label
         axis.set_title(short(task), fontsize=9)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
-    if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(fontsize=8)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if handles:
+        figure.legend([*handles.values()], [*handles], fontsize=8, loc="outside right upper")
+        figure.suptitle(f"line: mean over seeds, band: {band_words(seeds)}", fontsize=9)
     figure.supxlabel(steps_of(cells[0].config, x), fontsize=9)
     figure.supylabel(quantity, fontsize=9)
     with replacing(out) as partial_file:
@@ -290,7 +296,31 @@ def draw_bars(cells: list[Cell], out: Path) -> None:
     axes[0].set_ylabel("final evaluation return")
     axes[0].set_title(f"mean, 95 % t interval, seeds (n = {', '.join(sorted(counts))})", fontsize=9)
     if counts:
-        axes[0].legend(fontsize=8)
+        figure.legend(fontsize=8, loc="outside right upper")
+    with replacing(out) as partial_file:
+        figure.savefig(partial_file, dpi=110, format=out.suffix[1:])
+    plt.close(figure)
+
+
+def draw_profiles(cells: list[Cell], out: Path) -> None:
+    """Performance profiles (Agarwal et al. 2021): the share of the runs of all tasks whose normalised return is above a
+    threshold, over the threshold. Nothing for one task, and where tasks have no common scale."""
+    tasks, columns, _ = rows_and_columns(cells)
+    scores, scale = normalised(cells) if len(tasks) > 1 else ({}, "")
+    if len(scores) < 2:
+        return
+    everything = np.concatenate([task for each in scores.values() for task in each])
+    thresholds = np.linspace(everything.min(), everything.max(), 401)
+    plt, figure, axes = _figure(1, 6.5, 4)
+    for label in columns:
+        if label in scores:
+            profile = performance_profile(scores[label], thresholds)
+            axes[0].plot(thresholds, profile, color=color_of(label), label=label, linewidth=1.4)
+    axes[0].set_xlabel("normalised return")
+    axes[0].set_ylabel("share of runs above it")
+    axes[0].set_title(f"{len(tasks)} tasks; {scale}", fontsize=8)
+    axes[0].grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper")
     with replacing(out) as partial_file:
         figure.savefig(partial_file, dpi=110, format=out.suffix[1:])
     plt.close(figure)

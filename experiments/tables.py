@@ -170,8 +170,9 @@ def aggregates_table(cells: list[Cell]) -> str:
     for i, label in enumerate(columns):
         row = [label]
         for statistic in (iqm_of_scores, median_of_tasks, optimality_gap):
-            found = bootstrap_interval(scores[label], statistic)
-            row.append(in_brackets((float(statistic(scores[label])), *found)))
+            low, high = bootstrap_interval(scores[label], statistic)
+            low = max(low, 0.0) if statistic is optimality_gap else low
+            row.append(in_brackets((float(statistic(scores[label])), low, high)))
         row.append(in_brackets(mean_rank(i, place)))
         row.append("" if label == base else in_brackets(probability_of_improvement(scores[label], scores[base])))
         lines.append(f"| {' | '.join(row)} |")

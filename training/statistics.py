@@ -243,6 +243,10 @@ def _beaten(scores: np.ndarray, others: Sequence[np.ndarray]) -> tuple[float, li
     of_mine = np.sum([each.mean(axis=0) for each in above], axis=0)
     parts = [of_mine, *(each.mean(axis=1) for each in above)]
     variances = [float(part.var(ddof=1)) / len(part) if len(part) > 1 else math.nan for part in parts]
+    if not any(variances):
+        # Few seeds that are all above, or all below, do not make it certain: as if half a pair more were the other way.
+        pairs = [(each.sum() + 0.5) / (each.size + 1) for each in above]
+        variances[0] = sum(p * (1 - p) / min(each.shape) for p, each in zip(pairs, above, strict=True))
     return float(of_mine.mean()), [(variance, len(part)) for variance, part in zip(variances, parts, strict=True)]
 
 
@@ -268,8 +272,8 @@ def probability_of_improvement(x: Sequence[Any], y: Sequence[Any]) -> tuple[floa
         x: one vector of scores for each task, two of them or more; as are those of `y`, in the same tasks.
 
     Returns:
-        probability, and the ends of its t interval, cut at 0 and 1. Where no run of a task differs in which others it
-        beats, its share of the variance is none: the interval is too narrow if that is so in most tasks.
+        probability, and the ends of its t interval, cut at 0 and 1. Where all pairs of a task are on one side, its
+        share of the variance is that of half a pair more on the other.
     """
     mine, theirs = ([np.asarray(task, float) for task in tasks] for tasks in (x, y))
     mean, low, high = _over_tasks([_beaten(b, [a]) for a, b in zip(mine, theirs, strict=True)])

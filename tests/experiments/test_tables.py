@@ -11,7 +11,7 @@ import pytest
 
 from engram.configs.presets import PRESETS
 from engram.experiments.cells import Cell
-from engram.experiments.compare import draw_bars
+from engram.experiments.compare import draw_bars, draw_profiles
 from engram.experiments.tables import aggregates_table, csv_table, latex_table, markdown_table, scores_table
 
 
@@ -140,6 +140,15 @@ def test_what_is_said_of_all_tasks(tmp_path):
     assert s5[5].startswith("0.250 [")
     assert aggregates_table(cells_of(tmp_path / "b", {"gru": {A: [1.0, 2.0]}, "s5": {A: [1.0, 2.0]}})) == ""
     assert aggregates_table(cells_of(tmp_path / "c", {"gru": {A: [1.0], B: [1.0]}, "s5": {A: [1.0], B: [2.0]}})) == ""
+
+
+def test_profiles_are_drawn_where_tasks_have_a_common_scale(tmp_path):
+    scores = {"gru": {A: [0.8, 1.0], B: [100.0, 0.0]}, "s5": {A: [0.0, 0.2], B: [50.0, 50.0]}}
+    cells = cells_of(tmp_path, scores)
+    draw_profiles(cells, tmp_path / "profiles.svg")
+    assert (tmp_path / "profiles.svg").read_text().count("<path") > 2
+    draw_profiles([cells[0], cells[2]], tmp_path / "one.png")  # one task
+    assert not (tmp_path / "one.png").exists()
 
 
 def test_latex_has_the_best_mean_in_bold_and_no_mark_of_its_own(tmp_path):
