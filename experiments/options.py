@@ -346,6 +346,18 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """Run folders: what each holds and scored, and in which settings they differ."""
+
+    folders: Positional[tuple[Path, ...]] = (Path("runs"),)
+    """Run folders, or folders with run folders anywhere below."""
+    where: tuple[str, ...] = ()
+    """Settings that the runs must have, as setting=value; * stands for any letters (env=popgym/*Easy)."""
+    diff: bool = False
+    """Table of the settings in which the runs differ, instead of the list."""
+
+
+@dataclass(frozen=True)
 class Tiers:
     """Train PPO and record tiers of data."""
 

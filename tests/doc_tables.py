@@ -48,6 +48,7 @@ SCRIPTS = {
     "atari100k.py": (options.Atari100k, options.Watch),
     "dream.py": (options.Dream,),
     "plot.py": (options.Plot,),
+    "runs.py": (options.Runs,),
     "adapt.py": (options.Adapt,),
 }
 TYPES = {"INT": "whole number", "NUMBER": "number", "TEXT": "text", "PATH": "path", "true|false": "switch"}
@@ -97,11 +98,11 @@ def script(name: str) -> str:
     rows = []
     for kind in SCRIPTS[name]:
         for option in options_of(kind):
-            owner, _, name = option.field.rpartition(".")
+            owner, _, leaf = option.field.rpartition(".")
             group = typing.get_type_hints(kind)[owner] if owner else kind
-            (f,) = (f for f in dataclasses.fields(group) if f.name == name)
-            text = docstrings.of_fields(group)[name]
-            if name not in ("run", "runs"):
+            (f,) = (f for f in dataclasses.fields(group) if f.name == leaf)
+            text = docstrings.of_fields(group)[leaf]
+            if leaf not in ("run", "runs", "folders"):
                 rows.append([code(option.name), "" if "(default:" in text else docstrings.words(f.default), text])
     return table([f"option of `{name}`", "default", "meaning"], rows)
 

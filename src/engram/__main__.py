@@ -5,7 +5,7 @@ import sys
 
 from engram import __version__
 
-SCRIPTS = ("train", "evaluate", "plot", "compare", "sweep", "adapt", "atari100k", "make_dataset", "dream")
+SCRIPTS = ("train", "evaluate", "plot", "runs", "compare", "sweep", "adapt", "atari100k", "make_dataset", "dream")
 
 
 def main() -> None:
