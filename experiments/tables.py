@@ -160,30 +160,39 @@ def aggregates_table(cells: list[Cell]) -> str:
     """One line a column: what is said of all tasks. Empty for one task, and where tasks have no common scale."""
     tasks, columns, _ = rows_and_columns(cells)
     scores, scale = normalised(cells) if len(tasks) > 1 else ({}, "")
-    columns = [label for label in columns if label in scores]
-    if len(columns) < 2 or min(len(task) for label in columns for task in scores[label]) < 2:
+    scores = {label: scores[label] for label in columns if label in scores}
+    if len(scores) < 2 or min(len(task) for each in scores.values() for task in each) < 2:
         return ""
-    base = "none" if "none" in columns else columns[0]
-    place = [scores[label] for label in columns]
+    return "\n".join(["", *aggregates(scores, "none" if "none" in scores else next(iter(scores)), scale), ""])
+
+
+def aggregates(scores: Mapping[str, list[np.ndarray]], base: str, scale: str) -> list[str]:
+    """Lines of a table of what is said of all tasks.
+
+    Args:
+        scores: normalised, of each column one array of seeds, two or more, for each task.
+        base: the column that others are compared to.
+        scale: words for how scores were normalised.
+    """
     head = ["over all tasks", "IQM", "median", "optimality gap", "mean rank", f"P(better than {base})"]
-    lines = ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for i, label in enumerate(columns):
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for i, (label, mine) in enumerate(scores.items()):
         row = [label]
         for statistic in (iqm_of_scores, median_of_tasks, optimality_gap):
-            low, high = bootstrap_interval(scores[label], statistic)
+            low, high = bootstrap_interval(mine, statistic)
             low = max(low, 0.0) if statistic is optimality_gap else low
-            row.append(in_brackets((float(statistic(scores[label])), low, high)))
-        row.append(in_brackets(mean_rank(i, place)))
-        row.append("" if label == base else in_brackets(probability_of_improvement(scores[label], scores[base])))
+            row.append(in_brackets((float(statistic(mine)), low, high)))
+        row.append(in_brackets(mean_rank(i, [*scores.values()])))
+        row.append("" if label == base else in_brackets(probability_of_improvement(mine, scores[base])))
         lines.append(f"| {' | '.join(row)} |")
-    lines += [
+    return [
+        *lines,
         "",
         f"Returns are normalised, {scale}. IQM: mean of the middle half of all runs. Median: of the means of tasks. "
         "Optimality gap: how far runs fall short of 1. Mean rank: of a run among one of each column, in a task drawn "
         f"at random. P: probability that a run is better than one of {base} there. In brackets 95 % intervals (widened "
         "bootstrap of seeds within tasks; t intervals of ranks and probabilities).",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def normalised(cells: list[Cell]) -> tuple[dict[str, list[np.ndarray]], str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import reference
+from benchmarks import reference, reference_report
 from benchmarks.reference import COLUMNS, SETTINGS, TUNING_TASKS, Planned, planned, read, read_curves, winners
 from engram.configs.presets import PRESETS
 from engram.envs.popgym import FULL, POPGYM
@@ -101,3 +101,50 @@ def test_finished_cells_are_kept_and_not_run_again(tmp_path, monkeypatch):
     assert (results / "cells.csv").read_bytes() == before
     file = reference.curve_file(results, "table", "RepeatFirstEasy")
     assert file.read_bytes() == gzip.compress(gzip.decompress(file.read_bytes()), mtime=0)
+
+
+def table_rows(scores: dict[str, dict[str, str]]) -> dict:
+    """Rows of the table's phase."""
+    return {
+        ("table", task, column, "0.002", "0.02"): {
+            **{"returns": numbers, "best": "0.9 0.9", "width": "64", "params": "33280", "flops": "67401"},
+            **{"state_bytes": "256", "steps_per_s": "50000"},
+        }
+        for task, columns in scores.items()
+        for column, numbers in columns.items()
+    }
+
+
+def made_up(top: str = "1.0 1.0", **others: str) -> dict[str, str]:
+    return {column: others.get(column, "0.09 0.11") for column in COLUMNS} | {"full": top}
+
+
+def test_gains_are_of_tasks_that_a_memory_can_win(tmp_path):
+    """RepeatFirstEasy can be won; in HigherLowerEasy knowing all is worth nothing; MineSweeperEasy is not finished."""
+    rows = table_rows(
+        {
+            "RepeatFirstEasy": made_up(gru="0.5 0.6"),
+            "HigherLowerEasy": made_up(top="0.1 0.3"),
+            "MineSweeperEasy": {"gru": "1.0 1.0"},
+            "AutoencodeEasy": made_up(s5="1.0 1.0"),  # of the search
+            "BattleshipEasy": made_up(gru="1.0 1.0"),
+            "LabyrinthEscapeEasy": {column: text for column, text in made_up().items() if column != "full"},
+        }
+    )
+    found = reference_report.scores(rows)
+    assert "MineSweeperEasy" not in found
+    assert "LabyrinthEscapeEasy" in found
+    usable = reference_report.gains(reference_report.counted(found))
+    assert [*usable] == ["RepeatFirstEasy", "BattleshipEasy"]
+    np.testing.assert_allclose(usable["RepeatFirstEasy"]["gru"], [0.4 / 0.9, 0.5 / 0.9])
+    assert np.mean(usable["BattleshipEasy"]["none"]) == pytest.approx(0)
+    text = "\n".join(reference_report.tables(rows))
+    assert "| gru | 64 | 33,280 | 67,401 | 256 | 50,000 |" in text
+    assert "AutoencodeEasy (search)" in text
+    assert "LabyrinthEscapeEasy (labyrinth)" in text
+    # The middle half of 0.44, 0.56, 1 and 1; each run is better than each of none.
+    gru = next(line for line in text.splitlines() if line.startswith("| gru |") and "[" in line)
+    assert gru.split("|")[2].strip().startswith("0.778 [")
+    assert gru.split("|")[6].strip().startswith("1.000 [")
+    reference_report.draw(found, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000
