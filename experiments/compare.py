@@ -130,6 +130,7 @@ def experiments_of(config: Experiment, options: Options) -> dict[str, Experiment
     if tuned is None:
         return {column.label: column for column in chosen}
     tuned.refuse_seeds(config)
+    tuned.refuse_match(options.match)
     return {column.label: tuned.apply(column) for column in chosen}
 
 

@@ -217,6 +217,9 @@ class Sweep:
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """Way to choose the settings of trials: by what earlier ones came to (tpe), by chance, or all combinations. With
     the last two all memories have the same."""
+    match: Literal["none", "params", "flops", "state"] = "none"
+    """Size that memories are made equal in by their width, before settings are searched: parameters, operations of a
+    step, or bytes of the state. The first memory's is the size of all."""
     out: Path | None = None
     """Folder of the sweep (default: runs/sweep/<preset>)."""
     jobs: int = 1

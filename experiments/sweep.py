@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engram.agents.common.experiment import Experiment
+from engram.agents.registry import spec_of
+from engram.errors import BadRequest
 from engram.experiments.cells import make_folder
 from engram.experiments.compare import fields_of, refuse_given
 from engram.experiments.launch import require_engine, run_cells
@@ -100,4 +102,9 @@ def sweep(config: Experiment, preset: str, options: Options, output: Output = Ou
 def refuse_set(config: Experiment, options: Options, given: Collection[str]) -> None:
     """Raises BadRequest where fields that are `given` are those that a sweep varies."""
     searched = [name for entry in options.space for name in entry.partition("=")[0].replace("-", "_").split("+")]
-    refuse_given([*fields_of(config, options), *searched], given, "the sweep")
+    varied = [*fields_of(config, options), *searched]
+    if options.match != "none" and (memory := spec_of(config).remembering):
+        varied.append(memory.width)
+        if memory.width in searched:
+            raise BadRequest(f"--match chooses {memory.width} itself: leave it out of --space")
+    refuse_given(varied, given, "the sweep")

@@ -69,6 +69,7 @@ def best(plan: Plan, trials: Sequence[Trial]) -> dict:
         "total_steps": plan.config.total_steps,
         "space": [dimension.entry for dimension in plan.space.dimensions],
         "sampler": plan.sampler,
+        "match": plan.match,
         "trials": plan.trials,
         "winners": {
             column: {

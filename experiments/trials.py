@@ -14,6 +14,7 @@ from engram.configs import store
 from engram.errors import BadRequest, Diverged
 from engram.experiments.cells import Cell
 from engram.experiments.compare import columns_of, rows_of
+from engram.experiments.match import Match, matched
 from engram.experiments.options import Sweep
 from engram.experiments.runs import folder_name
 from engram.experiments.space import Settings, Space, parse
@@ -107,6 +108,13 @@ class Plan:
     trials: int
     """Trials of each column."""
     sampler: Literal["tpe", "random", "grid"]
+    match: Match = "none"
+    """Size in which memories are made equal to the first column's, with the settings that all have in common."""
+
+    @cached_property
+    def experiments(self) -> dict[str, Any]:
+        """The experiment of each column, of the size that it is given. Raises BadRequest where it cannot be."""
+        return matched({label: replace(self.config, **fields) for label, fields in self.columns.items()}, self.match)
 
     @classmethod
     def of(cls, config: Experiment, preset: str, options: Sweep) -> "Plan":
@@ -122,7 +130,7 @@ class Plan:
         tasks = rows_of(config, options)
         refuse_scale(tasks)
         out = options.out or Path("runs") / "sweep" / (preset or "own")
-        plan = cls(config, preset, out, space, tasks, columns, trials or TRIALS, options.sampler)
+        plan = cls(config, preset, out, space, tasks, columns, trials or TRIALS, options.sampler, options.match)
         plan._refuse_impossible()
         return plan
 
@@ -134,7 +142,7 @@ class Plan:
 
     def _cells(self, column: str, number: int, settings: Settings) -> Iterator[Cell]:
         """Raises BadRequest where settings do not go together."""
-        config = store.override(replace(self.config, **self.columns[column]), settings)
+        config = store.override(self.experiments[column], settings)
         folder = self.out / "trials" / folder_name(column) / str(number)
         for task in self.tasks:
             chosen = spec_of(config).resolve(replace(config, **{config.row: task}))
@@ -170,6 +178,7 @@ class Plan:
             "tasks": [*self.tasks],
             "space": [dimension.entry for dimension in self.space.dimensions],
             "sampler": self.sampler,
+            **({} if self.match == "none" else {"match": self.match}),
             "config": config,
         }
 
@@ -185,7 +194,8 @@ class Plan:
             found = read_json(path)
             if not self._is_whole(found):
                 raise BadRequest(f"{path} is damaged: remove it, if the folder is of this sweep")
-            other = sorted(k for k, value in self.description.items() if found.get(k) != value)
+            mine, theirs = ({"match": "none", **each} for each in (self.description, found))
+            other = sorted(k for k in mine if mine[k] != theirs.get(k))
             if other:
                 raise BadRequest(
                     f"{self.out} holds another sweep; these differ: {', '.join(other)}: take another --out"

@@ -27,6 +27,8 @@ class Tuned:
     """Seeds of the search, none of which may be in the comparison."""
     planned: int
     """Trials of each."""
+    match: str
+    """Size that memories were made equal in, or "none"."""
     winners: dict[str, dict[str, Any]]
     """`fields`, `settings` and number of `ended` trials, by label."""
 
@@ -53,7 +55,14 @@ class Tuned:
         for label, winner in found["winners"].items():
             if not {*winner["fields"]} <= known or replace(config, **winner["fields"]).label != label:
                 raise BadRequest(f"{path} is damaged: {label} is not what its fields choose")
-        return cls(path, tuple(found["seeds"]), found["trials"], found["winners"])
+        return cls(path, tuple(found["seeds"]), found["trials"], found.get("match", "none"), found["winners"])
+
+    def refuse_match(self, match: str) -> None:
+        """Raises BadRequest where memories would have other sizes than in the search."""
+        if self.match not in ("none", match):
+            raise BadRequest(
+                f"the search in {self.path} gave memories one size: compare them with --match {self.match} too"
+            )
 
     def refuse_seeds(self, config: Experiment) -> None:
         """Raises BadRequest where seeds of `config` were used in the search."""
@@ -104,6 +113,8 @@ def _is_whole(found: Any) -> bool:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         return False
     if type(found.get("trials")) is not int or not isinstance(winners, dict) or not winners:
+        return False
+    if not isinstance(found.get("match", "none"), str):
         return False
     return all(
         isinstance(winner, dict)

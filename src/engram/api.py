@@ -173,6 +173,7 @@ def sweep(
     seeds: int = 2,
     seed: int = 1_000_000,
     sampler: Literal["tpe", "random", "grid"] = "tpe",
+    match: Literal["none", "params", "flops", "state"] = "none",
     out: Path | str | None = None,
     jobs: int = 1,
     launcher: "Launcher | str" = "local",
@@ -194,6 +195,7 @@ def sweep(
         seeds: seeds per trial.
         seed: seed of the search; a comparison of the winners needs other seeds.
         sampler: way to choose settings.
+        match: size that memories are made equal in by their width, see `compare`.
         out: folder of the sweep (default: runs/sweep/<preset>). Trials in it that have ended are not trained again.
         jobs: runs that are trained at the same time, each in a process of its own.
         launcher: engine that trains them, see `compare`.
@@ -213,7 +215,7 @@ def sweep(
     entries = [f"{setting}={values}" for setting, values in space.items()] if isinstance(space, Mapping) else space
     lists = {"space": entries, "memories": memories, "algorithms": algorithms, "envs": envs, "datasets": datasets}
     how = {"trials": trials, "seeds": seeds, "seed": seed, "sampler": sampler, "out": out, "jobs": jobs}
-    options = make_options(Options, **lists, **how, launcher=launcher)
+    options = make_options(Options, **lists, **how, match=match, launcher=launcher)
     refuse_set(config, options, store.dotted(changes))
     return run(config, name, options, make_options(Output, wandb=wandb, quiet=quiet, devices=devices, mirror=mirror))
 

@@ -27,6 +27,7 @@ from engram.experiments import attempts, sweep_report
 from engram.experiments import cells as cells_module
 from engram.experiments.cells import make_folder
 from engram.experiments.children import Crashed
+from engram.experiments.match import measured, width_of
 from engram.experiments.options import Launcher, Sweep
 from engram.experiments.search import Search
 from engram.experiments.space import words
@@ -112,6 +113,26 @@ def test_all_memories_have_as_many_trials_in_one_space(tmp_path, trained):
         assert cell.config.memory == trial.column
     swept(tmp_path, sampler="random", jobs=2, seeds=3)
     assert len(begun) == 12, "what has ended is not trained again"
+
+
+def test_memories_of_one_size_are_searched_and_compared(tmp_path, trained):
+    """Widths of the search are those of the comparison, which is refused without the same `match`."""
+    trained()
+    kind = {"memories": ["gru", "lstm"], "sampler": "random", "trials": 2, "space": SPACE[:1], "match": "params"}
+    result = swept(tmp_path / "sweep", **kind)
+    widths = {trial.column: width_of(cell.config) for trial in result.trials for cell in trial.cells}
+    sizes = {trial.column: measured(cell.config).params for trial in result.trials for cell in trial.cells}
+    assert widths["gru"] == 8 > widths["lstm"]
+    assert abs(sizes["lstm"] / sizes["gru"] - 1) < 0.1
+    compared = engram.compare("debug", tuned=result.best, match="params", seeds=2, quiet=True, out=tmp_path / "b")
+    assert {cell.label: width_of(cell.config) for cell in compared.cells} == widths
+    with pytest.raises(BadRequest, match="compare them with --match params too"):
+        engram.compare("debug", tuned=result.best, seeds=2, quiet=True, out=tmp_path / "c")
+    for other in ("none", "flops"):
+        with pytest.raises(BadRequest, match="holds another sweep; these differ: match"):
+            swept(tmp_path / "sweep", **{**kind, "match": other})
+    with pytest.raises(BadRequest, match="leave it out of --space"):
+        swept(tmp_path / "d", **{**kind, "space": ["network.memory_width=choice:8,16"]})
 
 
 def test_a_grid_is_tried_whole_by_all(tmp_path, trained):
