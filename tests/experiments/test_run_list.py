@@ -75,7 +75,7 @@ def test_what_no_run_has_is_refused(runs, tmp_path):
     with pytest.raises(BadRequest, match="--where takes setting=value"):
         chosen(runs, ["memory"])
     with pytest.raises(BadRequest, match="there is no folder"):
-        [*find([tmp_path / "nowhere"])]
+        list(find([tmp_path / "nowhere"]))
 
 
 def test_differences_are_those_alone(runs):
