@@ -157,14 +157,15 @@ def planned(phases: tuple[str, ...], rows: dict[Key, Row]) -> Iterator[Planned]:
 
 def winners(rows: dict[Key, Row]) -> dict[str, tuple[float, float]]:
     """The best setting of each column whose search is complete: the greatest mean over tasks of final evaluation
-    returns, which lie in [-1, 1] in all of them."""
+    returns, which lie in [-1, 1] in all of them. One that diverged in any is the worst."""
     found = {}
     for column in COLUMNS:
         scores = {}
         for setting in SETTINGS:
             cells = [rows.get(Planned("tune", task, column, *setting).key) for task in TUNING_TASKS]
             if None not in cells:
-                scores[setting] = np.mean([np.mean(seeds(row["returns"])) for row in cells if row])
+                score = np.mean([np.mean(seeds(row["returns"])) for row in cells if row])
+                scores[setting] = -np.inf if np.isnan(score) else score
         if len(scores) == len(SETTINGS):
             found[column] = max(scores, key=lambda setting: scores[setting])
     return found
@@ -203,9 +204,9 @@ CURVE_FIELDS = ("column", "learning_rate", "entropy", "env_steps", "train", "eva
 
 
 def collect(cells: dict[Planned, Cell], results: Path) -> None:
-    """Adds finished cells to the results."""
+    """Adds finished cells to the results, and those that diverged: they would again."""
     rows = read(results)
-    new = {plan: cell for plan, cell in cells.items() if plan.key not in rows and cell.is_finished}
+    new = {p: cell for p, cell in cells.items() if p.key not in rows and (cell.is_finished or cell.divergence)}
     for plan, cell in new.items():
         lines = read_metrics(cell.folder / "metrics.jsonl")
         add_curves(curve_file(results, plan.phase, plan.task), plan, lines)
@@ -215,21 +216,21 @@ def collect(cells: dict[Planned, Cell], results: Path) -> None:
 
 
 def row_of(plan: Planned, cell: Cell, lines: list[dict[str, Any]]) -> Row:
-    """A finished cell as a line."""
-    summary, versions = cell.summary, read_json(cell.folder / "versions.json")
-    assert summary is not None
+    """A cell as a line; its scores are no numbers where it diverged."""
+    summary, versions = cell.summary or {}, read_json(cell.folder / "versions.json")
     sizes = measured(cell.config)
-    scores = [np.nan if score is None else score for score in cell.scores()]
+    scores = cell.scores() or [None] * cell.config.seeds
     returns = np.array([line["train/return"] for line in lines if "train/return" in line], float)
+    best = np.fmax.reduce(returns, axis=0) if summary else scores  # over the numbers that there are
     return {
         **dict(zip(KEY, plan.key, strict=True)),
         "returns": words(scores),
-        "best": words(np.nanmax(returns, axis=0)),
+        "best": words(best),
         "width": str(width_of(cell.config)),
         "params": str(sizes.params),
         "flops": str(sizes.flops),
         "state_bytes": str(sizes.state),
-        **{name: str(summary[name]) for name in NUMBERS},
+        **{name: str(summary.get(name, "")) for name in NUMBERS},
         "commit": str(versions.get("git_commit"))[:12],
         "jax": versions["packages"]["jax"],
         "platform": versions["platform"],
@@ -284,7 +285,7 @@ def run(
 
     changed()
     run_cells([*cells.values()], Output(quiet=True), jobs, changed)
-    return [cell for cell in cells.values() if cell.failure]
+    return [cell for cell in cells.values() if cell.failure and not cell.divergence]
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from engram.agents import registry
 from engram.agents.common.experiment import Experiment
 from engram.atomic_files import remove_leftovers
 from engram.configs import store
-from engram.errors import BadRequest
+from engram.errors import BadRequest, Diverged
 from engram.experiments.attempts import failure_file, keep_trying
 from engram.experiments.children import Children, Job, train_job
 from engram.experiments.options import Output
@@ -60,6 +60,12 @@ class Cell:
             return str(read_json(file)["reason"])
         except (OSError, ValueError, KeyError, TypeError):
             return "for a reason that cannot be read any more"
+
+    @property
+    def divergence(self) -> str | None:
+        """Why its last training failed, where that is that it diverged, which another attempt would do too."""
+        reason = self.failure or ""
+        return reason if reason.startswith(f"exit code {Diverged.exit_code}:") else None
 
     @property
     def state(self) -> State:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from engram.agents.common.experiment import Experiment
 from engram.agents.registry import spec_of
 from engram.configs import store
-from engram.errors import BadRequest, Diverged
+from engram.errors import BadRequest
 from engram.experiments.cells import Cell
 from engram.experiments.compare import columns_of, rows_of
 from engram.experiments.match import Match, matched
@@ -51,8 +51,7 @@ class Trial:
     @property
     def diverged(self) -> str | None:
         """How training diverged, None where it did not."""
-        failures = (cell.failure or "" for cell in self.cells)
-        return next((reason for reason in failures if reason.startswith(f"exit code {Diverged.exit_code}:")), None)
+        return next((reason for cell in self.cells if (reason := cell.divergence)), None)
 
     def now(self) -> "Trial":
         """The same trial as it is now."""

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from benchmarks import reference, reference_report
 from benchmarks.reference import COLUMNS, SETTINGS, TUNING_TASKS, Planned, planned, read, read_curves, winners
 from engram.configs.presets import PRESETS
 from engram.envs.popgym import FULL, POPGYM
+from engram.experiments.attempts import failure_file
 
 
 def searched(best: dict[str, tuple[float, float]]) -> dict:
@@ -40,6 +42,30 @@ def test_the_winner_is_the_best_mean_over_tasks():
     assert winners(rows)["lstm"] == SETTINGS[2]
     rows[Planned("tune", TUNING_TASKS[0], "lstm", *SETTINGS[0]).key]["returns"] = "1.0 1.0"
     assert winners(rows)["lstm"] == SETTINGS[0]
+
+
+def test_a_setting_that_diverged_is_the_worst_and_not_run_again(tmp_path, monkeypatch):
+    rows = searched(dict.fromkeys(COLUMNS, SETTINGS[0]))
+    rows[Planned("tune", TUNING_TASKS[1], "s5", *SETTINGS[0]).key]["returns"] = "nan nan"
+    assert winners(rows)["s5"] == SETTINGS[1]
+    assert winners(rows)["gru"] == SETTINGS[0]
+
+    monkeypatch.setattr(reference, "sized", lambda: {"none": replace(PRESETS["debug"], memory="none")})
+    plan = Planned("tune", "RepeatFirstEasy", "none", *SETTINGS[-1])
+    folder = plan.cell(tmp_path / "runs").folder
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"env_steps": 8, "train/return": [0.5, null]}\n')
+    (folder / "versions.json").write_text('{"packages": {"jax": "1"}, "platform": "here", "git_commit": null}')
+    failed = json.dumps({"reason": "exit code 3: training diverged in chunk 1"})
+    failure_file(folder).write_text(failed)
+    monkeypatch.setattr(reference, "run_cells", lambda *_: None)
+    assert reference.run([plan], tmp_path / "runs", tmp_path, 1) == []
+    (row,) = read(tmp_path).values()
+    assert (row["returns"], row["best"], row["wall_s"]) == ("nan nan", "nan nan", "")
+    failure_file(folder).write_text(failed.replace("3", "1"))
+    (tmp_path / "cells.csv").unlink()
+    assert reference.run([plan], tmp_path / "runs", tmp_path, 1) == [plan.cell(tmp_path / "runs")]
+    assert read(tmp_path) == {}
 
 
 def test_the_table_waits_for_the_search_and_has_every_task():
