@@ -20,7 +20,7 @@ import argparse
 import csv
 import gzip
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -272,19 +272,12 @@ def place(row: Row) -> tuple[Any, ...]:
     return (*order, float(row["learning_rate"]), float(row["entropy"]))
 
 
-def run(
-    plans: list[Planned], out: Path, results: Path, jobs: int, done: Callable[[], None] = lambda: None
-) -> list[Cell]:
-    """Runs what is not among the results yet."""
+def run(plans: list[Planned], out: Path, results: Path, jobs: int) -> list[Cell]:
+    """Runs what is not among the results yet. Returns the cells that failed."""
     rows = read(results)
     cells = {plan: plan.cell(out) for plan in plans if plan.key not in rows}
-
-    def changed() -> None:
-        collect(cells, results)
-        done()
-
-    changed()
-    run_cells([*cells.values()], Output(quiet=True), jobs, changed)
+    collect(cells, results)
+    run_cells([*cells.values()], Output(quiet=True), jobs, lambda: collect(cells, results))
     return [cell for cell in cells.values() if cell.failure and not cell.divergence]
 
 
